@@ -1,0 +1,18 @@
+"""Floor 4: ComfyUI's face of the runtime."""
+
+from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
+from .masks import SelectMasks
+from .model import SAMModelLoader
+from .predict import PredictMask, Segment
+
+_NODES = {
+    "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
+    "GetSAMEmbedding": (GetSAMEmbedding, "Get SAM Embedding"),
+    "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
+    "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
+    "SAMKit_Segment": (Segment, "SAM Segment"),
+    "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
+}
+
+NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}
+NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for node_id, (_, name) in _NODES.items()}

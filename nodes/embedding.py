@@ -1,0 +1,91 @@
+"""Get SAM Embedding, and SAM Embedding to Image."""
+
+from typing import Any
+
+import numpy as np
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..sam import DeviceMode, SAMEmbedding, SAMError, encode
+from ..sam.embedding import knows_its_image
+from ..utils.images import frames_to_image
+from ..utils.overlay import principal_components
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+
+EMBEDDING_MODES = ("bytes", "pca")
+
+
+class GetSAMEmbedding:
+    """`GetSAMEmbedding`: every frame of an image through the image encoder."""
+
+    DESCRIPTION = (
+        "Runs SAM's image encoder, the slow part, once per picture. SAM Predict Mask turns the embedding and any number of "
+        "prompts into masks at almost no cost. Embeddings are remembered by content: the same picture is not encoded twice."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "image embedding", "encode image", "sam encode"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("SAM_EMBEDDING",)
+    RETURN_NAMES = ("sam_embedding",)
+    OUTPUT_TOOLTIPS = ("Embeddings [B, C, h, w], one per frame, that remember the pictures' size.",)
+    FUNCTION = "get_sam_embedding"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The pictures to embed, every frame of a batch; alpha is ignored."}),
+            },
+            "optional": {"device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def get_sam_embedding(self, image: Tensor, sam_model: Sam, device_mode: DeviceMode = "AUTO") -> tuple[SAMEmbedding]:
+        return (encode(sam_model, image, device_mode),)
+
+
+class SAMEmbeddingToImage:
+    """`SAMEmbeddingToImage`: an embedding as a picture, to save it as PNG or to look at it."""
+
+    DESCRIPTION = (
+        "bytes: the embedding's raw float32 bytes as RGBA pixels, as the Art Venture node makes them; a PNG keeps them "
+        "exactly, a lossy format or premultiplied alpha destroys them. pca: a picture for people, in which things that SAM "
+        "sees as alike have like colours."
+    )
+    SEARCH_ALIASES = ["sam", "save embedding", "embedding png", "pca", "visualize embedding"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("One picture per embedded frame: RGBA for bytes, RGB for pca.",)
+    FUNCTION = "sam_embedding_to_noise_image"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"embedding": ("SAM_EMBEDDING", {"tooltip": "From Get SAM Embedding, this pack's or another's."})},
+            "optional": {
+                "mode": (
+                    list(EMBEDDING_MODES),
+                    {"default": "bytes", "tooltip": "bytes: lossless, for saving. pca: the first three principal components."},
+                )
+            },
+        }
+
+    def sam_embedding_to_noise_image(self, embedding: np.ndarray, mode: str = "bytes") -> tuple[Tensor]:
+        if mode not in EMBEDDING_MODES:
+            raise SAMError(f"mode is {mode!r}: choose one of {', '.join(EMBEDDING_MODES)}.")
+        if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or not embedding.size:
+            seen = embedding.shape if isinstance(embedding, np.ndarray) else type(embedding).__name__
+            raise SAMError(f"embedding must be [B, C, h, w] with at least one frame, but is {seen}.")
+        values = np.asarray(embedding, dtype="<f4")
+        if mode == "bytes":
+            return (frames_to_image([_bytes_as_rgba(frame) for frame in values]),)
+        known = knows_its_image(embedding)
+        size, inside = (embedding.original_size, embedding.input_size) if known else (None, None)
+        return (frames_to_image([principal_components(frame, inside, size) for frame in values]),)
+
+
+def _bytes_as_rgba(values: np.ndarray) -> np.ndarray:
+    """float32 `[C, h, w]` -> uint8 `[h * w / 4, C * 4, 4]`, a float per pixel; stock SAM's is 1024x1024."""
+    channels, height, width = values.shape
+    wide = channels * 4 if height * width % 4 == 0 else channels
+    return np.frombuffer(values.tobytes(), np.uint8).reshape(-1, wide, 4)

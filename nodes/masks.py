@@ -1,0 +1,117 @@
+"""SAM Select Masks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sam import SAMError
+from ..utils.boxes import BoundingBox, flat_boxes, tight_box
+from ..utils.images import as_masks
+from .common import CATEGORY
+
+_BEYOND = float("inf")  # an empty mask has no place: it comes last
+_KEYS: dict[str, Callable[[BoundingBox, float], float]] = {
+    "area": lambda box, area: -area,
+    "score": lambda box, area: -box.get("score", 0.0),
+    "left-right": lambda box, area: box["x"] if area else _BEYOND,
+    "top-bottom": lambda box, area: box["y"] if area else _BEYOND,
+}
+ORDERS = ("index", *_KEYS)
+
+
+class SelectMasks:
+    """`SAMKit_SelectMasks`."""
+
+    DESCRIPTION = (
+        "Puts masks in order (largest first, best first, left to right, top to bottom), takes some of them, and merges them "
+        "if asked. Where nothing is left, the answer is one empty mask."
+    )
+    SEARCH_ALIASES = ["sam", "filter masks", "sort masks", "pick mask", "merge masks", "mask by index"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX")
+    RETURN_NAMES = ("masks", "bboxes")
+    OUTPUT_TOOLTIPS = ("The chosen masks, in order; one if merged.", "Tight boxes around them, with their scores.")
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        whole = {"min": 0, "max": 1_000_000}
+        return {
+            "required": {
+                "masks": ("MASK", {"tooltip": "Masks [N, H, W], for example of SAM Predict Mask with individual_masks."}),
+                "order_by": (
+                    list(ORDERS),
+                    {
+                        "default": "index",
+                        "tooltip": "index: as they come. area: largest first. score: best first (needs bboxes). "
+                        "left-right, top-bottom: by the edge of the tight box.",
+                    },
+                ),
+                "start": ("INT", {"default": 0, **whole, "tooltip": "The first to take, counted from 0 in that order."}),
+                "count": ("INT", {"default": 0, **whole, "tooltip": "How many to take; 0 takes all that follow."}),
+                "merge": ("BOOLEAN", {"default": False, "tooltip": "Put the chosen masks together into one."}),
+            },
+            "optional": {
+                "bboxes": (
+                    "BOUNDING_BOX",
+                    {"forceInput": True, "tooltip": "The masks' boxes, from the same node: they carry scores and labels."},
+                )
+            },
+        }
+
+    def execute(
+        self,
+        masks: Tensor,
+        order_by: str = "index",
+        start: int = 0,
+        count: int = 0,
+        merge: bool = False,
+        bboxes: Any = None,
+    ) -> tuple[Tensor, list[BoundingBox]]:
+        masks = as_masks(masks)
+        boxes = _boxes_of(masks, bboxes, needs_scores=order_by == "score")
+        chosen = _ordered(masks, boxes, order_by)[start : start + count if count else None]
+        if merge or not chosen:
+            return _merged(masks[chosen], boxes, chosen)
+        return masks[chosen], [boxes[i] for i in chosen]
+
+
+def _ordered(masks: Tensor, boxes: list[BoundingBox], order_by: str) -> list[int]:
+    if order_by == "index":
+        return list(range(len(masks)))
+    if order_by not in _KEYS:
+        raise SAMError(f"order_by is {order_by!r}: choose one of {', '.join(ORDERS)}.")
+    areas = masks.flatten(1).sum(1).tolist()
+    return sorted(range(len(masks)), key=lambda i: _KEYS[order_by](boxes[i], areas[i]))
+
+
+def _boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBox]:
+    """A tight box for each mask (of no size for an empty one), with what the given boxes know besides.
+
+    Given boxes are as many as there are masks, or as there are masks with something in them, as SAM Predict Mask makes them.
+    """
+    tight = [tight_box(mask) for mask in masks]
+    given = [] if bboxes is None else flat_boxes(bboxes)
+    filled = [i for i, box in enumerate(tight) if box is not None]
+    places = range(len(masks)) if len(given) == len(masks) else filled
+    if needs_scores and (len(given) != len(places) or any("score" not in box for box in given)):
+        raise SAMError(
+            f"order_by score needs a score for each of the {len(masks)} masks, but bboxes has {len(given)} boxes, "
+            f"{sum('score' in box for box in given)} with a score: wire the bboxes of the node that made the masks, with "
+            "individual_masks on."
+        )
+    known = dict(zip(places, given, strict=True)) if len(given) == len(places) else {}
+    extras = [{key: known[i][key] for key in ("score", "label") if key in known.get(i, {})} for i in range(len(masks))]
+    empty = BoundingBox(x=0, y=0, width=0, height=0)
+    return [BoundingBox(**(box or empty), **extra) for box, extra in zip(tight, extras, strict=True)]
+
+
+def _merged(masks: Tensor, boxes: list[BoundingBox], chosen: list[int]) -> tuple[Tensor, list[BoundingBox]]:
+    """One mask, and its box where it has anything in it; with one mask merged, that keeps its score and label."""
+    merged = masks.amax(0, keepdim=True) if len(masks) else torch.zeros(1, *masks.shape[1:], device=masks.device)
+    if len(chosen) == 1:
+        return merged, [boxes[chosen[0]]]
+    box = tight_box(merged[0])
+    return merged, [box] if box is not None else []

@@ -1,0 +1,76 @@
+"""Load SAM Model."""
+
+from pathlib import Path
+from typing import Any
+
+from ..sam import PRECISIONS, SAMError, SAMModel, load_model
+from ..sam.weights.download import fetch
+from ..sam.weights.registry import BUNDLED, KNOWN
+from ..utils.comfy import checkpoint_names, checkpoint_path, sams_folders
+from .common import CATEGORY
+
+
+class SAMModelLoader:
+    """`AV_SAMLoader`: a checkpoint by name, from the `sams` folders, the pack itself, or its publisher."""
+
+    DESCRIPTION = (
+        "Loads a SAM checkpoint from models/sams. The architecture is told by the weights, whatever the file is called. "
+        "A known checkpoint that is not there yet is downloaded once and verified."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "sam loader", "load sam", "segmentation model"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("AV_SAM_MODEL",)
+    RETURN_NAMES = ("sam_model",)
+    OUTPUT_TOOLTIPS = ("The model, for every node that takes a SAM model (a segment_anything Sam).",)
+    FUNCTION = "load_model"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model_name": (
+                    available_names(),
+                    {
+                        "tooltip": "A file in models/sams, or a known checkpoint that is downloaded when it is first used. "
+                        "samkit_demo.safetensors ships with the pack: a small demonstration, no substitute for SAM."
+                    },
+                ),
+            },
+            "optional": {
+                "precision": (
+                    list(PRECISIONS),
+                    {
+                        "default": "auto",
+                        "tooltip": "What the image encoder computes in. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
+                        "The prompt encoder and mask decoder always run in fp32.",
+                    },
+                ),
+            },
+        }
+
+    def load_model(self, model_name: str, precision: str = "auto") -> tuple[SAMModel]:
+        return (load_model(find_checkpoint(model_name), precision),)
+
+
+def available_names() -> list[str]:
+    """What the loader lists: files that are there, then known checkpoints; the same names before and after a download."""
+    present = checkpoint_names()
+    return present + [name for name in (*BUNDLED, *KNOWN) if name not in present]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of that name, fetched if it is known and absent; a user's own file comes before a bundled one.
+
+    Raises:
+        SAMError: there is no such file, or it could not be fetched.
+    """
+    path = checkpoint_path(name)
+    if path is not None:
+        return path
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if name in KNOWN:
+        return fetch(KNOWN[name], sams_folders())
+    raise SAMError(
+        f"there is no checkpoint {name!r} in {', '.join(map(str, sams_folders()))}: put it there, or choose another."
+    )

@@ -1,0 +1,241 @@
+"""SAM Predict Mask (from an embedding) and SAM Segment (from a picture): the same prompts, options and outputs."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..sam import (
+    ABSENT_LOGIT,
+    CANDIDATES,
+    MULTIMASK,
+    Candidate,
+    DeviceMode,
+    Multimask,
+    Prediction,
+    SAMEmbedding,
+    SAMError,
+    Wired,
+    as_embedding,
+    decode,
+    encode,
+    objects_per_frame,
+)
+from ..utils.boxes import BoundingBox, boxes_per_frame, tight_box
+from ..utils.images import as_masks
+from ..utils.points import points_per_frame
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+
+Outputs = tuple[Tensor, list[list[BoundingBox]], list[float], Tensor]
+
+_POINTS = 'JSON [{{"x": 12.5, "y": 40}}, ...] in pixels of the picture, {}. A list of such lists gives points per frame.'
+PROMPT_INPUTS: dict[str, Any] = {
+    "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points on the object")}),
+    "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points that are not on the object")}),
+    "bboxes": (
+        "BOUNDING_BOX,BBOX",
+        {
+            "forceInput": True,
+            "tooltip": "Boxes around objects: with one, it and all points are one object; with several, each is an object. "
+            "Core's {x, y, width, height}, or (x1, y1, x2, y2); lists of lists give boxes per frame.",
+        },
+    ),
+    "mask_prompt": (
+        "MASK",
+        {"tooltip": "A rough mask of the object, in the picture's frame. An empty one (LoadImage's, without alpha) is none."},
+    ),
+    "logits": (
+        "SAMKIT_LOGITS",
+        {"tooltip": "The logits of an earlier prediction, to refine it exactly; they go before mask_prompt."},
+    ),
+}
+OPTION_INPUTS: dict[str, Any] = {
+    "candidate": (
+        list(CANDIDATES),
+        {
+            "default": "best",
+            "tooltip": "Which of SAM's candidates to keep: the best predicted score, the smallest, middle or largest area, "
+            "or all of them, best first, each as a mask of its own.",
+        },
+    ),
+    "multimask": (
+        list(MULTIMASK),
+        {
+            "default": "auto",
+            "tooltip": "Three candidates per object (on), or one (off). auto: three for a single click, which is ambiguous, "
+            "one otherwise.",
+        },
+    ),
+    "individual_masks": (
+        "BOOLEAN",
+        {"default": False, "tooltip": "On: one mask per object and frame. Off: one per frame, all its objects together."},
+    ),
+    "mask_threshold": (
+        "FLOAT",
+        {
+            "default": 0.0,
+            "min": -20.0,
+            "max": 20.0,
+            "step": 0.1,
+            "tooltip": "A pixel is in the mask where its logit is above this: higher gives a smaller mask. SAM's own is 0.",
+        },
+    ),
+    "device_mode": DEVICE_MODE_INPUT,
+}
+
+
+class _Predictor:
+    """What the two nodes declare alike."""
+
+    SEARCH_ALIASES = ["sam", "segment anything", "segment", "mask from points", "mask from box", "sam detector"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "SAMKIT_LOGITS")
+    RETURN_NAMES = ("masks", "bboxes", "scores", "logits")
+    OUTPUT_IS_LIST = (False, False, True, False)
+    OUTPUT_TOOLTIPS = (
+        "Masks in frame order: one per frame, or one per object and frame with individual_masks.",
+        "Tight boxes around the objects, a list per frame, each with its score.",
+        "Predicted quality (IoU) of each object's mask, 0 where a frame has no object.",
+        "SAM's low-resolution logits of each object, to feed back as an exact mask prompt.",
+    )
+    FUNCTION = "execute"
+
+
+class PredictMask(_Predictor):
+    """`SAMKit_PredictMask`."""
+
+    DESCRIPTION = (
+        "Turns points, boxes, masks and earlier logits, in any mix, into masks, from an embedding that is computed once. "
+        "Prompts are in pixels of the source picture. A wired prompt that is empty gives empty masks."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        image = ("IMAGE", {"tooltip": "The embedded picture; only needed for an embedding from another pack."})
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "embedding": ("SAM_EMBEDDING", {"tooltip": "From Get SAM Embedding, by the same model."}),
+            },
+            "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS},
+        }
+
+    def execute(
+        self,
+        sam_model: Sam,
+        embedding: np.ndarray,
+        positive_coords: str | None = None,
+        negative_coords: str | None = None,
+        bboxes: Any = None,
+        mask_prompt: Tensor | None = None,
+        logits: Tensor | None = None,
+        image: Tensor | None = None,
+        candidate: Candidate = "best",
+        multimask: Multimask = "auto",
+        individual_masks: bool = False,
+        mask_threshold: float = 0.0,
+        device_mode: DeviceMode = "AUTO",
+    ) -> Outputs:
+        known = as_embedding(embedding, sam_model, image)
+        wired = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        return predict(sam_model, known, wired, candidate, multimask, individual_masks, mask_threshold, device_mode)
+
+
+class Segment(_Predictor):
+    """`SAMKit_Segment`."""
+
+    DESCRIPTION = (
+        "Points, boxes or a rough mask on a picture to masks, in one node. The picture's embedding is remembered, so "
+        "changing a prompt never encodes it again. Prompts are in pixels of the picture."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The pictures to segment, every frame of a batch; alpha is ignored."}),
+            },
+            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS},
+        }
+
+    def execute(
+        self,
+        sam_model: Sam,
+        image: Tensor,
+        positive_coords: str | None = None,
+        negative_coords: str | None = None,
+        bboxes: Any = None,
+        mask_prompt: Tensor | None = None,
+        logits: Tensor | None = None,
+        candidate: Candidate = "best",
+        multimask: Multimask = "auto",
+        individual_masks: bool = False,
+        mask_threshold: float = 0.0,
+        device_mode: DeviceMode = "AUTO",
+    ) -> Outputs:
+        wired = parse_prompts(len(image), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        embedding = encode(sam_model, image, device_mode)
+        return predict(sam_model, embedding, wired, candidate, multimask, individual_masks, mask_threshold, device_mode)
+
+
+def parse_prompts(
+    frames: int, positive: str | None, negative: str | None, bboxes: Any, mask: Tensor | None, logits: Tensor | None
+) -> Wired:
+    """Prompt sockets -> typed prompts.
+
+    Raises:
+        SAMError: nothing is wired, or an input has another form than it should.
+    """
+    wired = Wired(
+        positive=None if positive is None else points_per_frame(positive, frames, "positive_coords"),
+        negative=None if negative is None else points_per_frame(negative, frames, "negative_coords"),
+        boxes=None if bboxes is None else boxes_per_frame(bboxes, frames),
+        mask=None if mask is None else as_masks(mask),
+        logits=logits,
+    )
+    if wired.is_empty:
+        raise SAMError("there is no prompt: wire positive_coords, negative_coords, bboxes, mask_prompt or logits.")
+    return wired
+
+
+def predict(
+    model: Sam,
+    embedding: SAMEmbedding,
+    wired: Wired,
+    candidate: Candidate,
+    multimask: Multimask,
+    individual_masks: bool,
+    mask_threshold: float,
+    device_mode: DeviceMode,
+) -> Outputs:
+    """Prompts on embedded pictures to the four outputs of both nodes."""
+    prompts = objects_per_frame(wired, len(embedding), embedding.original_size, embedding.input_size, model)
+    found = decode(model, embedding, prompts, candidate, multimask, mask_threshold, device_mode)
+    bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
+    whole = _with_placeholders(found, embedding.original_size, model.prompt_encoder.mask_input_size)
+    apart = individual_masks or candidate == "all"
+    masks = [frame if apart else frame.any(0, keepdim=True) for frame in whole.masks]
+    scores = [float(score) for frame in whole.scores for score in frame]
+    height, width = embedding.original_size
+    nothing = torch.zeros(0, height, width), torch.zeros(0, 1, *model.prompt_encoder.mask_input_size)
+    stacked = torch.cat(masks).float() if masks else nothing[0]
+    return stacked, bboxes, scores, torch.cat(whole.logits) if whole.logits else nothing[1]
+
+
+def _with_placeholders(found: Prediction, size: tuple[int, int], grid: tuple[int, int]) -> Prediction:
+    """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
+    masks, scores, logits = [], [], []
+    for mask, score, logit in zip(*found, strict=True):
+        none = not len(mask)
+        masks.append(mask.new_zeros(1, *size) if none else mask)
+        scores.append(score.new_zeros(1) if none else score)
+        logits.append(logit.new_full((1, 1, *grid), ABSENT_LOGIT) if none else logit)
+    return Prediction(masks, scores, logits)
+
+
+def _scored_boxes(masks: Tensor, scores: Tensor) -> list[BoundingBox]:
+    boxes = zip(map(tight_box, masks), scores.tolist(), strict=True)
+    return [BoundingBox(**box, score=score) for box, score in boxes if box is not None]

@@ -1,0 +1,40 @@
+"""The SAM runtime, usable without ComfyUI: load a checkpoint, embed pictures once, prompt them as often as you like.
+
+model = load_model("sam_vit_b_01ec64.pth")
+embedding = encode(model, [picture])                      # uint8 [H, W, 3]
+click = Prompt(points=np.array([[320.0, 240.0]]), labels=np.array([1]))
+masks, scores, logits = decode(model, embedding, [[click]])  # one list entry per picture
+"""
+
+from .decode import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, decode
+from .device import DEVICE_MODES, DeviceMode
+from .embedding import SAMEmbedding
+from .encode import as_embedding, encode
+from .errors import SAMError
+from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
+from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
+
+__all__ = [
+    "ABSENT_LOGIT",
+    "CANDIDATES",
+    "DEVICE_MODES",
+    "MULTIMASK",
+    "PRECISIONS",
+    "Candidate",
+    "DeviceMode",
+    "Multimask",
+    "Precision",
+    "Prediction",
+    "Prompt",
+    "SAMEmbedding",
+    "SAMError",
+    "SAMModel",
+    "Wired",
+    "as_embedding",
+    "decode",
+    "encode",
+    "group",
+    "identity_of",
+    "load_model",
+    "objects_per_frame",
+]

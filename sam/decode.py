@@ -1,0 +1,153 @@
+"""Embedding + prompts -> masks, scores, logits. Stateless: nothing is kept between calls, so threads may share a model."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..utils.comfy import Progress
+from .device import DeviceMode, placed, result_device
+from .embedding import SAMEmbedding, Size
+from .encode import as_embedding
+from .errors import SAMError
+from .prompts import Prompt, shape_of, to_model_frame
+
+Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
+CANDIDATES: tuple[str, ...] = get_args(Candidate)
+Multimask: TypeAlias = Literal["auto", "on", "off"]
+MULTIMASK: tuple[str, ...] = get_args(Multimask)
+
+_PROMPTS_PER_BATCH = 64
+_UPSCALED_ELEMENTS = 1 << 26  # 256 MiB of float32 at a time
+
+
+class Prediction(NamedTuple):
+    """What `decode` found: lists with one tensor per picture, N entries in each, in the order of the picture's prompts.
+
+    Attributes:
+        masks: bool `[N, H, W]` in source pixels.
+        scores: float32 `[N]`, predicted IoU.
+        logits: float32 `[N, 1, 4h, 4w]`, low-resolution mask logits, a prompt for the next call.
+    """
+
+    masks: list[Tensor]
+    scores: list[Tensor]
+    logits: list[Tensor]
+
+
+@torch.no_grad()
+def decode(
+    model: Sam,
+    embedding: SAMEmbedding,
+    prompts: Sequence[Sequence[Prompt]],
+    candidate: Candidate = "best",
+    multimask: Multimask = "auto",
+    mask_threshold: float = 0.0,
+    device_mode: DeviceMode = "AUTO",
+) -> Prediction:
+    """Turn prompts into masks, as `SamPredictor.predict_torch` does, for every picture and object at once.
+
+    Args:
+        model: the model that made the embedding; ours or any `segment_anything` Sam.
+        embedding: B pictures.
+        prompts: B lists of objects; an empty list gives no entry for that picture.
+        candidate: which of SAM's candidates to keep of each object: the `best` predicted IoU, the `smallest`, `middle` or
+            `largest` area in source pixels, or `all`, best first.
+        multimask: three candidates (`on`), one (`off`), or three for a single click and one otherwise (`auto`).
+        mask_threshold: a pixel is in the mask where its logit is above this.
+        device_mode: see `placed`.
+
+    Raises:
+        SAMError: the embedding is another model's, the counts differ, or an option is unknown.
+    """
+    _check(candidate, CANDIDATES, "candidate")
+    _check(multimask, MULTIMASK, "multimask")
+    embedding = as_embedding(embedding, model)
+    if len(prompts) != len(embedding):
+        raise SAMError(f"there are prompts for {len(prompts)} pictures, but embeddings of {len(embedding)}.")
+    results = []
+    progress = Progress(len(prompts))
+    with placed(model, device_mode) as device:
+        frames = _Frames(model, embedding, device, mask_threshold)
+        for index, objects in enumerate(prompts):
+            progress.check_interrupted()
+            results.append(frames.decode(index, objects, candidate, multimask))
+            progress.advance()
+    masks, scores, logits = zip(*results, strict=True) if results else ((), (), ())
+    return Prediction(list(masks), list(scores), list(logits))
+
+
+def _check(value: str, options: tuple[str, ...], name: str) -> None:
+    if value not in options:
+        raise SAMError(f"{name} is {value!r}: choose one of {', '.join(options)}.")
+
+
+class _Frames:
+    """One call's pictures on the device that the model is on."""
+
+    def __init__(self, model: Sam, embedding: SAMEmbedding, device: torch.device, threshold: float) -> None:
+        self.model, self.embedding, self.device, self.threshold = model, embedding, device, threshold
+        self.image_pe = model.prompt_encoder.get_dense_pe()
+        self.resting = result_device()
+
+    def decode(
+        self, index: int, objects: Sequence[Prompt], candidate: Candidate, multimask: Multimask
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks, scores and logits of one picture's objects (see `Prediction`)."""
+        grid = self.model.prompt_encoder.mask_input_size
+        kept = [(torch.zeros(0, *grid, device=self.device), torch.zeros(0, device=self.device))] * (len(objects) or 1)
+        features = torch.as_tensor(self.embedding.view(np.ndarray)[index : index + 1], device=self.device)
+        for members in _batches(objects):
+            logits, scores = self._run(features, [objects[i] for i in members])
+            for row, member in enumerate(members):
+                tokens = _tokens(objects[member], multimask, len(scores[row]))
+                kept[member] = self._pick(logits[row, tokens], scores[row, tokens], candidate)
+        logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return self._upscale(logits), scores.to(self.resting), logits[:, None].to(self.resting)
+
+    def _run(self, features: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """All mask tokens' logits `[n, T, 4h, 4w]` and predicted IoUs `[n, T]` of prompts that share a shape."""
+        encoder = self.model.prompt_encoder
+        tensors = to_model_frame(prompts, self.embedding.original_size, self.embedding.input_size, self.device)
+        sparse, dense = encoder(points=tensors.points, boxes=tensors.boxes, masks=tensors.masks)
+        return self.model.mask_decoder.predict_masks(features, self.image_pe, sparse, dense)
+
+    def _pick(self, logits: Tensor, scores: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        if candidate in ("best", "all"):
+            order = scores.argsort(descending=True, stable=True)
+            picked = order if candidate == "all" else order[:1]
+        else:
+            order = self._upscale(logits).flatten(1).sum(1).argsort(stable=True)
+            place = {"smallest": 0, "middle": (len(order) - 1) // 2, "largest": len(order) - 1}[candidate]
+            picked = order[place : place + 1].to(logits.device)
+        return logits[picked], scores[picked]
+
+    def _upscale(self, logits: Tensor) -> Tensor:
+        """Low-resolution logits `[N, 4h, 4w]` -> masks bool `[N, H, W]`, a bounded number at a time."""
+        original: Size = self.embedding.original_size
+        pixels = max(original[0] * original[1], self.model.image_encoder.img_size**2)
+        masks = torch.zeros(len(logits), *original, dtype=torch.bool, device=self.resting)
+        for part in torch.arange(len(logits)).split(max(1, _UPSCALED_ELEMENTS // pixels)):
+            full = self.model.postprocess_masks(logits[part, None], self.embedding.input_size, original)
+            masks[part] = (full[:, 0] > self.threshold).to(self.resting)
+        return masks
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    """Indices of prompts that may share a decoder call."""
+    alike = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        alike[shape_of(prompt)].append(index)
+    for members in alike.values():
+        for start in range(0, len(members), _PROMPTS_PER_BATCH):
+            yield members[start : start + _PROMPTS_PER_BATCH]
+
+
+def _tokens(prompt: Prompt, multimask: Multimask, available: int) -> slice:
+    """Which mask tokens count: the first is SAM's single mask, the others are its candidates (`MaskDecoder.forward`)."""
+    several = multimask == "on" or (multimask == "auto" and prompt.is_single_click)
+    return slice(1, None) if several and available > 1 else slice(0, 1)

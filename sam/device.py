@@ -1,0 +1,115 @@
+"""Where a model runs and where it rests: the only user of ComfyUI's model management."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from segment_anything.modeling import Sam
+from torch import nn
+
+from ..utils.comfy import inside_comfyui
+from .errors import SAMError
+
+DeviceMode = Literal["AUTO", "Prefer GPU", "CPU"]
+DEVICE_MODES: tuple[str, ...] = get_args(DeviceMode)
+
+_CPU = torch.device("cpu")
+_PATCHER = "_samkit_patcher"
+# A model has one place at a time, so two threads (the queue, a preview) take turns.
+_turn = threading.RLock()
+
+
+@contextlib.contextmanager
+def placed(model: Sam, mode: DeviceMode) -> Iterator[torch.device]:
+    """Run the body with `model` on the device that `mode` asks for.
+
+    Inside ComfyUI, `AUTO` and `Prefer GPU` hand the model to its memory manager, which makes room before, may evict it
+    after, and frees it on "Unload Models". Outside, `AUTO` moves it back to the CPU afterwards and `Prefer GPU` leaves it.
+
+    Yields:
+        The device that the model is on.
+
+    Raises:
+        SAMError: `mode` is none of `DEVICE_MODES`.
+    """
+    device = device_for(mode)
+    with _turn:
+        if mode == "CPU":
+            _to_cpu(model)
+        elif inside_comfyui():
+            _load_through_comfyui(model)
+        else:
+            model.to(device)
+        try:
+            yield device
+        finally:
+            if mode == "AUTO" and not inside_comfyui():
+                model.to(_CPU)
+
+
+def device_for(mode: DeviceMode) -> torch.device:
+    """The device that `mode` runs on, on this machine, now.
+
+    Raises:
+        SAMError: `mode` is none of `DEVICE_MODES`.
+    """
+    if mode not in DEVICE_MODES:
+        raise SAMError(f"device_mode is {mode!r}: choose one of {', '.join(DEVICE_MODES)}.")
+    if mode == "CPU":
+        return _CPU
+    if inside_comfyui():
+        import comfy.model_management
+
+        return comfy.model_management.get_torch_device()
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else _CPU
+
+
+def result_device() -> torch.device:
+    """Where IMAGE and MASK results belong: ComfyUI's intermediate device, the CPU outside ComfyUI."""
+    if not inside_comfyui():
+        return _CPU
+    import comfy.model_management
+
+    return comfy.model_management.intermediate_device()
+
+
+class _Managed(nn.Module):
+    """A `Sam` as ComfyUI's ModelPatcher wants it: with a `device` that can be assigned, which `Sam`'s own cannot."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+        self.device = _CPU
+
+
+def _load_through_comfyui(model: Sam) -> None:
+    import comfy.model_management
+
+    # A plain nn.Linear cannot run with its weights elsewhere, so a partial load is no use to us.
+    comfy.model_management.load_models_gpu([_patcher(model)], force_full_load=True)
+
+
+def _patcher(model: Sam) -> Any:
+    """ComfyUI's handle on the model; kept on the model, so that both go together."""
+    import comfy.model_management
+    import comfy.model_patcher
+
+    if getattr(model, _PATCHER, None) is None:
+        device = comfy.model_management.get_torch_device()
+        setattr(model, _PATCHER, comfy.model_patcher.ModelPatcher(_Managed(model), device, _CPU))
+    return getattr(model, _PATCHER)
+
+
+def _to_cpu(model: Sam) -> None:
+    """Bring the model to the CPU, through ComfyUI's manager where that holds it, so that its accounts stay true."""
+    patcher = getattr(model, _PATCHER, None)
+    if patcher is not None and inside_comfyui():
+        import comfy.model_management as management
+
+        others = [loaded for loaded in management.current_loaded_models if loaded.model is not patcher]
+        management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+    model.to(_CPU)

@@ -1,0 +1,79 @@
+"""SAMEmbedding: the image encoder's output, an ndarray that remembers where it came from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Size = tuple[int, int]
+
+
+class SAMEmbedding(np.ndarray):
+    """Image embeddings, float32 `[B, C, h, w]`, C-contiguous, with what a decoder needs to know of the pictures.
+
+    It is an ndarray, so every pack that takes the Art Venture SAM_EMBEDDING takes it. Copies, slices along B and pickles
+    keep the attributes; a result of arithmetic is a plain ndarray, since it is no longer the picture's embedding.
+
+    Attributes:
+        original_size: (H, W) of the pictures.
+        input_size: (h, w) of the resized picture inside the model's square input.
+        model_identity: content hash of the weights that made it.
+        image_keys: content hash of each picture, B of them.
+    """
+
+    original_size: Size
+    input_size: Size
+    model_identity: str
+    image_keys: tuple[str, ...]
+
+    def __new__(
+        cls,
+        values: np.ndarray,
+        original_size: Size,
+        input_size: Size,
+        model_identity: str,
+        image_keys: Sequence[str],
+    ) -> "SAMEmbedding":
+        """Wrap `values` `[B, C, h, w]`; see the class for the rest."""
+        embedding = np.ascontiguousarray(values, dtype=np.float32).view(cls)
+        embedding.original_size = (int(original_size[0]), int(original_size[1]))
+        embedding.input_size = (int(input_size[0]), int(input_size[1]))
+        embedding.model_identity = model_identity
+        embedding.image_keys = tuple(image_keys)
+        return embedding
+
+    def _like(self, values: np.ndarray, keys: Sequence[str]) -> "SAMEmbedding":
+        return SAMEmbedding(values, self.original_size, self.input_size, self.model_identity, keys)
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    def __getitem__(self, index: Any) -> Any:
+        picked = self.view(np.ndarray)[index]
+        along_frames = index if not isinstance(index, tuple) else index[0] if len(index) == 1 else None
+        if not knows_its_image(self) or along_frames is None or picked.ndim != 4:
+            return picked
+        keys = np.array(self.image_keys, dtype=object)[along_frames]
+        return self._like(picked, list(keys))
+
+    def copy(self, order: str = "C") -> "SAMEmbedding":
+        """An independent copy with the same attributes."""
+        values = self.view(np.ndarray).copy()
+        return self._like(values, self.image_keys) if knows_its_image(self) else values
+
+    def __copy__(self) -> "SAMEmbedding":
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SAMEmbedding":
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = self.view(np.ndarray)
+        if not knows_its_image(self):
+            return values.__reduce__()
+        return SAMEmbedding, (values, self.original_size, self.input_size, self.model_identity, self.image_keys)
+
+
+def knows_its_image(embedding: np.ndarray) -> bool:
+    """Whether an array is a whole SAMEmbedding, and not another pack's array or a reshaped view of one."""
+    return isinstance(embedding, SAMEmbedding) and embedding.ndim == 4 and hasattr(embedding, "image_keys")

@@ -1,0 +1,196 @@
+"""Pictures -> SAMEmbedding, and the cache that makes every prompt after the first free."""
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..utils.comfy import Progress
+from ..utils.images import image_to_frames, resize_pil
+from .device import DeviceMode, device_for, placed
+from .embedding import SAMEmbedding, Size, knows_its_image
+from .errors import SAMError
+from .model import encoder_dtype, identity_of
+
+log = logging.getLogger("samkit")
+
+CACHE_BYTES = 512 << 20  # 128 pictures for stock SAM, at 4 MiB each
+
+
+class EmbeddingCache:
+    """Least-recently-used embeddings of single pictures, bounded in bytes; safe to share between threads.
+
+    Args:
+        limit: most bytes to hold; an embedding larger than that is not kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(values.nbytes for values in self._held.values())
+
+    def get(self, key: tuple[str, ...]) -> np.ndarray | None:
+        """The embedding `[C, h, w]` under `key`, read-only, or None."""
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def put(self, key: tuple[str, ...], values: np.ndarray) -> None:
+        """Keep `values` `[C, h, w]`, and drop the least recently used ones that no longer fit."""
+        values.setflags(write=False)
+        with self._lock:
+            self._held[key] = values
+            self._held.move_to_end(key)
+            while self._held and self.nbytes > self.limit:
+                self._held.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._held.clear()
+
+
+cache = EmbeddingCache(CACHE_BYTES)
+
+
+def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
+    """Embed pictures; those whose embedding by these weights is in the cache are not encoded again.
+
+    Args:
+        model: ours or any `segment_anything` Sam.
+        images: an IMAGE tensor `[B, H, W, C]` in 0..1, or B uint8 arrays `[H, W, 3]` of one size.
+        device_mode: see `placed`.
+
+    Returns:
+        Embeddings `[B, C, h, w]`, one per picture, in order.
+
+    Raises:
+        SAMError: pictures of another form (see `image_to_frames`), or of different sizes.
+    """
+    frames = image_to_frames(images) if isinstance(images, Tensor) else [_as_frame(image) for image in images]
+    original_size = _common_size(images, frames)
+    identity, keys = identity_of(model), [image_key(frame) for frame in frames]
+    values = _look_up_or_run(model, frames, keys, identity, device_mode)
+    grid = model.prompt_encoder.image_embedding_size
+    stacked = np.stack(values) if values else np.zeros((0, model.prompt_encoder.embed_dim, *grid), np.float32)
+    return SAMEmbedding(stacked, original_size, input_size(original_size, model), identity, keys)
+
+
+def _look_up_or_run(
+    model: Sam, frames: list[np.ndarray], keys: list[str], identity: str, device_mode: DeviceMode
+) -> list[np.ndarray]:
+    progress = Progress(len(frames))
+    dtype = str(encoder_dtype(model, device_for(device_mode)))
+    found: dict[str, np.ndarray] = {}
+    missing = OrderedDict()
+    for key, frame in zip(keys, frames, strict=True):
+        values = cache.get((identity, dtype, key))
+        if values is None:
+            missing[key] = frame
+        else:
+            found[key] = values
+    progress.advance(len(frames) - len(missing))
+    if missing:
+        with placed(model, device_mode) as device:
+            for key, frame in missing.items():
+                progress.check_interrupted()
+                found[key] = _run_encoder(model, frame, device)
+                cache.put((identity, dtype, key), found[key])
+                progress.advance()
+    return [found[key] for key in keys]
+
+
+@torch.no_grad()
+def _run_encoder(model: Sam, frame: np.ndarray, device: torch.device) -> np.ndarray:
+    """uint8 `[H, W, 3]` -> float32 `[C, h, w]`, by the steps of `SamPredictor.set_image`."""
+    resized = resize_pil(frame, input_size(frame.shape[:2], model))
+    pixels = torch.as_tensor(resized, device=device).permute(2, 0, 1).contiguous()[None]
+    dtype = encoder_dtype(model, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        features = model.image_encoder(model.preprocess(pixels))
+    return features[0].float().cpu().numpy()
+
+
+def input_size(original_size: Size, model: Sam) -> Size:
+    """(h, w) of a picture (H, W) after its long side was brought to the model's; at least one pixel.
+
+    `ResizeLongestSide.get_preprocess_shape`, which gives 0 for a side under 1/2048 of the other.
+    """
+    scale = model.image_encoder.img_size * 1.0 / max(original_size)
+    height, width = (max(1, int(side * scale + 0.5)) for side in original_size)
+    return height, width
+
+
+def image_key(frame: np.ndarray) -> str:
+    """Content hash of a uint8 picture `[H, W, 3]`."""
+    return hashlib.sha256(f"{frame.shape}".encode() + frame.tobytes()).hexdigest()
+
+
+def _as_frame(image: np.ndarray) -> np.ndarray:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise SAMError(f"a picture must be a uint8 array [H, W, 3], but is {seen}.")
+    if 0 in image.shape:
+        raise SAMError(f"a picture has a side of 0 pixels: its shape is {image.shape}.")
+    return np.ascontiguousarray(image)
+
+
+def _common_size(images: Tensor | Sequence[np.ndarray], frames: list[np.ndarray]) -> Size:
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) > 1:
+        raise SAMError(f"the pictures have {len(sizes)} sizes ({sorted(sizes)}): encode each size in a call of its own.")
+    if sizes:
+        return sizes.pop()
+    if isinstance(images, Tensor):
+        return images.shape[1], images.shape[2]
+    raise SAMError("there are no pictures to encode: give at least one.")
+
+
+def as_embedding(embedding: np.ndarray, model: Sam, images: Tensor | None = None) -> SAMEmbedding:
+    """Make sure that an embedding is one of `model` (and of `images`), and complete another pack's bare array.
+
+    Args:
+        embedding: SAMEmbedding, or float `[B, C, h, w]` as the Art Venture nodes make it.
+        model: the model that will decode it.
+        images: the pictures as an IMAGE; needed for a bare array, checked against where the embedding knows its own.
+
+    Raises:
+        SAMError: the embedding is another model's or other pictures', has another shape, or is bare with no `images`.
+    """
+    expected = (model.prompt_encoder.embed_dim, *model.prompt_encoder.image_embedding_size)
+    if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or embedding.shape[1:] != expected:
+        seen = embedding.shape if isinstance(embedding, np.ndarray) else type(embedding).__name__
+        raise SAMError(f"the embedding is {seen}, but this model makes (B, {', '.join(map(str, expected))}): embed again.")
+    frames = None if images is None else [image_key(frame) for frame in image_to_frames(images)]
+    if frames is not None and len(frames) != len(embedding):
+        raise SAMError(f"image has {len(frames)} frames, but the embedding {len(embedding)}: wire the embedded image.")
+    if knows_its_image(embedding):
+        return _checked(embedding, model, frames)
+    if images is None:
+        raise SAMError("this embedding does not know its picture's size (it is another pack's): wire image as well.")
+    if not np.isfinite(embedding).all():
+        raise SAMError("the embedding has values that are NaN or infinite: embed the image again.")
+    size = (int(images.shape[1]), int(images.shape[2]))
+    return SAMEmbedding(embedding, size, input_size(size, model), identity_of(model), frames)
+
+
+def _checked(embedding: SAMEmbedding, model: Sam, frames: list[str] | None) -> SAMEmbedding:
+    if embedding.model_identity != identity_of(model):
+        raise SAMError("the embedding was made by another model: embed the image with the model that is wired here.")
+    for index, key in enumerate(frames or ()):
+        if key != embedding.image_keys[index]:
+            raise SAMError(f"frame {index} of image is not the picture that was embedded: wire the embedded image.")
+    return embedding

@@ -1,0 +1,260 @@
+"""Typed prompts: which of them make one object, and their way from source pixels into the model's frame."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..utils.boxes import Boxes
+from ..utils.images import resize_masks
+from .embedding import Size
+from .errors import SAMError
+
+NO_POINTS = np.zeros((0, 2))
+# SAM 2's own scale and bias for a mask used as output (`_use_mask_as_output`): 0 at one half, -10 for "not here".
+_MASK_SCALE, _MASK_BIAS = 20.0, -10.0
+ABSENT_LOGIT = _MASK_BIAS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All that points at one object, in pixels of the source picture.
+
+    Attributes:
+        points: float `[P, 2]` (x, y), positive ones first.
+        labels: int `[P]`, 1 = on the object, 0 = not on it.
+        box: float `[4]` (x1, y1, x2, y2), or None.
+        logits: low-resolution mask logits float32 `[1, 4h, 4w]`, or None.
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+    box: np.ndarray | None = None
+    logits: Tensor | None = None
+
+    @property
+    def is_single_click(self) -> bool:
+        """Whether this is one point and nothing else: the case in which SAM offers three candidates."""
+        return len(self.points) == 1 and self.box is None and self.logits is None
+
+
+def group(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prompt]:
+    """Tell which prompts of one picture make one object.
+
+    With no box, all points are one object. With one box, it and all points are one object. With several, each is an object: a
+    positive point belongs to the smallest box around it, stray positive points together make one more object; a negative
+    point belongs to every box around it, a stray one to all objects.
+
+    Args:
+        positive, negative: `[P, 2]` (x, y).
+        boxes: `[N, 4]` (x1, y1, x2, y2).
+
+    Returns:
+        One prompt per object, boxes in their order, the object of stray points last; none where there is nothing.
+    """
+    if len(boxes) <= 1:
+        box = boxes[0] if len(boxes) else None
+        return [_prompt(positive, negative, box)] if len(positive) + len(negative) + len(boxes) else []
+    owner = _smallest_box_around(positive, boxes)
+    inside = _contains(boxes, negative)
+    stray = ~inside.any(0)
+    prompts = [_prompt(positive[owner == i], negative[inside[i] | stray], box) for i, box in enumerate(boxes)]
+    if (owner < 0).any():
+        prompts.append(_prompt(positive[owner < 0], negative[stray], None))
+    return prompts
+
+
+def _prompt(positive: np.ndarray, negative: np.ndarray, box: np.ndarray | None) -> Prompt:
+    labels = np.concatenate([np.ones(len(positive), np.int32), np.zeros(len(negative), np.int32)])
+    return Prompt(np.concatenate([positive, negative]), labels, box)
+
+
+def _contains(boxes: Boxes, points: np.ndarray) -> np.ndarray:
+    """bool `[N, P]`: whether box N holds point P, edges included."""
+    x, y = points[:, 0], points[:, 1]
+    x1, y1, x2, y2 = (column[:, None] for column in boxes.T)
+    return (x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)
+
+
+def _smallest_box_around(points: np.ndarray, boxes: Boxes) -> np.ndarray:
+    """int `[P]`: index of the smallest box that holds each point, -1 where none does."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    held = np.where(_contains(boxes, points), area[:, None], np.inf)
+    return np.where(np.isfinite(held).any(0), held.argmin(0), -1)
+
+
+def clip_boxes(boxes: Boxes, size: Size) -> Boxes:
+    """Clip boxes `[N, 4]` to a picture (H, W) and drop those with no area left: a detector that found nothing there."""
+    height, width = size
+    clipped = np.clip(boxes, 0.0, [width, height, width, height])
+    return clipped[(clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])]
+
+
+def mask_to_logits(mask: Tensor, input_size: Size, model: Sam) -> Tensor | None:
+    """A mask as SAM's mask prompt, aligned with the picture inside the model's square.
+
+    It is resized to the resized picture's size, padded to the square, averaged down to the decoder's grid, and scaled to
+    logits. A plain squash to the grid would misplace it on every picture that is not square.
+
+    Args:
+        mask: `[H, W]` in 0..1, of the picture's proportions.
+        input_size: (h, w) of the resized picture inside the square.
+        model: gives the sizes of the square and of the grid.
+
+    Returns:
+        float32 `[1, 4h, 4w]`, or None for a mask with nothing in it (LoadImage's answer for "no alpha" is one).
+    """
+    if not bool((mask > 0).any()):
+        return None
+    side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
+    resized = resize_masks(mask[None], input_size)
+    padded = F.pad(resized, (0, side - input_size[1], 0, side - input_size[0]))
+    return F.adaptive_avg_pool2d(padded, grid) * _MASK_SCALE + _MASK_BIAS
+
+
+@dataclass(frozen=True)
+class PromptTensors:
+    """Prompts of one shape in the model's frame, as `PromptEncoder` takes them."""
+
+    points: tuple[Tensor, Tensor] | None
+    boxes: Tensor | None
+    masks: Tensor | None
+
+
+def to_model_frame(prompts: Sequence[Prompt], original: Size, resized: Size, device: torch.device) -> PromptTensors:
+    """Batch prompts that all have as many points, and all or none a box and logits (see `shape_of`).
+
+    Coordinates are scaled in float64 and rounded once to float32, as `ResizeLongestSide.apply_coords` does.
+
+    Args:
+        prompts: N of them.
+        original, resized: (H, W) of the picture, and of the resized picture inside the model's square.
+        device: where the tensors go.
+    """
+    scale = np.array([resized[1] / original[1], resized[0] / original[0]])
+    first = prompts[0]
+    points = boxes = masks = None
+    if len(first.points):
+        coords = np.stack([prompt.points for prompt in prompts]) * scale
+        labels = np.stack([prompt.labels for prompt in prompts])
+        points = torch.as_tensor(coords, dtype=torch.float32, device=device), torch.as_tensor(labels, device=device)
+    if first.box is not None:
+        corners = np.stack([prompt.box for prompt in prompts]).reshape(-1, 2, 2) * scale
+        boxes = torch.as_tensor(corners.reshape(-1, 4), dtype=torch.float32, device=device)
+    if first.logits is not None:
+        masks = torch.stack([prompt.logits for prompt in prompts]).to(device, torch.float32)
+    return PromptTensors(points, boxes, masks)
+
+
+def shape_of(prompt: Prompt) -> tuple[int, bool, bool]:
+    """What prompts must agree in to share a batch: padding points to equal numbers would change SAM's answer."""
+    return len(prompt.points), prompt.box is not None, prompt.logits is not None
+
+
+@dataclass(frozen=True)
+class Wired:
+    """What a caller gave as prompts for B pictures; None where an input was not given at all.
+
+    Attributes:
+        positive, negative: one array `[P, 2]` (x, y) per picture.
+        boxes: one array `[N, 4]` (x1, y1, x2, y2) per picture.
+        mask: `[N, H, W]` in 0..1, one for all, one per picture, or one per object in order.
+        logits: `[N, 1, 4h, 4w]`, counted like `mask`; where both are given, logits count, being exact.
+    """
+
+    positive: Sequence[np.ndarray] | None = None
+    negative: Sequence[np.ndarray] | None = None
+    boxes: Sequence[Boxes] | None = None
+    mask: Tensor | None = None
+    logits: Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was given (something given that is empty is an answer, not nothing)."""
+        return all(value is None for value in (self.positive, self.negative, self.boxes, self.mask, self.logits))
+
+
+def objects_per_frame(wired: Wired, frames: int, original: Size, resized: Size, model: Sam) -> list[list[Prompt]]:
+    """Validate what was given, and group it into objects.
+
+    Args:
+        wired: the prompts, `frames` entries in each list.
+        frames: number of pictures B.
+        original, resized: (H, W) of the pictures, and of the resized pictures inside the model's square.
+        model: gives the decoder's sizes.
+
+    Returns:
+        For each picture its objects; none where its prompts are empty.
+
+    Raises:
+        SAMError: a point outside the picture, or masks or logits of a wrong number or shape.
+    """
+    grouped = [_group_frame(wired, index, original) for index in range(frames)]
+    dense = _dense_prompts(wired, grouped, resized, model)
+    return [[prompt for prompt in map(_with_logits, *pair) if prompt] for pair in zip(grouped, dense, strict=True)]
+
+
+def _group_frame(wired: Wired, index: int, original: Size) -> list[Prompt | None]:
+    """The objects of one picture; a single None, for a mask to fill, where points and boxes make none."""
+    positive, negative = (
+        _inside(points[index], original, name) if points else NO_POINTS
+        for name, points in (("positive_coords", wired.positive), ("negative_coords", wired.negative))
+    )
+    boxes = clip_boxes(wired.boxes[index], original) if wired.boxes else np.zeros((0, 4))
+    return list(group(positive, negative, boxes)) or [None]
+
+
+def _inside(points: np.ndarray, size: Size, name: str) -> np.ndarray:
+    height, width = size
+    outside = ((points < 0) | (points > [width, height])).any(1)
+    if outside.any():
+        x, y = points[outside][0]
+        raise SAMError(
+            f"{name} has {outside.sum()} points outside the picture of {width}x{height} pixels (the first at x={x:g}, "
+            f"y={y:g}): coordinates are pixels of the source picture."
+        )
+    return points
+
+
+def _dense_prompts(wired: Wired, grouped: list[list[Prompt | None]], resized: Size, model: Sam) -> list[list[Tensor | None]]:
+    """Mask logits `[1, 4h, 4w]`, or None, for each object of each picture."""
+    if wired.logits is not None:
+        each = _checked_logits(wired.logits, model)
+    elif wired.mask is not None:
+        each = [mask_to_logits(mask, resized, model) for mask in wired.mask]
+    else:
+        each = []
+    name = "logits" if wired.logits is not None else "mask_prompt"
+    shared = iter(_share(each, [len(objects) for objects in grouped], name))
+    return [[next(shared) for _ in objects] for objects in grouped]
+
+
+def _checked_logits(logits: Tensor, model: Sam) -> list[Tensor]:
+    expected = (1, *model.prompt_encoder.mask_input_size)
+    if logits.ndim != 4 or logits.shape[1:] != expected:
+        raise SAMError(f"logits is {tuple(logits.shape)}, but this model's are (N, {', '.join(map(str, expected))}).")
+    return list(logits)
+
+
+def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Tensor | None]:
+    """One item per object, from one for all, one per picture, or one per object."""
+    if len(each) in (0, 1):
+        return (each or [None]) * sum(objects)
+    if len(each) == sum(objects):
+        return each
+    if len(each) == len(objects):
+        return [item for item, count in zip(each, objects, strict=True) for _ in range(count)]
+    raise SAMError(
+        f"{name} has {len(each)} masks for {len(objects)} pictures with {sum(objects)} objects: "
+        "give one for all, one per picture, or one per object."
+    )
+
+
+def _with_logits(prompt: Prompt | None, logits: Tensor | None) -> Prompt | None:
+    if prompt is None:
+        return None if logits is None else Prompt(NO_POINTS, np.zeros(0, np.int32), None, logits)
+    return replace(prompt, logits=logits)

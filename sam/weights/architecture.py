@@ -1,0 +1,167 @@
+"""The architecture of a SAM, told by the shapes of its weights and never by a file's name.
+
+The recipe is segment_anything's `build_sam.py`; every number in it that differs between models is read off a shape.
+Two cannot be read off any shape and are SAM's own: 8 heads in the mask decoder, and LayerNorm's epsilon of 1e-6.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import nn
+
+from ..errors import SAMError
+
+Shapes: TypeAlias = Mapping[str, torch.Size]
+
+_DECODER_HEADS = 8
+_LAYER_NORM_EPS = 1e-6
+_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that `build` needs; lengths in tokens, channels or pixels as SAM's own arguments have them."""
+
+    embed_dim: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: int
+    grid: int
+    window_size: int
+    global_attn_indexes: tuple[int, ...]
+    qkv_bias: bool
+    use_abs_pos: bool
+    out_chans: int
+    mask_in_chans: int
+    decoder_depth: int
+    decoder_mlp_dim: int
+    decoder_downsample: int
+    num_mask_tokens: int
+    iou_head_depth: int
+    iou_head_hidden_dim: int
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return self.grid * self.patch_size
+
+
+def read_architecture(shapes: Shapes) -> Architecture:
+    """Tell the architecture from a state dict's shapes.
+
+    Args:
+        shapes: parameter name (segment_anything's) to shape.
+
+    Raises:
+        SAMError: the weights are no SAM's, naming what they hold instead or what is missing.
+    """
+    missing = [part for part in _PARTS if not any(name.startswith(part) for name in shapes)]
+    if missing:
+        first = ", ".join(sorted(shapes)[:3])
+        raise SAMError(f"this is no SAM checkpoint: none of its {len(shapes)} tensors ({first}, ...) is in {missing[0]}*.")
+    try:
+        return Architecture(**_encoder(shapes), **_decoder(shapes))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise SAMError(f"this is no SAM that is known here: {error} is missing or has an unknown shape.") from error
+
+
+def _encoder(shapes: Shapes) -> dict[str, object]:
+    root = "image_encoder."
+    embed_dim, _, patch_size, _ = shapes[root + "patch_embed.proj.weight"]
+    depth = _count(shapes, root + r"blocks\.(\d+)\.")
+    rel_pos = [shapes[f"{root}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+    grid, window = _grid_and_window(shapes, [(length + 1) // 2 for length, _ in rel_pos])
+    return {
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "mlp_dim": shapes[root + "blocks.0.mlp.lin1.weight"][0],
+        "num_heads": embed_dim // rel_pos[0][1],
+        "patch_size": patch_size,
+        "grid": grid,
+        "window_size": window,
+        "global_attn_indexes": tuple(i for i, (length, _) in enumerate(rel_pos) if length == 2 * grid - 1),
+        "qkv_bias": root + "blocks.0.attn.qkv.bias" in shapes,
+        "use_abs_pos": root + "pos_embed" in shapes,
+        "out_chans": shapes[root + "neck.0.weight"][0],
+    }
+
+
+def _grid_and_window(shapes: Shapes, spans: list[int]) -> tuple[int, int]:
+    """Tokens a side of the whole image and of a window (0 where every block is global), from the blocks' spans."""
+    pos_embed = shapes.get("image_encoder.pos_embed")
+    grid = pos_embed[1] if pos_embed else max(spans)
+    return grid, next((span for span in spans if span != grid), 0)
+
+
+def _decoder(shapes: Shapes) -> dict[str, object]:
+    root = "mask_decoder."
+    layer = root + "transformer.layers.0."
+    return {
+        "mask_in_chans": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
+        "decoder_depth": _count(shapes, root + r"transformer\.layers\.(\d+)\."),
+        "decoder_mlp_dim": shapes[layer + "mlp.lin1.weight"][0],
+        "decoder_downsample": shapes[root + "iou_token.weight"][1]
+        // shapes[layer + "cross_attn_token_to_image.q_proj.weight"][0],
+        "num_mask_tokens": shapes[root + "mask_tokens.weight"][0],
+        "iou_head_depth": _count(shapes, root + r"iou_prediction_head\.layers\.(\d+)\."),
+        "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
+    }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return 1 + max(int(match[1]) for name in shapes if (match := re.match(pattern, name)))
+
+
+def build(architecture: Architecture) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Image encoder, prompt encoder and mask decoder of segment_anything, without weights (on the meta device)."""
+    with torch.device("meta"):
+        return _build_image_encoder(architecture), _build_prompt_encoder(architecture), _build_decoder(architecture)
+
+
+def _build_image_encoder(a: Architecture) -> ImageEncoderViT:
+    return ImageEncoderViT(
+        img_size=a.img_size,
+        patch_size=a.patch_size,
+        embed_dim=a.embed_dim,
+        depth=a.depth,
+        num_heads=a.num_heads,
+        mlp_ratio=(a.mlp_dim + 0.5) / a.embed_dim,  # it is truncated to an int: the half keeps odd widths (696 / 168)
+        out_chans=a.out_chans,
+        qkv_bias=a.qkv_bias,
+        norm_layer=partial(nn.LayerNorm, eps=_LAYER_NORM_EPS),
+        use_abs_pos=a.use_abs_pos,
+        use_rel_pos=True,
+        window_size=a.window_size,
+        global_attn_indexes=a.global_attn_indexes,
+    )
+
+
+def _build_prompt_encoder(a: Architecture) -> PromptEncoder:
+    return PromptEncoder(
+        embed_dim=a.out_chans,
+        image_embedding_size=(a.grid, a.grid),
+        input_image_size=(a.img_size, a.img_size),
+        mask_in_chans=a.mask_in_chans,
+    )
+
+
+def _build_decoder(a: Architecture) -> MaskDecoder:
+    return MaskDecoder(
+        num_multimask_outputs=a.num_mask_tokens - 1,
+        transformer=TwoWayTransformer(
+            depth=a.decoder_depth,
+            embedding_dim=a.out_chans,
+            num_heads=_DECODER_HEADS,
+            mlp_dim=a.decoder_mlp_dim,
+            attention_downsample_rate=a.decoder_downsample,
+        ),
+        transformer_dim=a.out_chans,
+        iou_head_depth=a.iou_head_depth,
+        iou_head_hidden_dim=a.iou_head_hidden_dim,
+    )

@@ -1,0 +1,69 @@
+"""Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+_load("samkit", ROOT)
+for folder in ("tools", "tests"):
+    sys.path.append(str(ROOT / folder))
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    """Every test starts without embeddings of the one before."""
+    from samkit.sam.encode import cache
+
+    cache.clear()
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    from samkit.nodes.model import SAMModelLoader
+
+    return SAMModelLoader().load_model("samkit_demo.safetensors")[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_sam():
+    """A plain segment_anything Sam, random but lively, small enough for a millisecond."""
+    from reference import random_sam
+
+    return random_sam(embed_dim=32, depth=3, heads=2, grid=8, window=3, global_blocks=(1,), out_chans=32, mlp_dim=64)
+
+
+@pytest.fixture
+def tiny_model(tiny_sam, tmp_path):
+    """The same weights as `tiny_sam`, loaded by the pack from a file."""
+    from samkit.sam import load_model
+
+    torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
+    return load_model(tmp_path / "tiny.pth")
+
+
+@pytest.fixture
+def picture():
+    """A picture with structure at every scale, 60x80: uint8 [H, W, 3]."""
+    return make_picture(60, 80)
+
+
+def make_picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / rng.uniform(2, 30) + columns / rng.uniform(2, 30) + rng.uniform(0, 6)) for _ in range(12)]
+    layers = np.stack([sum(waves[i::3]) for i in range(3)], axis=-1) * 30 + 128 + rng.normal(0, 6, (height, width, 3))
+    return layers.clip(0, 255).astype(np.uint8)

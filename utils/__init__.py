@@ -1,0 +1,1 @@
+"""Floor 1: conversions and the door to ComfyUI. Knows no SAM."""

@@ -1,0 +1,133 @@
+"""BOUNDING_BOX and the community's BBOX forms <-> xyxy arrays; mask -> tight box."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import SAMError
+
+
+class BoundingBox(TypedDict, total=False):
+    """ComfyUI core's BOUNDING_BOX, in pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float
+    label: str
+
+
+Boxes: TypeAlias = np.ndarray
+"""float64 `[N, 4]` corners (x1, y1, x2, y2) in pixels."""
+
+_FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, or a list of lists (one per frame)"
+
+
+def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
+    """Parse BOUNDING_BOX or BBOX into one array of boxes per frame.
+
+    Args:
+        value: a box (dict, or a sequence of four numbers), a list of boxes (the same for every frame), or a list of such
+            lists (one per frame; a single one counts for every frame).
+        frames: number of frames B.
+
+    Returns:
+        B arrays `[N_b, 4]`, corners in order, boxes in their order.
+
+    Raises:
+        SAMError: anything else, with the item and its place.
+    """
+    if _is_box(value):
+        value = [value]
+    if not _is_list(value):
+        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+    if value and all(_is_list(item) and not _is_box(item) for item in value):
+        return [_parse(boxes, f"bboxes[{i}]") for i, boxes in enumerate(spread(value, frames, "bboxes"))]
+    return [_parse(value, "bboxes")] * frames
+
+
+def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
+    """One item per frame: as many as there are frames, or one for all of them.
+
+    Raises:
+        SAMError: any other number of items.
+    """
+    if len(per_frame) == 1:
+        return list(per_frame) * frames
+    if len(per_frame) != frames:
+        raise SAMError(f"{name} lists {len(per_frame)} frames, but there are {frames}: give one list per frame, or one.")
+    return per_frame
+
+
+def _parse(boxes: Sequence[Any], place: str) -> Boxes:
+    corners = [_corners(box, f"{place}[{i}]") for i, box in enumerate(boxes)]
+    return np.array(corners, dtype=np.float64).reshape(-1, 4)
+
+
+def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
+    if not _is_box(box):
+        raise SAMError(f"{place} is {_short(box)}: it must be {_FORMS}.")
+    if isinstance(box, Mapping):
+        x, y, width, height = (float(box[key]) for key in ("x", "y", "width", "height"))
+        corners = (x, y, x + width, y + height)
+    else:
+        corners = tuple(float(number) for number in box)
+    if not np.isfinite(corners).all():
+        raise SAMError(f"{place} is {_short(box)}: its numbers must be finite.")
+    x1, y1, x2, y2 = corners
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray, Tensor))
+
+
+def _is_box(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_number(value.get(key)) for key in ("x", "y", "width", "height"))
+    return _is_list(value) and len(value) == 4 and all(_is_number(item) for item in value)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def flat_boxes(value: Any) -> list[BoundingBox]:
+    """BOUNDING_BOX in any of its forms to one flat list of dicts in order, with scores and labels kept.
+
+    Raises:
+        SAMError: an item that is no box.
+    """
+    if _is_box(value):
+        value = [value]
+    if not _is_list(value):
+        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+    flat = [box for item in value for box in ([item] if _is_box(item) or not _is_list(item) else item)]
+    return [_as_dict(box, f"bboxes[{i}]") for i, box in enumerate(flat)]
+
+
+def _as_dict(box: Any, place: str) -> BoundingBox:
+    x1, y1, x2, y2 = _corners(box, place)
+    extra = {key: box[key] for key in ("score", "label") if key in box} if isinstance(box, Mapping) else {}
+    return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
+
+
+def tight_box(mask: Tensor) -> BoundingBox | None:
+    """Smallest box around a mask `[H, W]` (nonzero = inside), in whole pixels; None where the mask is empty."""
+    rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
+    if not len(rows):
+        return None
+    x, y = int(columns[0]), int(rows[0])
+    return BoundingBox(x=x, y=y, width=int(columns[-1]) + 1 - x, height=int(rows[-1]) + 1 - y)

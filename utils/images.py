@@ -1,0 +1,77 @@
+"""IMAGE and MASK tensors <-> numpy <-> PIL."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .errors import SAMError
+
+
+def image_to_frames(image: Tensor) -> list[np.ndarray]:
+    """IMAGE to one uint8 picture per frame.
+
+    Args:
+        image: `[B, H, W, C]` floats in 0..1; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). Alpha is dropped, as
+            ComfyUI's own LoadImage does.
+
+    Returns:
+        B arrays `[H, W, 3]`, rounded to the nearest of 256 levels and clipped.
+
+    Raises:
+        SAMError: another rank or number of channels, a side of 0 pixels, or values that are not finite.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
+        seen = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise SAMError(f"image must be an IMAGE tensor [B, H, W, C] with 1 to 4 channels, but is {seen}.")
+    if 0 in image.shape[1:3]:
+        raise SAMError(f"image has a side of 0 pixels: its shape is {tuple(image.shape)}.")
+    bad = int((~torch.isfinite(image)).sum())
+    if bad:
+        raise SAMError(
+            f"image has {bad} values that are NaN or infinite (often a VAE that overflowed in fp16): "
+            "decode it in fp32 or bf16 before it comes here."
+        )
+    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
+    levels = (colour.detach().float().cpu() * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+    return [np.ascontiguousarray(frame) for frame in levels.numpy()]
+
+
+def frames_to_image(frames: list[np.ndarray]) -> Tensor:
+    """uint8 pictures `[H, W, C]` of one size to an IMAGE `[B, H, W, C]`, float32 in 0..1."""
+    return torch.from_numpy(np.stack(frames)).float() / 255.0
+
+
+def as_masks(mask: Tensor) -> Tensor:
+    """MASK in any rank that packs produce (`[H, W]`, `[N, H, W]`, `[N, 1, H, W]`) to float32 `[N, H, W]` in 0..1.
+
+    Raises:
+        SAMError: another rank, or values that are not finite.
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = mask[None]
+    if not isinstance(mask, Tensor) or mask.ndim != 3:
+        seen = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise SAMError(f"a mask must be a MASK tensor [N, H, W], but is {seen}.")
+    if not bool(torch.isfinite(mask).all()):
+        raise SAMError(f"the mask of shape {tuple(mask.shape)} has values that are NaN or infinite.")
+    return mask.detach().float().clamp(0.0, 1.0)
+
+
+def resize_pil(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a uint8 picture `[H, W, C]` to (h, w) with PIL's bilinear filter, the one SAM was trained with.
+
+    Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2.
+    """
+    height, width = size
+    return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize MASK `[N, H, W]` to (h, w), bilinear and antialiased."""
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    return F.interpolate(masks[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]

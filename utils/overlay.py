@@ -1,0 +1,97 @@
+"""Pictures for people: outlines, tints, colours."""
+
+import colorsys
+
+import numpy as np
+
+from .images import resize_pil
+
+_GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, however many there are
+_TOKEN_PIXELS = 16
+
+
+def colour(index: int) -> np.ndarray:
+    """A distinct colour for the index-th thing: uint8 `[3]`."""
+    return np.array([round(255 * part) for part in colorsys.hsv_to_rgb((0.02 + index * _GOLDEN) % 1.0, 0.85, 1.0)], np.uint8)
+
+
+def paint_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """Tint each mask in a colour of its own and draw its outline.
+
+    Args:
+        frame: uint8 `[H, W, 3]`.
+        masks: bool `[N, H, W]`.
+        opacity: of the tint; outlines are opaque.
+
+    Returns:
+        A new uint8 `[H, W, 3]`.
+    """
+    painted = frame.astype(np.float32)
+    for index, mask in enumerate(masks):
+        painted[mask] = painted[mask] * (1 - opacity) + colour(index) * opacity
+    for index, mask in enumerate(masks):
+        painted[outline(mask)] = colour(index)
+    return painted.round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask bool `[H, W]` that touch its outside, beyond the picture's edge included."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def mark(frame: np.ndarray, x: float, y: float, positive: bool, radius: int = 5) -> None:
+    """Draw a point prompt into uint8 `[H, W, 3]`, in place: a ringed plus for a positive one, a minus for a negative one."""
+    rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]]
+    across, down = np.abs(columns - round(x)), np.abs(rows - round(y))
+    distance = np.hypot(across, down)
+    frame[distance <= radius + 1] = (255, 255, 255)
+    frame[distance <= radius] = (30, 160, 60) if positive else (210, 40, 40)
+    glyph = (down == 0) & (across < radius - 1)
+    if positive:
+        glyph |= (across == 0) & (down < radius - 1)
+    frame[glyph] = (255, 255, 255)
+
+
+def draw_box(frame: np.ndarray, box: np.ndarray, line: tuple[int, int, int] = (255, 220, 0)) -> None:
+    """Draw a box (x1, y1, x2, y2) into uint8 `[H, W, 3]`, in place, two pixels thick."""
+    height, width = frame.shape[:2]
+    x1, x2 = (int(np.clip(round(x), 0, width - 2)) for x in (box[0], box[2]))
+    y1, y2 = (int(np.clip(round(y), 0, height - 2)) for y in (box[1], box[3]))
+    for rows, columns in (
+        (slice(y1, y1 + 2), slice(x1, x2 + 2)),
+        (slice(y2, y2 + 2), slice(x1, x2 + 2)),
+        (slice(y1, y2 + 2), slice(x1, x1 + 2)),
+        (slice(y1, y2 + 2), slice(x2, x2 + 2)),
+    ):
+        frame[rows, columns] = line
+
+
+def principal_components(
+    features: np.ndarray, inside: tuple[int, int] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Features as a colour picture: red, green and blue are their first three principal components.
+
+    Args:
+        features: float `[C, h, w]` of a square picture, one token per grid cell.
+        inside: (h, w) in pixels of the resized picture within that square, long side = the square's; the padding outside
+            is cut off. None: all of it is picture.
+        size: (H, W) of the result; None: 16 pixels per token.
+
+    Returns:
+        uint8 `[H, W, 3]`, each component stretched over all 256 levels.
+    """
+    channels, height, width = features.shape
+    if inside is not None:
+        side = max(inside)
+        height, width = (max(1, round(grid * part / side)) for grid, part in zip((height, width), inside, strict=True))
+    tokens = features[:, :height, :width].reshape(channels, -1).T.astype(np.float64)
+    tokens = tokens - tokens.mean(0)
+    axes = np.linalg.svd(tokens, full_matrices=False)[2][:3]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # SVD leaves the sign open
+    parts = np.zeros((height * width, 3))
+    parts[:, : len(axes)] = tokens @ axes.T
+    low, high = parts.min(0), parts.max(0)
+    levels = (255 * (parts - low) / np.maximum(high - low, 1e-12)).round().astype(np.uint8)
+    return resize_pil(levels.reshape(height, width, 3), size or (height * _TOKEN_PIXELS, width * _TOKEN_PIXELS))

@@ -1,0 +1,56 @@
+"""STRING coords, the JSON form of points that core's SAM3 Detect and KJNodes' Points Editor share, -> arrays."""
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from .boxes import spread
+from .errors import SAMError
+
+_FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
+_FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
+
+
+def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
+    """Parse coordinates into one array of points per frame.
+
+    Args:
+        text: JSON `[{"x":, "y":}, ...]` in source pixels (the same points for every frame), or a list of such lists (one per
+            frame; a single one counts for every frame). An empty text is an empty list.
+        frames: number of frames B.
+        name: the input's name, for messages.
+
+    Returns:
+        B float64 arrays `[P, 2]` (x, y).
+
+    Raises:
+        SAMError: not JSON, or JSON of another form.
+    """
+    if not isinstance(text, str):
+        raise SAMError(f"{name} is a {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
+    try:
+        value = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        raise SAMError(f"{name} is not JSON ({error}): it must be {_FORM}.") from error
+    if not isinstance(value, list):
+        raise SAMError(f"{name} is JSON, but {str(value)[:80]!r} is no list: it must be {_FORM}.")
+    if value and all(isinstance(item, list) for item in value):
+        return [_parse(points, f"{name}[{i}]") for i, points in enumerate(spread(value, frames, name))]
+    return [_parse(value, name)] * frames
+
+
+def _parse(points: list[Any], place: str) -> np.ndarray:
+    for index, point in enumerate(points):
+        if not _is_point(point):
+            raise SAMError(f"{place}[{index}] is {str(point)[:80]!r}: it must be an object with finite numbers x and y.")
+    return np.array([(point["x"], point["y"]) for point in points], dtype=np.float64).reshape(-1, 2)
+
+
+def _is_point(point: Any) -> bool:
+    if not isinstance(point, Mapping):
+        return False
+    numbers = (point.get("x"), point.get("y"))
+    return all(isinstance(n, Real) and not isinstance(n, bool) and abs(n) < _FAR for n in numbers)
