@@ -59,16 +59,19 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
     """
     if precision not in PRECISIONS:
         raise SAMError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
-    path = Path(path)
-    state = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
     # ComfyUI runs nodes in inference mode; weights made there could not be moved or used outside it.
     with torch.inference_mode(False), torch.no_grad():
-        try:
-            parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
-        except SAMError as error:
-            raise SAMError(f"{path.name}: {error}") from error
-        model = SAMModel(*parts, checkpoint=path, precision=precision)
-        _fill(model, state)
+        return _load(Path(path), precision)
+
+
+def _load(path: Path, precision: Precision) -> SAMModel:
+    state = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
+    try:
+        parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
+    except SAMError as error:
+        raise SAMError(f"{path.name}: {error}") from error
+    model = SAMModel(*parts, checkpoint=path, precision=precision)
+    _fill(model, state)
     return model.eval().requires_grad_(False)
 
 

@@ -1,6 +1,5 @@
 """Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -11,16 +10,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-_load("samkit", ROOT)
 for folder in ("tools", "tests"):
     sys.path.append(str(ROOT / folder))
+
+from load_pack import load_pack  # noqa: E402
+
+load_pack()
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +62,8 @@ def make_picture(height, width, seed=0):
     waves = [np.sin(rows / rng.uniform(2, 30) + columns / rng.uniform(2, 30) + rng.uniform(0, 6)) for _ in range(12)]
     layers = np.stack([sum(waves[i::3]) for i in range(3)], axis=-1) * 30 + 128 + rng.normal(0, 6, (height, width, 3))
     return layers.clip(0, 255).astype(np.uint8)
+
+
+def as_image(*pictures):
+    """uint8 pictures of one size as an IMAGE [B, H, W, 3]."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255

@@ -46,7 +46,7 @@ def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
         value = [value]
     if not _is_list(value):
         raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
-    if value and all(_is_list(item) and not _is_box(item) for item in value):
+    if len(value) and all(_is_list(item) and not _is_box(item) for item in value):
         return [_parse(boxes, f"bboxes[{i}]") for i, boxes in enumerate(spread(value, frames, "bboxes"))]
     return [_parse(value, "bboxes")] * frames
 

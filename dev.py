@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The developer's commands: python dev.py {demo,test,lint,comfyui}. Needs nothing but Python 3.10 or newer.
+
+The first run makes `.venv` and installs into it (torch included: some gigabytes, once); later runs start at once.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+REQUIREMENTS = ROOT / "requirements-dev.txt"
+COMFYUI_URL = "https://github.com/Comfy-Org/ComfyUI"
+
+
+def demo(extra: list[str]) -> int:
+    """Point, box and refinement on a bundled picture with the bundled checkpoint; pictures in demo_output/."""
+    return run(python(), ROOT / "tools" / "demo.py", *extra)
+
+
+def test(extra: list[str]) -> int:
+    """The whole test suite; further arguments go to pytest."""
+    return run(python(), "-m", "pytest", *extra)
+
+
+def lint(extra: list[str]) -> int:
+    """ruff: rules and formatting."""
+    interpreter = python()
+    return run(interpreter, "-m", "ruff", "check", *extra) or run(interpreter, "-m", "ruff", "format", "--check")
+
+
+def comfyui(extra: list[str]) -> int:
+    """The pack in a real ComfyUI: COMFYUI_PATH, the one that the pack lies in, or a fresh clone; arguments go to it."""
+    home = find_comfyui()
+    interpreter = comfyui_python(home)
+    link = home / "custom_nodes" / "samkit"
+    if ROOT.parent != home / "custom_nodes" and not link.exists():
+        link_folder(link)
+    shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", home / "input")
+    has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
+    cpu = [] if subprocess.call([interpreter, "-c", has_gpu]) == 0 else ["--cpu"]
+    print("ComfyUI starts at http://127.0.0.1:8188: open Templates > samkit, or drag example_workflows/one_click.json in.")
+    return run(interpreter, "main.py", *cpu, *extra, folder=home)
+
+
+COMMANDS = {command.__name__: command for command in (demo, test, lint, comfyui)}
+
+
+def python() -> Path:
+    """The interpreter of `.venv`, made and filled where that has not been done for these requirements."""
+    folder = ROOT / ".venv"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + (ROOT / "requirements.txt").read_bytes()).hexdigest()
+    stamp = folder / "samkit-installed"
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print("Setting up .venv: this takes some minutes, once.", flush=True)
+        make_venv(folder, "-r", str(REQUIREMENTS))
+        stamp.write_text(wanted)
+    return interpreter_in(folder)
+
+
+def make_venv(folder: Path, *packages: str) -> None:
+    """A virtual environment with `packages`, which pip installs or brings up to date."""
+    if not interpreter_in(folder).exists():
+        venv.create(folder, with_pip=True)
+    subprocess.check_call([interpreter_in(folder), "-m", "pip", "install", "-q", *packages])
+
+
+def interpreter_in(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def find_comfyui() -> Path:
+    """ComfyUI's folder, cloned into this one where there is none."""
+    if "COMFYUI_PATH" in os.environ:
+        return Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    if (ROOT.parent.parent / "comfy").is_dir() and (ROOT.parent.parent / "main.py").is_file():
+        return ROOT.parent.parent
+    home = ROOT / "ComfyUI"
+    if not (home / "main.py").is_file():
+        subprocess.check_call(["git", "clone", "--depth", "1", COMFYUI_URL, home])
+    return home
+
+
+def comfyui_python(home: Path) -> Path:
+    """The interpreter that ComfyUI has, or a new one with its requirements; ours are installed into it either way."""
+    portable = home.parent / "python_embeded" / "python.exe"
+    found = [path for path in (interpreter_in(home / ".venv"), interpreter_in(home / "venv"), portable) if path.exists()]
+    interpreter = found[0] if found else interpreter_in(home / ".venv")
+    if not found:
+        make_venv(home / ".venv", "-r", str(home / "requirements.txt"))
+    subprocess.check_call([interpreter, "-m", "pip", "install", "-q", "-r", ROOT / "requirements.txt"])
+    return interpreter
+
+
+def link_folder(link: Path) -> None:
+    """Make `link` stand for this folder; Windows lets a user do that with a junction only."""
+    if os.name == "nt":
+        subprocess.check_call(["cmd", "/c", "mklink", "/J", link, ROOT])
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
+
+
+def run(*command: object, folder: Path = ROOT) -> int:
+    return subprocess.call([str(part) for part in command], cwd=folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.__doc__)
+    chosen, extra = parser.parse_known_args()
+    return COMMANDS[chosen.command]([argument for argument in extra if argument != "--"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
