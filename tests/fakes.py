@@ -1,0 +1,122 @@
+"""Small fakes of ComfyUI's modules, as far as the pack touches them; installed by fixtures, gone after the test."""
+
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+
+class Interrupted(Exception):
+    """ComfyUI's InterruptProcessingException."""
+
+
+class FakeComfyUI:
+    """What a running ComfyUI would show: its folders, its progress bars, its loaded models."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self.bars = []
+        self.interrupted_after = None
+        self.device = torch.device("cpu")
+        self.loaded = []
+        self.full_loads = []
+        self.folder_names_and_paths = {}
+
+    def modules(self):
+        return {
+            "folder_paths": self._folder_paths(),
+            "comfy": types.ModuleType("comfy"),
+            "comfy.utils": self._module("comfy.utils", ProgressBar=self._progress_bar()),
+            "comfy.model_patcher": self._module("comfy.model_patcher", ModelPatcher=FakePatcher),
+            "comfy.model_management": self._management(),
+        }
+
+    @staticmethod
+    def _module(name, **contents):
+        module = types.ModuleType(name)
+        vars(module).update(contents)
+        return module
+
+    def _folder_paths(self):
+        def add_model_folder_path(name, path, is_default=False):
+            paths, _ = self.folder_names_and_paths.setdefault(name, ([], set()))
+            if path not in paths:
+                paths.append(path)
+
+        def get_filename_list(name):
+            paths, suffixes = self.folder_names_and_paths[name]
+            files = [f.relative_to(p) for p in map(Path, paths) for f in sorted(p.rglob("*")) if f.suffix in suffixes]
+            return [str(file) for file in files]
+
+        def get_full_path(name, file):
+            paths = [Path(folder) / file for folder in self.folder_names_and_paths[name][0]]
+            return next((str(path) for path in paths if path.is_file()), None)
+
+        return self._module(
+            "folder_paths",
+            models_dir=str(self.root / "models"),
+            folder_names_and_paths=self.folder_names_and_paths,
+            add_model_folder_path=add_model_folder_path,
+            get_filename_list=get_filename_list,
+            get_full_path=get_full_path,
+        )
+
+    def _progress_bar(self):
+        bars = self.bars
+
+        class ProgressBar:
+            def __init__(self, total):
+                self.total, self.current = total, 0
+                bars.append(self)
+
+            def update(self, value):
+                self.current += value
+
+        return ProgressBar
+
+    def _management(self):
+        def load_models_gpu(patchers, force_full_load=False):
+            self.full_loads.append(force_full_load)
+            for patcher in patchers:
+                patcher.model.to(patcher.load_device)
+                if not any(entry.model is patcher for entry in self.loaded):
+                    self.loaded.append(types.SimpleNamespace(model=patcher))
+
+        def free_memory(required, device, keep_loaded=()):
+            for entry in [entry for entry in self.loaded if entry not in keep_loaded and entry.model.load_device == device]:
+                entry.model.model.to(entry.model.offload_device)
+                self.loaded.remove(entry)
+
+        def throw_exception_if_processing_interrupted():
+            if self.interrupted_after is not None:
+                self.interrupted_after -= 1
+                if self.interrupted_after < 0:
+                    raise Interrupted
+
+        return self._module(
+            "comfy.model_management",
+            current_loaded_models=self.loaded,
+            load_models_gpu=load_models_gpu,
+            free_memory=free_memory,
+            get_torch_device=lambda: self.device,
+            intermediate_device=lambda: torch.device("cpu"),
+            throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
+        )
+
+
+class FakePatcher:
+    """comfy.model_patcher.ModelPatcher as the real one starts: it needs a model whose device can be assigned."""
+
+    def __init__(self, model, load_device, offload_device):
+        model.device = offload_device
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+
+def install(monkeypatch, fake):
+    modules = fake.modules()
+    for name in ("utils", "model_patcher", "model_management"):
+        setattr(modules["comfy"], name, modules[f"comfy.{name}"])
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return fake

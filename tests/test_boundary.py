@@ -1,0 +1,159 @@
+"""The pack at ComfyUI's door: folders, progress, interruption and the memory manager, against small fakes."""
+
+import pytest
+import torch
+from conftest import as_image, make_picture
+from fakes import FakeComfyUI, Interrupted, install
+from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
+from samkit.nodes.predict import Segment
+from samkit.sam import encode
+from samkit.sam.device import device_for, placed
+from samkit.sam.encode import cache
+from samkit.sam.model import encoder_dtype
+from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
+
+CLICK = '[{"x": 30, "y": 25}]'
+
+
+@pytest.fixture
+def comfy(monkeypatch, tmp_path):
+    return install(monkeypatch, FakeComfyUI(tmp_path))
+
+
+def pictures(count):
+    return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
+
+
+def test_the_sams_folder_is_registered_once(comfy, tmp_path):
+    assert sams_folders() == sams_folders() == [tmp_path / "models" / "sams"]
+    assert comfy.folder_names_and_paths["sams"][1] == CHECKPOINT_SUFFIXES
+
+
+def test_folders_of_others_stay_and_only_endings_are_added(comfy, tmp_path):
+    theirs, suffixes = [str(tmp_path / "elsewhere")], {".ckpt"}
+    comfy.folder_names_and_paths["sams"] = (theirs, suffixes)
+    assert sams_folders() == [tmp_path / "elsewhere", tmp_path / "models" / "sams"]
+    paths, now = comfy.folder_names_and_paths["sams"]
+    assert paths is theirs and now == {".ckpt", *CHECKPOINT_SUFFIXES} and suffixes == {".ckpt"}
+
+
+def test_new_files_in_any_folder_appear_in_the_list(comfy, tmp_path):
+    comfy.folder_names_and_paths["sams"] = ([str(tmp_path / "extra")], set())
+    assert "found/later.pth" not in available_names()
+    (tmp_path / "extra" / "found").mkdir(parents=True)
+    (tmp_path / "extra" / "found" / "later.pth").touch()
+    assert any(
+        name.replace("\\", "/") == "found/later.pth" for name in SAMModelLoader.INPUT_TYPES()["required"]["model_name"][0]
+    )
+    assert (
+        checkpoint_path("found/later.pth") == find_checkpoint("found/later.pth") == tmp_path / "extra" / "found" / "later.pth"
+    )
+
+
+def test_progress_moves_per_frame(comfy, tiny_model):
+    encode(tiny_model, pictures(3))
+    assert [(bar.total, bar.current) for bar in comfy.bars] == [(3, 3)]
+    Segment().execute(tiny_model, pictures(4), positive_coords=CLICK)
+    assert [(bar.total, bar.current) for bar in comfy.bars] == [(3, 3), (4, 4), (4, 4)]
+
+
+def test_cancel_stops_within_a_frame_and_keeps_what_is_done(comfy, tiny_model):
+    comfy.interrupted_after = 2
+    with pytest.raises(Interrupted):
+        encode(tiny_model, pictures(5))
+    assert comfy.bars[0].current == 2
+    comfy.interrupted_after = 4
+    encode(tiny_model, pictures(5))
+    comfy.interrupted_after = 1
+    with pytest.raises(Interrupted):
+        Segment().execute(tiny_model, pictures(5), positive_coords=CLICK)
+
+
+@pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU"])
+def test_a_gpu_run_goes_through_the_memory_manager(comfy, tiny_model, mode):
+    Segment().execute(tiny_model, pictures(1), positive_coords=CLICK, device_mode=mode)
+    assert len(comfy.loaded) == 1 and comfy.loaded[0].model.model.sam is tiny_model
+    assert all(comfy.full_loads), "a plain nn.Linear cannot run half loaded"
+    Segment().execute(tiny_model, pictures(1), bboxes=(3, 3, 40, 40), device_mode=mode)
+    assert len(comfy.loaded) == 1, "one handle per model"
+
+
+def test_a_plain_sam_goes_through_the_memory_manager_too(comfy, tiny_sam):
+    encode(tiny_sam, pictures(1))
+    assert comfy.loaded[0].model.model.sam is tiny_sam
+    assert "_samkit_patcher" not in tiny_sam.state_dict()
+    del tiny_sam._samkit_patcher
+
+
+def test_cpu_mode_takes_the_model_off_the_gpu_and_the_managers_books(comfy, tiny_model, tiny_sam):
+    comfy.device = torch.device("meta")  # any device but the CPU: a model there has no memory here
+    other = type("Other", (), {"load_device": comfy.device})()
+    comfy.loaded.append(type("Entry", (), {"model": other})())
+    tiny_model._samkit_patcher = type("Patcher", (), {"load_device": comfy.device, "offload_device": torch.device("cpu")})()
+    tiny_model._samkit_patcher.model = tiny_model
+    comfy.loaded.append(type("Entry", (), {"model": tiny_model._samkit_patcher})())
+    with placed(tiny_model, "CPU") as device:
+        assert device.type == "cpu" and tiny_model.pixel_mean.device.type == "cpu"
+    assert [entry.model for entry in comfy.loaded] == [other]
+
+
+def test_where_each_mode_runs(comfy):
+    comfy.device = torch.device("cuda", 1)
+    assert [device_for(mode) for mode in ("AUTO", "Prefer GPU", "CPU")] == [comfy.device, comfy.device, torch.device("cpu")]
+
+
+def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, monkeypatch):
+    moves = []
+    monkeypatch.setattr("samkit.sam.device.device_for", lambda mode: torch.device("cpu" if mode == "CPU" else "meta"))
+    monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(torch.device(device).type))
+    for mode, expected in (("AUTO", ["meta", "cpu"]), ("Prefer GPU", ["meta"]), ("CPU", ["cpu"])):
+        moves.clear()
+        with placed(tiny_model, mode) as device:
+            assert device.type == expected[0]
+        assert moves == expected, mode
+
+
+def test_auto_moves_back_after_an_error_too(tiny_model, monkeypatch):
+    moves = []
+    monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(torch.device(device).type))
+    with pytest.raises(RuntimeError, match="out of memory"), placed(tiny_model, "AUTO"):
+        raise RuntimeError("out of memory")
+    assert moves[-1] == "cpu" and len(moves) == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cuda", torch.float16),
+        ("auto", "cpu", torch.float32),
+        ("auto", "mps", torch.float32),
+        ("bf16", "cpu", torch.bfloat16),
+        ("fp16", "cuda", torch.float16),
+        ("fp16", "cpu", torch.float32),
+        ("fp32", "cuda", torch.float32),
+    ],
+)
+def test_what_the_encoder_computes_in(tiny_model, precision, device, expected):
+    tiny_model.precision = precision
+    assert encoder_dtype(tiny_model, torch.device(device)) == expected
+
+
+def test_a_plain_sam_computes_in_float32(tiny_sam):
+    assert encoder_dtype(tiny_sam, torch.device("cuda")) == torch.float32
+
+
+def test_threads_do_not_mix_pictures(tiny_model):
+    """A SamPredictor shared by two threads answers with the other's picture; a stateless decode cannot."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run(seed):
+        height, width = 60 + seed, 80 - seed
+        image = as_image(make_picture(height, width, seed))
+        return Segment().execute(tiny_model, image, positive_coords=CLICK)[3]
+
+    alone = [run(seed) for seed in range(8)]
+    cache.clear()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(8)))
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,167 @@
+"""Fetching: a file lands complete and verified, or not at all. The sources are a server on this machine."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+import torch
+from fakes import FakeComfyUI, Interrupted, install
+from samkit.nodes import model as model_node
+from samkit.sam import SAMError
+from samkit.sam.weights import download
+from samkit.sam.weights.registry import KNOWN, KnownCheckpoint
+
+NAME = "known_sam.pth"
+
+
+@pytest.fixture
+def content(tiny_sam, tmp_path):
+    torch.save(tiny_sam.state_dict(), tmp_path / "source.pth")
+    return (tmp_path / "source.pth").read_bytes()
+
+
+@pytest.fixture
+def server():
+    """A publisher: `server.files[path]` is what it sends; `server.cut` bytes of it are promised and not sent."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = self.server.files.get(self.path)
+            self.server.asked.append(self.path)
+            if content is None:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) - self.server.cut])
+            return None
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.files, running.asked, running.cut = {}, [], 0
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def known(server, content):
+    server.files[f"/{NAME}"] = content
+    url = f"http://127.0.0.1:{server.server_port}/{NAME}"
+    return KnownCheckpoint(NAME, "owner/name", NAME, url, len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub's transfer; `hub.answer` writes the file, or raises."""
+    import huggingface_hub
+
+    class Hub:
+        asked = 0
+
+        def answer(self, folder, bar):
+            raise OSError("hub is not reachable")
+
+    fake = Hub()
+
+    def hf_hub_download(repo_id, filename, *, local_dir, tqdm_class):
+        fake.asked += 1
+        local_dir.mkdir(parents=True, exist_ok=True)
+        fake.answer(local_dir / filename, tqdm_class)
+        return str(local_dir / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return fake
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_from_the_hub(known, hub, tmp_path, content, server):
+    hub.answer = lambda path, bar: path.write_bytes(content)
+    assert download.fetch(known, [tmp_path / "sams"]) == tmp_path / "sams" / NAME
+    assert (tmp_path / "sams" / NAME).read_bytes() == content
+    assert files_in(tmp_path / "sams") == [NAME] and server.asked == []
+
+
+def test_from_the_publisher_when_the_hub_fails(known, hub, tmp_path, content):
+    download.fetch(known, [tmp_path / "sams"])
+    assert hub.asked == 1 and (tmp_path / "sams" / NAME).read_bytes() == content
+    assert files_in(tmp_path / "sams") == [NAME]
+
+
+def test_a_wrong_file_from_the_hub_is_thrown_away(known, hub, tmp_path, content):
+    hub.answer = lambda path, bar: path.write_bytes(b"<html>sign in</html>")
+    download.fetch(known, [tmp_path / "sams"])
+    assert (tmp_path / "sams" / NAME).read_bytes() == content
+
+
+@pytest.mark.parametrize("fault", ["cut short", "changed", "gone"])
+def test_nothing_gets_the_name_that_is_not_the_file(known, hub, server, tmp_path, content, fault):
+    if fault == "cut short":
+        server.cut = 1000
+    elif fault == "changed":
+        server.files[f"/{NAME}"] = content[:-1] + bytes([content[-1] ^ 1])
+    else:
+        server.files.clear()
+    with pytest.raises(SAMError, match=rf"could not fetch {NAME} .*hub is not reachable.*Download http.*by hand"):
+        download.fetch(known, [tmp_path / "sams"])
+    assert not (tmp_path / "sams" / NAME).exists()
+
+
+def test_offline_nothing_is_asked(known, hub, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SAMError, match="HF_HUB_OFFLINE forbids"):
+        download.fetch(known, [tmp_path / "sams"])
+    assert hub.asked == 0 and server.asked == []
+
+
+def test_it_goes_to_the_first_folder_that_can_be_written(known, hub, tmp_path):
+    (tmp_path / "a file").touch()
+    download.fetch(known, [tmp_path / "a file" / "sams", tmp_path / "second"])
+    assert files_in(tmp_path / "second") == [NAME]
+    with pytest.raises(SAMError, match="none of the sams folders can be written"):
+        download.fetch(known, [tmp_path / "a file" / "sams"])
+
+
+def test_the_node_shows_progress_and_hears_cancel(known, hub, tmp_path, monkeypatch, content):
+    comfy = install(monkeypatch, FakeComfyUI(tmp_path))
+
+    def transfer(path, bar):
+        with bar(total=len(content)) as progress:
+            progress.update(len(content))
+        path.write_bytes(content)
+
+    hub.answer = transfer
+    download.fetch(known, [tmp_path / "hub"])
+    assert (comfy.bars[-1].total, comfy.bars[-1].current) == (len(content), len(content))
+    hub.answer = type(hub).answer.__get__(hub)
+    download.fetch(known, [tmp_path / "publisher"])
+    assert (comfy.bars[-1].total, comfy.bars[-1].current) == (len(content), len(content))
+    comfy.interrupted_after = 0
+    with pytest.raises(Interrupted):
+        download.fetch(known, [tmp_path / "cancelled"])
+    assert NAME not in files_in(tmp_path / "cancelled")
+
+
+def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path, monkeypatch, tiny_sam):
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setitem(KNOWN, NAME, known)
+    before = model_node.available_names()
+    for _ in range(2):
+        (model,) = model_node.SAMModelLoader().load_model(NAME)
+    assert torch.equal(model.mask_decoder.iou_token.weight, tiny_sam.mask_decoder.iou_token.weight)
+    assert server.asked == [f"/{NAME}"]
+    assert sorted(model_node.available_names()) == sorted(before)
+
+
+def test_the_known_ones_are_named_by_their_md5_and_whole():
+    for name, known in KNOWN.items():
+        assert known.name == name and known.url.endswith(name) and known.filename.endswith(name)
+        assert len(known.sha256) == 64 and known.size > 300e6
+    assert len({known.sha256 for known in KNOWN.values()}) == len(KNOWN)
