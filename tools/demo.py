@@ -1,0 +1,136 @@
+"""The pack's main job on the bundled picture with the bundled checkpoint, through the node classes.
+
+Writes demo_output/*.png (masks, and overlays with their prompts) and prints what each step found. "IoU" is measured against
+the object that the scene generator drew there.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from load_pack import ROOT, load_pack
+from PIL import Image
+from scenes import make_scene
+
+load_pack()
+from samkit.nodes import NODE_CLASS_MAPPINGS  # noqa: E402
+from samkit.utils.images import frames_to_image  # noqa: E402
+from samkit.utils.overlay import draw_box, mark, paint_masks  # noqa: E402
+
+PICTURE = ROOT / "example_workflows" / "samkit_scene.png"
+SCENE_SEED, SCENE_SIZE = 2_000_007, (480, 640)
+OUTPUT = ROOT / "demo_output"
+CHECKPOINT = "samkit_demo.safetensors"
+HEADER = f"{'step':<34}{'masks':>6}{'pixels':>9}{'score':>7}{'IoU':>7}{'time':>10}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of SAM Predict Mask: (x, y) points, (x1, y1, x2, y2) boxes, and the step whose logits it refines."""
+
+    name: str
+    title: str
+    positive: tuple[tuple[float, float], ...] = ()
+    negative: tuple[tuple[float, float], ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    refines: str = ""
+
+
+STEPS = (
+    Step("1_point", "one click", positive=((212, 388),)),
+    Step("2_part", "one click on a part", positive=((384, 310),)),
+    Step("3_box", "box", boxes=((276, 113, 357, 196),)),
+    Step("4_rough", "one click, to be refined", positive=((300, 250),)),
+    Step("5_refined", "its logits, and a click more", positive=((300, 250), (500, 300)), refines="4_rough"),
+    Step("6_boxes", "three boxes at once", boxes=((330, 428, 398, 480), (579, 343, 613, 379), (336, 85, 376, 123))),
+)
+
+
+def node(node_id: str) -> Any:
+    """A function that runs a node by its id, with its inputs by name."""
+    made = NODE_CLASS_MAPPINGS[node_id]()
+    return getattr(made, made.FUNCTION)
+
+
+def coords(points: tuple[tuple[float, float], ...]) -> str | None:
+    return json.dumps([{"x": x, "y": y} for x, y in points]) if points else None
+
+
+def main() -> int:
+    started = time.perf_counter()
+    OUTPUT.mkdir(exist_ok=True)
+    frame = np.array(Image.open(PICTURE).convert("RGB"))
+    truth = make_scene(SCENE_SEED, SCENE_SIZE).masks
+    (model,) = node("AV_SAMLoader")(model_name=CHECKPOINT)
+    print(f"{CHECKPOINT} on {PICTURE.name}, {frame.shape[1]}x{frame.shape[0]}\n\n{HEADER}")
+    embedding = embed(model, frame)
+    logits = {}
+    for step in STEPS:
+        logits[step.name] = run_step(step, model, embedding, frame, truth, logits.get(step.refines))
+    print(f"\n{len(list(OUTPUT.glob('*.png')))} pictures in {OUTPUT.name}/, {time.perf_counter() - started:.1f} s in all.")
+    return 0
+
+
+def embed(model: Any, frame: np.ndarray) -> np.ndarray:
+    began = time.perf_counter()
+    (embedding,) = node("GetSAMEmbedding")(image=frames_to_image([frame]), sam_model=model)
+    print(f"{'0 embed the picture, once':<34}{'':>29}{milliseconds(began)}")
+    (picture,) = node("SAMEmbeddingToImage")(embedding=embedding, mode="pca")
+    save("0_embedding.png", (picture[0].numpy() * 255).round().astype(np.uint8))
+    return embedding
+
+
+def run_step(
+    step: Step, model: Any, embedding: np.ndarray, frame: np.ndarray, truth: np.ndarray, logits: torch.Tensor | None
+) -> torch.Tensor:
+    """Run, print and draw one step; returns its logits."""
+    began = time.perf_counter()
+    masks, _, scores, refined = node("SAMKit_PredictMask")(
+        sam_model=model,
+        embedding=embedding,
+        positive_coords=coords(step.positive),
+        negative_coords=coords(step.negative),
+        bboxes=list(step.boxes) or None,
+        logits=logits,
+        individual_masks=True,
+    )
+    taken = milliseconds(began)
+    found = masks.numpy().astype(bool)
+    iou = np.mean([max(iou_of(mask, true) for true in truth) for mask in found])
+    title = f"{step.name[0]} {step.title}"
+    print(f"{title:<34}{len(found):>6}{found.sum():>9,}{np.mean(scores):>7.2f}{iou:>7.2f}{taken}")
+    save(f"{step.name}_mask.png", found.any(0).astype(np.uint8) * 255)
+    save(f"{step.name}.png", overlay(frame, found, step))
+    return refined
+
+
+def milliseconds(began: float) -> str:
+    return f"{(time.perf_counter() - began) * 1000:>7.0f} ms"
+
+
+def iou_of(mask: np.ndarray, other: np.ndarray) -> float:
+    return float((mask & other).sum() / max(1, (mask | other).sum()))
+
+
+def overlay(frame: np.ndarray, masks: np.ndarray, step: Step) -> np.ndarray:
+    picture = paint_masks(frame, masks)
+    for box in step.boxes:
+        draw_box(picture, np.array(box))
+    for points, positive in ((step.positive, True), (step.negative, False)):
+        for x, y in points:
+            mark(picture, x, y, positive)
+    return picture
+
+
+def save(name: str, picture: np.ndarray) -> Path:
+    Image.fromarray(picture).save(OUTPUT / name)
+    return OUTPUT / name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
