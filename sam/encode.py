@@ -103,6 +103,7 @@ def _look_up_or_run(
         else:
             found[key] = values
     progress.advance(len(frames) - len(missing))
+    log.debug("encoding %d of %d pictures, the rest is remembered", len(missing), len(frames))
     if missing:
         with placed(model, device_mode) as device:
             for key, frame in missing.items():

@@ -1,0 +1,130 @@
+"""A real ComfyUI server on scratch folders, and a small client for it."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+NEEDS = ("torch", "segment_anything", "safetensors", "huggingface_hub")  # in ComfyUI's own Python
+
+
+class Unavailable(Exception):
+    """There is no ComfyUI here, or none that starts."""
+
+
+class Server:
+    """A running server: `base` holds its custom_nodes, input, output and models; `log` is all it has printed."""
+
+    def __init__(self, process, port, base):
+        self._process, self._port, self.base = process, port, base
+
+    @property
+    def log(self):
+        return (self.base / "server.log").read_text(errors="replace")
+
+    def request(self, path, data=None, timeout=30):
+        """The answer's bytes; `data` is posted as JSON."""
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.read()
+
+    def json(self, path, data=None):
+        return json.loads(self.request(path, data))
+
+    def run(self, graph, timeout=60):
+        """Queue an API graph and wait for it. Returns its history entry; see `saved` and `error_of`."""
+        try:
+            queued = self.json("/prompt", {"prompt": graph})
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"the server refused the graph: {error.read().decode()}") from error
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            history = self.json(f"/history/{queued['prompt_id']}")
+            if history:
+                return history[queued["prompt_id"]]
+            if self._process.poll() is not None:
+                raise AssertionError(f"the server died:\n{self.log[-3000:]}")
+            time.sleep(0.05)
+        raise AssertionError(f"no answer in {timeout} s:\n{self.log[-3000:]}")
+
+    def saved(self, graph):
+        """Run a graph that must succeed. Returns the paths of the pictures that each SaveImage node wrote, by node id."""
+        entry = self.run(graph)
+        assert entry["status"]["status_str"] == "success", error_of(entry)
+        return {
+            node: [self.base / "output" / image["subfolder"] / image["filename"] for image in output["images"]]
+            for node, output in entry["outputs"].items()
+            if graph[node]["class_type"] == "SaveImage"
+        }
+
+
+def error_of(entry):
+    """What a failed graph's history says: exception_type, exception_message, node_type; None where it went well."""
+    return next((said for event, said in entry["status"]["messages"] if event == "execution_error"), None)
+
+
+@contextlib.contextmanager
+def comfyui(base, start_timeout=120):
+    """Start a server whose folders lie in `base`; it ends with the block.
+
+    Raises:
+        Unavailable: COMFYUI_PATH (default ~/ComfyUI) is no ComfyUI, lacks a package, or did not start.
+    """
+    home = Path(os.environ.get("COMFYUI_PATH") or "~/ComfyUI").expanduser()
+    if not (home / "main.py").is_file():
+        raise Unavailable(f"there is no ComfyUI in {home}: set COMFYUI_PATH")
+    python = _python_of(home)
+    port = _free_port()
+    options = f"--cpu --disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
+    folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
+    with (base / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [python, str(home / "main.py"), *options, *folders], cwd=home, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+    try:
+        server = Server(process, port, base)
+        _wait(server, process, start_timeout)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _python_of(home):
+    own = [home / ".venv" / "bin" / "python", home / ".venv" / "Scripts" / "python.exe"]
+    python = next((str(path) for path in own if path.is_file()), sys.executable)
+    look = f"import importlib.util as u; print(*[n for n in {NEEDS} + ('aiohttp',) if u.find_spec(n) is None])"
+    lacking = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True).stdout.split()
+    if lacking:
+        raise Unavailable(f"ComfyUI's Python ({python}) lacks {', '.join(lacking)}")
+    return python
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait(server, process, timeout):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Unavailable(f"ComfyUI ended with {process.returncode} at its start:\n{server.log[-3000:]}")
+        try:
+            server.request("/system_stats", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise Unavailable(f"ComfyUI did not answer within {timeout} s:\n{server.log[-3000:]}")

@@ -1,0 +1,236 @@
+"""The pack in a real ComfyUI: loaded beside others, in /object_info, and run by POST /prompt."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from comfyui_server import Unavailable, comfyui, error_of
+from conftest import as_image
+from load_pack import ROOT
+from PIL import Image
+from samkit import NODE_CLASS_MAPPINGS
+from samkit.sam import encode
+
+pytestmark = pytest.mark.comfyui
+
+EXAMPLES = ROOT / "example_workflows"
+API_EXAMPLES = sorted((EXAMPLES / "api").glob("*.json"))
+PICTURE = EXAMPLES / "samkit_scene.png"
+FOLDER = "ComfyUI SAM-Kit.v1"
+MASKS_EQUAL = 0.9999
+
+# Another pack, with folders of the names that ours has too, whose node gives a plain segment_anything Sam.
+NEIGHBOUR = f"""
+import sys
+from safetensors.torch import load_file
+from .nodes import CATEGORY
+from .utils import build
+
+class PlainSam:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{}}}}
+    RETURN_TYPES = ("AV_SAM_MODEL",)
+    FUNCTION = "load"
+    CATEGORY = CATEGORY
+    def load(self):
+        sam = build()
+        sam.load_state_dict(load_file({str(ROOT / "sam/weights/bundled/samkit_demo.safetensors")!r}))
+        return (sam.eval(),)
+
+NODE_CLASS_MAPPINGS = {{"PlainSam": PlainSam}}
+"""
+NEIGHBOUR_UTILS = f"""
+import sys
+sys.path.append({str(ROOT / "tests")!r})
+from reference import random_sam
+
+def build():
+    return random_sam(128, 6, 4, GLOBAL_BLOCKS, grid=24, window=8, out_chans=128, mlp_dim=512)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, demo_model):
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("custom_nodes/neighbour/nodes", "custom_nodes/neighbour/utils", "input", "models/sams"):
+        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
+    neighbour = base / "custom_nodes" / "neighbour"
+    blocks = tuple(i for i, block in enumerate(demo_model.image_encoder.blocks) if block.window_size == 0)
+    (neighbour / "__init__.py").write_text(NEIGHBOUR)
+    (neighbour / "nodes" / "__init__.py").write_text("CATEGORY = 'neighbour'\n")
+    (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("GLOBAL_BLOCKS", repr(blocks)))
+    shutil.copy(PICTURE, base / "input")
+    try:
+        with comfyui(base) as running:
+            yield running
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.array(Image.open(PICTURE).convert("RGB"))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def evaluate(graph, picture):
+    """What the graph's SaveImage nodes should write, computed here: {node: IMAGE}."""
+    core = {
+        "LoadImage": lambda image: (as_image(picture), torch.zeros(1, 64, 64)),
+        "PrimitiveStringMultiline": lambda value: (value,),
+        "RepeatImageBatch": lambda image, amount: (image.repeat(amount, 1, 1, 1),),
+        "MaskToImage": lambda mask: (mask[..., None].expand(*mask.shape, 3),),
+        "SaveImage": lambda images, filename_prefix: (images,),
+    }
+    results = {}
+
+    def result(node):
+        if node not in results:
+            inputs = {
+                name: result(value[0])[value[1]] if isinstance(value, list) else value
+                for name, value in graph[node]["inputs"].items()
+            }
+            kind = graph[node]["class_type"]
+            if kind in core:
+                results[node] = core[kind](**inputs)
+            else:
+                made = NODE_CLASS_MAPPINGS[kind]()
+                results[node] = getattr(made, made.FUNCTION)(**inputs)
+        return results[node]
+
+    return {node: result(node)[0] for node in graph if graph[node]["class_type"] == "SaveImage"}
+
+
+def pixels(path):
+    return np.array(Image.open(path))
+
+
+def check_saved(server, graph, picture):
+    saved = server.saved(graph)
+    for node, images in evaluate(graph, picture).items():
+        assert len(saved[node]) == len(images)
+        for path, image in zip(saved[node], images, strict=True):
+            expected = (image.numpy() * 255).astype(np.uint8)
+            assert (pixels(path) == expected).all(-1).mean() >= MASKS_EQUAL, path
+            assert expected.any() and not expected.all(), "a trivial mask compares nothing"
+
+
+def varied(example, **changes):
+    """The example with some inputs changed, each wherever a node has an input of that name and form."""
+    graph = copy.deepcopy(read(EXAMPLES / "api" / f"{example}.json"))
+    for node in graph.values():
+        for name, value in changes.items():
+            if name in node["inputs"] and not isinstance(node["inputs"][name], list):
+                node["inputs"][name] = value
+    return graph
+
+
+def test_it_is_imported_without_a_word(server):
+    import_lines = [line for line in server.log.splitlines() if FOLDER in line or "samkit" in line.lower()]
+    assert any("seconds" in line for line in import_lines), "the import times list every pack"
+    assert not [line for line in import_lines if "FAILED" in line or "rror" in line or "arning" in line]
+    assert "Traceback" not in server.log.split("Import times")[0]
+
+
+def test_object_info_has_the_nodes_with_their_tooltips(server):
+    info = server.json("/object_info")
+    assert "PlainSam" in info
+    for node_id in NODE_CLASS_MAPPINGS:
+        entry = info[node_id]
+        assert FOLDER in entry["python_module"] and entry["category"] == "Art Venture/Segmentation"
+        assert entry["description"] and all(entry["output_tooltips"])
+        assert all(options["tooltip"] for group in entry["input"].values() for _, options in group.values())
+
+
+@pytest.mark.parametrize("path", API_EXAMPLES, ids=lambda path: path.stem)
+def test_every_api_example_saves_what_pytest_computes(server, picture, path):
+    if path.stem != "art_venture":
+        check_saved(server, read(path), picture)
+
+
+def test_the_art_venture_graph_keeps_the_embedding_exactly(server, picture, demo_model):
+    graph = read(EXAMPLES / "api" / "art_venture.json")
+    kinds = [node["class_type"] for node in graph.values()]
+    assert sorted(kinds) == ["AV_SAMLoader", "GetSAMEmbedding", "LoadImage", "SAMEmbeddingToImage", "SaveImage"]
+    check_embedding(server, graph, picture, demo_model)
+
+
+def test_a_graph_saved_with_art_ventures_nodes_runs_unchanged(server, picture, demo_model):
+    """Their nodes know neither `precision` nor `mode`, and may leave `device_mode` out."""
+    graph = read(EXAMPLES / "api" / "art_venture.json")
+    for node in graph.values():
+        for name in ("precision", "mode", "device_mode"):
+            node["inputs"].pop(name, None)
+    check_embedding(server, graph, picture, demo_model)
+
+
+def check_embedding(server, graph, picture, model):
+    ((path,),) = server.saved(graph).values()
+    embedding = encode(model, [picture])
+    back = np.frombuffer(pixels(path).tobytes(), "<f4").reshape(embedding.shape)
+    np.testing.assert_allclose(back, embedding, atol=1e-4)
+
+
+@pytest.mark.parametrize("example", ["one_click", "embed_once"])
+def test_a_plain_sam_works_in_every_node(server, picture, example):
+    graph = varied(example)
+    expected = evaluate(graph, picture)
+    for node in graph.values():
+        if node["class_type"] == "AV_SAMLoader":
+            node.update(class_type="PlainSam", inputs={})
+    saved = server.saved(graph)
+    for node, images in expected.items():
+        assert (pixels(saved[node][0]) == (images[0].numpy() * 255).astype(np.uint8)).mean() >= MASKS_EQUAL
+
+
+def test_another_click_never_encodes_again(server):
+    server.saved(varied("one_click", filename_prefix="first"))
+    before = server.log.count("encoding 1 of 1 pictures")
+    moved = varied("one_click", value='[{"x": 300, "y": 250}]', filename_prefix="second")
+    server.saved(moved)
+    new = server.log.split("encoding ")[1:]
+    assert new and new[-1].startswith("0 of 1 pictures"), new[-1:]
+    assert server.log.count("encoding 1 of 1 pictures") == before
+
+
+def test_unloading_frees_the_model_and_the_next_run_works(server, picture):
+    server.saved(varied("one_click", filename_prefix="before"))
+    server.request("/free", {"unload_models": True, "free_memory": True})
+    check_saved(server, varied("one_click", filename_prefix="after"), picture)
+
+
+@pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU", "CPU"])
+def test_every_device_mode_runs(server, picture, mode):
+    check_saved(server, varied("one_click", device_mode=mode, filename_prefix=mode), picture)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"value": "[{]"}, "positive_coords is not JSON"),
+        ({"value": '[{"x": 9000, "y": 1}]'}, "outside the picture of 640x480 pixels"),
+    ],
+)
+def test_an_error_names_the_input_and_what_was_seen(server, change, words):
+    said = error_of(server.run(varied("one_click", **change)))
+    assert words in said["exception_message"] and said["node_type"] == "SAMKit_Segment"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_interface_examples_fit_the_server(server, path):
+    workflow, info = read(path), server.json("/object_info")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node in nodes.values():
+        assert node["type"] == "MarkdownNote" or node["type"] in info
+    for link, source, slot, target, place, kind in workflow["links"]:
+        output, socket = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
+        assert link in output["links"] and socket["link"] == link and output["type"] == kind
+        assert kind in socket["type"].split(",")
