@@ -141,13 +141,18 @@ def to_model_frame(prompts: Sequence[Prompt], original: Size, resized: Size, dev
     if len(first.points):
         coords = np.stack([prompt.points for prompt in prompts]) * scale
         labels = np.stack([prompt.labels for prompt in prompts])
-        points = torch.as_tensor(coords, dtype=torch.float32, device=device), torch.as_tensor(labels, device=device)
+        points = _float32(coords, device), torch.from_numpy(labels).to(device)
     if first.box is not None:
         corners = np.stack([prompt.box for prompt in prompts]).reshape(-1, 2, 2) * scale
-        boxes = torch.as_tensor(corners.reshape(-1, 4), dtype=torch.float32, device=device)
+        boxes = _float32(corners.reshape(-1, 4), device)
     if first.logits is not None:
         masks = torch.stack([prompt.logits for prompt in prompts]).to(device, torch.float32)
     return PromptTensors(points, boxes, masks)
+
+
+def _float32(values: np.ndarray, device: torch.device) -> Tensor:
+    """Rounded on the CPU: Apple's GPUs have no float64 to round from."""
+    return torch.from_numpy(values.astype(np.float32)).to(device)
 
 
 def shape_of(prompt: Prompt) -> tuple[int, bool, bool]:

@@ -77,10 +77,7 @@ def comfyui(base, start_timeout=120):
     Raises:
         Unavailable: COMFYUI_PATH (default ~/ComfyUI) is no ComfyUI, lacks a package, or did not start.
     """
-    home = Path(os.environ.get("COMFYUI_PATH") or "~/ComfyUI").expanduser()
-    if not (home / "main.py").is_file():
-        raise Unavailable(f"there is no ComfyUI in {home}: set COMFYUI_PATH")
-    python = _python_of(home)
+    home, python = find_comfyui()
     port = _free_port()
     options = f"--cpu --disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
@@ -99,6 +96,14 @@ def comfyui(base, start_timeout=120):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def find_comfyui():
+    """ComfyUI's folder and the Python that runs it; raises Unavailable."""
+    home = Path(os.environ.get("COMFYUI_PATH") or "~/ComfyUI").expanduser()
+    if not (home / "main.py").is_file():
+        raise Unavailable(f"there is no ComfyUI in {home}: set COMFYUI_PATH")
+    return home, _python_of(home)
 
 
 def _python_of(home):

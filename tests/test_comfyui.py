@@ -3,11 +3,12 @@
 import copy
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
-from comfyui_server import Unavailable, comfyui, error_of
+from comfyui_server import Unavailable, comfyui, error_of, find_comfyui
 from conftest import as_image
 from load_pack import ROOT
 from PIL import Image
@@ -131,6 +132,56 @@ def varied(example, **changes):
             if name in node["inputs"] and not isinstance(node["inputs"][name], list):
                 node["inputs"][name] = value
     return graph
+
+
+MANAGED = """
+import sys
+root, home = sys.argv[1:3]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, home)
+import comfy.options
+comfy.options.enable_args_parsing()
+import folder_paths
+import comfy.model_management as management
+import numpy as np
+sys.path.append(root + "/tools")
+from load_pack import load_pack
+load_pack()
+from samkit.nodes.model import SAMModelLoader
+from samkit.sam import encode
+from samkit.sam.encode import cache
+
+def held():
+    return [loaded.model.model.sam for loaded in management.current_loaded_models]
+
+model, = SAMModelLoader().load_model("samkit_demo.safetensors")
+pictures = [np.full((40, 60, 3), level, np.uint8) for level in (10, 200)]
+first = encode(model, pictures[:1])
+assert held() == [model], held()
+encode(model, pictures[1:], "Prefer GPU")
+assert held() == [model], "one entry per model"
+management.unload_all_models()
+assert held() == [], "Unload Models frees it"
+cache.clear()
+assert np.array_equal(encode(model, pictures[:1]), first) and held() == [model]
+management.free_memory(1e30, management.get_torch_device())
+assert held() == [], "another model's need evicts it"
+encode(model, pictures[:1]), cache.clear(), encode(model, pictures[:1])
+cache.clear()
+encode(model, pictures[:1], "CPU")
+assert held() == [], "CPU mode takes it off the manager's books"
+print("managed")
+"""
+
+
+def test_the_real_memory_manager_holds_evicts_and_frees_our_models():
+    try:
+        home, python = find_comfyui()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    command = [python, "-c", MANAGED, str(ROOT), str(home)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=home)
+    assert result.stdout.strip().endswith("managed"), result.stderr[-3000:]
 
 
 def test_it_is_imported_without_a_word(server):

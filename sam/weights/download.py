@@ -89,7 +89,7 @@ def _console_and_node_bar(progress: Progress) -> type:
 
 def _from_publisher(known: KnownCheckpoint, staging: Path) -> Path:
     staging.mkdir(parents=True, exist_ok=True)
-    target = staging / known.name
+    target = staging / f"{known.name}.part"  # no checkpoint's ending: half a file must not be listed as one
     progress = Progress(known.size)
     log.info("fetching %s (%.0f MB) from %s", known.name, known.size / 1e6, known.url)
     with urllib.request.urlopen(known.url, timeout=60) as response, target.open("wb") as file:

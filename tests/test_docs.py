@@ -1,0 +1,80 @@
+"""What users read is true and complete: help pages, README, example workflows."""
+
+import json
+import re
+
+import pytest
+from load_pack import ROOT
+from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from samkit.sam.weights.registry import BUNDLED, KNOWN
+
+EXAMPLES = ROOT / "example_workflows"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OUR_TEXTS = [*ROOT.glob("*.md"), *(ROOT / "web").rglob("*.md"), *EXAMPLES.rglob("*.json")]
+
+
+@pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
+def test_every_node_has_a_help_page_that_names_every_socket(node_id):
+    node = NODE_CLASS_MAPPINGS[node_id]
+    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[node_id]}\n")
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    inputs = [name for group in node.INPUT_TYPES().values() for name in group]
+    assert sorted(rows) == sorted([*inputs, *node.RETURN_NAMES])
+
+
+def test_there_is_no_page_for_a_node_that_is_not():
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)
+
+
+@pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
+def test_the_readme_lists_every_node(node_id):
+    assert f"| {NODE_DISPLAY_NAME_MAPPINGS[node_id]} | `{node_id}` |" in README
+
+
+def test_the_readme_names_every_checkpoint():
+    assert all(name in README for name in (*BUNDLED, *KNOWN))
+
+
+def test_the_readmes_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_two_commands_are_on_the_first_screen():
+    first = "\n".join(README.splitlines()[:25])
+    assert "python dev.py demo" in first and "python dev.py test" in first
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_example_has_its_picture_and_its_api_form(path):
+    picture = path.with_suffix(".jpg")
+    assert 0 < picture.stat().st_size < 200_000
+    graph = json.loads((EXAMPLES / "api" / path.name).read_text(encoding="utf-8"))
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    kinds = sorted(node["type"] for node in workflow["nodes"] if node["type"] != "MarkdownNote")
+    assert kinds == sorted(node["class_type"] for node in graph.values())
+    assert any(kind in NODE_CLASS_MAPPINGS for kind in kinds) and "SaveImage" in kinds
+
+
+def test_the_api_forms_use_inputs_that_exist():
+    for path in sorted((EXAMPLES / "api").glob("*.json")):
+        for node in json.loads(path.read_text(encoding="utf-8")).values():
+            if node["class_type"] in NODE_CLASS_MAPPINGS:
+                known = NODE_CLASS_MAPPINGS[node["class_type"]].INPUT_TYPES()
+                names = {name for group in known.values() for name in group}
+                assert set(node["inputs"]) <= names and set(known["required"]) <= set(node["inputs"])
+
+
+@pytest.mark.parametrize("path", OUR_TEXTS, ids=lambda path: path.name)
+def test_texts_name_no_machine(path):
+    assert not re.search(r"/(root|home|work|tmp)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
+
+
+def test_the_requirements_are_the_projects_and_leave_torch_alone():
+    listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (dependencies,) = re.findall(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)
+    assert re.findall(r'"(.+)"', dependencies) == listed
+    assert not any(name.startswith("torch") for name in listed)
+    assert 'name = "samkit"' in project and 'DisplayName = "SAM Kit"' in project
