@@ -45,7 +45,7 @@ def test_half_precision_files_become_float32(tiny_sam, tmp_path):
     [
         {"depth": 5, "global_blocks": (1, 4)},
         {"embed_dim": 48, "heads": 3},
-        {"embed_dim": 168, "heads": 12, "mlp_ratio": 696.5 / 168},
+        {"embed_dim": 56, "heads": 4, "mlp_ratio": 115.5 / 56},
         {"grid": 12},
         {"grid": 6, "patch": 8},
         {"window": 4},

@@ -131,7 +131,7 @@ def _build_image_encoder(a: Architecture) -> ImageEncoderViT:
         embed_dim=a.embed_dim,
         depth=a.depth,
         num_heads=a.num_heads,
-        mlp_ratio=(a.mlp_dim + 0.5) / a.embed_dim,  # it is truncated to an int: the half keeps odd widths (696 / 168)
+        mlp_ratio=(a.mlp_dim + 0.5) / a.embed_dim,  # it is truncated to an int: the half keeps widths such as 115 of 56
         out_chans=a.out_chans,
         qkv_bias=a.qkv_bias,
         norm_layer=partial(nn.LayerNorm, eps=_LAYER_NORM_EPS),
