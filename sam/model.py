@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .errors import SAMError
 from .weights.architecture import build, read_architecture
-from .weights.formats import read_state_dict
+from .weights.files import read_checkpoint
+from .weights.formats import to_sam_names
 
 log = logging.getLogger("samkit")
 
@@ -51,7 +52,7 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
     """Load a SAM checkpoint on the CPU; its architecture is told by its weights.
 
     Args:
-        path: a `.pth` or `.safetensors` file with segment_anything's key names.
+        path: a `.pth` or `.safetensors` file in Meta's or Hugging Face's layout, wrapped or prefixed or not.
         precision: of the image encoder: `auto` (fp16 on a CUDA GPU, else fp32), `fp32`, `bf16` or `fp16`.
 
     Raises:
@@ -65,7 +66,7 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
 
 
 def _load(path: Path, precision: Precision) -> SAMModel:
-    state = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
+    state = {name: tensor.float() for name, tensor in to_sam_names(read_checkpoint(path), path.name).items()}
     try:
         parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
     except SAMError as error:

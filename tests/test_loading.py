@@ -9,7 +9,6 @@ from reference import random_sam
 from safetensors.torch import save_file
 from samkit.sam import SAMError, SAMModel, identity_of, load_model
 from samkit.sam.weights.architecture import read_architecture
-from samkit.sam.weights.formats import read_state_dict
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 
 TINY = {"embed_dim": 32, "depth": 3, "heads": 2, "grid": 8, "window": 3, "global_blocks": (1,), "out_chans": 32, "mlp_dim": 64}
@@ -32,6 +31,15 @@ def test_both_formats_load_whatever_the_name(tiny_sam, tmp_path, name):
 def test_a_legacy_pickle_of_tensors_loads(tiny_sam, tmp_path):
     torch.save(tiny_sam.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert load_model(tmp_path / "old.pth").identity == identity_of(tiny_sam)
+
+
+def test_a_safetensors_file_whose_first_byte_is_a_pickles_loads(tiny_sam, tmp_path):
+    for padding in range(256):
+        save_file(tiny_sam.state_dict(), tmp_path / "sam.safetensors", metadata={"note": "x" * 8 * padding})
+        if (tmp_path / "sam.safetensors").read_bytes()[0] == 0x80:
+            break
+    assert load_model(tmp_path / "sam.safetensors").identity == identity_of(tiny_sam)
+    assert (tmp_path / "sam.safetensors").read_bytes()[0] == 0x80
 
 
 def test_half_precision_files_become_float32(tiny_sam, tmp_path):
@@ -178,8 +186,8 @@ def test_a_whole_pickled_module_is_refused(tiny_sam, tmp_path):
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [torch.zeros(2)], torch.zeros(2)], ids=str)
 def test_only_a_dict_of_tensors_counts(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(SAMError, match="does not hold a plain dict of tensors"):
-        read_state_dict(tmp_path / "other.pth")
+    with pytest.raises(SAMError, match="other.pth is no SAM checkpoint: it does not hold a dict of tensors"):
+        load_model(tmp_path / "other.pth")
 
 
 def test_the_identity_is_of_the_content(tiny_sam, tiny_model):

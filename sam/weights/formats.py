@@ -1,60 +1,132 @@
-"""Read a checkpoint file into a state dict with SAM's own key names. No code of the file is ever run."""
+"""Foreign key names -> SAM's: wrapped and prefixed fine-tunes, Hugging Face's `SamModel`, and split attention weights.
 
-import pickle
+Whatever a rule does not know keeps its name, so that the loader, which is strict, can name it.
+"""
+
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import SAMError
 
-_ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_MAGIC = b"\x80"
-_DAMAGED = "the file is truncated or damaged: fetch it again"
+# Where trainers put the weights: Lightning and MedSAM, most others, micro-sam.
+_WRAPPERS = ("state_dict", "model", "model_state")
+_FIRST_LAYER = re.compile(r"^(.*?)(?:image_encoder\.patch_embed\.proj|vision_encoder\.patch_embed\.projection)\.weight$")
+_SPLIT = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)$")
+_PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+
+# transformers' convert_sam_to_hf.py, the other way and anchored: each pattern matches one whole component path.
+_HUGGING_FACE = tuple(
+    (re.compile(f"^{pattern}$"), replacement)
+    for pattern, replacement in (
+        (r"vision_encoder\.patch_embed\.projection\.(\w+)", r"image_encoder.patch_embed.proj.\1"),
+        (r"vision_encoder\.layers\.(\d+)\.layer_norm(\d)\.(\w+)", r"image_encoder.blocks.\1.norm\2.\3"),
+        (r"vision_encoder\.layers\.(\d+)\.(.+)", r"image_encoder.blocks.\1.\2"),
+        (r"vision_encoder\.neck\.conv1\.(\w+)", r"image_encoder.neck.0.\1"),
+        (r"vision_encoder\.neck\.layer_norm1\.(\w+)", r"image_encoder.neck.1.\1"),
+        (r"vision_encoder\.neck\.conv2\.(\w+)", r"image_encoder.neck.2.\1"),
+        (r"vision_encoder\.neck\.layer_norm2\.(\w+)", r"image_encoder.neck.3.\1"),
+        (r"vision_encoder\.(\w+)", r"image_encoder.\1"),
+        (r"prompt_encoder\.shared_embedding\.positional_embedding", "POSITIONS"),
+        (r"shared_image_embedding\.positional_embedding", "POSITIONS"),
+        (r"prompt_encoder\.point_embed\.(\d)\.weight", r"prompt_encoder.point_embeddings.\1.weight"),
+        (r"prompt_encoder\.mask_embed\.conv1\.(\w+)", r"prompt_encoder.mask_downscaling.0.\1"),
+        (r"prompt_encoder\.mask_embed\.layer_norm1\.(\w+)", r"prompt_encoder.mask_downscaling.1.\1"),
+        (r"prompt_encoder\.mask_embed\.conv2\.(\w+)", r"prompt_encoder.mask_downscaling.3.\1"),
+        (r"prompt_encoder\.mask_embed\.layer_norm2\.(\w+)", r"prompt_encoder.mask_downscaling.4.\1"),
+        (r"prompt_encoder\.mask_embed\.conv3\.(\w+)", r"prompt_encoder.mask_downscaling.6.\1"),
+        (r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm(\d)\.(\w+)", r"mask_decoder.transformer.layers.\1.norm\2.\3"),
+        (r"mask_decoder\.transformer\.layer_norm_final_attn\.(\w+)", r"mask_decoder.transformer.norm_final_attn.\1"),
+        (r"mask_decoder\.upscale_conv1\.(\w+)", r"mask_decoder.output_upscaling.0.\1"),
+        (r"mask_decoder\.upscale_layer_norm\.(\w+)", r"mask_decoder.output_upscaling.1.\1"),
+        (r"mask_decoder\.upscale_conv2\.(\w+)", r"mask_decoder.output_upscaling.3.\1"),
+    )
+)
+_POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_MLP = re.compile(
+    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(\w+)$"
+)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a `.pth` (zip or legacy pickle, tensors only) or `.safetensors` file, told apart by content.
+def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
+    """A checkpoint's content as a state dict with segment_anything's names.
 
-    Returns:
-        Tensors on the CPU, mapped from the file where the format allows.
+    Args:
+        content: what the file holds: a dict of tensors, or one that wraps it.
+        file: its name, for messages.
 
     Raises:
-        SAMError: no such file, damaged, a pickle that would run code, or not a dict of tensors.
+        SAMError: there is no dict of tensors in it, or the model expects pixels normalised otherwise than SAM's.
     """
-    if not path.is_file():
-        raise SAMError(f"there is no file {path}.")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == _ZIP_MAGIC or magic.startswith(_PICKLE_MAGIC):
-        content = _read_torch(path, mmap=magic == _ZIP_MAGIC)
-    else:
-        content = _read_safetensors(path)
+    state = _without_prefix(_unwrapped(content, file))
+    if any(name.startswith("vision_encoder.") for name in state):
+        state = _from_hugging_face(state, file)
+    return _without_pixels(_joined(state), file)
+
+
+def _unwrapped(content: Any, file: str) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise SAMError(f"{path.name} is no SAM checkpoint: it does not hold a plain dict of tensors.")
+        raise SAMError(f"{file} is no SAM checkpoint: it does not hold a dict of tensors.")
     return dict(content)
 
 
-def _read_torch(path: Path, mmap: bool) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise SAMError(
-            f"{path.name} was not loaded: it is damaged, or holds more than tensors and would run code of its own. "
-            f"Get the checkpoint as .safetensors, or from its publisher. ({reason})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise SAMError(f"{path.name} was not loaded: {_DAMAGED}. ({str(error).splitlines()[0]})") from error
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what a wrapper module (`module.`, `sam.`, ...) put before every name."""
+    prefix = next((match[1] for name in state if (match := _FIRST_LAYER.match(name))), "")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SAMError(
-            f"{path.name} was not loaded: it is neither a PyTorch nor a safetensors file, or {_DAMAGED}. ({error})"
-        ) from error
+def _from_hugging_face(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = _hugging_face_name(name, state)
+        if new in renamed and not torch.equal(renamed[new], tensor):
+            raise SAMError(f"{file} holds two different tensors for {new}: it is not a SamModel as it was saved.")
+        renamed[new] = tensor
+    return renamed
+
+
+def _hugging_face_name(name: str, state: Mapping[str, Tensor]) -> str:
+    if match := _MLP.match(name):
+        return f"{match[1]}.layers.{_mlp_layer(match, state)}.{match[4]}"
+    for pattern, replacement in _HUGGING_FACE:
+        if pattern.match(name):
+            return _POSITIONS if replacement == "POSITIONS" else pattern.sub(replacement, name)
+    return name
+
+
+def _mlp_layer(match: re.Match[str], state: Mapping[str, Tensor]) -> int:
+    """SAM numbers an MLP's layers through; Hugging Face calls the first `proj_in` and the last `proj_out`."""
+    if match[2] == "proj_in":
+        return 0
+    if match[3] is not None:
+        return int(match[3]) + 1
+    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in state)
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join separate q, k and v projections (SlimSAM's training layout) into SAM's one."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = _SPLIT.match(name)
+        if match is None:
+            joined[name] = tensor
+        elif match[2] == "q":
+            parts = [state.get(f"{match[1]}{part}{match[3]}") for part in "qkv"]
+            if all(part is not None for part in parts):
+                joined[f"{match[1]}qkv{match[3]}"] = torch.cat(parts)
+    return joined
+
+
+def _without_pixels(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """SAM's constants for normalising pixels, which some trainers save, are checked and dropped."""
+    for name, expected in _PIXELS.items():
+        found = state.pop(name, None)
+        if found is not None and not torch.allclose(found.flatten().float(), torch.tensor(expected)):
+            raise SAMError(f"{file} normalises pixels by {name} {found.flatten().tolist()}, not by SAM's {expected}.")
+    return state
