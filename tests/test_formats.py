@@ -132,3 +132,21 @@ def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
     torch.save(state, tmp_path / "adapted.pth")
     with pytest.raises(SAMError, match=r"1 unknown .*adapter.weight"):
         load_model(tmp_path / "adapted.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "family"),
+    [
+        ("mask_decoder.hf_token.weight", "SAM-HQ"),
+        ("mask_decoder.hq_token.weight", "SAM-HQ"),
+        ("image_encoder.layers.0.blocks.0.conv1.c.weight", "MobileSAM"),
+        ("prompt_encoder.bbox_top_left_embeddings.weight", "EfficientSAM"),
+        ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
+        ("sam_mask_decoder.iou_token.weight", "SAM 2"),
+        ("detector.backbone.vision_backbone.trunk.pos_embed", "SAM 3"),
+    ],
+)
+def test_relatives_are_named_with_what_to_use(tiny_sam, tmp_path, key, family):
+    torch.save(dict(tiny_sam.state_dict()) | {key: torch.zeros(1, 32)}, tmp_path / "other.pth")
+    with pytest.raises(SAMError, match=f"other.pth holds {family}, which this pack does not run: use "):
+        load_model(tmp_path / "other.pth")

@@ -125,7 +125,7 @@ def test_weights_are_all_there_and_nothing_is_ignored(tiny_sam, tmp_path, change
     if change == "missing":
         del state["mask_decoder.iou_token.weight"], state["image_encoder.blocks.2.norm1.weight"]
     elif change == "unknown":
-        state["mask_decoder.hf_token.weight"] = torch.zeros(1, 32)
+        state["mask_decoder.extra_token.weight"] = torch.zeros(1, 32)
     elif change == "reshaped":
         state["image_encoder.blocks.1.norm1.weight"] = torch.zeros(31)
     else:

@@ -18,6 +18,16 @@ _FIRST_LAYER = re.compile(r"^(.*?)(?:image_encoder\.patch_embed\.proj|vision_enc
 _SPLIT = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)$")
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
 
+# Relatives of SAM that this pack cannot run, by a key that only they have, and what to use in their place.
+_RELATIVES = (
+    (r"mask_decoder\.h[fq]_token", "SAM-HQ", "the plain SAM checkpoint that it was made from"),
+    (r"image_encoder\.layers\.\d+\.blocks\.|image_encoder\.patch_embed\.seq\.", "MobileSAM", "sam_vit_b_01ec64.pth"),
+    (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
+    (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
+    (r"sam_mask_decoder\.|memory_attention\.", "SAM 2", "a pack for SAM 2, or ComfyUI's own SAM3 nodes"),
+    (r"detector\.backbone\.|tracker\.", "SAM 3", "ComfyUI's own SAM3 nodes"),
+)
+
 # transformers' convert_sam_to_hf.py, the other way and anchored: each pattern matches one whole component path.
 _HUGGING_FACE = tuple(
     (re.compile(f"^{pattern}$"), replacement)
@@ -59,9 +69,10 @@ def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
         file: its name, for messages.
 
     Raises:
-        SAMError: there is no dict of tensors in it, or the model expects pixels normalised otherwise than SAM's.
+        SAMError: there is no dict of tensors in it, it is of another family (which is named), or the model expects pixels normalised otherwise than SAM's.
     """
     state = _without_prefix(_unwrapped(content, file))
+    _refuse_relatives(state, file)
     if any(name.startswith("vision_encoder.") for name in state):
         state = _from_hugging_face(state, file)
     return _without_pixels(_joined(state), file)
@@ -73,6 +84,12 @@ def _unwrapped(content: Any, file: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise SAMError(f"{file} is no SAM checkpoint: it does not hold a dict of tensors.")
     return dict(content)
+
+
+def _refuse_relatives(state: Mapping[str, Tensor], file: str) -> None:
+    for pattern, family, instead in _RELATIVES:
+        if any(re.match(pattern, name) for name in state):
+            raise SAMError(f"{file} holds {family}, which this pack does not run: use {instead}.")
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
