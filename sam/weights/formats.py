@@ -69,7 +69,8 @@ def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
         file: its name, for messages.
 
     Raises:
-        SAMError: there is no dict of tensors in it, it is of another family (which is named), or the model expects pixels normalised otherwise than SAM's.
+        SAMError: there is no dict of tensors in it, it is of another family (which is named), or its model expects pixels
+            normalised otherwise than SAM's.
     """
     state = _without_prefix(_unwrapped(content, file))
     _refuse_relatives(state, file)
