@@ -12,6 +12,6 @@ DEVICE_MODE_INPUT: tuple[Any, ...] = (
     {
         "default": "AUTO",
         "tooltip": "AUTO: on the GPU where there is one; ComfyUI may move the model out afterwards. "
-        "Prefer GPU: stay there afterwards. CPU: run on the CPU.",
+        "Prefer GPU: stay there, unless ComfyUI needs the room. CPU: run on the CPU.",
     },
 )
