@@ -1,5 +1,6 @@
 """Floor 4: ComfyUI's face of the runtime."""
 
+from .automask import AutoMask
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .masks import SelectMasks
 from .model import SAMModelLoader
@@ -11,6 +12,7 @@ _NODES = {
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),
+    "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
 }
 

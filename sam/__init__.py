@@ -6,8 +6,9 @@ click = Prompt(points=np.array([[320.0, 240.0]]), labels=np.array([1]))
 masks, scores, logits = decode(model, embedding, [[click]])  # one list entry per picture
 """
 
+from .automask import AutoMaskOptions, FoundMask, segment_everything
 from .decode import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, decode
-from .device import DEVICE_MODES, DeviceMode
+from .device import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .embedding import SAMEmbedding
 from .encode import as_embedding, encode
 from .errors import SAMError
@@ -20,8 +21,10 @@ __all__ = [
     "DEVICE_MODES",
     "MULTIMASK",
     "PRECISIONS",
+    "AutoMaskOptions",
     "Candidate",
     "DeviceMode",
+    "FoundMask",
     "Multimask",
     "Precision",
     "Prediction",
@@ -33,8 +36,11 @@ __all__ = [
     "as_embedding",
     "decode",
     "encode",
+    "free_result_bytes",
     "group",
     "identity_of",
     "load_model",
     "objects_per_frame",
+    "result_device",
+    "segment_everything",
 ]

@@ -72,7 +72,7 @@ def decode(
     results = []
     progress = Progress(len(prompts))
     with placed(model, device_mode) as device:
-        frames = _Frames(model, embedding, device, mask_threshold)
+        frames = FrameDecoder(model, embedding, device, mask_threshold)
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
             results.append(frames.decode(index, objects, candidate, multimask))
@@ -86,8 +86,15 @@ def _check(value: str, options: tuple[str, ...], name: str) -> None:
         raise SAMError(f"{name} is {value!r}: choose one of {', '.join(options)}.")
 
 
-class _Frames:
-    """One call's pictures on the device that the model is on."""
+class FrameDecoder:
+    """Pictures and a model that are on one device, for as long as `placed` keeps the model there.
+
+    Args:
+        model: any `segment_anything` Sam.
+        embedding: B pictures, by that model.
+        device: where the model is.
+        threshold: a pixel is in the mask where its logit is above this.
+    """
 
     def __init__(self, model: Sam, embedding: SAMEmbedding, device: torch.device, threshold: float) -> None:
         self.model, self.embedding, self.device, self.threshold = model, embedding, device, threshold
@@ -100,17 +107,21 @@ class _Frames:
         """Masks, scores and logits of one picture's objects (see `Prediction`)."""
         grid = self.model.prompt_encoder.mask_input_size
         kept = [(torch.zeros(0, *grid, device=self.device), torch.zeros(0, device=self.device))] * (len(objects) or 1)
-        features = torch.as_tensor(self.embedding.view(np.ndarray)[index : index + 1], device=self.device)
         for members in _batches(objects):
-            logits, scores = self._run(features, [objects[i] for i in members])
+            logits, scores = self.run(index, [objects[i] for i in members])
             for row, member in enumerate(members):
                 tokens = _tokens(objects[member], multimask, len(scores[row]))
                 kept[member] = self._pick(logits[row, tokens], scores[row, tokens], candidate)
         logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return self._upscale(logits), scores.to(self.resting), logits[:, None].to(self.resting)
 
-    def _run(self, features: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-        """All mask tokens' logits `[n, T, 4h, 4w]` and predicted IoUs `[n, T]` of prompts that share a shape."""
+    def run(self, index: int, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """All T mask tokens of one picture's prompts, which must share a shape (see `shape_of`), in one batch.
+
+        Returns:
+            Logits float32 `[n, T, 4h, 4w]` and predicted IoUs `[n, T]`; the first token is SAM's single mask.
+        """
+        features = torch.as_tensor(self.embedding.view(np.ndarray)[index : index + 1], device=self.device)
         encoder = self.model.prompt_encoder
         tensors = to_model_frame(prompts, self.embedding.original_size, self.embedding.input_size, self.device)
         sparse, dense = encoder(points=tensors.points, boxes=tensors.boxes, masks=tensors.masks)

@@ -1,6 +1,7 @@
 """Where a model runs and where it rests: the only user of ComfyUI's model management."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -75,6 +76,17 @@ def result_device() -> torch.device:
     import comfy.model_management
 
     return comfy.model_management.intermediate_device()
+
+
+def free_result_bytes() -> int | None:
+    """Free memory where results go, in bytes; None where this machine does not tell."""
+    if inside_comfyui():
+        import comfy.model_management
+
+        return int(comfy.model_management.get_free_memory(result_device()))
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 class _Managed(nn.Module):

@@ -33,6 +33,14 @@ CONTRACT = {
         + ["individual_masks", "mask_threshold", "device_mode"],
         ["masks", "bboxes", "scores", "logits"],
     ),
+    "SAMKit_AutoMask": (
+        "SAM Segment Everything",
+        ["sam_model", "image", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh"]
+        + ["stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio"]
+        + ["crop_n_points_downscale_factor", "min_mask_region_area", "max_masks"],
+        ["region", "device_mode"],
+        ["masks", "bboxes", "scores", "overlay", "labels"],
+    ),
     "SAMKit_SelectMasks": (
         "SAM Select Masks",
         ["masks", "order_by", "start", "count", "merge"],

@@ -20,6 +20,8 @@ class BoundingBox(TypedDict, total=False):
     height: float
     score: float
     label: str
+    stability: float
+    frame_index: int
 
 
 Boxes: TypeAlias = np.ndarray

@@ -3,6 +3,7 @@
 import colorsys
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from .images import resize_pil
 
@@ -39,6 +40,17 @@ def outline(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
+
+
+def legend(frame: np.ndarray, text: str) -> np.ndarray:
+    """Write a line of text on a dark plate in the top left corner: a new uint8 `[H, W, 3]`."""
+    picture = Image.fromarray(frame)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, min(frame.shape[:2]) // 24))
+    left, top, right, bottom = draw.textbbox((6, 4), text, font=font)
+    draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=(20, 20, 20))
+    draw.text((6, 4), text, font=font, fill=(255, 255, 255))
+    return np.array(picture)
 
 
 def mark(frame: np.ndarray, x: float, y: float, positive: bool, radius: int = 5) -> None:

@@ -1,0 +1,206 @@
+"""SAM Segment Everything."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..sam import AutoMaskOptions, DeviceMode, FoundMask, SAMError, free_result_bytes, result_device, segment_everything
+from ..utils.boxes import BoundingBox
+from ..utils.images import as_masks, frames_to_image, image_to_frames, resize_masks
+from ..utils.overlay import legend, paint_masks
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+
+_MASK_BYTES = 4  # a MASK is float32
+_DEFAULTS = {field.name: field.default for field in fields(AutoMaskOptions)}
+_SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
+
+
+def _option(kind: str, name: str, tooltip: str, **limits: float) -> tuple[str, dict[str, Any]]:
+    return kind, {"default": _DEFAULTS[name], **limits, "tooltip": tooltip}
+
+
+OPTION_INPUTS: dict[str, Any] = {
+    "points_per_side": _option(
+        "INT",
+        "points_per_side",
+        "The grid has this many points a side: more find smaller things, and take longer.",
+        min=1,
+        max=256,
+    ),
+    "points_per_batch": _option(
+        "INT", "points_per_batch", "Points that the decoder takes at once: fewer need less memory.", min=1, max=1024
+    ),
+    "pred_iou_thresh": _option("FLOAT", "pred_iou_thresh", "Keep masks whose predicted quality is above this.", **_SHARE),
+    "stability_score_thresh": _option(
+        "FLOAT", "stability_score_thresh", "Keep masks that change little when the threshold does; 1 is no change.", **_SHARE
+    ),
+    "stability_score_offset": _option(
+        "FLOAT", "stability_score_offset", "How far the threshold is shifted to measure that.", min=0.0, max=10.0, step=0.05
+    ),
+    "box_nms_thresh": _option(
+        "FLOAT",
+        "box_nms_thresh",
+        "Of two masks whose boxes overlap by more than this (IoU), the worse one is dropped.",
+        **_SHARE,
+    ),
+    "crop_n_layers": _option(
+        "INT", "crop_n_layers", "Also look at crops of the picture: layer n has 4^n of them. Finds small things.", min=0, max=5
+    ),
+    "crop_nms_thresh": _option("FLOAT", "crop_nms_thresh", "As box_nms_thresh, between crops.", **_SHARE),
+    "crop_overlap_ratio": _option(
+        "FLOAT",
+        "crop_overlap_ratio",
+        "How much crops overlap, as a share of the short side.",
+        min=0.0,
+        max=1.0,
+        step=0.001,
+        round=False,
+    ),
+    "crop_n_points_downscale_factor": _option(
+        "INT",
+        "crop_n_points_downscale_factor",
+        "Layer n's grid has this factor to the power n fewer points a side.",
+        min=1,
+        max=16,
+    ),
+    "min_mask_region_area": _option(
+        "INT",
+        "min_mask_region_area",
+        "Fill holes and drop islands of fewer pixels than this; 0 leaves all.",
+        min=0,
+        max=1_000_000,
+    ),
+}
+
+
+class AutoMask:
+    """`SAMKit_AutoMask`."""
+
+    DESCRIPTION = (
+        "Finds everything in a picture: SAM's automatic mask generator. A grid of clicks, the good and stable masks of it, "
+        "without duplicates, largest first."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "automatic mask generator", "segment all", "everything", "mask generator"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "IMAGE", "MASK")
+    RETURN_NAMES = ("masks", "bboxes", "scores", "overlay", "labels")
+    OUTPUT_IS_LIST = (False, False, True, False, False)
+    OUTPUT_TOOLTIPS = (
+        "Every mask of every frame, frame by frame, largest first. Each takes height x width x 4 bytes.",
+        "Tight boxes, a list per frame in the masks' order, with score, stability and frame_index.",
+        "Predicted quality (IoU) of each mask; a single 0 where nothing was found.",
+        "The picture with each mask in a colour of its own, and their number.",
+        "One map per frame: mask i of N has the value i / N, smaller ones on top, 0 where there is none.",
+    )
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        region = ("MASK", {"tooltip": "Only look for things at points inside this mask: one for all frames, or one per frame."})
+        max_masks = {
+            "default": 0,
+            "min": 0,
+            "max": 100_000,
+            "tooltip": "Keep this many masks per frame, the largest; 0 keeps all.",
+        }
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The pictures, every frame of a batch; alpha is ignored."}),
+                **OPTION_INPUTS,
+                "max_masks": ("INT", max_masks),
+            },
+            "optional": {"region": region, "device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def execute(
+        self,
+        sam_model: Sam,
+        image: Tensor,
+        points_per_side: int = _DEFAULTS["points_per_side"],
+        points_per_batch: int = _DEFAULTS["points_per_batch"],
+        pred_iou_thresh: float = _DEFAULTS["pred_iou_thresh"],
+        stability_score_thresh: float = _DEFAULTS["stability_score_thresh"],
+        stability_score_offset: float = _DEFAULTS["stability_score_offset"],
+        box_nms_thresh: float = _DEFAULTS["box_nms_thresh"],
+        crop_n_layers: int = _DEFAULTS["crop_n_layers"],
+        crop_nms_thresh: float = _DEFAULTS["crop_nms_thresh"],
+        crop_overlap_ratio: float = _DEFAULTS["crop_overlap_ratio"],
+        crop_n_points_downscale_factor: int = _DEFAULTS["crop_n_points_downscale_factor"],
+        min_mask_region_area: int = _DEFAULTS["min_mask_region_area"],
+        max_masks: int = 0,
+        region: Tensor | None = None,
+        device_mode: DeviceMode = "AUTO",
+    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], Tensor, Tensor]:
+        options = AutoMaskOptions(
+            points_per_side,
+            points_per_batch,
+            pred_iou_thresh,
+            stability_score_thresh,
+            stability_score_offset,
+            box_nms_thresh,
+            crop_n_layers,
+            crop_nms_thresh,
+            crop_overlap_ratio,
+            crop_n_points_downscale_factor,
+            min_mask_region_area,
+        )
+        frames = image_to_frames(image)
+        regions = _regions(region, len(frames), tuple(image.shape[1:3]))
+        found = [
+            segment_everything(sam_model, frame, options, inside, device_mode)[: max_masks or None]
+            for frame, inside in zip(frames, regions, strict=True)
+        ]
+        return _outputs(frames, found, tuple(image.shape[1:3]))
+
+
+def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:
+    """One bool `[H, W]` per frame, or None for everywhere."""
+    if region is None:
+        return [None] * frames
+    masks = resize_masks(as_masks(region), size).cpu().numpy() > 0.5
+    if len(masks) not in (1, frames):
+        raise SAMError(f"region has {len(masks)} masks for {frames} frames: give one for all, or one per frame.")
+    return list(masks) if len(masks) == frames else list(masks) * frames
+
+
+def _outputs(
+    frames: list[np.ndarray], found: list[list[FoundMask]], size: tuple[int, int]
+) -> tuple[Tensor, list[list[BoundingBox]], list[float], Tensor, Tensor]:
+    count = sum(map(len, found))
+    _check_memory(count, size)
+    masks = np.zeros((count, *size), dtype=np.float32)
+    labels = np.zeros((len(frames), *size), dtype=np.float32)
+    pictures, position = [], 0
+    for index, (frame, things) in enumerate(zip(frames, found, strict=True)):
+        full = np.stack([thing.full(size) for thing in things]) if things else np.zeros((0, *size), bool)
+        masks[position : position + len(full)] = full
+        position += len(full)
+        for rank, mask in enumerate(full, start=1):
+            labels[index][mask] = rank / len(full)
+        pictures.append(legend(paint_masks(frame, full), f"{len(full)} masks"))
+    overlay = frames_to_image(pictures) if pictures else torch.zeros(0, *size, 3)
+    boxes = [[_box(thing, index) for thing in things] for index, things in enumerate(found)]
+    scores = [thing.score for things in found for thing in things] or [0.0]
+    where = result_device()
+    return torch.from_numpy(masks).to(where), boxes, scores, overlay.to(where), torch.from_numpy(labels).to(where)
+
+
+def _box(thing: FoundMask, frame: int) -> BoundingBox:
+    x1, y1, x2, y2 = thing.box
+    extra = {"score": thing.score, "stability": thing.stability, "frame_index": frame}
+    return BoundingBox(x=x1, y=y1, width=x2 + 1 - x1, height=y2 + 1 - y1, **extra)
+
+
+def _check_memory(count: int, size: tuple[int, int]) -> None:
+    """Refuse before the masks would exceed free memory, while there is still something to say it with."""
+    needed, free = count * size[0] * size[1] * _MASK_BYTES, free_result_bytes()
+    if free is not None and needed > free:
+        raise SAMError(
+            f"{count} masks of {size[1]}x{size[0]} pixels need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: set "
+            "max_masks, or raise pred_iou_thresh."
+        )

@@ -1,0 +1,202 @@
+"""Segment everything against segment_anything's SamAutomaticMaskGenerator: the same set of masks."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_picture
+from fakes import FakeComfyUI, Interrupted, install
+from reference import random_sam
+from samkit.nodes.automask import AutoMask
+from samkit.sam import SAMError
+from samkit.sam.automask import AutoMaskOptions, non_maximum_suppression, remove_small_regions, segment_everything
+from samkit.utils.boxes import tight_box
+from scenes import make_scene
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.utils import amg
+from torchvision.ops import nms
+
+LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "points_per_side": 8}
+
+
+def check_equal(model, picture, **options):
+    """Same count, each mask matched at IoU >= 0.999, boxes within 1 px, scores within 1e-3."""
+    ours = segment_everything(model, picture, AutoMaskOptions(**options))
+    theirs = SamAutomaticMaskGenerator(model, **options).generate(picture)
+    assert len(ours) == len(theirs)
+    left = [mask.full(picture.shape[:2]) for mask in ours]
+    for record in theirs:
+        wanted = record["segmentation"]
+        ious = [(mask & wanted).sum() / max(1, (mask | wanted).sum()) for mask in left]
+        best = int(np.argmax(ious))
+        assert ious[best] >= 0.999, record["bbox"]
+        match = ours[best]
+        x, y, width, height = record["bbox"]
+        assert np.abs(np.array(match.box) - (x, y, x + width, y + height)).max() <= 1
+        assert match.score == pytest.approx(record["predicted_iou"], abs=1e-3)
+        assert match.stability == pytest.approx(record["stability_score"], abs=1e-3)
+        assert match.area == pytest.approx(record["area"], rel=1e-3)
+        assert np.allclose(match.point, record["point_coords"][0])
+    return ours
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scenes_give_the_generators_masks(demo_model, seed):
+    found = check_equal(demo_model, make_scene(1_000_000_000 + seed).image, **LOOSE)
+    assert len(found) >= 3
+
+
+def test_the_defaults_give_the_generators_masks(demo_model):
+    picture = make_scene(1_000_000_003).image
+    check_equal(demo_model, picture, points_per_side=12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop_n_layers": 1},
+        {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+        {"stability_score_thresh": 0.0, "pred_iou_thresh": 0.0, "points_per_side": 4},
+        {"stability_score_offset": 0.2, "points_per_batch": 7},
+        {"box_nms_thresh": 0.2},
+    ],
+    ids=str,
+)
+def test_every_option_gives_the_generators_masks(demo_model, options):
+    check_equal(demo_model, make_scene(1_000_000_001).image, **{**LOOSE, **options})
+
+
+@pytest.mark.parametrize("size", [(60, 80), (33, 100), (250, 90)])
+def test_a_random_sam_gives_the_generators_masks(size):
+    sam = random_sam(32, 3, 2, (1,), grid=8, window=3, out_chans=32, mlp_dim=64)
+    check_equal(sam, make_picture(*size), pred_iou_thresh=-1.0, stability_score_thresh=0.2, points_per_side=6)
+
+
+def test_small_regions_are_removed_as_with_opencv(demo_model):
+    pytest.importorskip("cv2", reason="the reference needs OpenCV; the pack does not")
+    check_equal(demo_model, make_scene(1_000_000_001).image, **LOOSE, min_mask_region_area=100)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.random((40, 50)) < rng.uniform(0.2, 0.8)
+        for holes in (True, False):
+            ours, changed = remove_small_regions(mask, 12, holes)
+            theirs, also = amg.remove_small_regions(mask, 12, "holes" if holes else "islands")
+            assert changed == also and np.array_equal(ours, theirs)
+
+
+def test_small_regions():
+    mask = np.zeros((20, 20), bool)
+    mask[2:12, 2:12], mask[5, 5], mask[16, 16] = True, False, True
+    filled, changed = remove_small_regions(mask, 4, holes=True)
+    assert changed and filled[5, 5] and filled[16, 16]
+    clean, changed = remove_small_regions(filled, 4, holes=False)
+    assert changed and not clean[16, 16] and clean[5, 5]
+    assert remove_small_regions(clean, 4, holes=False)[1] is False
+    kept, _ = remove_small_regions(mask, 1000, holes=False)
+    assert kept[2, 2] and not kept[16, 16], "the largest island always stays"
+
+
+def test_suppression_is_torchvisions():
+    torch.manual_seed(0)
+    for threshold in (0.1, 0.5, 0.7):
+        corner = torch.rand(300, 2) * 50
+        boxes = torch.cat([corner, corner + torch.rand(300, 2) * 30], 1).round()
+        scores = (torch.rand(300) * 20).round() / 20
+        assert non_maximum_suppression(boxes, scores, threshold) == nms(boxes, scores, threshold).tolist()
+    assert non_maximum_suppression(torch.zeros(0, 4), torch.zeros(0), 0.5) == []
+
+
+def test_a_region_limits_the_grid(demo_model):
+    picture = make_scene(1_000_000_001).image
+    region = np.zeros(picture.shape[:2], bool)
+    region[: picture.shape[0] // 2] = True
+    everywhere = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
+    above = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE), region)
+    assert 0 < len(above) < len(everywhere)
+    assert all(mask.point[1] < picture.shape[0] // 2 for mask in above)
+
+
+def test_nothing_found_is_an_answer(demo_model):
+    picture = make_scene(1_000_000_001).image
+    for layers in (0, 1):
+        options = AutoMaskOptions(points_per_side=4, pred_iou_thresh=2.0, crop_n_layers=layers, min_mask_region_area=10)
+        assert segment_everything(demo_model, picture, options) == []
+    nowhere = np.zeros(picture.shape[:2], bool)
+    assert segment_everything(demo_model, picture, AutoMaskOptions(points_per_side=4), nowhere) == []
+
+
+def test_masks_come_largest_first(demo_model):
+    found = segment_everything(demo_model, make_scene(1_000_000_002).image, AutoMaskOptions(**LOOSE))
+    areas = [mask.area for mask in found]
+    assert areas == sorted(areas, reverse=True) and areas[-1] > 0
+
+
+@pytest.mark.parametrize("options", [{"points_per_side": 0}, {"points_per_batch": 0}, {"crop_n_layers": 9}], ids=str)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(SAMError, match=next(iter(options))):
+        AutoMaskOptions(**options)
+
+
+def node(model, *pictures, **options):
+    image = torch.from_numpy(np.stack(pictures)).float() / 255
+    return AutoMask().execute(model, image, **{**LOOSE, **options})
+
+
+def test_the_nodes_defaults_are_the_generators():
+    theirs = inspect.signature(SamAutomaticMaskGenerator).parameters
+    ours = inspect.signature(AutoMask.execute).parameters
+    shared = theirs.keys() & ours.keys()
+    assert len(shared) == 11
+    assert {name: theirs[name].default for name in shared} == {name: ours[name].default for name in shared}
+
+
+def test_the_nodes_outputs_fit_together(demo_model):
+    scenes = [make_scene(1_000_000_000 + seed, (240, 320)).image for seed in range(2)]
+    masks, bboxes, scores, overlay, labels = node(demo_model, *scenes)
+    flat = [box for frame in bboxes for box in frame]
+    assert masks.shape == (len(flat), 240, 320) and len(scores) == len(flat) and masks.dtype == torch.float32
+    assert overlay.shape == (2, 240, 320, 3) and labels.shape == (2, 240, 320)
+    for mask, box, score in zip(masks, flat, scores, strict=True):
+        tight = tight_box(mask)
+        assert {key: box[key] for key in tight} == tight and box["score"] == score and 0.5 <= box["stability"] <= 1
+    for index, frame in enumerate(bboxes):
+        assert {box["frame_index"] for box in frame} == {index}
+        own = masks[: len(frame)] if index == 0 else masks[-len(frame) :]
+        areas = own.flatten(1).sum(1).tolist()
+        assert areas == sorted(areas, reverse=True)
+        smallest = own[-1] > 0
+        assert (labels[index][smallest] == 1).all() and (labels[index][~own.bool().any(0)] == 0).all()
+        assert set(torch.unique(labels[index]).tolist()) <= {np.float32(i / len(frame)) for i in range(len(frame) + 1)}
+        inside = own.bool().any(0)
+        changed = (overlay[index] - torch.from_numpy(scenes[index]) / 255).abs().sum(-1) > 0.01
+        assert changed[inside].float().mean() > 0.9
+
+
+def test_only_so_many_masks_and_only_where_asked(demo_model):
+    scene = make_scene(1_000_000_001, (240, 320)).image
+    everything = node(demo_model, scene)
+    two = node(demo_model, scene, max_masks=2)
+    assert torch.equal(two[0], everything[0][:2]) and two[1] == [everything[1][0][:2]]
+    nowhere = node(demo_model, scene, region=torch.zeros(1, 64, 64))
+    assert nowhere[0].shape == (0, 240, 320) and nowhere[1] == [[]] and nowhere[2] == [0.0] and not nowhere[4].any()
+    with pytest.raises(SAMError, match="region has 3 masks for 1 frames"):
+        node(demo_model, scene, region=torch.ones(3, 240, 320))
+
+
+def test_too_many_masks_for_the_memory_are_refused_before(demo_model, monkeypatch):
+    monkeypatch.setattr("samkit.nodes.automask.free_result_bytes", lambda: 1000)
+    with pytest.raises(SAMError, match=r"masks of 320x240 pixels need 0.0 GB, but 0.0 GB are free: set max_masks"):
+        node(demo_model, make_scene(1_000_000_001, (240, 320)).image)
+
+
+def test_progress_moves_per_batch_and_cancel_stops_within_one(demo_model, monkeypatch, tmp_path):
+    comfy = install(monkeypatch, FakeComfyUI(tmp_path))
+    scene = make_scene(1_000_000_001, (240, 320)).image
+    segment_everything(demo_model, scene, AutoMaskOptions(points_per_side=4, points_per_batch=3, crop_n_layers=1))
+    assert (comfy.bars[0].total, comfy.bars[0].current) == (5 * 6, 5 * 6)
+    comfy.interrupted_after = 2
+    with pytest.raises(Interrupted):
+        segment_everything(demo_model, scene, AutoMaskOptions(points_per_side=4, points_per_batch=3))
+    assert comfy.bars[-1].current <= 2 or comfy.bars[-2].current <= 2
+    del demo_model._samkit_patcher
