@@ -72,8 +72,8 @@ def test_the_bundled_picture_is_the_generators():
 def test_the_demo_finds_what_it_asks_for(tmp_path):
     result = subprocess.run([sys.executable, ROOT / "tools" / "demo.py"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    ious = [float(line.split()[-3]) for line in result.stdout.splitlines() if re.match(r"[1-6] ", line)]
-    assert len(ious) == 6 and np.mean(ious) > 0.75, result.stdout
+    ious = [float(line.split()[-3]) for line in result.stdout.splitlines() if re.match(r"[1-7] ", line)]
+    assert len(ious) == 7 and np.mean(ious) > 0.75, result.stdout
     for path in (ROOT / "demo_output").glob("*_mask.png"):
         assert set(np.unique(np.array(Image.open(path)))) == {0, 255}
 

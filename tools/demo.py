@@ -26,6 +26,7 @@ PICTURE = ROOT / "example_workflows" / "samkit_scene.png"
 SCENE_SEED, SCENE_SIZE = 2_000_007, (480, 640)
 OUTPUT = ROOT / "demo_output"
 CHECKPOINT = "samkit_demo.safetensors"
+EVERYTHING = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
 HEADER = f"{'step':<34}{'masks':>6}{'pixels':>9}{'score':>7}{'IoU':>7}{'time':>10}"
 
 
@@ -72,6 +73,7 @@ def main() -> int:
     logits = {}
     for step in STEPS:
         logits[step.name] = run_step(step, model, embedding, frame, truth, logits.get(step.refines))
+    run_everything(model, frame, truth)
     print(f"\n{len(list(OUTPUT.glob('*.png')))} pictures in {OUTPUT.name}/, {time.perf_counter() - started:.1f} s in all.")
     return 0
 
@@ -107,6 +109,19 @@ def run_step(
     save(f"{step.name}_mask.png", found.any(0).astype(np.uint8) * 255)
     save(f"{step.name}.png", overlay(frame, found, step))
     return refined
+
+
+def run_everything(model: Any, frame: np.ndarray, truth: np.ndarray) -> None:
+    """SAM Segment Everything; its IoU is each true object's with the mask that fits it best."""
+    began = time.perf_counter()
+    masks, _, scores, overlay, _ = node("SAMKit_AutoMask")(
+        sam_model=model, image=frames_to_image([frame]), points_per_side=16, **EVERYTHING
+    )
+    taken = milliseconds(began)
+    found = masks.numpy().astype(bool)
+    iou = np.mean([max([iou_of(mask, true) for mask in found], default=0.0) for true in truth])
+    print(f"{'7 segment everything':<34}{len(found):>6}{found.sum():>9,}{np.mean(scores):>7.2f}{iou:>7.2f}{taken}")
+    save("7_everything.png", (overlay[0].numpy() * 255).round().astype(np.uint8))
 
 
 def milliseconds(began: float) -> str:
