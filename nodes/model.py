@@ -48,6 +48,15 @@ class SAMModelLoader:
             },
         }
 
+    @classmethod
+    def IS_CHANGED(cls, model_name: str | None = None, precision: str | None = None) -> str:
+        """A file that was replaced on disk is loaded anew. Linked inputs arrive as None, and nothing may raise here."""
+        path = (checkpoint_path(model_name) or BUNDLED.get(model_name)) if model_name else None
+        if path is None or not path.is_file():
+            return ""
+        stat = path.stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
     def load_model(self, model_name: str, precision: str = "auto") -> tuple[SAMModel]:
         return (load_model(find_checkpoint(model_name), precision),)
 

@@ -1,6 +1,7 @@
 """What every node declares, to the letter of what ComfyUI reads; loader and mask selection."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -153,6 +154,20 @@ def test_the_loader_takes_a_users_file_before_a_bundled_one(tmp_path, monkeypatc
     save_file(tiny_sam.state_dict(), tmp_path / "models" / "sams" / "samkit_demo.safetensors")
     (model,) = model_node.SAMModelLoader().load_model("samkit_demo.safetensors")
     assert model.image_encoder.img_size == 128
+
+
+def test_a_replaced_file_is_loaded_anew(tmp_path, monkeypatch, tiny_sam):
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    path = tmp_path / "models" / "sams" / "mine.safetensors"
+    path.parent.mkdir(parents=True)
+    changed = model_node.SAMModelLoader.IS_CHANGED
+    assert changed(model_name=None) == changed(model_name="mine.safetensors") == changed("sam_vit_b_01ec64.pth", "auto") == ""
+    save_file(tiny_sam.state_dict(), path)
+    first = changed(model_name="mine.safetensors", precision="fp32")
+    assert first and first == changed(model_name="mine.safetensors")
+    save_file({name: value + 1 for name, value in tiny_sam.state_dict().items()}, path)
+    os.utime(path, ns=(1, 1))
+    assert changed(model_name="mine.safetensors") not in ("", first)
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "../../secret.pth", "/etc/passwd", ""])
