@@ -41,6 +41,7 @@ log = logging.getLogger("train")
 SIZES = (256, 384)  # model input in the first and in the second stage
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
+SCORE_WEIGHT = 5.0  # of the predicted IoU's error: with 1, the best candidate was there but not chosen
 ROUNDS = (3, 1, 2, 1)  # prompt rounds of successive steps, once the first click has caught on
 EVAL_SEEDS = 1_000_000_000  # training seeds stay below, held-out ones start here
 NEGATIVE, POSITIVE, CORNER_A, CORNER_B, PAD = 0, 1, 2, 3, -1  # point labels of SAM's prompt encoder
@@ -420,7 +421,8 @@ def largest_piece(mask: Mask) -> Mask:
 def mask_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss [B, M] (2 x BCE + 2 x dice) of logits [B, M, h, w] against soft targets [B, 1, h, w], and their IoU [B, M].
 
-    The IoU is of the probabilities (sum of minima over sum of maxima), which is exact to less than a cell's width.
+    The IoU is of the thresholded mask with the soft target (sum of minima over sum of maxima), so that it counts parts of
+    cells at the target's edge.
     """
     bce = F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none").flatten(2).mean(2)
     chance = logits.sigmoid().flatten(2)
@@ -428,8 +430,9 @@ def mask_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     inter, total = (chance @ wanted.transpose(1, 2))[..., 0], chance.square().sum(2) + wanted.square().sum(2)
     dice = 1 - (2 * inter + 1) / (total + 1)
     with torch.no_grad():
-        low = torch.minimum(chance, wanted).sum(2)
-        iou = low / (chance.sum(2) + wanted.sum(2) - low).clamp(min=1e-6)
+        inside = (logits.flatten(2) > 0).float()
+        low = torch.minimum(inside, wanted).sum(2)
+        iou = low / (inside.sum(2) + wanted.sum(2) - low).clamp(min=1e-6)
     return 2 * bce + 2 * dice, iou
 
 
@@ -444,7 +447,7 @@ def round_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor,
     pair = torch.stack([logits[:, 0], logits[torch.arange(len(best)), best]], 1)
     fine, _ = mask_losses(F.interpolate(pair, scale_factor=2, mode="bilinear", align_corners=False), targets)
     spare = 0.02 * loss[:, 1:].mean()  # keeps every candidate alive
-    return fine.mean(0).sum() + spare + F.mse_loss(scores, iou), iou
+    return fine.mean(0).sum() + spare + SCORE_WEIGHT * F.mse_loss(scores, iou), iou
 
 
 def step_loss(sam: Sam, batch: Batch, rounds: int, rng: Generator) -> tuple[Tensor, list[float]]:
