@@ -44,7 +44,8 @@ def comfyui(extra: list[str]) -> int:
     shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", home / "input")
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     cpu = [] if subprocess.call([interpreter, "-c", has_gpu]) == 0 else ["--cpu"]
-    print("ComfyUI starts at http://127.0.0.1:8188: open Templates > samkit, or drag example_workflows/one_click.json in.")
+    port = extra[extra.index("--port") + 1] if "--port" in extra else "8188"
+    print(f"ComfyUI starts at http://127.0.0.1:{port}: open Templates > samkit, or drag example_workflows/one_click.json in.")
     return run(interpreter, "main.py", *cpu, *extra, folder=home)
 
 
