@@ -3,6 +3,8 @@
 import hashlib
 import http.server
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,8 +162,27 @@ def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path
     assert sorted(model_node.available_names()) == sorted(before)
 
 
-def test_the_known_ones_are_named_by_their_md5_and_whole():
+def test_the_known_ones_can_be_verified_and_found():
     for name, known in KNOWN.items():
-        assert known.name == name and known.url.endswith(name) and known.filename.endswith(name)
-        assert len(known.sha256) == 64 and known.size > 300e6
-    assert len({known.sha256 for known in KNOWN.values()}) == len(KNOWN)
+        assert known.name == name and name.endswith((".pth", ".safetensors"))
+        if known.url:
+            assert known.url.endswith(name) and known.filename.endswith(name) and known.size > 300e6
+        assert known.sha256 is None or len(known.sha256) == 64
+        assert known.sha256 or not known.url, "only the hub can tell a file's SHA-256 itself"
+    assert len({known.repo_id + known.filename for known in KNOWN.values()}) == len(KNOWN)
+
+
+@pytest.mark.parametrize("etag", ["right", "wrong", "no hash", None])
+def test_without_a_sha256_of_ours_the_hubs_counts(known, hub, tmp_path, content, monkeypatch, etag):
+    import huggingface_hub
+
+    said = {"right": known.sha256, "wrong": "0" * 64, "no hash": "abc", None: None}[etag]
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: SimpleNamespace(etag=said))
+    hub.answer = lambda path, bar: path.write_bytes(content)
+    unverified = replace(known, sha256=None, url=None)
+    if etag == "right":
+        assert download.fetch(unverified, [tmp_path / "sams"]).read_bytes() == content
+        return
+    with pytest.raises(SAMError, match=r"could not fetch .*(not the file with 0000|cannot be verified)"):
+        download.fetch(unverified, [tmp_path / "sams"])
+    assert not (tmp_path / "sams" / NAME).exists()

@@ -8,10 +8,12 @@ import hashlib
 import inspect
 import logging
 import os
+import re
 import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ...utils.comfy import Progress
 from ..errors import SAMError
@@ -33,12 +35,12 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise SAMError(
             f"{known.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
-            f"download {known.url} elsewhere and put it there."
+            f"download {_address(known)} elsewhere and put it there under that name."
         )
     folder = _first_writable(folders)
     staging = folder / ".samkit-download"
     failures = []
-    for source in (_from_hub, _from_publisher):
+    for source in (_from_hub, _from_publisher) if known.url else (_from_hub,):
         try:
             arrived = source(known, staging)
             _verify(arrived, known)
@@ -49,7 +51,13 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
         arrived.replace(folder / known.name)
         shutil.rmtree(staging, ignore_errors=True)
         return folder / known.name
-    raise SAMError(f"could not fetch {known.name} ({'; '.join(failures)}). Download {known.url} into {folder} by hand.")
+    raise SAMError(
+        f"could not fetch {known.name} ({'; '.join(failures)}). Download {_address(known)} to {folder / known.name} by hand."
+    )
+
+
+def _address(known: KnownCheckpoint) -> str:
+    return known.url or f"{known.filename} of the hub's {known.repo_id}"
 
 
 def _first_writable(folders: list[Path]) -> Path:
@@ -69,43 +77,61 @@ def _from_hub(known: KnownCheckpoint, staging: Path) -> Path:
 
     options = {}
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # huggingface_hub before 1.0 has no such hook
-        options["tqdm_class"] = _console_and_node_bar(Progress(known.size))
+        options["tqdm_class"] = _console_and_node_bar()
     return Path(hf_hub_download(known.repo_id, known.filename, local_dir=staging, **options))
 
 
-def _console_and_node_bar(progress: Progress) -> type:
+def _console_and_node_bar() -> type:
     from tqdm.auto import tqdm
 
     class Bar(tqdm):
         """The hub's console bar, which also moves ComfyUI's and hears its Cancel."""
 
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._node = Progress(int(self.total)) if self.total else None
+
         def update(self, n: float | None = 1) -> bool | None:
-            progress.check_interrupted()
-            progress.advance(int(n or 0))
+            """Move both bars on by n bytes."""
+            Progress.check_interrupted()
+            if self._node is not None:
+                self._node.advance(int(n or 0))
             return super().update(n)
 
     return Bar
 
 
 def _from_publisher(known: KnownCheckpoint, staging: Path) -> Path:
+    url, size = str(known.url), known.size or 0
     staging.mkdir(parents=True, exist_ok=True)
     target = staging / f"{known.name}.part"  # no checkpoint's ending: half a file must not be listed as one
-    progress = Progress(known.size)
-    log.info("fetching %s (%.0f MB) from %s", known.name, known.size / 1e6, known.url)
-    with urllib.request.urlopen(known.url, timeout=60) as response, target.open("wb") as file:
+    progress = Progress(size)
+    log.info("fetching %s (%.0f MB) from %s", known.name, size / 1e6, url)
+    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
         _in_chunks(response.read, lambda chunk: (file.write(chunk), progress.advance(len(chunk))))
     return target
 
 
 def _verify(path: Path, known: KnownCheckpoint) -> None:
-    """Raise ValueError, and remove the file, where its content is not the known one."""
+    """Raise ValueError, and remove the file, where its content is not the known one's, or what the hub says it is."""
+    wanted = known.sha256 or _hubs_sha256(known)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         _in_chunks(file.read, digest.update)
-    if digest.hexdigest() != known.sha256:
+    if digest.hexdigest() != wanted:
         size = path.stat().st_size
         path.unlink()
-        raise SAMError(f"got {size} bytes with SHA-256 {digest.hexdigest()}, not {known.size} with {known.sha256}")
+        raise SAMError(f"got {size} bytes with SHA-256 {digest.hexdigest()}, not the file with {wanted}")
+
+
+def _hubs_sha256(known: KnownCheckpoint) -> str:
+    """The SHA-256 that the hub keeps of a large file: its ETag is that."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    etag = get_hf_file_metadata(hf_hub_url(known.repo_id, known.filename)).etag or ""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        raise SAMError(f"the hub has no SHA-256 of {known.filename} in {known.repo_id}, so it cannot be verified")
+    return etag
 
 
 def _in_chunks(read: Callable[[int], bytes], use: Callable[[bytes], object]) -> None:

@@ -14,21 +14,26 @@ class KnownCheckpoint:
     Attributes:
         name: file name, the loader's value before and after the download.
         repo_id, filename: where the Hugging Face hub has it.
-        url: the publisher's own address, the second source.
-        size: bytes.
-        sha256: of the whole file, in hex.
+        url: the publisher's own address, the second source; None where the hub is the publisher's own.
+        size: bytes, to show progress; None where it is not known before.
+        sha256: of the whole file, in hex; None where only the hub's own record can tell.
     """
 
     name: str
     repo_id: str
     filename: str
-    url: str
-    size: int
-    sha256: str
+    url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
 
 
 def _meta(name: str, size: int, sha256: str) -> KnownCheckpoint:
     return KnownCheckpoint(name, "ybelkada/segment-anything", f"checkpoints/{name}", _META + name, size, sha256)
+
+
+def _hub(repo_id: str, sha256: str | None = None) -> KnownCheckpoint:
+    """A repository of transformers' form, named after itself: its file is `model.safetensors` as everyone's is."""
+    return KnownCheckpoint(repo_id.split("/")[1] + ".safetensors", repo_id, "model.safetensors", sha256=sha256)
 
 
 KNOWN: dict[str, KnownCheckpoint] = {
@@ -37,6 +42,11 @@ KNOWN: dict[str, KnownCheckpoint] = {
         _meta("sam_vit_b_01ec64.pth", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
         _meta("sam_vit_l_0b3195.pth", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
         _meta("sam_vit_h_4b8939.pth", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+        _hub("facebook/sam-vit-base"),
+        _hub("facebook/sam-vit-large"),
+        _hub("facebook/sam-vit-huge"),
+        _hub("Zigeng/SlimSAM-uniform-50"),
+        _hub("Zigeng/SlimSAM-uniform-77", "b0ee221e3d33935807a820c157fec81a537b3b9979edc88b148a8dae8bbdd5d2"),
     )
 }
 
