@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import subprocess
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ PICTURE = EXAMPLES / "samkit_scene.png"
 FOLDER = "ComfyUI SAM-Kit.v1"
 MASKS_EQUAL = 0.9999
 
-# Another pack, with folders of the names that ours has too, whose node gives a plain segment_anything Sam.
+# Another pack, with folders of the names that ours has too, whose nodes give a plain segment_anything Sam and a bare array.
 NEIGHBOUR = f"""
-import sys
+import numpy as np
 from safetensors.torch import load_file
 from .nodes import CATEGORY
 from .utils import build
@@ -42,7 +43,17 @@ class PlainSam:
         sam.load_state_dict(load_file({str(ROOT / "sam/weights/bundled/samkit_demo.safetensors")!r}))
         return (sam.eval(),)
 
-NODE_CLASS_MAPPINGS = {{"PlainSam": PlainSam}}
+class PlainEmbedding:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"embedding": ("SAM_EMBEDDING",)}}}}
+    RETURN_TYPES = ("SAM_EMBEDDING",)
+    FUNCTION = "forget"
+    CATEGORY = CATEGORY
+    def forget(self, embedding):
+        return (np.array(embedding),)
+
+NODE_CLASS_MAPPINGS = {{"PlainSam": PlainSam, "PlainEmbedding": PlainEmbedding}}
 """
 NEIGHBOUR_UTILS = f"""
 import sys
@@ -230,7 +241,33 @@ def check_embedding(server, graph, picture, model):
     np.testing.assert_allclose(back, embedding, atol=1e-4)
 
 
-@pytest.mark.parametrize("example", ["one_click", "embed_once"])
+def test_the_browser_gets_help_pages_and_templates(server):
+    folder = quote(FOLDER)
+    for node_id in NODE_CLASS_MAPPINGS:
+        page = ROOT / "web" / "docs" / f"{node_id}.md"
+        assert server.request(f"/extensions/{folder}/docs/{page.name}") == page.read_bytes()
+    assert sorted(server.json("/workflow_templates")[FOLDER]) == sorted(path.stem for path in EXAMPLES.glob("*.json"))
+    for path in (*EXAMPLES.glob("*.json"), *EXAMPLES.glob("*.jpg")):
+        assert server.request(f"/api/workflow_templates/{folder}/{path.name}") == path.read_bytes()
+
+
+def test_another_packs_bare_embedding_works_where_its_image_is_wired(server, picture):
+    graph = varied("embed_once", filename_prefix="bare")
+    expected = evaluate(graph, picture)
+    kinds = {node["class_type"]: number for number, node in graph.items()}
+    graph["bare"] = {"class_type": "PlainEmbedding", "inputs": {"embedding": [kinds["GetSAMEmbedding"], 0]}}
+    for node in graph.values():
+        if node["class_type"] == "SAMKit_PredictMask":
+            node["inputs"] |= {"embedding": ["bare", 0], "image": [kinds["LoadImage"], 0]}
+    saved = server.saved(graph)
+    for node, images in expected.items():
+        assert (pixels(saved[node][0]) == (images[0].numpy() * 255).astype(np.uint8)).mean() >= MASKS_EQUAL
+    for node in graph.values():
+        node["inputs"].pop("image", None) if node["class_type"] == "SAMKit_PredictMask" else None
+    assert "wire image as well" in error_of(server.run(graph))["exception_message"]
+
+
+@pytest.mark.parametrize("example", ["one_click", "embed_once", "segment_everything"])
 def test_a_plain_sam_works_in_every_node(server, picture, example):
     graph = varied(example)
     expected = evaluate(graph, picture)
@@ -280,8 +317,22 @@ def test_interface_examples_fit_the_server(server, path):
     workflow, info = read(path), server.json("/object_info")
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for node in nodes.values():
-        assert node["type"] == "MarkdownNote" or node["type"] in info
+        if node["type"] != "MarkdownNote":
+            check_widgets(node, info[node["type"]]["input"])
     for link, source, slot, target, place, kind in workflow["links"]:
         output, socket = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
         assert link in output["links"] and socket["link"] == link and output["type"] == kind
         assert kind in socket["type"].split(",")
+
+
+def check_widgets(node, declared):
+    """Every widget is one that the server declares, in the order of its values, and a combo's value is one of its options."""
+    declared = {**declared["required"], **declared.get("optional", {})}
+    names = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+    assert len(names) == len(node["widgets_values"])
+    for name, value in zip(names, node["widgets_values"], strict=True):
+        if (node["type"], name) != ("LoadImage", "upload"):
+            kind, *options = declared[name]
+            choices = kind if isinstance(kind, list) else options[0].get("options") if kind == "COMBO" else None
+            assert choices is None or value in choices, (node["type"], name, value)
+    assert {socket["name"] for socket in node["inputs"]} - {"upload"} == set(declared)

@@ -3,10 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
+from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from samkit.sam.weights.registry import BUNDLED, KNOWN
+from scenes import make_scene
 
 EXAMPLES = ROOT / "example_workflows"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +59,28 @@ def test_every_example_has_its_picture_and_its_api_form(path):
     kinds = sorted(node["type"] for node in workflow["nodes"] if node["type"] != "MarkdownNote")
     assert kinds == sorted(node["class_type"] for node in graph.values())
     assert any(kind in NODE_CLASS_MAPPINGS for kind in kinds) and "SaveImage" in kinds
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_both_forms_of_an_example_are_the_same_graph(path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    sources = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] != "MarkdownNote":
+            widgets = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+            inputs = dict(zip(widgets, node["widgets_values"] if widgets else (), strict=True))
+            inputs |= {socket["name"]: sources[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
+            inputs.pop("upload", None)  # the browser's own
+            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    api = json.loads((EXAMPLES / "api" / path.name).read_text(encoding="utf-8"))
+    assert graph == {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in api.items()}
+
+
+def test_the_examples_picture_is_what_the_generator_draws():
+    stored = np.array(Image.open(EXAMPLES / "samkit_scene.png").convert("RGB")).astype(int)
+    drawn = make_scene(SCENE_SEED, SCENE_SIZE).image
+    assert stored.shape == drawn.shape and np.abs(stored - drawn).max() <= 1
 
 
 def test_the_api_forms_use_inputs_that_exist():
