@@ -81,10 +81,10 @@ def comfyui(base, start_timeout=120):
     port = _free_port()
     options = f"--cpu --disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
+    command = [python, str(home / "main.py"), *options, *folders]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (base / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [python, str(home / "main.py"), *options, *folders], cwd=home, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         server = Server(process, port, base)
         _wait(server, process, start_timeout)

@@ -385,9 +385,7 @@ def make_batch(rng: Generator, pool: Pool, img_size: int, scenes: int, prompts: 
             labels.append(label)
             rows, cols = view.targets.shape[1:]
             targets[s * prompts + p, 0, :rows, :cols] = view.targets[index] / np.float32(255)
-    return Batch(
-        torch.stack(images), torch.from_numpy(targets), torch.from_numpy(np.stack(coords)), torch.tensor(labels)
-    )
+    return Batch(torch.stack(images), torch.from_numpy(targets), torch.from_numpy(np.stack(coords)), torch.tensor(labels))
 
 
 def corrective_click(rng: Generator, predicted: Mask, wanted: Mask) -> tuple[NDArray[np.float32], int]:
@@ -516,9 +514,7 @@ class SceneDecoder:
         x = to_input(np.asarray(picture), self.size)[None].to(self.device)
         self.embedding = encode(sam, x)
 
-    def __call__(
-        self, coords: NDArray[np.float32], labels: NDArray[np.int64], logits: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, coords: NDArray[np.float32], labels: NDArray[np.int64], logits: Tensor | None) -> tuple[Tensor, Tensor]:
         """Source-pixel coords [N, K, 2], labels [N, K], logits [N, 1, G, G] or None -> logits [N, 4, G, G], IoU [N, 4]."""
         factor = np.array([self.new_w / self.width, self.new_h / self.height], np.float32)
         xy = torch.from_numpy(coords.astype(np.float32) * factor).to(self.device)
