@@ -15,6 +15,7 @@ import argparse
 import logging
 import os
 import queue
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -802,7 +803,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; defaults are the recipe of the bundled checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="samkit_demo.safetensors", help="file to write at the end")
-    parser.add_argument("--work-dir", default="/tmp/demo_train", help="snapshots and state for --resume")
+    parser.add_argument("--work-dir", default=str(Path(tempfile.gettempdir()) / "samkit_demo_train"), help="snapshots and state for --resume")
     parser.add_argument("--resume", action="store_true", help="continue from the state in --work-dir")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20000)
