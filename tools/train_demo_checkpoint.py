@@ -803,7 +803,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; defaults are the recipe of the bundled checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="samkit_demo.safetensors", help="file to write at the end")
-    parser.add_argument("--work-dir", default=str(Path(tempfile.gettempdir()) / "samkit_demo_train"), help="snapshots and state for --resume")
+    work = str(Path(tempfile.gettempdir()) / "samkit_demo_train")
+    parser.add_argument("--work-dir", default=work, help="snapshots and state for --resume")
     parser.add_argument("--resume", action="store_true", help="continue from the state in --work-dir")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20000)
