@@ -84,12 +84,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the scenes")
     parser.add_argument("--checkpoint", default="samkit_demo.safetensors", help="a name that the loader node knows")
     args = parser.parse_args()
     (model,) = SAMModelLoader().load_model(args.checkpoint)
     begun = time.monotonic()
     ious, diameters = [], []
-    for seed in range(FIRST_SEED, FIRST_SEED + args.scenes):
+    for seed in range(args.first_seed, args.first_seed + args.scenes):
         scene = make_scene(seed)
         ious += measure_scene(model, scene)
         diameters += [np.sqrt(mask.sum() * 4 / np.pi) / max(mask.shape) for mask in scene.masks]

@@ -2,7 +2,7 @@
 
     python tools/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
 
-The defaults are the recipe of the bundled file. A run can be stopped and continued with --resume: the full state is
+The defaults make a like checkpoint, not the bundled one: its model card tells that run. A run can be stopped and continued with --resume: the full state is
 written next to the log in --work-dir. The exported weights are the exponential moving average.
 
 Modules come from `segment_anything.modeling`, so the file loads in the stock package. Training calls them through the
@@ -627,6 +627,7 @@ def write_checkpoint(state: dict[str, Tensor], path: Path, img_size: int) -> Non
         "note": "Trained on procedural scenes only; for demonstrations and tests, no substitute for SAM.",
     }
     save_file({key: value.detach().cpu().float().contiguous() for key, value in state.items()}, half, metadata=notes)
+    half.chmod(0o644)  # safetensors leaves it readable by its owner only
     half.replace(path)
 
 
@@ -800,7 +801,7 @@ def work(rank: int, args: argparse.Namespace, source: mp.Queue) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; defaults are the recipe of the bundled checkpoint."""
+    """The command line; the defaults make a checkpoint like the bundled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="samkit_demo.safetensors", help="file to write at the end")
     work = str(Path(tempfile.gettempdir()) / "samkit_demo_train")
