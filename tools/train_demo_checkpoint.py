@@ -2,8 +2,9 @@
 
     python tools/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
 
-The defaults make a like checkpoint, not the bundled one: its model card tells that run. A run can be stopped and continued with --resume: the full state is
-written next to the log in --work-dir. The exported weights are the exponential moving average.
+The defaults make a like checkpoint, not the bundled one: its model card tells that run. A run can be stopped and continued
+with --resume: the full state is written next to the log in --work-dir. The exported weights are the exponential moving
+average.
 
 Modules come from `segment_anything.modeling`, so the file loads in the stock package. Training calls them through the
 batched functions below, which compute the same numbers for many pictures and prompts at once.
