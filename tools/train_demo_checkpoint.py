@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 log = logging.getLogger("train")
 
-SIZES = (256, 384)  # model input in the first and in the second stage
+SIZES = (256, 512)  # model input in the first and in the second stage
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 SCORE_WEIGHT = 5.0  # of the predicted IoU's error: with 1, the best candidate was there but not chosen
@@ -752,7 +752,7 @@ class Run:
         rounds: list[list[float]] = []
         next_eval = self.elapsed + 60 * args.eval_minutes
         while self.progress < 1:
-            if self.size == SIZES[0] and self.progress >= args.large_from:
+            if self.size != SIZES[1] and self.progress >= args.large_from:
                 self.grow()
             loss, seen = self.train_step()
             losses.append(loss)
