@@ -16,6 +16,7 @@ from ..utils.images import image_to_frames, resize_pil
 from .device import DeviceMode, device_for, placed
 from .embedding import SAMEmbedding, Size, knows_its_image
 from .errors import SAMError
+from .fast_encoder import run_encoder
 from .model import encoder_dtype, identity_of
 
 log = logging.getLogger("samkit")
@@ -119,10 +120,8 @@ def _run_encoder(model: Sam, frame: np.ndarray, device: torch.device) -> np.ndar
     """uint8 `[H, W, 3]` -> float32 `[C, h, w]`, by the steps of `SamPredictor.set_image`."""
     resized = resize_pil(frame, input_size(frame.shape[:2], model))
     pixels = torch.as_tensor(resized, device=device).permute(2, 0, 1).contiguous()[None]
-    dtype = encoder_dtype(model, device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        features = model.image_encoder(model.preprocess(pixels))
-    return features[0].float().cpu().numpy()
+    features, _ = run_encoder(model.image_encoder, model.preprocess(pixels), encoder_dtype(model, device))
+    return features[0].cpu().numpy()
 
 
 def input_size(original_size: Size, model: Sam) -> Size:

@@ -11,6 +11,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from .errors import SAMError
+from .linear import bfloat16_pays
 from .weights.architecture import build, read_architecture
 from .weights.files import read_checkpoint
 from .weights.formats import to_sam_names
@@ -93,12 +94,13 @@ def _fill(model: SAMModel, state: dict[str, Tensor]) -> None:
 def encoder_dtype(model: Sam, device: torch.device) -> torch.dtype:
     """What the image encoder computes in on `device`; a plain `Sam` has no say and gets float32.
 
-    fp16 on a CPU is ten times slower than fp32 and no more exact than it is fast, so a CPU never gets it.
+    fp16 on a CPU is ten times slower than fp32 and no more exact than it is fast, so a CPU never gets it; and bf16 only where
+    it is faster there.
     """
     precision = getattr(model, "precision", "fp32")
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
+    if device.type == "cpu" and (precision == "fp16" or (precision == "bf16" and not bfloat16_pays())):
         precision = "fp32"
     return _DTYPES[precision]
 

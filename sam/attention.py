@@ -1,0 +1,103 @@
+"""Attention with SAM's decomposed relative positions (add_decomposed_rel_pos of image_encoder.py), without its passes.
+
+Stock code writes and reads the whole matrix of scores, heads x 4096 x 4096, some eight times. Here the position terms come from
+one product with the flipped tables, read through a skewed view, and the scores of a few queries at a time stay in the cache.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Scores that are worked on at a time, on a CPU. Finer pieces fit smaller caches, but threads wait for each other after each:
+# beside another load on the cores, pieces of 64 MiB are a seventh faster, alone a twentieth slower.
+_PIECE_BYTES = 16 << 20
+_BIAS_BYTES = 256 << 20  # position terms that are written out at a time, on a GPU
+
+
+class Positions(NamedTuple):
+    """Position terms of each query: `rows` and `columns`, views `[B, h, w, n]` of one product.
+
+    Key (i, j) of an n x n grid adds `rows[..., i] + columns[..., j]` to its score.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+
+def position_table(rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
+    """Both tables `[2n-1, d]`, flipped, side by side: `[d, 2(2n-1)]`."""
+    return torch.cat([rel_pos_h.flip(0), rel_pos_w.flip(0)]).t().contiguous()
+
+
+def positions(q: Tensor, table: Tensor, height: int, width: int) -> Positions:
+    """The position terms of queries `[B, h*w, d]` in raster order, by one product with the `position_table`.
+
+    Query row y needs the table's entries n-1-y to 2n-2-y, in order: a stride one shorter than the row's walks along them, so
+    no table is gathered per row.
+    """
+    count, distances = q.shape[0], table.shape[1] // 2
+    n, step = (distances + 1) // 2, table.shape[1]
+    terms = torch.matmul(q.reshape(-1, q.shape[-1]), table)
+    shape, image, line = (count, height, width, n), height * width * step, width * step
+    rows = terms.as_strided(shape, (image, line - 1, step, 1), n - 1)
+    columns = terms.as_strided(shape, (image, line, step - 1, 1), distances + n - 1)
+    return Positions(rows, columns)
+
+
+def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:
+    """Attention for a CPU: as many heads and rows of queries at a time as the cache holds.
+
+    Args:
+        q: `[B, h*w, d]`, B heads (of any windows), queries in raster order over `width` columns.
+        k, v: `[B, n*n, d]`.
+        table: see `position_table`.
+        width: columns of the queries' grid.
+        out: `[B, h*w, d]`, written to.
+    """
+    count, queries, size = q.shape
+    height, keys = queries // width, k.shape[1]
+    heads, rows = _piece(count, height, width * keys * q.element_size())
+    buffer = q.new_empty(heads * rows * width * keys)
+    for b in range(0, count, heads):
+        part = slice(b, b + heads)
+        some_q, some_k, some_v = (x[part].contiguous() for x in (q, k, v))  # rows of a qkv matrix lie pages apart
+        terms = positions(some_q, table, height, width)
+        for y in range(0, height, rows):
+            here, lines = slice(y * width, (y + rows) * width), min(rows, height - y)
+            scores = buffer[: len(some_q) * lines * width * keys].view(len(some_q), lines * width, keys)
+            _write_bias(terms, slice(y, y + rows), scores)
+            torch.baddbmm(scores, some_q[:, here], some_k.transpose(1, 2), alpha=size**-0.5, out=scores)
+            torch.softmax(scores, -1, out=scores)
+            out[part, here] = torch.bmm(scores, some_v)
+
+
+def _piece(count: int, height: int, row_bytes: int) -> tuple[int, int]:
+    """How many of `count` heads and `height` rows go into a piece: a head for each core first, then rows, then more heads."""
+    cores = min(count, torch.get_num_threads())
+    rows = min(height, max(1, _PIECE_BYTES // (row_bytes * cores)))
+    heads = min(count, max(cores, _PIECE_BYTES // (row_bytes * height))) if rows == height else cores
+    return heads, rows
+
+
+def _write_bias(terms: Positions, rows: slice, scores: Tensor) -> None:
+    """Fill `scores` `[B, rows*w, n*n]` with the position terms of some rows of queries."""
+    row, column = (term[:, rows] for term in terms)
+    torch.add(row[..., :, None], column[..., None, :], out=scores.view(*row.shape, row.shape[-1]))
+
+
+def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:
+    """Attention for a GPU: torch's fused kernel, with the position terms written out as a mask for some heads at a time.
+
+    Arguments as for `attend_in_pieces`.
+    """
+    count, queries, _ = q.shape
+    keys = k.shape[1]
+    heads = min(count, max(1, _BIAS_BYTES // (queries * keys * q.element_size())))
+    buffer = q.new_empty(heads, queries, keys)
+    for b in range(0, count, heads):
+        some_q, some_k, some_v = (x[b : b + heads].contiguous() for x in (q, k, v))
+        bias = buffer[: len(some_q)]
+        _write_bias(positions(some_q, table, queries // width, width), slice(None), bias)
+        out[b : b + heads] = F.scaled_dot_product_attention(some_q, some_k, some_v, bias)

@@ -1,0 +1,167 @@
+"""The fast encoder against segment_anything's own forward, on every path that it can take."""
+
+import pytest
+import torch
+from reference import random_sam
+from samkit.sam import linear
+from samkit.sam.attention import attend_in_pieces, attend_with_bias
+from samkit.sam.fast_encoder import FastEncoder, WindowOrder, run_encoder, supports
+from samkit.sam.linear import AtenLinear, OneDNNLinear
+
+SHAPES = {
+    "edge windows on both sides": {"grid": 11, "window": 4},
+    "whole windows": {"grid": 8, "window": 4},
+    "a window larger than the grid": {"grid": 5, "window": 7},
+    "no windows": {"grid": 6, "window": 3, "global_blocks": (0, 1, 2)},
+    "no global block": {"grid": 6, "window": 4, "global_blocks": ()},
+    "SlimSAM's head size": {"grid": 9, "window": 4, "embed_dim": 28, "heads": 2},
+    "another patch size": {"grid": 7, "window": 3, "patch": 8},
+}
+
+
+def encoder_of(seed=3, **shape):
+    small = {"embed_dim": 24, "depth": 3, "heads": 3, "global_blocks": (1,), "out_chans": 16, "mlp_dim": 32}
+    return random_sam(**{**small, **shape}, seed=seed).image_encoder.requires_grad_(False)
+
+
+def pictures(encoder, count):
+    return torch.randn(count, 3, encoder.img_size, encoder.img_size, generator=torch.Generator().manual_seed(1))
+
+
+def has_onednn():
+    try:
+        return linear.is_right(OneDNNLinear, torch.float32)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN linear layer")
+LINEARS = [AtenLinear, pytest.param(OneDNNLinear, marks=needs_onednn)]
+
+
+@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_bias])
+@pytest.mark.parametrize("kind", LINEARS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_it_equals_the_stock_forward(shape, kind, attend):
+    encoder = encoder_of(**shape)
+    images = pictures(encoder, 2)
+    expected = encoder(images)
+    ours, _ = FastEncoder(encoder, torch.float32, kind, attend)(images)
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+    assert expected.std() > 0.5, "a trivial embedding compares nothing"
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 3000, 50_000])
+def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
+    encoder = encoder_of(grid=11, window=4)
+    images = pictures(encoder, 1)
+    monkeypatch.setattr("samkit.sam.attention._PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("samkit.sam.attention._BIAS_BYTES", piece_bytes)
+    for attend in (attend_in_pieces, attend_with_bias):
+        ours, _ = FastEncoder(encoder, torch.float32, AtenLinear, attend)(images)
+        torch.testing.assert_close(ours, encoder(images), atol=2e-5, rtol=0)
+
+
+def test_watched_blocks_give_what_the_stock_ones_give():
+    encoder = encoder_of(grid=11, window=4)
+    images, seen = pictures(encoder, 2), {}
+    for index in (0, 1):
+        encoder.blocks[index].register_forward_hook(lambda _, __, out, index=index: seen.update({index: out}))
+    encoder(images)
+    _, watched = run_encoder(encoder, images, watched=(0, 1))
+    for index in (0, 1):
+        torch.testing.assert_close(watched[index], seen[index], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_stays_near(dtype):
+    encoder = encoder_of(grid=8, window=4)
+    images = pictures(encoder, 1)
+    expected = encoder(images)
+    ours, _ = FastEncoder(encoder, dtype, AtenLinear, attend_in_pieces)(images)
+    error = (ours - expected).norm() / expected.norm()
+    assert ours.dtype == torch.float32
+    assert 1e-6 < error < 4 * torch.finfo(dtype).eps
+
+
+def test_window_order_is_a_permutation_by_windows():
+    windows = WindowOrder(5, 2)
+    assert windows.order.tolist()[:8] == [0, 1, 5, 6, 2, 3, 7, 8]
+    assert windows.groups == [(4, 2, 2), (2, 2, 1), (2, 1, 2), (1, 1, 1)]
+    assert windows.order[windows.inverse].tolist() == list(range(25))
+
+
+class TestChoice:
+    """Which linear layer runs is told by a self-test and a timing, never by a name."""
+
+    @pytest.fixture(autouse=True)
+    def afresh(self):
+        linear.cpu_linear.cache_clear()
+        linear.bfloat16_pays.cache_clear()
+        yield
+        linear.cpu_linear.cache_clear()
+        linear.bfloat16_pays.cache_clear()
+
+    def test_without_onednn_it_is_aten(self, monkeypatch):
+        def absent(self, weight, bias, dtype):
+            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+        monkeypatch.setattr(OneDNNLinear, "__init__", absent)
+        assert linear.cpu_linear(torch.float32) is AtenLinear
+        encoder = encoder_of(grid=6, window=4)
+        images = pictures(encoder, 1)
+        torch.testing.assert_close(run_encoder(encoder, images)[0], encoder(images), atol=2e-5, rtol=0)
+
+    def test_a_failed_self_test_makes_it_aten(self, monkeypatch):
+        monkeypatch.setattr(linear, "is_right", lambda kind, dtype: False)
+        monkeypatch.setattr(linear, "speed_over_aten", lambda kind, dtype: 9.0)
+        assert linear.cpu_linear(torch.float32) is AtenLinear
+
+    @needs_onednn
+    @pytest.mark.parametrize(("speed", "chosen"), [(2.0, OneDNNLinear), (1.0, AtenLinear)])
+    def test_the_faster_one_is_chosen(self, speed, chosen, monkeypatch):
+        monkeypatch.setattr(linear, "speed_over_aten", lambda kind, dtype: speed)
+        assert linear.cpu_linear(torch.float32) is chosen
+
+    def test_the_self_test_sees_bfloat16_behind_float32(self):
+        class Rounded(AtenLinear):
+            def _plain(self, x):
+                return super()._plain(x.bfloat16().float())
+
+        assert linear.is_right(AtenLinear, torch.float32)
+        assert not linear.is_right(Rounded, torch.float32)
+
+    def test_timing_compares_the_two(self, monkeypatch):
+        clock = iter([1.0, 4.0] * 99)
+        monkeypatch.setattr(linear, "_time", lambda layer, x: next(clock))
+        assert linear.speed_over_aten(AtenLinear, torch.float32) == 4.0
+
+
+def test_an_unknown_encoder_runs_its_own_forward():
+    encoder = encoder_of(grid=6, window=4)
+    encoder.blocks[0].attn.use_rel_pos = False
+    assert not supports(encoder)
+    images = pictures(encoder, 1)
+    assert torch.equal(run_encoder(encoder, images)[0], encoder(images))
+    assert not supports(torch.nn.Identity())
+    assert torch.equal(run_encoder(torch.nn.Identity(), images)[0], images)
+
+
+def test_changed_weights_are_seen():
+    encoder = encoder_of(grid=6, window=4)
+    images = pictures(encoder, 1)
+    before, _ = run_encoder(encoder, images)
+    with torch.no_grad():
+        encoder.blocks[0].mlp.lin1.weight.mul_(1.5)
+        encoder.blocks[1].attn.rel_pos_h.mul_(2)
+    after, _ = run_encoder(encoder, images)
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(after, encoder(images), atol=2e-5, rtol=0)
+
+
+def test_global_settings_are_left_alone():
+    encoder = encoder_of(grid=6, window=4)
+    before = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+    linear.cpu_linear.cache_clear()
+    run_encoder(encoder, pictures(encoder, 1))
+    assert (torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision) == before
