@@ -176,11 +176,11 @@ def _segment_batch(
     frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", options: AutoMaskOptions
 ) -> list[FoundMask]:
     label = np.ones(1, np.int32)
-    logits, scores = frames.run(0, [Prompt(point[None], label) for point in points])
-    candidates = slice(1, None) if logits.shape[1] > 1 else slice(None)
-    logits, scores = logits[:, candidates], scores[:, candidates]
-    kept = (scores > options.pred_iou_thresh) if options.pred_iou_thresh > 0 else torch.ones_like(scores, dtype=torch.bool)
-    owners = kept.nonzero()[:, 0].tolist()
+    candidates = slice(1, None) if frames.model.mask_decoder.num_mask_tokens > 1 else slice(None)
+    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
+    logits, scores, rows = frames.run(0, [Prompt(point[None], label) for point in points], candidates, above)
+    kept = scores > above
+    owners = rows[kept.nonzero()[:, 0]].tolist()
     found = []
     for owner, low, score in zip(owners, logits[kept].cpu(), scores[kept].tolist(), strict=True):
         mask = upsampler.mask(low, frames.threshold, options)

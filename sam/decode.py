@@ -10,10 +10,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..utils.comfy import Progress
+from .cache import ByteCache
 from .device import DeviceMode, placed, result_device
 from .embedding import SAMEmbedding, Size
 from .encode import as_embedding
 from .errors import SAMError
+from .fast_decoder import FastDecoder, Picture, decoder_for, supports
 from .prompts import Prompt, shape_of, to_model_frame
 
 Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
@@ -23,6 +25,8 @@ MULTIMASK: tuple[str, ...] = get_args(Multimask)
 
 _PROMPTS_PER_BATCH = 64
 _UPSCALED_ELEMENTS = 1 << 26  # 256 MiB of float32 at a time
+
+pictures: ByteCache[Picture] = ByteCache(96 << 20)  # nine of stock SAM, at 10 MiB each
 
 
 class Prediction(NamedTuple):
@@ -98,7 +102,7 @@ class FrameDecoder:
 
     def __init__(self, model: Sam, embedding: SAMEmbedding, device: torch.device, threshold: float) -> None:
         self.model, self.embedding, self.device, self.threshold = model, embedding, device, threshold
-        self.image_pe = model.prompt_encoder.get_dense_pe()
+        self.fast = decoder_for(model, device) if supports(model) else None
         self.resting = result_device()
 
     def decode(
@@ -108,24 +112,56 @@ class FrameDecoder:
         grid = self.model.prompt_encoder.mask_input_size
         kept = [(torch.zeros(0, *grid, device=self.device), torch.zeros(0, device=self.device))] * (len(objects) or 1)
         for members in _batches(objects):
-            logits, scores = self.run(index, [objects[i] for i in members])
+            some = [objects[i] for i in members]
+            logits, scores, _ = self.run(index, some, self._tokens(some[0], multimask))
             for row, member in enumerate(members):
-                tokens = _tokens(objects[member], multimask, len(scores[row]))
-                kept[member] = self._pick(logits[row, tokens], scores[row, tokens], candidate)
+                kept[member] = self._pick(logits[row], scores[row], candidate)
         logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return self._upscale(logits), scores.to(self.resting), logits[:, None].to(self.resting)
 
-    def run(self, index: int, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-        """All T mask tokens of one picture's prompts, which must share a shape (see `shape_of`), in one batch.
+    def run(
+        self, index: int, prompts: list[Prompt], wanted: slice, above: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask tokens of one picture's n prompts, which must share a shape (see `shape_of`).
+
+        Args:
+            index: of the picture.
+            prompts: n of them.
+            wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
+            above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
 
         Returns:
-            Logits float32 `[n, T, 4h, 4w]` and predicted IoUs `[n, T]`; the first token is SAM's single mask.
+            Logits float32 `[m, W, 4h, 4w]` and predicted IoUs `[m, W]` of those left, and which they are, `[m]`.
         """
-        features = torch.as_tensor(self.embedding.view(np.ndarray)[index : index + 1], device=self.device)
-        encoder = self.model.prompt_encoder
+        features = torch.as_tensor(self.embedding.view(np.ndarray)[index], device=self.device)
         tensors = to_model_frame(prompts, self.embedding.original_size, self.embedding.input_size, self.device)
+        encoder = self.model.prompt_encoder
         sparse, dense = encoder(points=tensors.points, boxes=tensors.boxes, masks=tensors.masks)
-        return self.model.mask_decoder.predict_masks(features, self.image_pe, sparse, dense)
+        if self.fast is not None:
+            picture = self._picture(self.fast, features, self.embedding.image_keys[index])
+            return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above)
+        logits, scores = self.model.mask_decoder.predict_masks(features[None], encoder.get_dense_pe(), sparse, dense)
+        logits, scores = logits[:, wanted], scores[:, wanted]
+        kept = torch.arange(len(scores)) if above is None else (scores > above).any(1).nonzero()[:, 0]
+        return logits[kept], scores[kept], kept
+
+    def _picture(self, fast: FastDecoder, features: Tensor, image_key: str) -> Picture:
+        """What the prompts of a picture share; remembered where memory is plenty and arithmetic is slow."""
+        if self.device.type != "cpu":
+            return fast.look_at(features)
+        # An embedding may have been changed in place since it was made; the sum of its bits tells that for a tenth of the cost.
+        bits = int(features.numpy().view(np.uint32).sum(dtype=np.uint64))
+        key = self.embedding.model_identity, image_key, bits
+        picture = pictures.get(key)
+        if picture is None:
+            picture = fast.look_at(features)
+            pictures.put(key, picture)
+        return picture
+
+    def _tokens(self, prompt: Prompt, multimask: Multimask) -> slice:
+        """Which mask tokens count: the first is SAM's single mask, the others its candidates (`MaskDecoder.forward`)."""
+        several = multimask == "on" or (multimask == "auto" and prompt.is_single_click)
+        return slice(1, None) if several and self.model.mask_decoder.num_mask_tokens > 1 else slice(0, 1)
 
     def _pick(self, logits: Tensor, scores: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
         if candidate in ("best", "all"):
@@ -156,9 +192,3 @@ def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     for members in alike.values():
         for start in range(0, len(members), _PROMPTS_PER_BATCH):
             yield members[start : start + _PROMPTS_PER_BATCH]
-
-
-def _tokens(prompt: Prompt, multimask: Multimask, available: int) -> slice:
-    """Which mask tokens count: the first is SAM's single mask, the others are its candidates (`MaskDecoder.forward`)."""
-    several = multimask == "on" or (multimask == "auto" and prompt.is_single_click)
-    return slice(1, None) if several and available > 1 else slice(0, 1)

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..utils.comfy import Progress
 from ..utils.images import image_to_frames, resize_pil
+from .cache import ByteCache
 from .device import DeviceMode, device_for, placed
 from .embedding import SAMEmbedding, Size, knows_its_image
 from .errors import SAMError
@@ -24,47 +24,7 @@ log = logging.getLogger("samkit")
 CACHE_BYTES = 512 << 20  # 128 pictures for stock SAM, at 4 MiB each
 
 
-class EmbeddingCache:
-    """Least-recently-used embeddings of single pictures, bounded in bytes; safe to share between threads.
-
-    Args:
-        limit: most bytes to hold; an embedding larger than that is not kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._held: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held now."""
-        return sum(values.nbytes for values in self._held.values())
-
-    def get(self, key: tuple[str, ...]) -> np.ndarray | None:
-        """The embedding `[C, h, w]` under `key`, read-only, or None."""
-        with self._lock:
-            if key not in self._held:
-                return None
-            self._held.move_to_end(key)
-            return self._held[key]
-
-    def put(self, key: tuple[str, ...], values: np.ndarray) -> None:
-        """Keep `values` `[C, h, w]`, and drop the least recently used ones that no longer fit."""
-        values.setflags(write=False)
-        with self._lock:
-            self._held[key] = values
-            self._held.move_to_end(key)
-            while self._held and self.nbytes > self.limit:
-                self._held.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._held.clear()
-
-
-cache = EmbeddingCache(CACHE_BYTES)
+cache: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)  # read-only, [C, h, w]
 
 
 def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
@@ -110,6 +70,7 @@ def _look_up_or_run(
             for key, frame in missing.items():
                 progress.check_interrupted()
                 found[key] = _run_encoder(model, frame, device)
+                found[key].setflags(write=False)
                 cache.put((identity, dtype, key), found[key])
                 progress.advance()
     return [found[key] for key in keys]

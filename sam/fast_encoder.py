@@ -12,8 +12,6 @@ Only the residual stream, one layer's qkv and its attention are held, so the mem
 code's.
 """
 
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from .attention import attend_in_pieces, attend_with_bias, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
+from .plans import Plans
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
 
@@ -193,23 +192,10 @@ def _for_each(index: Tensor, count: int) -> Tensor:
     return (index + len(index) * torch.arange(count, device=index.device)[:, None]).flatten()
 
 
-_plans: weakref.WeakKeyDictionary[nn.Module, tuple[object, FastEncoder]] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_plans: Plans[FastEncoder] = Plans()
 
 
 def _plan_for(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype) -> FastEncoder:
     """The plan for these weights, kept until they change or move."""
-    state = device, dtype, tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in encoder.parameters())
-    with _making:
-        known = _plans.get(encoder)
-        if known is None or known[0] != state:
-            _plans.pop(encoder, None)  # before the new one is made: its packed weights may be large
-            known = state, _make_plan(encoder, device, dtype)
-            _plans[encoder] = known
-    return known[1]
-
-
-def _make_plan(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype) -> FastEncoder:
-    if device.type == "cpu":
-        return FastEncoder(encoder, dtype, cpu_linear(dtype), attend_in_pieces)
-    return FastEncoder(encoder, dtype, AtenLinear, attend_with_bias)
+    kind, attend = (cpu_linear(dtype), attend_in_pieces) if device.type == "cpu" else (AtenLinear, attend_with_bias)
+    return _plans.get(encoder, (device, dtype, kind), lambda: FastEncoder(encoder, dtype, kind, attend))

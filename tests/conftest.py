@@ -21,9 +21,11 @@ load_pack()
 @pytest.fixture(autouse=True)
 def empty_cache():
     """Every test starts without embeddings of the one before."""
+    from samkit.sam.decode import pictures
     from samkit.sam.encode import cache
 
     cache.clear()
+    pictures.clear()
 
 
 @pytest.fixture(scope="session")

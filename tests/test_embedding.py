@@ -12,7 +12,8 @@ from PIL import Image
 from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.predict import Segment
 from samkit.sam import SAMEmbedding, SAMError, encode, identity_of
-from samkit.sam.encode import EmbeddingCache, cache, image_key
+from samkit.sam.cache import ByteCache
+from samkit.sam.encode import cache, image_key
 from samkit.sam.fast_encoder import run_encoder
 from segment_anything import SamPredictor
 
@@ -146,7 +147,7 @@ def test_a_cached_embedding_cannot_be_changed_from_outside(tiny_model):
 
 
 def test_the_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
-    held = EmbeddingCache(limit=1000)
+    held = ByteCache(limit=1000)
     for key in "abc":
         held.put((key,), np.zeros(80, np.float32))
     held.get(("a",))

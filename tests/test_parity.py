@@ -1,6 +1,7 @@
 """The nodes against segment_anything.SamPredictor, with the same seeded random weights at full size."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from reference import VIT_B, VIT_H, random_sam
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
 from samkit.sam import load_model
+from samkit.sam.decode import pictures
+from samkit.sam.encode import cache
+from samkit.sam.linear import AtenLinear, OneDNNLinear
 from segment_anything import SamPredictor
+from test_fast_encoder import has_onednn
 
 LOGITS_ATOL = 1e-3
 MASKS_EQUAL = 0.9999
@@ -51,17 +56,40 @@ def prompts_for(width, height):
     }
 
 
+ENCODER, DECODER = (sys.modules[f"samkit.sam.{name}"] for name in ("fast_encoder", "fast_decoder"))
+PATHS = {"ATen's linear layers": AtenLinear, "oneDNN's linear layers": OneDNNLinear, "the stock forward": None}
+
+
 def check_picture(sam, model, width, height):
+    """On every path that the runtime can take."""
     picture = make_picture(height, width)
     predictor = SamPredictor(sam)
     predictor.set_image(picture)
+    for name, kind in PATHS.items():
+        if kind is OneDNNLinear and not has_onednn():
+            continue
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (ENCODER, DECODER):
+                patch.setattr(module, "cpu_linear", lambda dtype, kind=kind: kind)
+            if kind is None:
+                patch.setattr(ENCODER, "supports", lambda encoder: False)
+                patch.setattr(sys.modules["samkit.sam.decode"], "supports", lambda model: False)
+            cache.clear()
+            pictures.clear()
+            check_prompts(predictor, model, picture, name)
+
+
+def check_prompts(predictor, model, picture, path):
+    height, width = picture.shape[:2]
     (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), model)
-    np.testing.assert_allclose(embedding, predictor.features.numpy(), atol=1e-4)
+    np.testing.assert_allclose(embedding, predictor.features.numpy(), atol=1e-4, err_msg=path)
     for name, (inputs, reference) in prompts_for(width, height).items():
         for multimask in (True, False):
-            logits = check_prompt(predictor, model, embedding, inputs, reference, multimask, name)
+            logits = check_prompt(predictor, model, embedding, inputs, reference, multimask, f"{path}: {name}")
             again = {**reference, "mask_input": logits[0].numpy()}
-            check_prompt(predictor, model, embedding, {**inputs, "logits": logits[:1]}, again, multimask, name + " + logits")
+            check_prompt(
+                predictor, model, embedding, {**inputs, "logits": logits[:1]}, again, multimask, f"{path}: {name} + logits"
+            )
 
 
 def check_prompt(predictor, model, embedding, inputs, reference, multimask, name):

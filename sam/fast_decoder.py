@@ -1,0 +1,265 @@
+"""MaskDecoder.predict_masks with the same weights and the same arithmetic, several times faster, above all for many prompts.
+
+What differs from segment_anything's mask_decoder.py and transformer.py, none of it in the result but for the order of sums:
+
+- What all prompts of a picture share is computed once: the first layer's keys, values and queries of the picture (they differ
+  only from the first answer on), and, once for a model, every projection of the positions.
+- Cross attention with few tokens never projects the picture: `q (W x)` is computed as `(q W) x`, 7 tokens x 8 heads wide.
+- Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled.
+- The predicted IoU comes first: prompts that it rejects are never upscaled.
+- A few prompts at a time, so that their 4 MiB each stay in the cache.
+
+The parts are separate, so that other decoders of the family (further output tokens, other upscaling) can be built of them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from segment_anything.modeling import MaskDecoder, Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .linear import AtenLinear, Linear, LinearKind, cpu_linear
+from .plans import Plans
+
+_PROMPTS_AT_A_TIME = {"cpu": 2}
+_ALL = 64  # elsewhere
+
+
+class Picture(NamedTuple):
+    """What all prompts of one picture share; N = h*w.
+
+    Attributes:
+        tokens: `[1, N, C]`, the embedding with the no-mask prompt added.
+        keys, values, queries: `[1, N, I]`, the first layer's projections of it, in both directions.
+    """
+
+    tokens: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(part.numel() * part.element_size() for part in self)
+
+
+class Rated(NamedTuple):
+    """Decoded prompts before their masks: output tokens `[n, T, C]`, image tokens `[n, N, C]`, predicted IoUs `[n, T]`."""
+
+    tokens: Tensor
+    image: Tensor
+    scores: Tensor
+
+
+class FastDecoder:
+    """A plan to run one model's mask decoder on one device, in float32.
+
+    Args:
+        model: see `supports`; its weights are used where they are.
+        linear: which linear layers for the upscaling.
+    """
+
+    def __init__(self, model: Sam, linear: LinearKind) -> None:
+        self.decoder, self.transformer = model.mask_decoder, model.mask_decoder.transformer
+        self.grid = model.prompt_encoder.image_embedding_size
+        self.absent = model.prompt_encoder.no_mask_embed.weight
+        self.own_tokens = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
+        place = model.prompt_encoder.get_dense_pe().flatten(2)[0].T.contiguous()
+        layers, last = self.transformer.layers, self.transformer.final_attn_token_to_image
+        self.key_places = [layer.cross_attn_token_to_image.k_proj(place) for layer in layers] + [last.k_proj(place)]
+        self.query_places = [layer.cross_attn_image_to_token.q_proj(place) for layer in layers]
+        first, self.norm, _, second, _ = self.decoder.output_upscaling
+        self.upscale_first, self.upscale_second = _as_linear(first, linear), _as_linear(second, linear)
+        self.fine_channels = second.out_channels
+
+    def look_at(self, features: Tensor) -> Picture:
+        """Compute what the prompts of a picture share, from its embedding `[C, h, w]`."""
+        tokens = (features.flatten(1).T + self.absent)[None].contiguous()
+        into, back = (getattr(self.transformer.layers[0], f"cross_attn_{way}") for way in ("token_to_image", "image_to_token"))
+        keys = F.linear(tokens, into.k_proj.weight) + self.key_places[0]
+        queries = F.linear(tokens, back.q_proj.weight) + self.query_places[0]
+        return Picture(tokens, keys, into.v_proj(tokens), queries)
+
+    def rate(self, picture: Picture, sparse: Tensor, dense: Tensor | None) -> Rated:
+        """The transformer and the IoU head, `MaskDecoder.predict_masks` up to the masks.
+
+        Args:
+            picture: see `look_at`.
+            sparse: prompt tokens `[n, K, C]`.
+            dense: embedded mask prompts `[n, C, h, w]`, or None where no prompt has one.
+        """
+        prompt = torch.cat([self.own_tokens.expand(len(sparse), -1, -1), sparse], 1)
+        queries, image = self._transform(picture, prompt, dense)
+        scores = self.decoder.iou_prediction_head(queries[:, 0])
+        return Rated(queries[:, 1 : 1 + self.decoder.num_mask_tokens], image, scores)
+
+    def masks(self, rated: Rated, wanted: slice) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
+        tokens, networks = rated.tokens[:, wanted], self.decoder.output_hypernetworks_mlps[wanted]
+        hyper = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], 1)
+        return self.to_grid(hyper @ self.upscale(rated.image).transpose(1, 2))
+
+    def upscale(self, image: Tensor) -> Tensor:
+        """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
+        n, tokens, channels = image.shape
+        norm, width = self.norm, self.norm.weight.shape[0]
+        fine = image.new_empty(n * tokens, 4 * width)
+        self.upscale_first.into(image.reshape(-1, channels), fine)
+        fine = F.gelu(F.layer_norm(fine.view(-1, width), (width,), norm.weight, norm.bias, norm.eps))
+        return self.upscale_second.gelu(fine).view(n, tokens * 16, self.fine_channels)
+
+    def to_grid(self, values: Tensor) -> Tensor:
+        """Values `[n, T, N*16]` in the order of `upscale` -> `[n, T, 4h, 4w]`."""
+        height, width = self.grid
+        fine = values.view(*values.shape[:2], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return fine.reshape(*values.shape[:2], 4 * height, 4 * width)
+
+    def __call__(
+        self, picture: Picture, sparse: Tensor, dense: Tensor | None, wanted: slice, above: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits `[m, W, 4h, 4w]`, predicted IoUs `[m, W]`, and which of the n prompts they are, `[m]`.
+
+        Args:
+            picture, sparse, dense: see `rate`.
+            wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
+            above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
+        """
+        results = []
+        size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
+        for start in range(0, len(sparse), size):
+            part = slice(start, start + size)
+            rated = self.rate(picture, sparse[part], None if dense is None else dense[part])
+            index = torch.arange(start, start + len(rated.scores), device=sparse.device)
+            if above is not None:
+                kept = (rated.scores[:, wanted] > above).any(1)
+                rated, index = Rated(*(x[kept] for x in rated)), index[kept]
+            results.append((self.masks(rated, wanted), rated.scores[:, wanted], index))
+        logits, scores, indices = zip(*results, strict=True)
+        return torch.cat(logits), torch.cat(scores), torch.cat(indices)
+
+    def _transform(self, picture: Picture, prompt: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
+        """TwoWayTransformer.forward: queries `[n, t, C]` and image tokens `[n, N, C]`."""
+        queries = prompt
+        # A mask prompt replaces the no-mask one, for each prompt in its own way: nothing is shared then.
+        image = None if dense is None else picture.tokens + (dense.flatten(2).transpose(1, 2) - self.absent)
+        for index, layer in enumerate(self.transformer.layers):
+            queries = layer.norm1(_attend_to_self(layer, queries, prompt))
+            known = picture if image is None else None
+            looked = self._look(layer.cross_attn_token_to_image, queries + prompt, image, self.key_places[index], known)
+            queries = layer.norm2(queries + looked)
+            queries = layer.norm3(queries + layer.mlp(queries))
+            asked = self._ask(layer.cross_attn_image_to_token, queries + prompt, queries, image, index, known)
+            image = F.layer_norm(asked, asked.shape[-1:], layer.norm4.weight, layer.norm4.bias, layer.norm4.eps)
+        last = self.transformer.final_attn_token_to_image
+        queries = queries + self._look(last, queries + prompt, image, self.key_places[-1], None)
+        return self.transformer.norm_final_attn(queries), image
+
+    def _look(self, attn: nn.Module, tokens: Tensor, image: Tensor | None, places: Tensor, known: Picture | None) -> Tensor:
+        """Tokens `[n, t, C]` attend to the picture: `[n, t, C]`, to be added to them."""
+        asked = _heads(attn, attn.q_proj(tokens))
+        if known is not None:
+            mixed = _mix(asked, _heads(attn, known.keys), _heads(attn, known.values))
+        elif _is_narrow(attn, tokens):
+            weights = torch.softmax(_absorbed_scores(attn, asked, image, attn.k_proj, places), -1)
+            seen = (weights.flatten(1, 2) @ image).view(*weights.shape[:3], -1)
+            mixed = seen @ _by_head(attn, attn.v_proj).transpose(1, 2) + attn.v_proj.bias.view(attn.num_heads, 1, -1)
+        else:
+            keys = F.linear(image, attn.k_proj.weight) + places
+            mixed = _mix(asked, _heads(attn, keys), _heads(attn, attn.v_proj(image)))
+        return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _ask(
+        self, attn: nn.Module, tokens: Tensor, values: Tensor, image: Tensor | None, index: int, known: Picture | None
+    ) -> Tensor:
+        """The picture attends to tokens `[n, t, C]` with other `values`: the answer, added to `image` `[n, N, C]` in place."""
+        keys, values = _heads(attn, attn.k_proj(tokens)), _heads(attn, attn.v_proj(values))
+        narrow = _is_narrow(attn, tokens)
+        if known is not None:
+            scores = _scores(keys, _heads(attn, known.queries))
+            image = known.tokens.repeat(len(tokens), 1, 1)
+        elif narrow:
+            scores = _absorbed_scores(attn, keys, image, attn.q_proj, self.query_places[index])
+        else:
+            scores = _scores(keys, _heads(attn, F.linear(image, attn.q_proj.weight) + self.query_places[index]))
+        weights = torch.softmax(scores, 2)  # over the tokens, which do not lie innermost: a softmax of 7 numbers is slow
+        if narrow:  # a head's weights sum to one, so each head may bring its share of the bias
+            out = attn.out_proj.weight.view(-1, attn.num_heads, values.shape[-1]).permute(1, 2, 0)
+            answers = (values @ out + attn.out_proj.bias / attn.num_heads).flatten(1, 2)
+            return image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), answers)
+        mixed = (weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2)
+        return image.add_(attn.out_proj(mixed))
+
+
+def supports(model: Sam) -> bool:
+    """Whether the model's mask decoder is segment_anything's, in a form that the fast one knows."""
+    decoder = model.mask_decoder
+    return type(decoder) is MaskDecoder and all(
+        layer.norm4.weight.shape[0] == decoder.transformer_dim for layer in decoder.transformer.layers
+    )
+
+
+def _attend_to_self(layer: nn.Module, queries: Tensor, prompt: Tensor) -> Tensor:
+    if layer.skip_first_layer_pe:
+        return layer.self_attn(q=queries, k=queries, v=queries)
+    placed = queries + prompt
+    return queries + layer.self_attn(q=placed, k=placed, v=queries)
+
+
+def _is_narrow(attn: nn.Module, tokens: Tensor) -> bool:
+    """Whether multiplying the picture by the tokens' own matrix is less work than projecting it."""
+    return tokens.shape[1] * attn.num_heads < attn.internal_dim
+
+
+def _heads(attn: nn.Module, x: Tensor) -> Tensor:
+    """`[n, t, I]` -> `[n, heads, t, d]`."""
+    return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+
+
+def _by_head(attn: nn.Module, projection: nn.Linear) -> Tensor:
+    """A projection's weight `[I, C]` -> `[heads, d, C]`."""
+    return projection.weight.view(attn.num_heads, -1, projection.in_features)
+
+
+def _scores(tokens: Tensor, image: Tensor) -> Tensor:
+    """Scaled scores `[n, heads, t, N]` of tokens `[n, heads, t, d]` and image `[n or 1, heads, N, d]`."""
+    tokens = tokens * tokens.shape[-1] ** -0.5
+    if len(image) == len(tokens):
+        return tokens @ image.transpose(2, 3)
+    n, heads, count, size = tokens.shape  # one picture for all: one product per head
+    together = tokens.transpose(0, 1).reshape(heads, n * count, size) @ image[0].transpose(1, 2)
+    return together.view(heads, n, count, -1).transpose(0, 1)
+
+
+def _mix(asked: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of `[n, heads, t, d]` over keys and values `[n or 1, heads, N, d]`."""
+    weights = torch.softmax(_scores(asked, keys), -1)
+    if len(values) == len(weights):
+        return weights @ values
+    n, heads, count, tokens = weights.shape
+    together = weights.transpose(0, 1).reshape(heads, n * count, tokens) @ values[0]
+    return together.view(heads, n, count, -1).transpose(0, 1)
+
+
+def _absorbed_scores(attn: nn.Module, tokens: Tensor, image: Tensor, projection: nn.Linear, places: Tensor) -> Tensor:
+    """`_scores` of tokens and `projection(image + position)`, the projection applied to the tokens; places has its bias."""
+    n, heads, count, size = tokens.shape
+    scores = _scores(tokens, _heads(attn, places[None])).reshape(n, heads * count, -1)
+    absorbed = (tokens * size**-0.5) @ _by_head(attn, projection)
+    return torch.baddbmm(scores, absorbed.flatten(1, 2), image.transpose(1, 2)).view(n, heads, count, -1)
+
+
+def _as_linear(convolution: nn.ConvTranspose2d, linear: LinearKind) -> Linear:
+    """A transposed convolution of stride = kernel = 2 as a layer with outputs (row, column, channel)."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+    return linear(weight, convolution.bias.repeat(4), torch.float32)
+
+
+_plans: Plans[FastDecoder] = Plans()
+
+
+def decoder_for(model: Sam, device: torch.device) -> FastDecoder:
+    """The plan for these weights, kept until they change or move."""
+    kind = cpu_linear(torch.float32) if device.type == "cpu" else AtenLinear
+    return _plans.get(model.mask_decoder, (device, kind), lambda: FastDecoder(model, kind), also=model.prompt_encoder)
