@@ -57,15 +57,16 @@ def prompts_for(width, height):
 
 
 ENCODER, DECODER = (sys.modules[f"samkit.sam.{name}"] for name in ("fast_encoder", "fast_decoder"))
-PATHS = {"ATen's linear layers": AtenLinear, "oneDNN's linear layers": OneDNNLinear, "the stock forward": None}
+FAST = {"ATen": AtenLinear, "oneDNN": OneDNNLinear}
+PATHS = {**FAST, "stock": None}
 
 
-def check_picture(sam, model, width, height):
+def check_picture(sam, model, width, height, paths=PATHS):
     """On every path that the runtime can take."""
     picture = make_picture(height, width)
     predictor = SamPredictor(sam)
     predictor.set_image(picture)
-    for name, kind in PATHS.items():
+    for name, kind in paths.items():
         if kind is OneDNNLinear and not has_onednn():
             continue
         with pytest.MonkeyPatch.context() as patch:
@@ -121,13 +122,13 @@ def vit_b(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 1000), (1024, 1024)])
 def test_vit_b_equals_the_predictor(vit_b, width, height):
-    check_picture(*vit_b, width, height)
+    check_picture(*vit_b, width, height, FAST)
 
 
 @pytest.mark.slow
 def test_vit_h_equals_the_predictor(tmp_path):
     sam = random_sam(**VIT_H)
-    check_picture(sam, saved_and_loaded(sam, tmp_path), 640, 480)
+    check_picture(sam, saved_and_loaded(sam, tmp_path), 640, 480, FAST)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 60), (33, 100), (128, 128), (250, 90), (9, 200), (7, 5)])
