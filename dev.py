@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The developer's commands: python dev.py {demo,test,lint,comfyui}. Needs nothing but Python 3.10 or newer.
+"""The developer's commands: python dev.py {demo,test,bench,lint,comfyui}. Needs nothing but Python 3.10 or newer.
 
 The first run makes `.venv` and installs into it (torch included: some gigabytes, once); later runs start at once.
 """
@@ -28,6 +28,11 @@ def test(extra: list[str]) -> int:
     return run(python(), "-m", "pytest", *extra)
 
 
+def bench(extra: list[str]) -> int:
+    """The benchmark beside segment_anything and transformers; parts by name, --device, --model, --json."""
+    return run(python(), ROOT / "benchmarks" / "run.py", *extra)
+
+
 def lint(extra: list[str]) -> int:
     """ruff: rules and formatting."""
     interpreter = python()
@@ -49,7 +54,7 @@ def comfyui(extra: list[str]) -> int:
     return run(interpreter, "main.py", *cpu, *extra, folder=home)
 
 
-COMMANDS = {command.__name__: command for command in (demo, test, lint, comfyui)}
+COMMANDS = {command.__name__: command for command in (demo, test, bench, lint, comfyui)}
 
 
 def python() -> Path:

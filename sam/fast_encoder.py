@@ -12,6 +12,7 @@ Only the residual stream, one layer's qkv and its attention are held, so the mem
 code's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from .attention import attend_in_pieces, attend_with_bias, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
+
+_MLP_TOKENS = 1024  # at a time; finer pieces make threads wait for each other more often
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
 
@@ -120,12 +123,10 @@ class FastEncoder:
         qkv, mixed = (x.new_empty(len(x), parts * x.shape[1], dtype=self.dtype) for parts in (3, 1))
         seen = []
         for index, block in enumerate(self.blocks):
-            tokens = block.norm1(x)
-            block.qkv.into(tokens if block.window else tokens[inverse], qkv)
+            self._project(block, x, None if block.window else inverse, qkv)
             attend = self._attend_windows if block.window else self._attend_globally
             attend(block, qkv.view(count, self.grid**2, 3, block.heads, -1), mixed.view(count, self.grid**2, block.heads, -1))
-            block.proj.add_to(mixed if block.window else mixed[order], x)
-            block.lin2.add_to(block.lin1.gelu(block.norm2(x)), x)
+            self._add_back(block, mixed, None if block.window else order, x)
             if index in watched:
                 seen.append(x[inverse].view(count, self.grid, self.grid, -1))
         y = x.new_empty(len(x), self.encoder.neck[0].out_channels, dtype=self.dtype)
@@ -142,6 +143,17 @@ class FastEncoder:
         x = self.places.repeat(count, 1)
         self.patches.add_to(patches, x)
         return x
+
+    def _project(self, block: "_Block", x: Tensor, order: Tensor | None, qkv: Tensor) -> None:
+        """Queries, keys and values `[B*h*w, 3E]` of the residual stream `x` `[B*h*w, E]`, in another order if one is given."""
+        tokens = block.norm1(x)
+        block.qkv.into(tokens if order is None else tokens[order], qkv)
+
+    def _add_back(self, block: "_Block", mixed: Tensor, order: Tensor | None, x: Tensor) -> None:
+        """What attention gave, then the block's MLP, added to the residual stream in place."""
+        block.proj.add_to(mixed if order is None else mixed[order], x)
+        for part in x.chunk(math.ceil(len(x) / _MLP_TOKENS)):  # the hidden layer is by far the widest thing to hold
+            block.lin2.add_to(block.lin1.gelu(block.norm2(part)), part)
 
     def _attend_globally(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
         """qkv `[B, h*w, 3, heads, d]` -> mixed `[B, h*w, heads, d]`, both in raster order."""

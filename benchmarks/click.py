@@ -1,0 +1,77 @@
+"""Part `click`: a moved point, from the node's call to its MASK, with the picture's embedding remembered."""
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from harness import Report, Table, as_image, picture, sam
+from samkit.nodes.predict import Segment
+from samkit.sam.decode import FrameDecoder
+from samkit.sam.fast_decoder import FastDecoder
+
+CLICKS = 60
+SIZES = ((1024, 1024), (1536, 2048))
+
+
+@torch.inference_mode()  # as ComfyUI calls nodes
+def measure(models: list[str], device: torch.device) -> Report:
+    """Medians over many clicks; "our own share" is all that is neither prompt encoder, decoder nor upscaling."""
+    report = Report("click")
+    table = Table(f"A moved point, {models[0]}: from SAMKit_Segment's call to its MASK", ["picture", "in all", "our own share"])
+    model = sam(models[0])
+    mode = "CPU" if device.type == "cpu" else "Prefer GPU"
+    for height, width in SIZES:
+        total, own = _clicks(model, height, width, mode)
+        table.rows.append([f"{width}x{height}", f"{1000 * total:.1f} ms", f"{1000 * own:.1f} ms"])
+        report.numbers[f"{width}x{height}"] = {"total": total, "own": own}
+    report.tables.append(table)
+    return report
+
+
+def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple[float, float]:
+    image = as_image(picture(height, width))
+    totals, owns = [], []
+    with _timed(model) as spent:
+        for number in range(CLICKS + 2):
+            place = {"x": width * (0.2 + 0.6 * number / CLICKS / 1.1), "y": height * 0.5}
+            spent.clear()
+            begun = time.perf_counter()
+            Segment().execute(model, image, positive_coords=json.dumps([place]), device_mode=mode)
+            took = time.perf_counter() - begun
+            if number >= 2:
+                totals.append(took)
+                owns.append(took - sum(spent))
+    return statistics.median(totals), statistics.median(owns)
+
+
+@contextlib.contextmanager
+def _timed(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Collects the seconds that are spent in the model's own arithmetic."""
+    spent: list[float] = []
+
+    def wrapped(function: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - begun)
+
+        return run
+
+    places = [(FastDecoder, "__call__"), (FastDecoder, "look_at"), (FrameDecoder, "_upscale")]
+    kept = [getattr(owner, name) for owner, name in places]
+    encoder = model.prompt_encoder.forward
+    for (owner, name), function in zip(places, kept, strict=True):
+        setattr(owner, name, wrapped(function))
+    model.prompt_encoder.forward = wrapped(encoder)
+    try:
+        yield spent
+    finally:
+        for (owner, name), function in zip(places, kept, strict=True):
+            setattr(owner, name, function)
+        model.prompt_encoder.forward = encoder
