@@ -4,6 +4,10 @@ Stock code writes and reads the whole matrix of scores, heads x 4096 x 4096, som
 one product with the flipped tables, read through a skewed view, and the scores of a few queries at a time stay in the cache.
 """
 
+import functools
+import logging
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +17,11 @@ from torch.nn import functional as F
 # Scores that are worked on at a time, on a CPU. Finer pieces fit smaller caches, but threads wait for each other after each:
 # beside another load on the cores, pieces of 64 MiB are a seventh faster, alone a twentieth slower.
 _PIECE_BYTES = 16 << 20
+log = logging.getLogger("samkit")
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
+
+_WARM_UP, _ROUNDS = 2, 5
 _BIAS_BYTES = 256 << 20  # position terms that are written out at a time, on a GPU
 
 
@@ -101,3 +110,62 @@ def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int,
         bias = buffer[: len(some_q)]
         _write_bias(positions(some_q, table, queries // width, width), slice(None), bias)
         out[b : b + heads] = F.scaled_dot_product_attention(some_q, some_k, some_v, bias)
+
+
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:
+    """Attention for a GPU with Triton: one kernel that adds the position terms as it goes, and writes out no mask.
+
+    Arguments as for `attend_in_pieces`.
+    """
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    terms = positions(q, table, q.shape[1] // width, width)
+    rows, columns = (term.reshape(*q.shape[:2], -1) for term in terms)
+    n = rows.shape[-1]
+
+    def add_positions(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + rows[head, query, key // n] + columns[head, query, key % n]
+
+    out.copy_(_flex_attention(q.device.type)(q[None], k[None], v[None], score_mod=add_positions)[0])
+
+
+@functools.cache
+def _flex_attention(device: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
+
+
+def faster_on_gpu(q: Tensor, table: Tensor, width: int) -> Attend:
+    """The faster of the GPU's two on queries, keys and values like `q`, measured; it compiles, which takes seconds.
+
+    Without Triton (many a Windows machine), or where the compiled kernel fails or is not right, it is torch's own.
+    """
+    try:
+        exact, ours = torch.empty_like(q), torch.empty_like(q)
+        attend_with_bias(q, q, q, table, width, exact)
+        attend_fused(q, q, q, table, width, ours)
+        right = bool((exact - ours).abs().max() < 64 * torch.finfo(q.dtype).eps * exact.abs().max())
+        arguments = q, q, q, table, width, ours
+        faster = right and _seconds(attend_fused, *arguments) < _seconds(attend_with_bias, *arguments)
+    except (AttributeError, ImportError, RuntimeError) as error:  # torch's compiler wraps Triton's errors in its RuntimeError
+        log.info("no fused attention on this machine: %s", error)
+        faster = False
+    log.debug("global attention: %s", "fused" if faster else "with a bias")
+    return attend_fused if faster else attend_with_bias
+
+
+def _seconds(attend: Attend, *arguments: object) -> float:
+    device = arguments[0].device
+    best = float("inf")
+    for _ in range(_WARM_UP + _ROUNDS):
+        _wait(device)
+        begun = time.perf_counter()
+        attend(*arguments)
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

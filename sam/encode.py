@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ log = logging.getLogger("samkit")
 
 CACHE_BYTES = 512 << 20  # 128 pictures for stock SAM, at 4 MiB each
 
+
+_PICTURES_ON_GPU = 8
 
 cache: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)  # read-only, [C, h, w]
 
@@ -67,22 +69,42 @@ def _look_up_or_run(
     log.debug("encoding %d of %d pictures, the rest is remembered", len(missing), len(frames))
     if missing:
         with placed(model, device_mode) as device:
-            for key, frame in missing.items():
-                progress.check_interrupted()
-                found[key] = _run_encoder(model, frame, device)
-                found[key].setflags(write=False)
-                cache.put((identity, dtype, key), found[key])
-                progress.advance()
+            for keys_done, values in _run_encoder(model, missing, device, progress):
+                for key, value in zip(keys_done, values, strict=True):
+                    value.setflags(write=False)
+                    found[key] = value
+                    cache.put((identity, dtype, key), value)
+                progress.advance(len(keys_done))
     return [found[key] for key in keys]
 
 
 @torch.no_grad()
-def _run_encoder(model: Sam, frame: np.ndarray, device: torch.device) -> np.ndarray:
-    """uint8 `[H, W, 3]` -> float32 `[C, h, w]`, by the steps of `SamPredictor.set_image`."""
-    resized = resize_pil(frame, input_size(frame.shape[:2], model))
-    pixels = torch.as_tensor(resized, device=device).permute(2, 0, 1).contiguous()[None]
-    features, _ = run_encoder(model.image_encoder, model.preprocess(pixels), encoder_dtype(model, device))
-    return features[0].cpu().numpy()
+def _run_encoder(
+    model: Sam, frames: dict[str, np.ndarray], device: torch.device, progress: Progress
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Pictures uint8 `[H, W, 3]` of one size to their keys and float32 `[b, C, h, w]`, as `SamPredictor.set_image` does.
+
+    A GPU takes some at a time, and works on them while the CPU resizes the next.
+    """
+    dtype, size = encoder_dtype(model, device), 1 if device.type == "cpu" else _PICTURES_ON_GPU
+    names = list(frames)
+    running: tuple[list[str], Tensor] | None = None
+    for start in range(0, len(names), size):
+        progress.check_interrupted()
+        some = names[start : start + size]
+        resized = [resize_pil(frames[name], input_size(frames[name].shape[:2], model)) for name in some]
+        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()
+        features, _ = run_encoder(model.image_encoder, model.preprocess(pixels.to(device, non_blocking=True)), dtype)
+        if running is not None:
+            yield running[0], running[1].cpu().numpy()
+        running = some, features
+        if device.type == "cpu":  # nothing runs on: hand it over, so that a cancelled batch keeps what is done
+            yield running[0], running[1].numpy()
+            running = None
+    if running is not None:
+        yield running[0], running[1].cpu().numpy()
 
 
 def input_size(original_size: Size, model: Sam) -> Size:

@@ -13,19 +13,18 @@ code's.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from .attention import attend_in_pieces, attend_with_bias, position_table
+from .attention import Attend, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
 
+_PICTURES_BEFORE_COMPILING = 64  # compiling takes as long as some hundred pictures' gain
 _MLP_TOKENS = 1024  # at a time; finer pieces make threads wait for each other more often
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
 
 
 def run_encoder(
@@ -103,7 +102,8 @@ class FastEncoder:
     """
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype, linear: LinearKind, attend: Attend) -> None:
-        self.encoder, self.dtype, self.attend = encoder, dtype, attend
+        self.encoder, self.dtype, self.attend, self.attend_globally = encoder, dtype, attend, attend
+        self.pictures = 0
         device = encoder.pos_embed.device
         self.grid = encoder.pos_embed.shape[1]
         self.window = max(block.window_size for block in encoder.blocks) or self.grid
@@ -118,6 +118,7 @@ class FastEncoder:
     def __call__(self, images: Tensor, watched: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and watched blocks' outputs `[B, h, w, E]`."""
         count = len(images)
+        self._choose_attention(count, images.device)
         x = self._embed_patches(images)
         order, inverse = (_for_each(index, count) for index in (self.order, self.inverse))
         qkv, mixed = (x.new_empty(len(x), parts * x.shape[1], dtype=self.dtype) for parts in (3, 1))
@@ -144,6 +145,15 @@ class FastEncoder:
         self.patches.add_to(patches, x)
         return x
 
+    def _choose_attention(self, count: int, device: torch.device) -> None:
+        """On a CUDA GPU, look for a faster global attention once there have been enough pictures to pay for compiling it."""
+        before, self.pictures = self.pictures, self.pictures + count
+        whole = [block for block in self.blocks if not block.window]
+        if device.type == "cuda" and before < _PICTURES_BEFORE_COMPILING <= self.pictures and whole:
+            table, heads = whole[0].table, whole[0].heads
+            q = torch.randn(heads, self.grid**2, len(table), device=device, dtype=self.dtype)
+            self.attend_globally = faster_on_gpu(q, table, self.grid)
+
     def _project(self, block: "_Block", x: Tensor, order: Tensor | None, qkv: Tensor) -> None:
         """Queries, keys and values `[B*h*w, 3E]` of the residual stream `x` `[B*h*w, E]`, in another order if one is given."""
         tokens = block.norm1(x)
@@ -159,7 +169,7 @@ class FastEncoder:
         """qkv `[B, h*w, 3, heads, d]` -> mixed `[B, h*w, heads, d]`, both in raster order."""
         for picture, out in zip(qkv, mixed, strict=True):
             q, k, v = picture.permute(1, 2, 0, 3).unbind(0)
-            self.attend(q, k, v, block.table, self.grid, out.transpose(0, 1))
+            self.attend_globally(q, k, v, block.table, self.grid, out.transpose(0, 1))
 
     def _attend_windows(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
         """qkv `[B, h*w, 3, heads, d]` -> mixed `[B, h*w, heads, d]`, both in window order."""

@@ -1,10 +1,12 @@
 """The fast encoder against segment_anything's own forward, on every path that it can take."""
 
+import sys
+
 import pytest
 import torch
 from reference import random_sam
 from samkit.sam import linear
-from samkit.sam.attention import attend_in_pieces, attend_with_bias
+from samkit.sam.attention import attend_fused, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
 from samkit.sam.fast_encoder import FastEncoder, WindowOrder, run_encoder, supports
 from samkit.sam.linear import AtenLinear, OneDNNLinear
 
@@ -39,7 +41,7 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no on
 LINEARS = [AtenLinear, pytest.param(OneDNNLinear, marks=needs_onednn)]
 
 
-@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_bias])
+@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_bias, attend_fused])
 @pytest.mark.parametrize("kind", LINEARS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_equals_the_stock_forward(shape, kind, attend):
@@ -82,6 +84,45 @@ def test_lower_precision_stays_near(dtype):
     error = (ours - expected).norm() / expected.norm()
     assert ours.dtype == torch.float32
     assert 1e-6 < error < 4 * torch.finfo(dtype).eps
+
+
+class TestGPUChoice:
+    """What a CUDA GPU would do, on the CPU: both kinds of attention run there."""
+
+    ATTENTION = sys.modules["samkit.sam.attention"]
+
+    @pytest.fixture
+    def likeness(self):
+        numbers = torch.Generator().manual_seed(0)
+        tables = torch.randn(2, 7, 8, generator=numbers)
+        return torch.randn(2, 16, 8, generator=numbers), position_table(*tables), 4
+
+    @pytest.mark.parametrize(("fused", "chosen"), [(1.0, attend_fused), (3.0, attend_with_bias)])
+    def test_the_faster_attention_is_chosen(self, likeness, fused, chosen, monkeypatch):
+        monkeypatch.setattr(self.ATTENTION, "_seconds", lambda attend, *_: fused if attend is attend_fused else 2.0)
+        assert faster_on_gpu(*likeness) is chosen
+
+    def test_a_wrong_or_failing_kernel_is_not(self, likeness, monkeypatch):
+        monkeypatch.setattr(self.ATTENTION, "_seconds", lambda attend, *_: 0.0 if attend is attend_fused else 2.0)
+        monkeypatch.setattr(self.ATTENTION, "_flex_attention", lambda _: lambda q, k, v, score_mod: q)
+        assert faster_on_gpu(*likeness) is attend_with_bias
+
+        def absent(_):
+            raise ImportError("No module named 'triton'")
+
+        monkeypatch.setattr(self.ATTENTION, "_flex_attention", absent)
+        assert faster_on_gpu(*likeness) is attend_with_bias
+
+    def test_it_is_looked_for_once_there_were_enough_pictures(self, monkeypatch):
+        looks = []
+        monkeypatch.setattr(
+            sys.modules["samkit.sam.fast_encoder"], "faster_on_gpu", lambda q, *_: looks.append(q.shape) or attend_in_pieces
+        )
+        plan = FastEncoder(encoder_of(grid=6, window=4), torch.float32, AtenLinear, attend_with_bias)
+        monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: torch.empty(shape))
+        for count in (60, 3, 2, 64, 1):
+            plan._choose_attention(count, torch.device("cuda"))
+        assert looks == [(3, 36, 8)] and plan.attend_globally is attend_in_pieces and plan.attend is attend_with_bias
 
 
 def test_window_order_is_a_permutation_by_windows():

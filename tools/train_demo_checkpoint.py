@@ -349,10 +349,10 @@ class Batch:
 
 def first_prompt(rng: Generator, view: View, index: int) -> tuple[NDArray[np.float32], list[int]]:
     """A click (coords [2, 2] with a padding point) or a jittered box for one object, and the two labels."""
-    if rng.random() < 0.45:
+    if rng.random() < 0.5:
         box = view.boxes[index]
         side = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
-        jitter = rng.normal(0, 0.06, 4) * side * (rng.random() < 0.5)
+        jitter = rng.normal(0, 0.06, 4) * side * (rng.random() < 0.2)
         limit = np.array(view.image.shape[1::-1] * 2, np.float32)
         return np.clip(box + np.clip(jitter, -12, 12), 0, limit).reshape(2, 2).astype(np.float32), [CORNER_A, CORNER_B]
     click = view.points[index]
