@@ -1,17 +1,15 @@
 """Part `click`: a moved point, from the node's call to its MASK, with the picture's embedding remembered."""
 
-import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import torch
-from harness import Report, Table, as_image, picture, sam
+from harness import Report, Table, as_image, picture, sam, timed
 from samkit.nodes.predict import Segment
 from samkit.sam.decode import FrameDecoder
 from samkit.sam.fast_decoder import FastDecoder
+from segment_anything.modeling import PromptEncoder
 
 CLICKS = 60
 SIZES = ((1024, 1024), (1536, 2048))
@@ -35,7 +33,8 @@ def measure(models: list[str], device: torch.device) -> Report:
 def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple[float, float]:
     image = as_image(picture(height, width))
     totals, owns = [], []
-    with _timed(model) as spent:
+    arithmetic = (FastDecoder, "__call__"), (FastDecoder, "look_at"), (FrameDecoder, "_upscale"), (PromptEncoder, "forward")
+    with timed(*arithmetic) as spent:
         for number in range(CLICKS + 2):
             place = {"x": width * (0.2 + 0.6 * number / CLICKS / 1.1), "y": height * 0.5}
             spent.clear()
@@ -46,32 +45,3 @@ def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple
                 totals.append(took)
                 owns.append(took - sum(spent))
     return statistics.median(totals), statistics.median(owns)
-
-
-@contextlib.contextmanager
-def _timed(model: torch.nn.Module) -> Iterator[list[float]]:
-    """Collects the seconds that are spent in the model's own arithmetic."""
-    spent: list[float] = []
-
-    def wrapped(function: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent.append(time.perf_counter() - begun)
-
-        return run
-
-    places = [(FastDecoder, "__call__"), (FastDecoder, "look_at"), (FrameDecoder, "_upscale")]
-    kept = [getattr(owner, name) for owner, name in places]
-    encoder = model.prompt_encoder.forward
-    for (owner, name), function in zip(places, kept, strict=True):
-        setattr(owner, name, wrapped(function))
-    model.prompt_encoder.forward = wrapped(encoder)
-    try:
-        yield spent
-    finally:
-        for (owner, name), function in zip(places, kept, strict=True):
-            setattr(owner, name, function)
-        model.prompt_encoder.forward = encoder

@@ -1,5 +1,6 @@
 """What the parts of the benchmark share: fair timing, peak memory, the machine's arithmetic limit, models, tables."""
 
+import contextlib
 import gc
 import json
 import platform
@@ -7,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -96,6 +97,31 @@ def _wait(device: torch.device) -> None:
 def ratio(slower: list[float], faster: list[float]) -> float:
     """Median of the ratios of runs that were made side by side."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+@contextlib.contextmanager
+def timed(*places: tuple[Any, str]) -> Iterator[list[float]]:
+    """Collects the seconds that are spent in some functions, each given as its owner and its name."""
+    spent: list[float] = []
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - begun)
+
+        return run
+
+    kept = [getattr(owner, name) for owner, name in places]
+    for (owner, name), function in zip(places, kept, strict=True):
+        setattr(owner, name, wrapped(function))
+    try:
+        yield spent
+    finally:
+        for (owner, name), function in zip(places, kept, strict=True):
+            setattr(owner, name, function)
 
 
 @cache

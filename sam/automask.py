@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,8 +56,7 @@ class FoundMask:
     """One mask, kept only where it has anything.
 
     Attributes:
-        pixels: bool `[h, w]`, the mask inside its window.
-        corner: (x, y) of the window in the picture.
+        bits: uint8, the mask inside its box, row by row, eight pixels to a byte: thousands wait for the suppression.
         box: (x1, y1, x2, y2) in the picture, the last row and column included, as the reference has it.
         score: predicted IoU.
         stability: IoU of the masks at a higher and a lower threshold.
@@ -64,8 +64,7 @@ class FoundMask:
         crop: (x1, y1, x2, y2) of the crop that it was found in.
     """
 
-    pixels: np.ndarray
-    corner: tuple[int, int]
+    bits: np.ndarray
     box: Box
     score: float
     stability: float
@@ -73,15 +72,22 @@ class FoundMask:
     crop: Box
 
     @property
+    def pixels(self) -> np.ndarray:
+        """The mask inside its box, bool `[h, w]`."""
+        x1, y1, x2, y2 = self.box
+        height, width = y2 - y1 + 1, x2 - x1 + 1
+        return np.unpackbits(self.bits, count=height * width).astype(bool).reshape(height, width)
+
+    @property
     def area(self) -> int:
         """Pixels in the mask."""
-        return int(self.pixels.sum())
+        return int(np.unpackbits(self.bits).sum())  # the last byte is filled up with zeros
 
     def full(self, size: Size) -> np.ndarray:
         """The mask bool `[H, W]` in a picture of that size."""
         mask = np.zeros(size, dtype=bool)
-        x, y = self.corner
-        mask[y : y + self.pixels.shape[0], x : x + self.pixels.shape[1]] = self.pixels
+        x1, y1, x2, y2 = self.box
+        mask[y1 : y2 + 1, x1 : x2 + 1] = self.pixels
         return mask
 
 
@@ -182,8 +188,9 @@ def _segment_batch(
     kept = scores > above
     owners = rows[kept.nonzero()[:, 0]].tolist()
     found = []
-    for owner, low, score in zip(owners, logits[kept].cpu(), scores[kept].tolist(), strict=True):
-        mask = upsampler.mask(low, frames.threshold, options)
+    for owner, mask, score in zip(
+        owners, upsampler.masks(logits[kept].cpu(), frames.threshold, options), scores[kept], strict=True
+    ):
         if mask is not None:
             found.append(replace(mask, score=score, point=(float(points[owner][0]), float(points[owner][1]))))
     return found
@@ -200,28 +207,63 @@ class _Upsampler:
         side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
         inside, original = embedding.input_size, embedding.original_size
         self.rows, self.columns = (
-            (_resize_matrix(inside[axis], original[axis]) @ _resize_matrix(grid[axis], side)[: inside[axis]]).float()
+            _Axis((_resize_matrix(inside[axis], original[axis]) @ _resize_matrix(grid[axis], side)[: inside[axis]]).float())
             for axis in (0, 1)
         )
 
-    def mask(self, low: Tensor, threshold: float, options: AutoMaskOptions) -> FoundMask | None:
-        """Low-resolution logits `[4h, 4w]` -> the mask with its box and stability; None if it is empty or unstable."""
+    def masks(self, logits: Tensor, threshold: float, options: AutoMaskOptions) -> Iterator[FoundMask | None]:
+        """Low-resolution logits `[n, 4h, 4w]` -> each mask with its box and stability; None if it is empty or unstable."""
+        reach = logits > threshold - abs(options.stability_score_offset)
+        rows, columns = reach.any(2).numpy(), reach.any(1).numpy()
+        for low, row, column in zip(logits, rows, columns, strict=True):
+            yield self._mask(low, row, column, threshold, options) if row.any() else None
+
+    def _mask(
+        self, low: Tensor, rows: np.ndarray, columns: np.ndarray, threshold: float, options: AutoMaskOptions
+    ) -> FoundMask | None:
         offset = options.stability_score_offset
-        reach = low > threshold - abs(offset)
-        rows, columns = _reached(self.rows, reach.any(1)), _reached(self.columns, reach.any(0))
-        if rows is None or columns is None:
+        down, across = self.rows.reached_from(rows), self.columns.reached_from(columns)
+        if down is None or across is None:
             return None
-        full = self.rows[rows] @ low @ self.columns[columns].T
-        union = int((full > threshold - offset).sum())
-        stability = int((full > threshold + offset).sum()) / union if union else 0.0
+        full = down.matrix @ low[down.source, across.source] @ across.matrix.T
+        union = int((full > threshold - offset).count_nonzero())
+        stability = int((full > threshold + offset).count_nonzero()) / union if union else 0.0
+        if stability < options.stability_score_thresh:
+            return None
         pixels = (full > threshold).numpy()
-        if stability < options.stability_score_thresh or not pixels.any():
+        if not pixels.any():
             return None
         y, x = (np.flatnonzero(pixels.any(axis))[[0, -1]] for axis in (1, 0))
-        tight = pixels[y[0] : y[1] + 1, x[0] : x[1] + 1]
-        corner = columns.start + int(x[0]), rows.start + int(y[0])
-        box = (*corner, columns.start + int(x[1]), rows.start + int(y[1]))
-        return FoundMask(tight, corner, box, 0.0, stability, (0.0, 0.0), box)
+        box = (across.start + int(x[0]), down.start + int(y[0]), across.start + int(x[1]), down.start + int(y[1]))
+        return FoundMask(np.packbits(pixels[y[0] : y[1] + 1, x[0] : x[1] + 1]), box, 0.0, stability, (0.0, 0.0), box)
+
+
+class _Reach(NamedTuple):
+    """Full-size pixels from `start` on, and the part of an axis' matrix that makes them from the `source` logits."""
+
+    start: int
+    source: slice
+    matrix: Tensor
+
+
+class _Axis:
+    """One axis of the resize: its matrix float32 `[full, low]`, and which low-resolution logits reach which pixels."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        taken = (matrix != 0).numpy()
+        self.first_tap, self.last_tap = taken.argmax(1), taken.shape[1] - 1 - taken[:, ::-1].argmax(1)
+        self.reaches = taken.any(0)
+        self.first, self.last = taken.argmax(0), taken.shape[0] - 1 - taken[::-1].argmax(0)
+
+    def reached_from(self, sources: np.ndarray) -> _Reach | None:
+        """The pixels between the first and the last that the given logits (bool) reach; None if they reach none."""
+        indices = np.flatnonzero(sources & self.reaches)
+        if not len(indices):
+            return None
+        first, last = int(self.first[indices[0]]), int(self.last[indices[-1]])
+        source = slice(int(self.first_tap[first]), int(self.last_tap[last]) + 1)
+        return _Reach(first, source, self.matrix[first : last + 1, source])
 
 
 def _resize_matrix(count: int, wanted: int) -> Tensor:
@@ -236,12 +278,6 @@ def _resize_matrix(count: int, wanted: int) -> Tensor:
     return matrix
 
 
-def _reached(matrix: Tensor, sources: Tensor) -> slice | None:
-    """The full-size rows that the given low-resolution ones (bool) reach."""
-    reached = torch.where((matrix[:, sources] != 0).any(1))[0]
-    return slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else None
-
-
 def _is_cut_off(box: Box, crop: Box, size: Size) -> bool:
     """Whether a box (in the crop's pixels) ends at an edge of the crop that is no edge of the picture."""
     x, y = crop[:2]
@@ -254,7 +290,6 @@ def _is_cut_off(box: Box, crop: Box, size: Size) -> bool:
 def _moved(mask: FoundMask, x: int, y: int) -> FoundMask:
     return replace(
         mask,
-        corner=(mask.corner[0] + x, mask.corner[1] + y),
         box=(mask.box[0] + x, mask.box[1] + y, mask.box[2] + x, mask.box[3] + y),
         point=(mask.point[0] + x, mask.point[1] + y),
     )
@@ -306,7 +341,7 @@ def _cleaned(found: FoundMask, size: Size, area: int) -> FoundMask:
         return found
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1]))
-    return replace(found, pixels=mask[box[1] : box[3] + 1, box[0] : box[2] + 1], corner=box[:2], box=box)
+    return replace(found, bits=np.packbits(mask[box[1] : box[3] + 1, box[0] : box[2] + 1]), box=box)
 
 
 def remove_small_regions(mask: np.ndarray, area: int, holes: bool) -> tuple[np.ndarray, bool]:

@@ -1,0 +1,111 @@
+"""Part `automask`: segment everything, beside segment_anything's generator and transformers' mask-generation pipeline.
+
+The weights are the same in all three, random and scaled up so that masks are not trivial. Random masks are as large as the
+picture, the worst case for a method that works inside a mask's box.
+"""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from harness import MODELS, Report, Table, peak_memory, picture, random_sam, timed, transformers_sam
+from PIL import Image
+from samkit.sam.automask import AutoMaskOptions, segment_everything
+from samkit.sam.encode import cache
+from samkit.sam.fast_decoder import FastDecoder
+from samkit.sam.weights.formats import to_sam_names
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
+
+SIZES = ((1024, 1024), (1536, 2048))
+# Random scores lie around zero: this keeps about half of the candidates, and the stability of random masks is low.
+THRESHOLDS = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.6}
+MEMORY = """
+import automask
+model = automask.lively({name!r})
+frame = picture(*{size})
+run = automask.{way}(model)
+start()
+run(frame)
+"""
+
+
+def lively(name: str) -> torch.nn.Module:
+    """segment_anything's Sam with random weights."""
+    return random_sam(**MODELS[name])
+
+
+def ours(model: torch.nn.Module) -> Any:
+    """Picture -> masks, by this pack."""
+
+    def run(frame: np.ndarray) -> Any:
+        cache.clear()
+        return segment_everything(model, frame, AutoMaskOptions(**THRESHOLDS))
+
+    return run
+
+
+def segment_anything(model: torch.nn.Module) -> Any:
+    """Picture -> masks, by the reference generator."""
+    return SamAutomaticMaskGenerator(model, **THRESHOLDS).generate
+
+
+def transformers(model: torch.nn.Module) -> Any:
+    """Picture -> masks, by transformers' pipeline with the same weights."""
+    from transformers import SamImageProcessor, pipeline
+
+    own = model.state_dict()
+    width = own["image_encoder.pos_embed"].shape[-1]
+    theirs = transformers_sam(next(name for name, shape in MODELS.items() if shape["embed_dim"] == width))
+    with torch.no_grad():
+        for name, value in to_sam_names(theirs.state_dict(), "transformers' own").items():
+            value.copy_(own[name])  # the same memory under another name
+    generator = pipeline("mask-generation", model=theirs, image_processor=SamImageProcessor(), device="cpu")
+    return lambda frame: generator(Image.fromarray(frame), points_per_batch=64, **THRESHOLDS)
+
+
+def measure(models: list[str], device: torch.device) -> Report:
+    """Seconds in all and after the decoder, and peak memory; 32 points a side."""
+    report = Report("automask")
+    table = Table(
+        f"Segment everything, {models[0]}, 32 points a side", ["picture", "whose", "in all", "after the decoder", "memory"]
+    )
+    model = lively(models[0])
+    for size in SIZES:
+        frame = picture(*size)
+        found = {}
+        for way in (segment_anything, transformers, ours):
+            total, inside, masks = _run_timed(way(model), frame)
+            memory = peak_memory(MEMORY.format(name=models[0], size=size, way=way.__name__))
+            found[way.__name__] = {"seconds": total, "after_decoder": total - inside, "bytes": memory, "masks": masks}
+            after = "" if way is transformers else f"{total - inside:.2f} s"
+            table.rows.append([f"{size[1]}x{size[0]}", way.__name__, f"{total:.1f} s", after, f"{memory / 1e6:.0f} MB"])
+        report.numbers[f"{size[1]}x{size[0]}"] = found
+        table.rows.append(_ratios(found))
+    report.tables.append(table)
+    return report
+
+
+def _ratios(found: dict[str, dict[str, float]]) -> list[str]:
+    reference, own = found["segment_anything"], found["ours"]
+    faster = [f"**{reference[key] / own[key]:.1f}x**" for key in ("seconds", "after_decoder")]
+    return ["", "ours against segment_anything", *faster, f"**{own['bytes'] / reference['bytes']:.2f}**"]
+
+
+def _run_timed(run: Any, frame: np.ndarray) -> tuple[float, float, int]:
+    """Seconds in all, seconds inside the encoders and the decoder, and the number of masks."""
+    arithmetic = (
+        (ImageEncoderViT, "forward"),
+        (PromptEncoder, "forward"),
+        (MaskDecoder, "forward"),
+        (FastDecoder, "__call__"),
+        (FastDecoder, "look_at"),
+        (sys.modules["samkit.sam.encode"], "run_encoder"),
+    )
+    with timed(*arithmetic) as spent:
+        begun = time.perf_counter()
+        masks = run(frame)
+        total = time.perf_counter() - begun
+    return total, sum(spent), len(masks["masks"] if isinstance(masks, dict) else masks)
