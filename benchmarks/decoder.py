@@ -4,7 +4,7 @@ import statistics
 
 import torch
 from harness import Plot, Report, Table, interleaved, ratio, sam, transformers_sam
-from samkit.sam.fast_decoder import decoder_for
+from samkit.sam.decoders import decoder_for
 
 PROMPTS = (1, 4, 16, 64, 256, 1024)
 STOCK_UP_TO = 64  # prompts that stock code decodes at once: SamAutomaticMaskGenerator's points_per_batch

@@ -11,7 +11,7 @@ ENCODE = {
 }
 DECODE = {
     "segment_anything": "run = lambda: model.mask_decoder.predict_masks(x, place, sparse, dense)",
-    "ours": "from samkit.sam.fast_decoder import decoder_for\nfast = decoder_for(model, x.device)\n"
+    "ours": "from samkit.sam.decoders import decoder_for\nfast = decoder_for(model, x.device)\n"
     "run = lambda: fast(fast.look_at(x[0]), sparse, None, slice(1, None))",
 }
 PROMPTS = """

@@ -83,6 +83,13 @@ OPTION_INPUTS: dict[str, Any] = {
         },
     ),
     "device_mode": DEVICE_MODE_INPUT,
+    "hq": (
+        "BOOLEAN",
+        {
+            "default": True,
+            "tooltip": "With a SAM-HQ checkpoint: draw its fine masks; off gives plain SAM's. Others do not mind.",
+        },
+    ),
 }
 
 
@@ -137,10 +144,11 @@ class PredictMask(_Predictor):
         individual_masks: bool = False,
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
+        hq: bool = True,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
         wired = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits)
-        return predict(sam_model, known, wired, candidate, multimask, individual_masks, mask_threshold, device_mode)
+        return predict(sam_model, known, wired, candidate, multimask, individual_masks, mask_threshold, device_mode, hq)
 
 
 class Segment(_Predictor):
@@ -175,10 +183,11 @@ class Segment(_Predictor):
         individual_masks: bool = False,
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
+        hq: bool = True,
     ) -> Outputs:
         wired = parse_prompts(len(image), positive_coords, negative_coords, bboxes, mask_prompt, logits)
         embedding = encode(sam_model, image, device_mode)
-        return predict(sam_model, embedding, wired, candidate, multimask, individual_masks, mask_threshold, device_mode)
+        return predict(sam_model, embedding, wired, candidate, multimask, individual_masks, mask_threshold, device_mode, hq)
 
 
 def parse_prompts(
@@ -210,10 +219,11 @@ def predict(
     individual_masks: bool,
     mask_threshold: float,
     device_mode: DeviceMode,
+    hq: bool,
 ) -> Outputs:
     """Prompts on embedded pictures to the four outputs of both nodes."""
     prompts = objects_per_frame(wired, len(embedding), embedding.original_size, embedding.input_size, model)
-    found = decode(model, embedding, prompts, candidate, multimask, mask_threshold, device_mode)
+    found = decode(model, embedding, prompts, candidate, multimask, mask_threshold, device_mode, hq)
     bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
     whole = _with_placeholders(found, embedding.original_size, model.prompt_encoder.mask_input_size)
     apart = individual_masks or candidate == "all"

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..utils.comfy import Progress
 from .cache import ByteCache
+from .decoders import decoder_for, supports
 from .device import DeviceMode, placed, result_device
 from .embedding import SAMEmbedding, Size
 from .encode import as_embedding
 from .errors import SAMError
-from .fast_decoder import FastDecoder, Picture, decoder_for, supports
+from .fast_decoder import FastDecoder, Picture
+from .hq import HQMaskDecoder
 from .prompts import Prompt, shape_of, to_model_frame
 
 Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
@@ -52,6 +54,7 @@ def decode(
     multimask: Multimask = "auto",
     mask_threshold: float = 0.0,
     device_mode: DeviceMode = "AUTO",
+    hq: bool = True,
 ) -> Prediction:
     """Turn prompts into masks, as `SamPredictor.predict_torch` does, for every picture and object at once.
 
@@ -64,9 +67,10 @@ def decode(
         multimask: three candidates (`on`), one (`off`), or three for a single click and one otherwise (`auto`).
         mask_threshold: a pixel is in the mask where its logit is above this.
         device_mode: see `placed`.
+        hq: with a SAM-HQ model, draw its fine masks; off gives plain SAM's. No other model minds.
 
     Raises:
-        SAMError: the embedding is another model's, the counts differ, or an option is unknown.
+        SAMError: the embedding is another model's or lacks what SAM-HQ needs, the counts differ, or an option is unknown.
     """
     _check(candidate, CANDIDATES, "candidate")
     _check(multimask, MULTIMASK, "multimask")
@@ -76,7 +80,7 @@ def decode(
     results = []
     progress = Progress(len(prompts))
     with placed(model, device_mode) as device:
-        frames = FrameDecoder(model, embedding, device, mask_threshold)
+        frames = FrameDecoder(model, embedding, device, mask_threshold, hq)
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
             results.append(frames.decode(index, objects, candidate, multimask))
@@ -98,11 +102,15 @@ class FrameDecoder:
         embedding: B pictures, by that model.
         device: where the model is.
         threshold: a pixel is in the mask where its logit is above this.
+        hq: see `decode`.
     """
 
-    def __init__(self, model: Sam, embedding: SAMEmbedding, device: torch.device, threshold: float) -> None:
+    def __init__(self, model: Sam, embedding: SAMEmbedding, device: torch.device, threshold: float, hq: bool = True) -> None:
+        self.fine = embedding.fine if hq and isinstance(model.mask_decoder, HQMaskDecoder) else None
+        if hq and self.fine is None and len(embedding) and isinstance(model.mask_decoder, HQMaskDecoder):
+            raise SAMError("the embedding lacks what SAM-HQ draws with: use this pack's Get SAM Embedding, or turn hq off.")
         self.model, self.embedding, self.device, self.threshold = model, embedding, device, threshold
-        self.fast = decoder_for(model, device) if supports(model) else None
+        self.fast = decoder_for(model, device, hq) if supports(model) else None
         self.resting = result_device()
 
     def decode(
@@ -139,7 +147,8 @@ class FrameDecoder:
         sparse, dense = encoder(points=tensors.points, boxes=tensors.boxes, masks=tensors.masks)
         if self.fast is not None:
             picture = self._picture(self.fast, features, self.embedding.image_keys[index])
-            return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above)
+            fine = None if self.fine is None else torch.as_tensor(self.fine[index : index + 1], device=self.device)
+            return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above, fine)
         logits, scores = self.model.mask_decoder.predict_masks(features[None], encoder.get_dense_pe(), sparse, dense)
         logits, scores = logits[:, wanted], scores[:, wanted]
         kept = torch.arange(len(scores)) if above is None else (scores > above).any(1).nonzero()[:, 0]

@@ -19,12 +19,14 @@ class SAMEmbedding(np.ndarray):
         input_size: (h, w) of the resized picture inside the model's square input.
         model_identity: content hash of the weights that made it.
         image_keys: content hash of each picture, B of them.
+        fine: what SAM-HQ draws its masks with besides, float32 `[B, C/8, 4h, 4w]`; None for every other model.
     """
 
     original_size: Size
     input_size: Size
     model_identity: str
     image_keys: tuple[str, ...]
+    fine: np.ndarray | None = None
 
     def __new__(
         cls,
@@ -33,6 +35,7 @@ class SAMEmbedding(np.ndarray):
         input_size: Size,
         model_identity: str,
         image_keys: Sequence[str],
+        fine: np.ndarray | None = None,
     ) -> "SAMEmbedding":
         """Wrap `values` `[B, C, h, w]`; see the class for the rest."""
         embedding = np.ascontiguousarray(values, dtype=np.float32).view(cls)
@@ -40,10 +43,11 @@ class SAMEmbedding(np.ndarray):
         embedding.input_size = (int(input_size[0]), int(input_size[1]))
         embedding.model_identity = model_identity
         embedding.image_keys = tuple(image_keys)
+        embedding.fine = fine
         return embedding
 
-    def _like(self, values: np.ndarray, keys: Sequence[str]) -> "SAMEmbedding":
-        return SAMEmbedding(values, self.original_size, self.input_size, self.model_identity, keys)
+    def _like(self, values: np.ndarray, keys: Sequence[str], fine: np.ndarray | None) -> "SAMEmbedding":
+        return SAMEmbedding(values, self.original_size, self.input_size, self.model_identity, keys, fine)
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
@@ -54,12 +58,12 @@ class SAMEmbedding(np.ndarray):
         if not knows_its_image(self) or along_frames is None or picked.ndim != 4:
             return picked
         keys = np.array(self.image_keys, dtype=object)[along_frames]
-        return self._like(picked, list(keys))
+        return self._like(picked, list(keys), None if self.fine is None else self.fine[along_frames])
 
     def copy(self, order: str = "C") -> "SAMEmbedding":
         """An independent copy with the same attributes."""
         values = self.view(np.ndarray).copy()
-        return self._like(values, self.image_keys) if knows_its_image(self) else values
+        return self._like(values, self.image_keys, self.fine) if knows_its_image(self) else values
 
     def __copy__(self) -> "SAMEmbedding":
         return self.copy()
@@ -71,7 +75,8 @@ class SAMEmbedding(np.ndarray):
         values = self.view(np.ndarray)
         if not knows_its_image(self):
             return values.__reduce__()
-        return SAMEmbedding, (values, self.original_size, self.input_size, self.model_identity, self.image_keys)
+        known = self.original_size, self.input_size, self.model_identity, self.image_keys, self.fine
+        return SAMEmbedding, (values, *known)
 
 
 def knows_its_image(embedding: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .device import DeviceMode, device_for, placed
 from .embedding import SAMEmbedding, Size, knows_its_image
 from .errors import SAMError
 from .fast_encoder import run_encoder
+from .hq import HQMaskDecoder
 from .model import encoder_dtype, identity_of
 
 log = logging.getLogger("samkit")
@@ -26,7 +28,20 @@ CACHE_BYTES = 512 << 20  # 128 pictures for stock SAM, at 4 MiB each
 
 _PICTURES_ON_GPU = 8
 
-cache: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)  # read-only, [C, h, w]
+
+class Encoded(NamedTuple):
+    """One picture's embedding `[C, h, w]`, and with SAM-HQ its fine features `[C/8, 4h, 4w]`; both read-only."""
+
+    values: np.ndarray
+    fine: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.values.nbytes + (0 if self.fine is None else self.fine.nbytes)
+
+
+cache: ByteCache[Encoded] = ByteCache(CACHE_BYTES)
 
 
 def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
@@ -46,18 +61,20 @@ def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: Devic
     frames = image_to_frames(images) if isinstance(images, Tensor) else [_as_frame(image) for image in images]
     original_size = _common_size(images, frames)
     identity, keys = identity_of(model), [image_key(frame) for frame in frames]
-    values = _look_up_or_run(model, frames, keys, identity, device_mode)
+    encoded = _look_up_or_run(model, frames, keys, identity, device_mode)
     grid = model.prompt_encoder.image_embedding_size
-    stacked = np.stack(values) if values else np.zeros((0, model.prompt_encoder.embed_dim, *grid), np.float32)
-    return SAMEmbedding(stacked, original_size, input_size(original_size, model), identity, keys)
+    nothing = np.zeros((0, model.prompt_encoder.embed_dim, *grid), np.float32)
+    values = np.stack([one.values for one in encoded]) if encoded else nothing
+    fine = np.stack([one.fine for one in encoded]) if encoded and encoded[0].fine is not None else None
+    return SAMEmbedding(values, original_size, input_size(original_size, model), identity, keys, fine)
 
 
 def _look_up_or_run(
     model: Sam, frames: list[np.ndarray], keys: list[str], identity: str, device_mode: DeviceMode
-) -> list[np.ndarray]:
+) -> list[Encoded]:
     progress = Progress(len(frames))
     dtype = str(encoder_dtype(model, device_for(device_mode)))
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Encoded] = {}
     missing = OrderedDict()
     for key, frame in zip(keys, frames, strict=True):
         values = cache.get((identity, dtype, key))
@@ -71,7 +88,6 @@ def _look_up_or_run(
         with placed(model, device_mode) as device:
             for keys_done, values in _run_encoder(model, missing, device, progress):
                 for key, value in zip(keys_done, values, strict=True):
-                    value.setflags(write=False)
                     found[key] = value
                     cache.put((identity, dtype, key), value)
                 progress.advance(len(keys_done))
@@ -81,14 +97,14 @@ def _look_up_or_run(
 @torch.no_grad()
 def _run_encoder(
     model: Sam, frames: dict[str, np.ndarray], device: torch.device, progress: Progress
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Pictures uint8 `[H, W, 3]` of one size to their keys and float32 `[b, C, h, w]`, as `SamPredictor.set_image` does.
+) -> Iterator[tuple[list[str], list[Encoded]]]:
+    """Pictures uint8 `[H, W, 3]` of one size to their keys and embeddings, by the steps of `SamPredictor.set_image`.
 
     A GPU takes some at a time, and works on them while the CPU resizes the next.
     """
     dtype, size = encoder_dtype(model, device), 1 if device.type == "cpu" else _PICTURES_ON_GPU
     names = list(frames)
-    running: tuple[list[str], Tensor] | None = None
+    running: tuple[list[str], tuple[Tensor, ...]] | None = None
     for start in range(0, len(names), size):
         progress.check_interrupted()
         some = names[start : start + size]
@@ -96,15 +112,33 @@ def _run_encoder(
         pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
         if device.type == "cuda":
             pixels = pixels.pin_memory()
-        features, _ = run_encoder(model.image_encoder, model.preprocess(pixels.to(device, non_blocking=True)), dtype)
+        features = _features(model, model.preprocess(pixels.to(device, non_blocking=True)), dtype)
         if running is not None:
-            yield running[0], running[1].cpu().numpy()
+            yield running[0], _separate(running[1])
         running = some, features
         if device.type == "cpu":  # nothing runs on: hand it over, so that a cancelled batch keeps what is done
-            yield running[0], running[1].numpy()
+            yield running[0], _separate(running[1])
             running = None
     if running is not None:
-        yield running[0], running[1].cpu().numpy()
+        yield running[0], _separate(running[1])
+
+
+def _features(model: Sam, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Embeddings `[b, C, h, w]` of preprocessed pixels, and with SAM-HQ the fine features `[b, C/8, 4h, 4w]`."""
+    if not isinstance(model.mask_decoder, HQMaskDecoder):
+        return (run_encoder(model.image_encoder, pixels, dtype)[0],)
+    first = next(index for index, block in enumerate(model.image_encoder.blocks) if block.window_size == 0)
+    features, (early,) = run_encoder(model.image_encoder, pixels, dtype, watched=(first,))
+    return features, model.mask_decoder.fine_features(features, early)
+
+
+def _separate(features: tuple[Tensor, ...]) -> list[Encoded]:
+    """A batch's tensors to one read-only entry per picture."""
+    arrays = [part.cpu().numpy() for part in features]
+    for array in arrays:
+        array.setflags(write=False)
+    values, fine = arrays if len(arrays) > 1 else (arrays[0], [None] * len(arrays[0]))
+    return [Encoded(*pair) for pair in zip(values, fine, strict=True)]
 
 
 def input_size(original_size: Size, model: Sam) -> Size:

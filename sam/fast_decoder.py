@@ -15,12 +15,11 @@ The parts are separate, so that other decoders of the family (further output tok
 from typing import NamedTuple
 
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import AtenLinear, Linear, LinearKind, cpu_linear
-from .plans import Plans
+from .linear import Linear, LinearKind
 
 _PROMPTS_AT_A_TIME = {"cpu": 2}
 _ALL = 64  # elsewhere
@@ -46,9 +45,15 @@ class Picture(NamedTuple):
 
 
 class Rated(NamedTuple):
-    """Decoded prompts before their masks: output tokens `[n, T, C]`, image tokens `[n, N, C]`, predicted IoUs `[n, T]`."""
+    """Decoded prompts before their masks.
 
-    tokens: Tensor
+    Attributes:
+        queries: all output tokens `[n, t, C]`: the IoU token, T mask tokens, those of a relative of SAM, the prompt's.
+        image: image tokens `[n, N, C]`.
+        scores: predicted IoUs `[n, T]`.
+    """
+
+    queries: Tensor
     image: Tensor
     scores: Tensor
 
@@ -57,7 +62,7 @@ class FastDecoder:
     """A plan to run one model's mask decoder on one device, in float32.
 
     Args:
-        model: see `supports`; its weights are used where they are.
+        model: one with segment_anything's MaskDecoder; its weights are used where they are.
         linear: which linear layers for the upscaling.
     """
 
@@ -93,13 +98,18 @@ class FastDecoder:
         prompt = torch.cat([self.own_tokens.expand(len(sparse), -1, -1), sparse], 1)
         queries, image = self._transform(picture, prompt, dense)
         scores = self.decoder.iou_prediction_head(queries[:, 0])
-        return Rated(queries[:, 1 : 1 + self.decoder.num_mask_tokens], image, scores)
+        return Rated(queries, image, scores)
 
-    def masks(self, rated: Rated, wanted: slice) -> Tensor:
-        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
-        tokens, networks = rated.tokens[:, wanted], self.decoder.output_hypernetworks_mlps[wanted]
+    def masks(self, rated: Rated, wanted: slice, fine: Tensor | None) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens; `fine` features are a relative's."""
+        return self.draw(rated, wanted, self.upscale(rated.image))
+
+    def draw(self, rated: Rated, wanted: slice, upscaled: Tensor) -> Tensor:
+        """The wanted tokens' logits on `upscale`d image tokens."""
+        tokens = rated.queries[:, 1 : 1 + self.decoder.num_mask_tokens][:, wanted]
+        networks = self.decoder.output_hypernetworks_mlps[wanted]
         hyper = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], 1)
-        return self.to_grid(hyper @ self.upscale(rated.image).transpose(1, 2))
+        return self.to_grid(hyper @ upscaled.transpose(1, 2))
 
     def upscale(self, image: Tensor) -> Tensor:
         """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
@@ -117,7 +127,13 @@ class FastDecoder:
         return fine.reshape(*values.shape[:2], 4 * height, 4 * width)
 
     def __call__(
-        self, picture: Picture, sparse: Tensor, dense: Tensor | None, wanted: slice, above: float | None = None
+        self,
+        picture: Picture,
+        sparse: Tensor,
+        dense: Tensor | None,
+        wanted: slice,
+        above: float | None = None,
+        fine: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[m, W, 4h, 4w]`, predicted IoUs `[m, W]`, and which of the n prompts they are, `[m]`.
 
@@ -125,6 +141,7 @@ class FastDecoder:
             picture, sparse, dense: see `rate`.
             wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
             above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
+            fine: see `masks`.
         """
         results = []
         size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
@@ -135,7 +152,7 @@ class FastDecoder:
             if above is not None:
                 kept = (rated.scores[:, wanted] > above).any(1)
                 rated, index = Rated(*(x[kept] for x in rated)), index[kept]
-            results.append((self.masks(rated, wanted), rated.scores[:, wanted], index))
+            results.append((self.masks(rated, wanted, fine), rated.scores[:, wanted], index))
         logits, scores, indices = zip(*results, strict=True)
         return torch.cat(logits), torch.cat(scores), torch.cat(indices)
 
@@ -192,14 +209,6 @@ class FastDecoder:
         return image.add_(attn.out_proj(mixed))
 
 
-def supports(model: Sam) -> bool:
-    """Whether the model's mask decoder is segment_anything's, in a form that the fast one knows."""
-    decoder = model.mask_decoder
-    return type(decoder) is MaskDecoder and all(
-        layer.norm4.weight.shape[0] == decoder.transformer_dim for layer in decoder.transformer.layers
-    )
-
-
 def _attend_to_self(layer: nn.Module, queries: Tensor, prompt: Tensor) -> Tensor:
     if layer.skip_first_layer_pe:
         return layer.self_attn(q=queries, k=queries, v=queries)
@@ -254,12 +263,3 @@ def _as_linear(convolution: nn.ConvTranspose2d, linear: LinearKind) -> Linear:
     """A transposed convolution of stride = kernel = 2 as a layer with outputs (row, column, channel)."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
     return linear(weight, convolution.bias.repeat(4), torch.float32)
-
-
-_plans: Plans[FastDecoder] = Plans()
-
-
-def decoder_for(model: Sam, device: torch.device) -> FastDecoder:
-    """The plan for these weights, kept until they change or move."""
-    kind = cpu_linear(torch.float32) if device.type == "cpu" else AtenLinear
-    return _plans.get(model.mask_decoder, (device, kind), lambda: FastDecoder(model, kind), also=model.prompt_encoder)

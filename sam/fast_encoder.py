@@ -36,15 +36,21 @@ def run_encoder(
         encoder: an image encoder, with its weights on the device of `images`.
         images: float32 `[B, 3, S, S]`, normalised and padded.
         dtype: what to compute in; the residual stream stays float32.
-        watched: blocks whose outputs are wanted too; only for an encoder that `supports` accepts.
+        watched: blocks whose outputs are wanted too.
 
     Returns:
         Embeddings float32 `[B, C, h, w]`, and the watched blocks' outputs float32 `[B, h, w, E]`.
     """
     if supports(encoder):
         return _plan_for(encoder, images.device, dtype)(images, watched)
-    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return encoder(images).float(), []
+    seen: list[Tensor] = []
+    hooks = [encoder.blocks[index].register_forward_hook(lambda _, __, out: seen.append(out.float())) for index in watched]
+    try:
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return encoder(images).float(), seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def supports(encoder: nn.Module) -> bool:

@@ -8,7 +8,8 @@ from reference import random_sam
 from samkit.nodes.predict import PredictMask
 from samkit.sam import Prompt, decode, encode
 from samkit.sam.decode import FrameDecoder
-from samkit.sam.fast_decoder import FastDecoder, decoder_for, supports
+from samkit.sam.decoders import decoder_for, supports
+from samkit.sam.fast_decoder import FastDecoder
 from samkit.sam.linear import AtenLinear, OneDNNLinear
 from segment_anything.modeling import MaskDecoder
 from test_fast_encoder import needs_onednn

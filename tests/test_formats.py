@@ -137,8 +137,6 @@ def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
 @pytest.mark.parametrize(
     ("key", "family"),
     [
-        ("mask_decoder.hf_token.weight", "SAM-HQ"),
-        ("mask_decoder.hq_token.weight", "SAM-HQ"),
         ("image_encoder.layers.0.blocks.0.conv1.c.weight", "MobileSAM"),
         ("prompt_encoder.bbox_top_left_embeddings.weight", "EfficientSAM"),
         ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),

@@ -24,14 +24,14 @@ CONTRACT = {
         "SAM Predict Mask",
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
         "SAM Segment",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_AutoMask": (

@@ -56,7 +56,7 @@ def prompts_for(width, height):
     }
 
 
-ENCODER, DECODER = (sys.modules[f"samkit.sam.{name}"] for name in ("fast_encoder", "fast_decoder"))
+ENCODER, DECODER = (sys.modules[f"samkit.sam.{name}"] for name in ("fast_encoder", "decoders"))
 FAST = {"ATen": AtenLinear, "oneDNN": OneDNNLinear}
 PATHS = {**FAST, "stock": None}
 

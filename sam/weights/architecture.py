@@ -15,6 +15,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from ..errors import SAMError
+from ..hq import HQMaskDecoder
 
 Shapes: TypeAlias = Mapping[str, torch.Size]
 
@@ -25,7 +26,10 @@ _PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that `build` needs; lengths in tokens, channels or pixels as SAM's own arguments have them."""
+    """Everything that `build` needs; lengths in tokens, channels or pixels as SAM's own arguments have them.
+
+    `early_dim` is the width of the early features that SAM-HQ draws with, None for every other model.
+    """
 
     embed_dim: int
     depth: int
@@ -45,6 +49,7 @@ class Architecture:
     num_mask_tokens: int
     iou_head_depth: int
     iou_head_hidden_dim: int
+    early_dim: int | None
 
     @property
     def img_size(self) -> int:
@@ -111,6 +116,7 @@ def _decoder(shapes: Shapes) -> dict[str, object]:
         "num_mask_tokens": shapes[root + "mask_tokens.weight"][0],
         "iou_head_depth": _count(shapes, root + r"iou_prediction_head\.layers\.(\d+)\."),
         "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
+        "early_dim": shapes[early][0] if (early := root + "compress_vit_feat.0.weight") in shapes else None,
     }
 
 
@@ -152,7 +158,8 @@ def _build_prompt_encoder(a: Architecture) -> PromptEncoder:
 
 
 def _build_decoder(a: Architecture) -> MaskDecoder:
-    return MaskDecoder(
+    kind = MaskDecoder if a.early_dim is None else partial(HQMaskDecoder, vit_dim=a.early_dim)
+    return kind(
         num_multimask_outputs=a.num_mask_tokens - 1,
         transformer=TwoWayTransformer(
             depth=a.decoder_depth,

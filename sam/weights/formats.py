@@ -20,7 +20,6 @@ _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12,
 
 # Relatives of SAM that this pack cannot run, by a key that only they have, and what to use in their place.
 _RELATIVES = (
-    (r"mask_decoder\.h[fq]_token", "SAM-HQ", "the plain SAM checkpoint that it was made from"),
     (r"image_encoder\.layers\.\d+\.blocks\.|image_encoder\.patch_embed\.seq\.", "MobileSAM", "sam_vit_b_01ec64.pth"),
     (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
     (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
@@ -28,6 +27,11 @@ _RELATIVES = (
     (r"detector\.backbone\.|tracker\.", "SAM 3", "ComfyUI's own SAM3 nodes"),
 )
 
+_HQ_LAYERS = (
+    ("compress_vit", "compress_vit_feat"),
+    ("encoder", "embedding_encoder"),
+    ("mask", "embedding_maskfeature"),
+)
 # transformers' convert_sam_to_hf.py, the other way and anchored: each pattern matches one whole component path.
 _HUGGING_FACE = tuple(
     (re.compile(f"^{pattern}$"), replacement)
@@ -50,6 +54,12 @@ _HUGGING_FACE = tuple(
         (r"prompt_encoder\.mask_embed\.conv3\.(\w+)", r"prompt_encoder.mask_downscaling.6.\1"),
         (r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm(\d)\.(\w+)", r"mask_decoder.transformer.layers.\1.norm\2.\3"),
         (r"mask_decoder\.transformer\.layer_norm_final_attn\.(\w+)", r"mask_decoder.transformer.norm_final_attn.\1"),
+        (r"mask_decoder\.hq_token\.(\w+)", r"mask_decoder.hf_token.\1"),
+        *(
+            (rf"mask_decoder\.{theirs}_{part}\.(\w+)", rf"mask_decoder.{ours}.{index}.\1")
+            for theirs, ours in _HQ_LAYERS
+            for part, index in (("conv1", 0), ("norm", 1), ("conv2", 3))
+        ),
         (r"mask_decoder\.upscale_conv1\.(\w+)", r"mask_decoder.output_upscaling.0.\1"),
         (r"mask_decoder\.upscale_layer_norm\.(\w+)", r"mask_decoder.output_upscaling.1.\1"),
         (r"mask_decoder\.upscale_conv2\.(\w+)", r"mask_decoder.output_upscaling.3.\1"),
@@ -57,7 +67,7 @@ _HUGGING_FACE = tuple(
 )
 _POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _MLP = re.compile(
-    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(\w+)$"
+    r"^(mask_decoder\.(?:iou_prediction_head|hq_mask_mlp|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(\w+)$"
 )
 
 
@@ -111,7 +121,7 @@ def _from_hugging_face(state: dict[str, Tensor], file: str) -> dict[str, Tensor]
 
 def _hugging_face_name(name: str, state: Mapping[str, Tensor]) -> str:
     if match := _MLP.match(name):
-        return f"{match[1]}.layers.{_mlp_layer(match, state)}.{match[4]}"
+        return f"{match[1].replace('hq_mask_mlp', 'hf_mlp')}.layers.{_mlp_layer(match, state)}.{match[4]}"
     for pattern, replacement in _HUGGING_FACE:
         if pattern.match(name):
             return _POSITIONS if replacement == "POSITIONS" else pattern.sub(replacement, name)

@@ -1,0 +1,67 @@
+"""SAM-HQ: SAM's mask decoder with one more output token, whose mask is drawn with early features of the image encoder.
+
+"Segment Anything in High Quality" (arXiv 2306.01567), after sam-hq's `mask_decoder_hq.py`. The rest of the model is SAM's.
+"""
+
+import torch
+from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.mask_decoder import MLP
+from torch import Tensor, nn
+
+from .fast_decoder import FastDecoder, Rated
+from .linear import LinearKind
+
+
+class HQMaskDecoder(MaskDecoder):
+    """The weights of a SAM-HQ mask decoder under sam-hq's names; `FastHQDecoder` runs them.
+
+    Args:
+        vit_dim: width of the early features.
+        transformer_dim, **decoder: see `MaskDecoder`.
+    """
+
+    def __init__(self, *, vit_dim: int, transformer_dim: int, **decoder: object) -> None:
+        super().__init__(transformer_dim=transformer_dim, **decoder)
+        narrow, fine = transformer_dim // 4, transformer_dim // 8
+        self.hf_token = nn.Embedding(1, transformer_dim)
+        self.hf_mlp = MLP(transformer_dim, transformer_dim, fine, 3)
+        self.compress_vit_feat = _upscaling(vit_dim, transformer_dim, fine)
+        self.embedding_encoder = _upscaling(transformer_dim, narrow, fine)
+        self.embedding_maskfeature = nn.Sequential(
+            nn.Conv2d(fine, narrow, 3, 1, 1), LayerNorm2d(narrow), nn.GELU(), nn.Conv2d(narrow, fine, 3, 1, 1)
+        )
+
+    def fine_features(self, features: Tensor, early: Tensor) -> Tensor:
+        """What a picture's HQ masks are drawn with, `[B, C/8, 4h, 4w]`.
+
+        Args:
+            features: image embeddings `[B, C, h, w]`.
+            early: the first global block's output `[B, h, w, E]`.
+        """
+        return self.embedding_encoder(features) + self.compress_vit_feat(early.permute(0, 3, 1, 2).contiguous())
+
+
+def _upscaling(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(inputs, hidden, kernel_size=2, stride=2),
+        LayerNorm2d(hidden),
+        nn.GELU(),
+        nn.ConvTranspose2d(hidden, outputs, kernel_size=2, stride=2),
+    )
+
+
+class FastHQDecoder(FastDecoder):
+    """`FastDecoder` for a model with an `HQMaskDecoder`."""
+
+    def __init__(self, model: Sam, linear: LinearKind) -> None:
+        super().__init__(model, linear)
+        self.own_tokens = torch.cat([self.own_tokens, self.decoder.hf_token.weight])
+
+    def masks(self, rated: Rated, wanted: slice, fine: Tensor | None) -> Tensor:
+        """SAM's masks, each with the HQ token's added."""
+        upscaled = self.upscale(rated.image)
+        masks = self.draw(rated, wanted, upscaled)
+        detailed = self.decoder.embedding_maskfeature(self.to_grid(upscaled.transpose(1, 2))) + fine
+        hyper = self.decoder.hf_mlp(rated.queries[:, 1 + self.decoder.num_mask_tokens])[:, None]
+        return masks + (hyper @ detailed.flatten(2)).view(len(masks), 1, *masks.shape[2:])
