@@ -127,8 +127,7 @@ def _features(model: Sam, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, .
     """Embeddings `[b, C, h, w]` of preprocessed pixels, and with SAM-HQ the fine features `[b, C/8, 4h, 4w]`."""
     if not isinstance(model.mask_decoder, HQMaskDecoder):
         return (run_encoder(model.image_encoder, pixels, dtype)[0],)
-    first = next(index for index, block in enumerate(model.image_encoder.blocks) if block.window_size == 0)
-    features, (early,) = run_encoder(model.image_encoder, pixels, dtype, watched=(first,))
+    features, early = run_encoder(model.image_encoder, pixels, dtype, early=True)
     return features, model.mask_decoder.fine_features(features, early)
 
 

@@ -13,7 +13,6 @@ code's.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -22,35 +21,50 @@ from torch import Tensor, nn
 from .attention import Attend, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
+from .tiny_vit import TinyViT
 
 _PICTURES_BEFORE_COMPILING = 64  # compiling takes as long as some hundred pictures' gain
 _MLP_TOKENS = 1024  # at a time; finer pieces make threads wait for each other more often
 
 
 def run_encoder(
-    encoder: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, watched: Sequence[int] = ()
-) -> tuple[Tensor, list[Tensor]]:
+    encoder: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, early: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Image embeddings, by the fast forward where it can run this encoder, else by the encoder's own.
 
     Args:
         encoder: an image encoder, with its weights on the device of `images`.
         images: float32 `[B, 3, S, S]`, normalised and padded.
         dtype: what to compute in; the residual stream stays float32.
-        watched: blocks whose outputs are wanted too.
+        early: whether the early features are wanted too, with which SAM-HQ draws its masks.
 
     Returns:
-        Embeddings float32 `[B, C, h, w]`, and the watched blocks' outputs float32 `[B, h, w, E]`.
+        Embeddings float32 `[B, C, h, w]`, and the early features float32 `[B, h, w, E]`: the first global block's output, or
+        what TinyViT has in its place.
     """
     if supports(encoder):
-        return _plan_for(encoder, images.device, dtype)(images, watched)
+        return _plan_for(encoder, images.device, dtype)(images, early)
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        if isinstance(encoder, TinyViT):
+            features, seen = encoder.run(images)
+            return features.float(), seen.float()
+        return _stock(encoder, images, early)
+
+
+def _stock(encoder: nn.Module, images: Tensor, early: bool) -> tuple[Tensor, Tensor | None]:
+    """The encoder's own forward."""
+    if not early:
+        return encoder(images).float(), None
     seen: list[Tensor] = []
-    hooks = [encoder.blocks[index].register_forward_hook(lambda _, __, out: seen.append(out.float())) for index in watched]
+    hook = encoder.blocks[_first_global(encoder)].register_forward_hook(lambda _, __, out: seen.append(out.float()))
     try:
-        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return encoder(images).float(), seen
+        return encoder(images).float(), seen[0]
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+
+
+def _first_global(encoder: nn.Module) -> int:
+    return next(index for index, block in enumerate(encoder.blocks) if block.window_size == 0)
 
 
 def supports(encoder: nn.Module) -> bool:
@@ -121,21 +135,22 @@ class FastEncoder:
         self.neck = linear(first.weight.flatten(1), None, dtype)
         self.blocks = [_Block(block, linear, dtype) for block in encoder.blocks]
 
-    def __call__(self, images: Tensor, watched: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and watched blocks' outputs `[B, h, w, E]`."""
+    def __call__(self, images: Tensor, early: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and the first global block's output `[B, h, w, E]`."""
         count = len(images)
         self._choose_attention(count, images.device)
         x = self._embed_patches(images)
         order, inverse = (_for_each(index, count) for index in (self.order, self.inverse))
         qkv, mixed = (x.new_empty(len(x), parts * x.shape[1], dtype=self.dtype) for parts in (3, 1))
-        seen = []
+        watched = _first_global(self.encoder) if early else None
+        seen = None
         for index, block in enumerate(self.blocks):
             self._project(block, x, None if block.window else inverse, qkv)
             attend = self._attend_windows if block.window else self._attend_globally
             attend(block, qkv.view(count, self.grid**2, 3, block.heads, -1), mixed.view(count, self.grid**2, block.heads, -1))
             self._add_back(block, mixed, None if block.window else order, x)
-            if index in watched:
-                seen.append(x[inverse].view(count, self.grid, self.grid, -1))
+            if index == watched:
+                seen = x[inverse].view(count, self.grid, self.grid, -1)
         y = x.new_empty(len(x), self.encoder.neck[0].out_channels, dtype=self.dtype)
         self.neck.into(x, y)
         _, norm, conv, last = self.encoder.neck

@@ -64,15 +64,16 @@ def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
         torch.testing.assert_close(ours, encoder(images), atol=2e-5, rtol=0)
 
 
-def test_watched_blocks_give_what_the_stock_ones_give():
-    encoder = encoder_of(grid=11, window=4)
-    images, seen = pictures(encoder, 2), {}
-    for index in (0, 1):
-        encoder.blocks[index].register_forward_hook(lambda _, __, out, index=index: seen.update({index: out}))
+def test_early_features_are_the_first_global_blocks(monkeypatch):
+    encoder = encoder_of(grid=11, window=4, global_blocks=(1, 2))
+    images, seen = pictures(encoder, 2), []
+    hook = encoder.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
     encoder(images)
-    _, watched = run_encoder(encoder, images, watched=(0, 1))
-    for index in (0, 1):
-        torch.testing.assert_close(watched[index], seen[index], atol=2e-5, rtol=0)
+    hook.remove()
+    torch.testing.assert_close(run_encoder(encoder, images, early=True)[1], seen[0], atol=2e-5, rtol=0)
+    monkeypatch.setattr(sys.modules["samkit.sam.fast_encoder"], "supports", lambda encoder: False)
+    assert torch.equal(run_encoder(encoder, images, early=True)[1], seen[0])
+    assert not encoder.blocks[1]._forward_hooks
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

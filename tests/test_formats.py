@@ -137,7 +137,6 @@ def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
 @pytest.mark.parametrize(
     ("key", "family"),
     [
-        ("image_encoder.layers.0.blocks.0.conv1.c.weight", "MobileSAM"),
         ("prompt_encoder.bbox_top_left_embeddings.weight", "EfficientSAM"),
         ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
         ("sam_mask_decoder.iou_token.weight", "SAM 2"),

@@ -99,8 +99,9 @@ def test_the_published_sizes_are_told_apart(builder, expected):
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in builder().state_dict().items()}
     found = read_architecture(shapes)
-    assert (found.embed_dim, found.depth, found.num_heads, found.global_attn_indexes) == expected
-    assert (found.img_size, found.window_size, found.out_chans, found.num_mask_tokens) == (1024, 14, 256, 4)
+    encoder = found.encoder
+    assert (encoder.embed_dim, encoder.depth, encoder.num_heads, encoder.global_attn_indexes) == expected
+    assert (encoder.img_size, encoder.window_size, encoder.out_chans, found.num_mask_tokens) == (1024, 14, 256, 4)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -4,6 +4,7 @@ The recipe is segment_anything's `build_sam.py`; every number in it that differs
 Two cannot be read off any shape and are SAM's own: 8 heads in the mask decoder, and LayerNorm's epsilon of 1e-6.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,20 +17,19 @@ from torch import nn
 
 from ..errors import SAMError
 from ..hq import HQMaskDecoder
+from ..tiny_vit import Stage, TinyViT
 
 Shapes: TypeAlias = Mapping[str, torch.Size]
 
 _DECODER_HEADS = 8
 _LAYER_NORM_EPS = 1e-6
+_KEEPS_RESOLUTION = (320, 448, 576)  # TinyViT: widths after a patch merging with stride 1
 _PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Everything that `build` needs; lengths in tokens, channels or pixels as SAM's own arguments have them.
-
-    `early_dim` is the width of the early features that SAM-HQ draws with, None for every other model.
-    """
+class ViTShape:
+    """segment_anything's `ImageEncoderViT`; lengths in tokens, channels or pixels as its own arguments have them."""
 
     embed_dim: int
     depth: int
@@ -42,6 +42,30 @@ class Architecture:
     qkv_bias: bool
     use_abs_pos: bool
     out_chans: int
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return self.grid * self.patch_size
+
+
+@dataclass(frozen=True)
+class TinyViTShape:
+    """MobileSAM's `TinyViT`; nothing in its weights tells the side of its input, which is always SAM's."""
+
+    stages: tuple[Stage, ...]
+    expansion: float
+    mlp_ratio: float
+    out_chans: int
+    grid: int = 64
+    img_size: int = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that `build` needs; `early_dim` is the width of the features that SAM-HQ draws with, None without it."""
+
+    encoder: ViTShape | TinyViTShape
     mask_in_chans: int
     decoder_depth: int
     decoder_mlp_dim: int
@@ -50,11 +74,6 @@ class Architecture:
     iou_head_depth: int
     iou_head_hidden_dim: int
     early_dim: int | None
-
-    @property
-    def img_size(self) -> int:
-        """Side of the square input, in pixels."""
-        return self.grid * self.patch_size
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
@@ -70,31 +89,54 @@ def read_architecture(shapes: Shapes) -> Architecture:
     if missing:
         first = ", ".join(sorted(shapes)[:3])
         raise SAMError(f"this is no SAM checkpoint: none of its {len(shapes)} tensors ({first}, ...) is in {missing[0]}*.")
+    is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
-        return Architecture(**_encoder(shapes), **_decoder(shapes))
+        return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise SAMError(f"this is no SAM that is known here: {error} is missing or has an unknown shape.") from error
 
 
-def _encoder(shapes: Shapes) -> dict[str, object]:
+def _tiny_vit(shapes: Shapes) -> TinyViTShape:
+    root = "image_encoder."
+    count = _count(shapes, root + r"layers\.(\d+)\.")
+    first, last = f"{root}layers.0.blocks.0.conv1.c.weight", f"{root}layers.{count - 1}.blocks.0.mlp.fc1.weight"
+    return TinyViTShape(
+        stages=tuple(_stage(shapes, f"{root}layers.{index}.") for index in range(count)),
+        expansion=shapes[first][0] / shapes[first][1],
+        mlp_ratio=shapes[last][0] / shapes[last][1],
+        out_chans=shapes[root + "neck.0.weight"][0],
+    )
+
+
+def _stage(shapes: Shapes, root: str) -> Stage:
+    """The patch merging before the last stage of any published TinyViT keeps the resolution; only its width tells."""
+    depth = _count(shapes, re.escape(root) + r"blocks\.(\d+)\.")
+    biases = shapes.get(root + "blocks.0.attn.attention_biases")
+    merged = shapes.get(root + "downsample.conv1.c.weight")
+    width = shapes[root + ("blocks.0.attn.norm.weight" if biases else "blocks.0.conv1.c.weight")][0 if biases else 1]
+    stride = 0 if merged is None else 1 if merged[0] in _KEEPS_RESOLUTION else 2
+    return Stage(width, depth, biases[0] if biases else 0, math.isqrt(biases[1]) if biases else 0, stride)
+
+
+def _vit(shapes: Shapes) -> ViTShape:
     root = "image_encoder."
     embed_dim, _, patch_size, _ = shapes[root + "patch_embed.proj.weight"]
     depth = _count(shapes, root + r"blocks\.(\d+)\.")
     rel_pos = [shapes[f"{root}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
     grid, window = _grid_and_window(shapes, [(length + 1) // 2 for length, _ in rel_pos])
-    return {
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "mlp_dim": shapes[root + "blocks.0.mlp.lin1.weight"][0],
-        "num_heads": embed_dim // rel_pos[0][1],
-        "patch_size": patch_size,
-        "grid": grid,
-        "window_size": window,
-        "global_attn_indexes": tuple(i for i, (length, _) in enumerate(rel_pos) if length == 2 * grid - 1),
-        "qkv_bias": root + "blocks.0.attn.qkv.bias" in shapes,
-        "use_abs_pos": root + "pos_embed" in shapes,
-        "out_chans": shapes[root + "neck.0.weight"][0],
-    }
+    return ViTShape(
+        embed_dim=embed_dim,
+        depth=depth,
+        mlp_dim=shapes[root + "blocks.0.mlp.lin1.weight"][0],
+        num_heads=embed_dim // rel_pos[0][1],
+        patch_size=patch_size,
+        grid=grid,
+        window_size=window,
+        global_attn_indexes=tuple(i for i, (length, _) in enumerate(rel_pos) if length == 2 * grid - 1),
+        qkv_bias=root + "blocks.0.attn.qkv.bias" in shapes,
+        use_abs_pos=root + "pos_embed" in shapes,
+        out_chans=shapes[root + "neck.0.weight"][0],
+    )
 
 
 def _grid_and_window(shapes: Shapes, spans: list[int]) -> tuple[int, int]:
@@ -125,12 +167,18 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 
 def build(architecture: Architecture) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Image encoder, prompt encoder and mask decoder of segment_anything, without weights (on the meta device)."""
+    """Image encoder, prompt encoder and mask decoder, without weights (on the meta device)."""
+    encoder = architecture.encoder
     with torch.device("meta"):
-        return _build_image_encoder(architecture), _build_prompt_encoder(architecture), _build_decoder(architecture)
+        image_encoder = _build_vit(encoder) if isinstance(encoder, ViTShape) else _build_tiny_vit(encoder)
+        return image_encoder, _build_prompt_encoder(architecture), _build_decoder(architecture)
 
 
-def _build_image_encoder(a: Architecture) -> ImageEncoderViT:
+def _build_tiny_vit(a: TinyViTShape) -> TinyViT:
+    return TinyViT(a.img_size, a.stages, a.expansion, a.mlp_ratio, a.out_chans)
+
+
+def _build_vit(a: ViTShape) -> ImageEncoderViT:
     return ImageEncoderViT(
         img_size=a.img_size,
         patch_size=a.patch_size,
@@ -150,9 +198,9 @@ def _build_image_encoder(a: Architecture) -> ImageEncoderViT:
 
 def _build_prompt_encoder(a: Architecture) -> PromptEncoder:
     return PromptEncoder(
-        embed_dim=a.out_chans,
-        image_embedding_size=(a.grid, a.grid),
-        input_image_size=(a.img_size, a.img_size),
+        embed_dim=a.encoder.out_chans,
+        image_embedding_size=(a.encoder.grid, a.encoder.grid),
+        input_image_size=(a.encoder.img_size, a.encoder.img_size),
         mask_in_chans=a.mask_in_chans,
     )
 
@@ -163,12 +211,12 @@ def _build_decoder(a: Architecture) -> MaskDecoder:
         num_multimask_outputs=a.num_mask_tokens - 1,
         transformer=TwoWayTransformer(
             depth=a.decoder_depth,
-            embedding_dim=a.out_chans,
+            embedding_dim=a.encoder.out_chans,
             num_heads=_DECODER_HEADS,
             mlp_dim=a.decoder_mlp_dim,
             attention_downsample_rate=a.decoder_downsample,
         ),
-        transformer_dim=a.out_chans,
+        transformer_dim=a.encoder.out_chans,
         iou_head_depth=a.iou_head_depth,
         iou_head_hidden_dim=a.iou_head_hidden_dim,
     )

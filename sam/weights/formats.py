@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from ..errors import SAMError
+from ..tiny_vit import fold
 
 # Where trainers put the weights: Lightning and MedSAM, most others, micro-sam.
 _WRAPPERS = ("state_dict", "model", "model_state")
-_FIRST_LAYER = re.compile(r"^(.*?)(?:image_encoder\.patch_embed\.proj|vision_encoder\.patch_embed\.projection)\.weight$")
+_FIRST_LAYER = re.compile(
+    r"^(.*?)(?:image_encoder\.patch_embed\.(?:proj|seq\.0\.c)|vision_encoder\.patch_embed\.projection)\.weight$"
+)
+_ENCODER = "image_encoder."
 _SPLIT = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)$")
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
 
 # Relatives of SAM that this pack cannot run, by a key that only they have, and what to use in their place.
 _RELATIVES = (
-    (r"image_encoder\.layers\.\d+\.blocks\.|image_encoder\.patch_embed\.seq\.", "MobileSAM", "sam_vit_b_01ec64.pth"),
     (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
     (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
     (r"sam_mask_decoder\.|memory_attention\.", "SAM 2", "a pack for SAM 2, or ComfyUI's own SAM3 nodes"),
@@ -86,6 +89,8 @@ def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
     _refuse_relatives(state, file)
     if any(name.startswith("vision_encoder.") for name in state):
         state = _from_hugging_face(state, file)
+    if any(name.startswith(f"{_ENCODER}patch_embed.seq.") for name in state):
+        state = _with_folded_norms(state)
     return _without_pixels(_joined(state), file)
 
 
@@ -135,6 +140,13 @@ def _mlp_layer(match: re.Match[str], state: Mapping[str, Tensor]) -> int:
     if match[3] is not None:
         return int(match[3]) + 1
     return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in state)
+
+
+def _with_folded_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MobileSAM's encoder as `TinyViT` has it; the rest as it is."""
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(_ENCODER)}
+    return {_ENCODER + name: tensor for name, tensor in fold(encoder).items()} | rest
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
