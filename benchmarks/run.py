@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from harness import MODELS, Plot, Report, machine
 
-PARTS = ("encoder", "decoder", "click", "memory", "automask")
+PARTS = ("encoder", "decoder", "click", "memory", "automask", "load")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -3,11 +3,12 @@
 from .automask import AutoMask
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .masks import SelectMasks
-from .model import SAMModelLoader
+from .model import SAMHubLoader, SAMModelLoader
 from .predict import PredictMask, Segment
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
+    "SAMKit_HubLoader": (SAMHubLoader, "Load SAM from Hub"),
     "GetSAMEmbedding": (GetSAMEmbedding, "Get SAM Embedding"),
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),

@@ -3,11 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from ..sam import PRECISIONS, SAMError, SAMModel, load_model
+from ..sam import PRECISIONS, Precision, SAMError, SAMModel, load_shared
 from ..sam.weights.download import fetch
+from ..sam.weights.hub import fetch_from_hub
 from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import checkpoint_names, checkpoint_path, sams_folders
 from .common import CATEGORY
+
+PRECISION_INPUT: tuple[Any, ...] = (
+    list(PRECISIONS),
+    {
+        "default": "auto",
+        "tooltip": "What the image encoder computes in. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
+        "The prompt encoder and mask decoder always run in fp32.",
+    },
+)
 
 
 class SAMModelLoader:
@@ -37,14 +47,7 @@ class SAMModelLoader:
                 ),
             },
             "optional": {
-                "precision": (
-                    list(PRECISIONS),
-                    {
-                        "default": "auto",
-                        "tooltip": "What the image encoder computes in. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
-                        "The prompt encoder and mask decoder always run in fp32.",
-                    },
-                ),
+                "precision": PRECISION_INPUT,
             },
         }
 
@@ -57,8 +60,45 @@ class SAMModelLoader:
         stat = path.stat()
         return f"{stat.st_size}-{stat.st_mtime_ns}"
 
-    def load_model(self, model_name: str, precision: str = "auto") -> tuple[SAMModel]:
-        return (load_model(find_checkpoint(model_name), precision),)
+    def load_model(self, model_name: str, precision: Precision = "auto") -> tuple[SAMModel]:
+        return (load_shared(find_checkpoint(model_name), precision),)
+
+
+class SAMHubLoader:
+    """`SAMKit_HubLoader`: a SAM from any repository of the Hugging Face hub."""
+
+    DESCRIPTION = (
+        "Loads a SAM from a repository of the Hugging Face hub: Meta's layout or transformers', SlimSAM, SAM-HQ, MobileSAM, "
+        "fine-tunes. It is fetched once into models/sams, verified, and told by its weights."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "hugging face", "sam hub loader", "keras sam"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("AV_SAM_MODEL",)
+    RETURN_NAMES = ("sam_model",)
+    OUTPUT_TOOLTIPS = ("The model, for every node that takes a SAM model (a segment_anything Sam).",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        repo = "owner/name or hf://owner/name; keras-hub's sam_base_sa1b, sam_large_sa1b, sam_huge_sa1b stand for Meta's own."
+        return {
+            "required": {"repo_id": ("STRING", {"default": "facebook/sam-vit-base", "tooltip": repo})},
+            "optional": {
+                "revision": ("STRING", {"default": "", "tooltip": "Branch, tag or commit; empty: the newest."}),
+                "filename": ("STRING", {"default": "", "tooltip": "A file of the repository; empty: its only weights."}),
+                "precision": PRECISION_INPUT,
+            },
+        }
+
+    def execute(
+        self,
+        repo_id: str = "facebook/sam-vit-base",
+        revision: str = "",
+        filename: str = "",
+        precision: Precision = "auto",
+    ) -> tuple[SAMModel]:
+        path = fetch_from_hub(repo_id, revision.strip(), filename.strip(), sams_folders())
+        return (load_shared(path, precision),)
 
 
 def available_names() -> list[str]:

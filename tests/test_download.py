@@ -53,7 +53,7 @@ def server():
 def known(server, content):
     server.files[f"/{NAME}"] = content
     url = f"http://127.0.0.1:{server.server_port}/{NAME}"
-    return KnownCheckpoint(NAME, "owner/name", NAME, url, len(content), hashlib.sha256(content).hexdigest())
+    return KnownCheckpoint(NAME, "SAM", "owner/name", NAME, url, len(content), hashlib.sha256(content).hexdigest())
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def hub(monkeypatch):
 
     fake = Hub()
 
-    def hf_hub_download(repo_id, filename, *, local_dir, tqdm_class):
+    def hf_hub_download(repo_id, filename, *, revision, local_dir, tqdm_class):
         fake.asked += 1
         local_dir.mkdir(parents=True, exist_ok=True)
         fake.answer(local_dir / filename, tqdm_class)
@@ -80,21 +80,22 @@ def hub(monkeypatch):
     return fake
 
 
-def files_in(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def checkpoints_in(folder):
+    """What a `sams` folder would list."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".pth", ".pt", ".safetensors"))
 
 
 def test_from_the_hub(known, hub, tmp_path, content, server):
     hub.answer = lambda path, bar: path.write_bytes(content)
     assert download.fetch(known, [tmp_path / "sams"]) == tmp_path / "sams" / NAME
     assert (tmp_path / "sams" / NAME).read_bytes() == content
-    assert files_in(tmp_path / "sams") == [NAME] and server.asked == []
+    assert checkpoints_in(tmp_path / "sams") == [NAME] and server.asked == []
 
 
 def test_from_the_publisher_when_the_hub_fails(known, hub, tmp_path, content):
     download.fetch(known, [tmp_path / "sams"])
     assert hub.asked == 1 and (tmp_path / "sams" / NAME).read_bytes() == content
-    assert files_in(tmp_path / "sams") == [NAME]
+    assert checkpoints_in(tmp_path / "sams") == [NAME]
 
 
 def test_a_wrong_file_from_the_hub_is_thrown_away(known, hub, tmp_path, content):
@@ -113,7 +114,7 @@ def test_nothing_gets_the_name_that_is_not_the_file(known, hub, server, tmp_path
         server.files.clear()
     with pytest.raises(SAMError, match=rf"could not fetch {NAME} .*hub is not reachable.*Download http.*by hand"):
         download.fetch(known, [tmp_path / "sams"])
-    assert not [name for name in files_in(tmp_path / "sams") if name.endswith(".pth")]
+    assert checkpoints_in(tmp_path / "sams") == []
 
 
 def test_offline_nothing_is_asked(known, hub, server, tmp_path, monkeypatch):
@@ -126,7 +127,7 @@ def test_offline_nothing_is_asked(known, hub, server, tmp_path, monkeypatch):
 def test_it_goes_to_the_first_folder_that_can_be_written(known, hub, tmp_path):
     (tmp_path / "a file").touch()
     download.fetch(known, [tmp_path / "a file" / "sams", tmp_path / "second"])
-    assert files_in(tmp_path / "second") == [NAME]
+    assert checkpoints_in(tmp_path / "second") == [NAME]
     with pytest.raises(SAMError, match="none of the sams folders can be written"):
         download.fetch(known, [tmp_path / "a file" / "sams"])
 
@@ -148,7 +149,7 @@ def test_the_node_shows_progress_and_hears_cancel(known, hub, tmp_path, monkeypa
     comfy.interrupted_after = 0
     with pytest.raises(Interrupted):
         download.fetch(known, [tmp_path / "cancelled"])
-    assert not [name for name in files_in(tmp_path / "cancelled") if name.endswith(".pth")], "half a file is no checkpoint"
+    assert checkpoints_in(tmp_path / "cancelled") == [], "half a file is no checkpoint"
 
 
 def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path, monkeypatch, tiny_sam):
@@ -164,9 +165,10 @@ def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path
 
 def test_the_known_ones_can_be_verified_and_found():
     for name, known in KNOWN.items():
-        assert known.name == name and name.endswith((".pth", ".safetensors"))
+        assert known.name == name and name.endswith((".pth", ".pt", ".safetensors"))
         if known.url:
-            assert known.url.endswith(name) and known.filename.endswith(name) and known.size > 300e6
+            assert known.url.endswith(name) and known.filename.endswith(name) and known.size > 40e6
+        assert known.family and known.licence == "Apache-2.0"
         assert known.sha256 is None or len(known.sha256) == 64
         assert known.sha256 or not known.url, "only the hub can tell a file's SHA-256 itself"
     assert len({known.repo_id + known.filename for known in KNOWN.values()}) == len(KNOWN)

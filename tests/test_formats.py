@@ -134,6 +134,12 @@ def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
         load_model(tmp_path / "adapted.pth")
 
 
+def test_a_pickled_model_is_refused_with_what_to_use(tiny_sam, tmp_path):
+    torch.save(tiny_sam, tmp_path / "SlimSAM-50.pth")
+    with pytest.raises(SAMError, match=r"SlimSAM-50.pth was not loaded: it is a whole model .*SlimSAM-uniform-50.safetensors"):
+        load_model(tmp_path / "SlimSAM-50.pth")
+
+
 @pytest.mark.parametrize(
     ("key", "family"),
     [

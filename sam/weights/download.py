@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ...utils.comfy import Progress
 from ..errors import SAMError
 from .registry import KnownCheckpoint
@@ -32,13 +34,26 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
     Raises:
         SAMError: offline, no writable folder, or no source gave the right file; the text names every reason.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise SAMError(
             f"{known.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
             f"download {_address(known)} elsewhere and put it there under that name."
         )
     folder = _first_writable(folders)
-    staging = folder / ".samkit-download"
+    staging, target = folder / ".samkit-download", folder / known.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{staging}.lock"):  # another graph, or another ComfyUI on the same folder, may fetch it, too
+        if not target.is_file():
+            _fetch(known, staging, target)
+    return target
+
+
+def is_offline() -> bool:
+    """Whether the user forbids asking the hub, as huggingface_hub reads it; that looks only once, at its import."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _fetch(known: KnownCheckpoint, staging: Path, target: Path) -> None:
     failures = []
     for source in (_from_hub, _from_publisher) if known.url else (_from_hub,):
         try:
@@ -48,12 +63,10 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
             log.warning("%s: %s failed: %s", known.name, source.__name__.strip("_"), error)
             failures.append(f"{source.__name__.strip('_')}: {error}")
             continue
-        arrived.replace(folder / known.name)
+        arrived.replace(target)
         shutil.rmtree(staging, ignore_errors=True)
-        return folder / known.name
-    raise SAMError(
-        f"could not fetch {known.name} ({'; '.join(failures)}). Download {_address(known)} to {folder / known.name} by hand."
-    )
+        return
+    raise SAMError(f"could not fetch {known.name} ({'; '.join(failures)}). Download {_address(known)} to {target} by hand.")
 
 
 def _address(known: KnownCheckpoint) -> str:
@@ -75,10 +88,15 @@ def _from_hub(known: KnownCheckpoint, staging: Path) -> Path:
     """Through huggingface_hub: resume, proxies, HF_ENDPOINT and tokens are its business."""
     from huggingface_hub import hf_hub_download
 
-    options = {}
+    options = {"endpoint": endpoint()} if endpoint() else {}
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # huggingface_hub before 1.0 has no such hook
         options["tqdm_class"] = _console_and_node_bar()
-    return Path(hf_hub_download(known.repo_id, known.filename, local_dir=staging, **options))
+    return Path(hf_hub_download(known.repo_id, known.filename, revision=known.revision, local_dir=staging, **options))
+
+
+def endpoint() -> str | None:
+    """The hub's address where the user set another one; huggingface_hub itself looks only once, at its import."""
+    return os.environ.get("HF_ENDPOINT") or None
 
 
 def _console_and_node_bar() -> type:
@@ -114,23 +132,24 @@ def _from_publisher(known: KnownCheckpoint, staging: Path) -> Path:
 
 def _verify(path: Path, known: KnownCheckpoint) -> None:
     """Raise ValueError, and remove the file, where its content is not the known one's, or what the hub says it is."""
-    wanted = known.sha256 or _hubs_sha256(known)
-    digest = hashlib.sha256()
+    wanted, size = known.sha256 or _hubs_hash(known), path.stat().st_size
+    # A small file of a repository has git's own hash, which begins with a header; a large one has a SHA-256.
+    digest = hashlib.sha256() if len(wanted) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         _in_chunks(file.read, digest.update)
     if digest.hexdigest() != wanted:
-        size = path.stat().st_size
         path.unlink()
-        raise SAMError(f"got {size} bytes with SHA-256 {digest.hexdigest()}, not the file with {wanted}")
+        raise SAMError(f"got {size} bytes with {digest.name.upper()} {digest.hexdigest()}, not the file with {wanted}")
 
 
-def _hubs_sha256(known: KnownCheckpoint) -> str:
-    """The SHA-256 that the hub keeps of a large file: its ETag is that."""
+def _hubs_hash(known: KnownCheckpoint) -> str:
+    """What the hub keeps of a file as its ETag: the SHA-256 of a large one, git's SHA-1 of a small one."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    etag = get_hf_file_metadata(hf_hub_url(known.repo_id, known.filename)).etag or ""
-    if not re.fullmatch(r"[0-9a-f]{64}", etag):
-        raise SAMError(f"the hub has no SHA-256 of {known.filename} in {known.repo_id}, so it cannot be verified")
+    url = hf_hub_url(known.repo_id, known.filename, revision=known.revision, endpoint=endpoint())
+    etag = get_hf_file_metadata(url).etag or ""
+    if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
+        raise SAMError(f"the hub has no hash of {known.filename} in {known.repo_id}, so it cannot be verified")
     return etag
 
 

@@ -1,6 +1,8 @@
 """Read a checkpoint file. No code of the file is ever run."""
 
+import json
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -13,11 +15,16 @@ from ..errors import SAMError
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _HEADER_AT = 8  # safetensors: a length in 8 bytes, whose first may well be a pickle's, then the JSON header
+INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
 _DAMAGED = "the file is truncated or damaged: fetch it again"
 
 
 def read_checkpoint(path: Path) -> object:
     """Read a `.pth` (zip or legacy pickle, tensors only) or `.safetensors` file, told apart by content.
+
+    Args:
+        path: the file; one of several shards, or their index, stands for all of them, and a folder for what is in it.
 
     Returns:
         What the file holds, tensors on the CPU, mapped from the file where the format allows.
@@ -25,8 +32,11 @@ def read_checkpoint(path: Path) -> object:
     Raises:
         SAMError: no such file, damaged, or a pickle that would run code.
     """
+    path = _index_of(_in_folder(path) if path.is_dir() else path)
     if not path.is_file():
         raise SAMError(f"there is no file {path}.")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
     with path.open("rb") as file:
         start = file.read(_HEADER_AT + 1)
     if start.startswith(_ZIP_MAGIC):
@@ -36,11 +46,60 @@ def read_checkpoint(path: Path) -> object:
     return _read_safetensors(path)
 
 
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder as transformers saves one."""
+    names = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise SAMError(f"there is none of {', '.join(names)} in the folder {folder}.")
+    return found
+
+
+def _index_of(path: Path) -> Path:
+    """A shard's index, where the path is that of a shard; else the path."""
+    match = _SHARD.match(path.name)
+    index = path.with_name(f"{match[1]}{INDEX_SUFFIX}") if match else path
+    return index if index.is_file() else path
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names, all of them beside it.
+
+    Raises:
+        SAMError: it is no such index, or names a file that lies elsewhere.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SAMError(f"{index.name} was not loaded: it is no index of shards. ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise SAMError(f"{index.name} was not loaded: it names {name!r}, which is no file beside it.")
+    return names
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name in shard_names(index):
+        if not (index.parent / name).is_file():
+            raise SAMError(f"{index.name} was not loaded: {name} is missing beside it.")
+        state |= _read_safetensors(index.parent / name)
+    missing = sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"].keys() - state.keys())
+    if missing:
+        raise SAMError(f"{index.name} was not loaded: its shards lack {len(missing)} of its tensors ({missing[0]}, ...).")
+    return state
+
+
 def _read_torch(path: Path, mmap: bool) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
+        if "ImageEncoderViT" in str(error) or "segment_anything" in str(error):
+            raise SAMError(
+                f"{path.name} was not loaded: it is a whole model with its code, as SlimSAM's global ones are, and no plain "
+                f"weights. Use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors. ({reason})"
+            ) from error
         raise SAMError(
             f"{path.name} was not loaded: it is damaged, or holds more than tensors and would run code of its own. "
             f"Get the checkpoint as .safetensors, or from its publisher. ({reason})"

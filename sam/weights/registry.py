@@ -12,43 +12,76 @@ class KnownCheckpoint:
     """A published checkpoint.
 
     Attributes:
-        name: file name, the loader's value before and after the download.
-        repo_id, filename: where the Hugging Face hub has it.
+        name: path inside a `sams` folder, the loader's value before and after the download.
+        family: which model it is, for people.
+        repo_id, filename, revision: where the Hugging Face hub has it; revision None is the newest.
         url: the publisher's own address, the second source; None where the hub is the publisher's own.
         size: bytes, to show progress; None where it is not known before.
         sha256: of the whole file, in hex; None where only the hub's own record can tell.
+        licence: of the weights, where it is known.
     """
 
     name: str
+    family: str
     repo_id: str
     filename: str
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    licence: str | None = "Apache-2.0"
+    revision: str | None = None
 
 
-def _meta(name: str, size: int, sha256: str) -> KnownCheckpoint:
-    return KnownCheckpoint(name, "ybelkada/segment-anything", f"checkpoints/{name}", _META + name, size, sha256)
+def _meta(name: str, family: str, size: int, sha256: str) -> KnownCheckpoint:
+    return KnownCheckpoint(name, family, "ybelkada/segment-anything", f"checkpoints/{name}", _META + name, size, sha256)
 
 
-def _hub(repo_id: str, sha256: str | None = None) -> KnownCheckpoint:
+def _hub(repo_id: str, family: str, sha256: str | None = None) -> KnownCheckpoint:
     """A repository of transformers' form, named after itself: its file is `model.safetensors` as everyone's is."""
-    return KnownCheckpoint(repo_id.split("/")[1] + ".safetensors", repo_id, "model.safetensors", sha256=sha256)
+    return KnownCheckpoint(repo_id.split("/")[1] + ".safetensors", family, repo_id, "model.safetensors", sha256=sha256)
 
 
+def _hq(name: str, family: str) -> KnownCheckpoint:
+    return KnownCheckpoint(name, family, "lkeab/hq-sam", name)
+
+
+# fmt: off
 KNOWN: dict[str, KnownCheckpoint] = {
     known.name: known
     for known in (
-        _meta("sam_vit_b_01ec64.pth", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
-        _meta("sam_vit_l_0b3195.pth", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
-        _meta("sam_vit_h_4b8939.pth", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
-        _hub("facebook/sam-vit-base"),
-        _hub("facebook/sam-vit-large"),
-        _hub("facebook/sam-vit-huge"),
-        _hub("Zigeng/SlimSAM-uniform-50"),
-        _hub("Zigeng/SlimSAM-uniform-77", "b0ee221e3d33935807a820c157fec81a537b3b9979edc88b148a8dae8bbdd5d2"),
+        _meta(
+            "sam_vit_b_01ec64.pth", "SAM ViT-B", 375_042_383,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        _meta(
+            "sam_vit_l_0b3195.pth", "SAM ViT-L", 1_249_524_607,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        _meta(
+            "sam_vit_h_4b8939.pth", "SAM ViT-H", 2_564_550_879,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        _hub("facebook/sam-vit-base", "SAM ViT-B"),
+        _hub("facebook/sam-vit-large", "SAM ViT-L"),
+        _hub("facebook/sam-vit-huge", "SAM ViT-H"),
+        _hub("Zigeng/SlimSAM-uniform-50", "SlimSAM"),
+        _hub(
+            "Zigeng/SlimSAM-uniform-77", "SlimSAM",
+            "b0ee221e3d33935807a820c157fec81a537b3b9979edc88b148a8dae8bbdd5d2",
+        ),
+        KnownCheckpoint(
+            "mobile_sam.pt", "MobileSAM", "dhkim2810/MobileSAM", "mobile_sam.pt",
+            "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt", 40_728_226,
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
+        _hq("sam_hq_vit_b.pth", "SAM-HQ ViT-B"),
+        _hq("sam_hq_vit_l.pth", "SAM-HQ ViT-L"),
+        _hq("sam_hq_vit_h.pth", "SAM-HQ ViT-H"),
+        _hq("sam_hq_vit_tiny.pth", "Light HQ-SAM"),
+        _hub("wanglab/medsam-vit-base", "MedSAM ViT-B"),
     )
 }
+# fmt: on
 
 BUNDLED: dict[str, Path] = {"samkit_demo.safetensors": _BUNDLED_FOLDER / "samkit_demo.safetensors"}
 """Checkpoints that ship in the pack, by the name that the loader lists."""

@@ -1,0 +1,254 @@
+"""Fetching through huggingface_hub itself, from a hub on this machine that HF_ENDPOINT names."""
+
+import hashlib
+import http.server
+import json
+import threading
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from samkit.nodes.model import SAMHubLoader
+from samkit.sam import SAMError, identity_of, load_model
+from samkit.sam.weights import download, hub
+from samkit.sam.weights.registry import KnownCheckpoint
+from test_download import checkpoints_in
+
+REPO, COMMIT = "owner/small-sam", "0123456789abcdef0123456789abcdef01234567"
+FILE = "model.safetensors"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """`files` by name; `etags` overrides what it says of them; `cut` sends so many bytes less, once; `html` answers so."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.etags, self.cut, self.html, self.asked = {}, {}, 0, False, []
+
+    def etag(self, name):
+        content = self.files[name]
+        small = name.endswith(".json")
+        own = hashlib.sha1(b"blob %d\0" % len(content) + content) if small else hashlib.sha256(content)
+        return self.etags.get(name, own.hexdigest())
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append((self.command, path))
+        if self.server.html:
+            return self.send(b"<html>sign in to this hotel</html>", {"Content-Type": "text/html"}, body)
+        if path.startswith(f"/api/models/{REPO}"):
+            return self.send(self.listing("/tree/" in path), {"Content-Type": "application/json"}, body)
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if not path.startswith(f"/{REPO}/resolve/") or name not in self.server.files:
+            return self.send(b"", {"X-Error-Code": "EntryNotFound"}, body, 404)
+        content = self.server.files[name]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        headers = {"ETag": f'"{self.server.etag(name)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self.send(content[start:], headers, body, 206 if start else 200)
+
+    def listing(self, tree):
+        if tree:  # what huggingface_hub asks for since 0.21
+            sizes = {name: len(content) for name, content in self.server.files.items()}
+            return json.dumps([{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes.items()]).encode()
+        siblings = [{"rfilename": name} for name in self.server.files]
+        return json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}).encode()
+
+    def send(self, content, headers, body, status=200):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": len(content)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if body:
+            cut, self.server.cut = self.server.cut, 0
+            self.wfile.write(content[: len(content) - cut])
+            if cut:
+                self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with Hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def content(tiny_sam, tmp_path, server):
+    save_file(tiny_sam.state_dict(), tmp_path / "source.safetensors")
+    server.files[FILE] = (tmp_path / "source.safetensors").read_bytes()
+    return server.files[FILE]
+
+
+@pytest.fixture
+def known(content):
+    return KnownCheckpoint("small.safetensors", "SAM", REPO, FILE, sha256=hashlib.sha256(content).hexdigest())
+
+
+def fetched(known, folder):
+    return download.fetch(known, [folder]).read_bytes()
+
+
+def test_it_arrives_complete(known, content, tmp_path):
+    assert fetched(known, tmp_path / "sams") == content
+    assert checkpoints_in(tmp_path / "sams") == ["small.safetensors"]
+
+
+def test_a_cut_transfer_is_taken_up_where_it_ended_or_leaves_nothing(known, content, server, tmp_path):
+    server.cut = len(content) // 2
+    try:
+        assert fetched(known, tmp_path / "sams") == content
+    except SAMError as error:
+        assert "could not fetch small.safetensors" in str(error)
+        assert checkpoints_in(tmp_path / "sams") == []
+        assert fetched(known, tmp_path / "sams") == content
+    assert checkpoints_in(tmp_path / "sams") == ["small.safetensors"]
+
+
+def test_a_changed_file_gets_no_name(known, content, server, tmp_path):
+    server.files[FILE] = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(SAMError, match="not the file with"):
+        fetched(known, tmp_path / "sams")
+    assert checkpoints_in(tmp_path / "sams") == []
+
+
+def test_a_page_in_place_of_a_file_gets_no_name(known, server, tmp_path):
+    server.html = True
+    with pytest.raises(SAMError, match=r"could not fetch small.safetensors .*Download model.safetensors .* by hand"):
+        fetched(known, tmp_path / "sams")
+    assert checkpoints_in(tmp_path / "sams") == []
+
+
+def test_a_file_that_is_gone_is_named(known, server, tmp_path):
+    server.files.clear()
+    with pytest.raises(SAMError, match="could not fetch small.safetensors"):
+        fetched(known, tmp_path / "sams")
+
+
+def test_offline_nothing_is_asked(known, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for attempt in (lambda: fetched(known, tmp_path / "sams"), lambda: hub.fetch_from_hub(REPO, "", "", [tmp_path / "sams"])):
+        with pytest.raises(SAMError, match="HF_HUB_OFFLINE forbids"):
+            attempt()
+    assert server.asked == []
+
+
+def test_two_loaders_at_once_fetch_once(known, content, server, tmp_path):
+    results = []
+    both = [threading.Thread(target=lambda: results.append(fetched(known, tmp_path / "sams"))) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert results == [content, content]
+    assert sum(method == "GET" and path.endswith(FILE) for method, path in server.asked) == 1
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    return tmp_path / "models" / "sams"
+
+
+@pytest.mark.parametrize("repo_id", [REPO, f"hf://{REPO}", f" {REPO}/ "])
+def test_the_hub_loader_loads_a_repository_once(content, server, folder, tiny_sam, repo_id):
+    (model,) = SAMHubLoader().execute(repo_id)
+    assert identity_of(model) == identity_of(tiny_sam)
+    assert checkpoints_in(folder) == [f"{REPO}/{FILE}"]
+    server.asked.clear()
+    assert SAMHubLoader().execute(repo_id)[0] is model
+    assert server.asked == [], "what is there is not asked for"
+
+
+def test_a_revision_and_a_file_have_their_own_place(content, server, folder, tiny_sam):
+    server.files["other/sam.safetensors"] = content
+    (model,) = SAMHubLoader().execute(REPO, COMMIT, "other/sam.safetensors")
+    assert identity_of(model) == identity_of(tiny_sam)
+    assert checkpoints_in(folder) == [f"{REPO}@{COMMIT}/other/sam.safetensors"]
+
+
+def test_the_only_weights_are_found_and_several_are_asked_about(content, server, folder, tiny_sam):
+    server.files["tuned.safetensors"] = server.files.pop(FILE)
+    server.files["config.json"] = b"{}"
+    assert identity_of(SAMHubLoader().execute(REPO)[0]) == identity_of(tiny_sam)
+    server.files["another.pth"] = b"?"
+    with pytest.raises(SAMError, match=r"2 files that may be weights: choose one as filename: .*another.pth"):
+        SAMHubLoader().execute(REPO, COMMIT)
+    server.files = {"config.json": b"{}"}
+    with pytest.raises(SAMError, match=r"0 files that may be weights: there is nothing that ends in"):
+        SAMHubLoader().execute(REPO, "main")
+
+
+def shards_of(state):
+    """A state dict as transformers shards it: files by name."""
+    names = sorted(state)
+    halves = {f"model-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
+    index = {"metadata": {}, "weight_map": {name: file for file, part in halves.items() for name in part}}
+    return halves, index
+
+
+def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
+    state = tiny_sam.state_dict()
+    halves, index = shards_of(state)
+    for file, part in halves.items():
+        save_file({name: state[name] for name in part}, tmp_path / file)
+        server.files[file] = (tmp_path / file).read_bytes()
+    server.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    (model,) = SAMHubLoader().execute(REPO)
+    assert identity_of(model) == identity_of(tiny_sam)
+    place = folder / REPO
+    for path in (place, place / "model.safetensors.index.json", place / "model-00002-of-00002.safetensors"):
+        assert identity_of(load_model(path)) == identity_of(tiny_sam), "any of them stands for all"
+    (place / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(SAMError, match="model-00001-of-00002.safetensors is missing beside it"):
+        load_model(place)
+    SAMHubLoader().execute(REPO)
+    assert len(checkpoints_in(folder)) == 2, "a missing shard is fetched again"
+
+
+def test_an_index_names_only_what_lies_beside_it(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for content, said in (
+        ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "no file beside it"),
+        ({"weights": {}}, "no index of shards"),
+        ([], "no index of shards"),
+    ):
+        index.write_text(json.dumps(content))
+        with pytest.raises(SAMError, match=said):
+            load_model(tmp_path)
+    index.unlink()
+    with pytest.raises(SAMError, match="there is none of model.safetensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("repo_id", ["", "name", "a/b/c", "../name", "owner/..", "owner\\x/name", "sam_tiny_sa1b"])
+def test_what_is_no_repository_is_refused(repo_id, tmp_path):
+    with pytest.raises(SAMError, match="it must be owner/name"):
+        hub.fetch_from_hub(repo_id, "", "", [tmp_path])
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_keras_names_stand_for_the_originals(size, tmp_path):
+    target = tmp_path / "facebook" / f"sam-vit-{size}" / FILE
+    target.parent.mkdir(parents=True)
+    torch.save({}, target)
+    assert hub.fetch_from_hub(f"sam_{size}_sa1b", "", "", [tmp_path]) == target
