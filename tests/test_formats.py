@@ -67,6 +67,53 @@ def test_a_hugging_face_sam_answers_as_transformers_does(tmp_path, vision):
     assert logits.std() > 0.05
 
 
+FULL_SIZE = {
+    "base": {},
+    "SlimSAM-uniform-50": {"hidden_size": 384, "mlp_dim": 1536},
+    "SlimSAM-uniform-77": {"hidden_size": 168, "mlp_dim": 696},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", FULL_SIZE.values(), ids=FULL_SIZE)
+def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
+    torch.manual_seed(0)
+    config = transformers.SamConfig(vision_config=transformers.SamVisionConfig(**vision).to_dict())
+    theirs = transformers.SamModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                parameter.normal_(0, 0.3)
+            elif parameter.ndim > 1 and not name.startswith(("prompt_encoder", "shared")):
+                parameter.normal_(0, 1.2 / parameter[0].numel() ** 0.5)
+        theirs.prompt_encoder.shared_embedding.positional_embedding.copy_(theirs.shared_image_embedding.positional_embedding)
+    theirs.save_pretrained(tmp_path, max_shard_size="150MB")
+    ours = load_model(tmp_path)
+    for width, height in ((640, 480), (500, 750)):
+        picture = make_picture(height, width)
+        (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+        box = {"x": 100, "y": 120, "width": 300, "height": 250}
+        masks, _, scores, logits = PredictMask().execute(
+            ours, embedding, '[{"x": 200, "y": 225}]', bboxes=box, candidate="all", multimask="on"
+        )
+        scale = torch.tensor([embedding.input_size[1] / width, embedding.input_size[0] / height])
+        with torch.no_grad():
+            features = theirs.get_image_embeddings(pixels_of(ours, picture))
+            expected = theirs(
+                image_embeddings=features,
+                input_points=torch.tensor([[[[200.0, 225.0]]]]) * scale,
+                input_labels=torch.ones(1, 1, 1, dtype=torch.int),
+                input_boxes=torch.tensor([[[100.0, 120.0, 400.0, 370.0]]]) * scale.repeat(2),
+            )
+        np.testing.assert_allclose(embedding, features.numpy(), atol=1e-4)
+        order = expected.iou_scores[0, 0].argsort(descending=True)
+        torch.testing.assert_close(logits[:, 0], expected.pred_masks[0, 0, order], atol=1e-3, rtol=0)
+        np.testing.assert_allclose(scores, expected.iou_scores[0, 0, order], atol=1e-3)
+        upscaled = ours.postprocess_masks(expected.pred_masks[0, 0, order, None], embedding.input_size, (height, width))
+        assert (masks.bool() == (upscaled[:, 0] > 0)).float().mean() >= 0.9999
+        assert logits.std() > 0.05 and features.std() > 0.5
+
+
 def pixels_of(model, picture):
     """What SamProcessor (PIL) gives: the long side at the model's size, normalised, padded with zeros."""
     from samkit.sam.encode import input_size
