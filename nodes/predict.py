@@ -227,7 +227,7 @@ def predict(
     bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
     whole = _with_placeholders(found, embedding.original_size, model.prompt_encoder.mask_input_size)
     apart = individual_masks or candidate == "all"
-    masks = [frame if apart else frame.any(0, keepdim=True) for frame in whole.masks]
+    masks = [frame if apart or len(frame) == 1 else frame.any(0, keepdim=True) for frame in whole.masks]
     scores = [float(score) for frame in whole.scores for score in frame]
     height, width = embedding.original_size
     nothing = torch.zeros(0, height, width), torch.zeros(0, 1, *model.prompt_encoder.mask_input_size)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..utils.comfy import inside_comfyui
 from .errors import SAMError
+from .plans import weights_of
 
 DeviceMode = Literal["AUTO", "Prefer GPU", "CPU"]
 DEVICE_MODES: tuple[str, ...] = get_args(DeviceMode)
@@ -42,12 +43,12 @@ def placed(model: Sam, mode: DeviceMode) -> Iterator[torch.device]:
         elif inside_comfyui():
             _load_through_comfyui(model)
         else:
-            model.to(device)
+            _move(model, device)
         try:
             yield device
         finally:
             if mode == "AUTO" and not inside_comfyui():
-                model.to(_CPU)
+                _move(model, _CPU)
 
 
 def device_for(mode: DeviceMode) -> torch.device:
@@ -124,4 +125,13 @@ def _to_cpu(model: Sam) -> None:
 
         others = [loaded for loaded in management.current_loaded_models if loaded.model is not patcher]
         management.free_memory(1e30, patcher.load_device, keep_loaded=others)
-    model.to(_CPU)
+    _move(model, _CPU)
+
+
+def _move(model: Sam, device: torch.device) -> None:
+    """`model.to(device)`, which takes a millisecond even where everything is there already."""
+    wanted = device.type, device.index
+    for part in (model.pixel_mean, *weights_of(model)):
+        if wanted not in ((part.device.type, part.device.index), (part.device.type, None)):
+            model.to(device)
+            return

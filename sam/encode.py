@@ -133,7 +133,7 @@ def _features(model: Sam, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, .
 
 def _separate(features: tuple[Tensor, ...]) -> list[Encoded]:
     """A batch's tensors to one read-only entry per picture."""
-    arrays = [part.cpu().numpy() for part in features]
+    arrays = [part.cpu().contiguous().numpy() for part in features]  # a convolution may answer channels last
     for array in arrays:
         array.setflags(write=False)
     values, fine = arrays if len(arrays) > 1 else (arrays[0], [None] * len(arrays[0]))
@@ -152,7 +152,9 @@ def input_size(original_size: Size, model: Sam) -> Size:
 
 def image_key(frame: np.ndarray) -> str:
     """Content hash of a uint8 picture `[H, W, 3]`."""
-    return hashlib.sha256(f"{frame.shape}".encode() + frame.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{frame.shape}".encode())
+    digest.update(np.ascontiguousarray(frame).data)
+    return digest.hexdigest()
 
 
 def _as_frame(image: np.ndarray) -> np.ndarray:

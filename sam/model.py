@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import SAMError
 from .linear import bfloat16_pays
+from .plans import weights_of
 from .weights.architecture import build, read_architecture
 from .weights.files import read_checkpoint
 from .weights.formats import to_sam_names
@@ -113,7 +114,7 @@ def identity_of(model: Sam) -> str:
 
     It is computed once, and again when the weights have been changed in place since.
     """
-    version = sum(0 if p.is_inference() else p._version for p in model.parameters())
+    version = sum(0 if p.is_inference() else p._version for p in weights_of(model))
     known = _identities.get(model)
     if known is None or known[0] != version:
         known = version, _hash(model.state_dict())

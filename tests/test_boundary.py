@@ -7,7 +7,7 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
 from samkit.nodes.predict import Segment
 from samkit.sam import encode
-from samkit.sam.device import device_for, placed
+from samkit.sam.device import _move, device_for, placed
 from samkit.sam.encode import cache
 from samkit.sam.model import encoder_dtype
 from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
@@ -105,7 +105,7 @@ def test_where_each_mode_runs(comfy):
 def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, monkeypatch):
     moves = []
     monkeypatch.setattr("samkit.sam.device.device_for", lambda mode: torch.device("cpu" if mode == "CPU" else "meta"))
-    monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(torch.device(device).type))
+    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append(device.type))
     for mode, expected in (("AUTO", ["meta", "cpu"]), ("Prefer GPU", ["meta"]), ("CPU", ["cpu"])):
         moves.clear()
         with placed(tiny_model, mode) as device:
@@ -115,10 +115,22 @@ def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, mon
 
 def test_auto_moves_back_after_an_error_too(tiny_model, monkeypatch):
     moves = []
-    monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(torch.device(device).type))
+    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append(device.type))
     with pytest.raises(RuntimeError, match="out of memory"), placed(tiny_model, "AUTO"):
         raise RuntimeError("out of memory")
     assert moves[-1] == "cpu" and len(moves) == 2
+
+
+def test_a_model_that_is_there_is_not_moved(tiny_model, monkeypatch):
+    moves = []
+    monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(str(device)))
+    _move(tiny_model, torch.device("cpu"))
+    assert moves == []
+    _move(tiny_model, torch.device("meta"))
+    _move(tiny_model, torch.device("cuda", 1))
+    tiny_model.mask_decoder.iou_token.weight = torch.nn.Parameter(torch.empty(1, 32, device="meta"))
+    _move(tiny_model, torch.device("cpu"))
+    assert moves == ["meta", "cuda:1", "cpu"], "a part that is elsewhere, or has been replaced, is seen"
 
 
 @pytest.mark.parametrize(

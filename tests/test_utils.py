@@ -120,8 +120,17 @@ def test_grey_and_alpha_become_rgb(channels):
 
 
 def test_values_outside_the_range_are_clipped():
-    (frame,) = image_to_frames(torch.tensor([-1.0, 2.0, 0.5]).reshape(1, 1, 1, 3))
-    assert frame.ravel().tolist() == [0, 255, 128]
+    (frame,) = image_to_frames(torch.tensor([-1.0, 2.0, 0.5, 3e38, -3e38, 0.0]).reshape(1, 1, 2, 3))
+    assert frame.ravel().tolist() == [0, 255, 128, 255, 0, 0]
+
+
+def test_a_picture_of_many_pieces_is_converted_whole():
+    image = torch.rand(2, 300, 301, 3)
+    frames = image_to_frames(image)
+    assert np.array_equal(np.stack(frames), (image * 255).round().numpy().astype(np.uint8))
+    image[1, 299, 300, 2] = math.inf
+    with pytest.raises(SAMError, match="1 values that are NaN or infinite"):
+        image_to_frames(image)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from numbers import Real
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .errors import SAMError
@@ -128,7 +127,8 @@ def _as_dict(box: Any, place: str) -> BoundingBox:
 
 def tight_box(mask: Tensor) -> BoundingBox | None:
     """Smallest box around a mask `[H, W]` (nonzero = inside), in whole pixels; None where the mask is empty."""
-    rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
+    inside = mask.cpu().numpy() != 0
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
     x, y = int(columns[0]), int(rows[0])
