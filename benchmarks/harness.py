@@ -74,16 +74,18 @@ class Report:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, one of each in turn, after one round that is not counted."""
+def interleaved(
+    candidates: dict[str, Callable[[], Any]], device: torch.device, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, one of each in turn, after some rounds that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
+    for number in range(-warm_up, rounds):
         for name, candidate in candidates.items():
             _wait(device)
             begun = time.perf_counter()
             candidate()
             _wait(device)
-            if number:
+            if number >= 0:
                 seconds[name].append(time.perf_counter() - begun)
             gc.collect()
     return seconds

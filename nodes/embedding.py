@@ -40,7 +40,7 @@ class GetSAMEmbedding:
         }
 
     def get_sam_embedding(self, image: Tensor, sam_model: Sam, device_mode: DeviceMode = "AUTO") -> tuple[SAMEmbedding]:
-        return (encode(sam_model, image, device_mode),)
+        return (encode(sam_model, image, device_mode).copy(),)  # other packs' nodes may write to it
 
 
 class SAMEmbeddingToImage:

@@ -231,8 +231,12 @@ def predict(
     scores = [float(score) for frame in whole.scores for score in frame]
     height, width = embedding.original_size
     nothing = torch.zeros(0, height, width), torch.zeros(0, 1, *model.prompt_encoder.mask_input_size)
-    stacked = torch.cat(masks).float() if masks else nothing[0]
-    return stacked, bboxes, scores, torch.cat(whole.logits) if whole.logits else nothing[1]
+    stacked = _joined(masks).float() if masks else nothing[0]
+    return stacked, bboxes, scores, _joined(whole.logits) if whole.logits else nothing[1]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _with_placeholders(found: Prediction, size: tuple[int, int], grid: tuple[int, int]) -> Prediction:

@@ -141,29 +141,34 @@ class FrameDecoder:
         Returns:
             Logits float32 `[m, W, 4h, 4w]` and predicted IoUs `[m, W]` of those left, and which they are, `[m]`.
         """
-        features = torch.as_tensor(self.embedding.view(np.ndarray)[index], device=self.device)
+        values = self.embedding.view(np.ndarray)[index]
         tensors = to_model_frame(prompts, self.embedding.original_size, self.embedding.input_size, self.device)
         encoder = self.model.prompt_encoder
         sparse, dense = encoder(points=tensors.points, boxes=tensors.boxes, masks=tensors.masks)
         if self.fast is not None:
-            picture = self._picture(self.fast, features, self.embedding.image_keys[index])
-            fine = None if self.fine is None else torch.as_tensor(self.fine[index : index + 1], device=self.device)
+            picture = self._picture(self.fast, values, self.embedding.image_keys[index])
+            fine = None if self.fine is None else self._here(self.fine[index : index + 1])
             return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above, fine)
-        logits, scores = self.model.mask_decoder.predict_masks(features[None], encoder.get_dense_pe(), sparse, dense)
+        features = self._here(values)[None]
+        logits, scores = self.model.mask_decoder.predict_masks(features, encoder.get_dense_pe(), sparse, dense)
         logits, scores = logits[:, wanted], scores[:, wanted]
         kept = torch.arange(len(scores)) if above is None else (scores > above).any(1).nonzero()[:, 0]
         return logits[kept], scores[kept], kept
 
-    def _picture(self, fast: FastDecoder, features: Tensor, image_key: str) -> Picture:
+    def _here(self, values: np.ndarray) -> Tensor:
+        """An embedding's values on the device; a read-only array is copied, as torch knows no such thing."""
+        return torch.as_tensor(values if values.flags.writeable else values.copy(), device=self.device)
+
+    def _picture(self, fast: FastDecoder, values: np.ndarray, image_key: str) -> Picture:
         """What the prompts of a picture share; remembered where memory is plenty and arithmetic is slow."""
         if self.device.type != "cpu":
-            return fast.look_at(features)
-        # An embedding may have been changed in place since it was made; the sum of its bits tells that for a tenth of the cost.
-        bits = int(features.numpy().view(np.uint32).sum(dtype=np.uint64))
+            return fast.look_at(self._here(values))
+        # A writeable embedding may have been changed in place since it was made; the sum of its bits tells.
+        bits = int(values.view(np.uint32).sum(dtype=np.uint64)) if values.flags.writeable else None
         key = self.embedding.model_identity, image_key, bits
         picture = pictures.get(key)
         if picture is None:
-            picture = fast.look_at(features)
+            picture = fast.look_at(self._here(values))
             pictures.put(key, picture)
         return picture
 

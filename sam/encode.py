@@ -53,7 +53,7 @@ def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: Devic
         device_mode: see `placed`.
 
     Returns:
-        Embeddings `[B, C, h, w]`, one per picture, in order.
+        Embeddings `[B, C, h, w]`, one per picture, in order; a single one is read-only (`copy` it to change it).
 
     Raises:
         SAMError: pictures of another form (see `image_to_frames`), or of different sizes.
@@ -64,9 +64,14 @@ def encode(model: Sam, images: Tensor | Sequence[np.ndarray], device_mode: Devic
     encoded = _look_up_or_run(model, frames, keys, identity, device_mode)
     grid = model.prompt_encoder.image_embedding_size
     nothing = np.zeros((0, model.prompt_encoder.embed_dim, *grid), np.float32)
-    values = np.stack([one.values for one in encoded]) if encoded else nothing
-    fine = np.stack([one.fine for one in encoded]) if encoded and encoded[0].fine is not None else None
+    values = _together([one.values for one in encoded]) if encoded else nothing
+    fine = _together([one.fine for one in encoded]) if encoded and encoded[0].fine is not None else None
     return SAMEmbedding(values, original_size, input_size(original_size, model), identity, keys, fine)
+
+
+def _together(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stacked; a single one is not copied, and stays read-only as the cache has it."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _look_up_or_run(

@@ -67,15 +67,22 @@ class FastDecoder:
     """
 
     def __init__(self, model: Sam, linear: LinearKind) -> None:
-        self.decoder, self.transformer = model.mask_decoder, model.mask_decoder.transformer
+        # Its parts and not the decoder itself: the plan is kept for as long as the decoder lives, and must not be why it does.
+        decoder = model.mask_decoder
+        self.transformer, self.score, self.networks = (
+            decoder.transformer,
+            decoder.iou_prediction_head,
+            decoder.output_hypernetworks_mlps,
+        )
+        self.mask_tokens = decoder.num_mask_tokens
         self.grid = model.prompt_encoder.image_embedding_size
         self.absent = model.prompt_encoder.no_mask_embed.weight
-        self.own_tokens = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
+        self.own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         place = model.prompt_encoder.get_dense_pe().flatten(2)[0].T.contiguous()
         layers, last = self.transformer.layers, self.transformer.final_attn_token_to_image
         self.key_places = [layer.cross_attn_token_to_image.k_proj(place) for layer in layers] + [last.k_proj(place)]
         self.query_places = [layer.cross_attn_image_to_token.q_proj(place) for layer in layers]
-        first, self.norm, _, second, _ = self.decoder.output_upscaling
+        first, self.norm, _, second, _ = decoder.output_upscaling
         self.upscale_first, self.upscale_second = _as_linear(first, linear), _as_linear(second, linear)
         self.fine_channels = second.out_channels
 
@@ -97,7 +104,7 @@ class FastDecoder:
         """
         prompt = torch.cat([self.own_tokens.expand(len(sparse), -1, -1), sparse], 1)
         queries, image = self._transform(picture, prompt, dense)
-        scores = self.decoder.iou_prediction_head(queries[:, 0])
+        scores = self.score(queries[:, 0])
         return Rated(queries, image, scores)
 
     def masks(self, rated: Rated, wanted: slice, fine: Tensor | None) -> Tensor:
@@ -106,8 +113,8 @@ class FastDecoder:
 
     def draw(self, rated: Rated, wanted: slice, upscaled: Tensor) -> Tensor:
         """The wanted tokens' logits on `upscale`d image tokens."""
-        tokens = rated.queries[:, 1 : 1 + self.decoder.num_mask_tokens][:, wanted]
-        networks = self.decoder.output_hypernetworks_mlps[wanted]
+        tokens = rated.queries[:, 1 : 1 + self.mask_tokens][:, wanted]
+        networks = self.networks[wanted]
         hyper = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], 1)
         return self.to_grid(hyper @ upscaled.transpose(1, 2))
 

@@ -122,7 +122,7 @@ class FastEncoder:
     """
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype, linear: LinearKind, attend: Attend) -> None:
-        self.encoder, self.dtype, self.attend, self.attend_globally = encoder, dtype, attend, attend
+        self.dtype, self.attend, self.attend_globally = dtype, attend, attend
         self.pictures = 0
         device = encoder.pos_embed.device
         self.grid = encoder.pos_embed.shape[1]
@@ -130,9 +130,10 @@ class FastEncoder:
         windows = WindowOrder(self.grid, self.window)
         self.groups, self.order, self.inverse = windows.groups, windows.order.to(device), windows.inverse.to(device)
         self.places = encoder.pos_embed.reshape(self.grid**2, -1)[self.order]
-        patches, first = encoder.patch_embed.proj, encoder.neck[0]
+        # Its parts and not the encoder itself: the plan is kept for as long as the encoder lives, and must not be why it does.
+        patches, (first, *self.rest_of_neck) = encoder.patch_embed.proj, encoder.neck
         self.patches = linear(patches.weight.flatten(1), patches.bias, dtype)
-        self.neck = linear(first.weight.flatten(1), None, dtype)
+        self.neck, self.out_chans = linear(first.weight.flatten(1), None, dtype), first.out_channels
         self.blocks = [_Block(block, linear, dtype) for block in encoder.blocks]
 
     def __call__(self, images: Tensor, early: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -142,7 +143,7 @@ class FastEncoder:
         x = self._embed_patches(images)
         order, inverse = (_for_each(index, count) for index in (self.order, self.inverse))
         qkv, mixed = (x.new_empty(len(x), parts * x.shape[1], dtype=self.dtype) for parts in (3, 1))
-        watched = _first_global(self.encoder) if early else None
+        watched = next(index for index, block in enumerate(self.blocks) if not block.window) if early else None
         seen = None
         for index, block in enumerate(self.blocks):
             self._project(block, x, None if block.window else inverse, qkv)
@@ -151,9 +152,9 @@ class FastEncoder:
             self._add_back(block, mixed, None if block.window else order, x)
             if index == watched:
                 seen = x[inverse].view(count, self.grid, self.grid, -1)
-        y = x.new_empty(len(x), self.encoder.neck[0].out_channels, dtype=self.dtype)
+        y = x.new_empty(len(x), self.out_chans, dtype=self.dtype)
         self.neck.into(x, y)
-        _, norm, conv, last = self.encoder.neck
+        norm, conv, last = self.rest_of_neck
         return last(conv(norm(y[inverse].view(count, self.grid, self.grid, -1).permute(0, 3, 1, 2).float()))), seen
 
     def _embed_patches(self, images: Tensor) -> Tensor:

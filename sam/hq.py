@@ -56,12 +56,14 @@ class FastHQDecoder(FastDecoder):
 
     def __init__(self, model: Sam, linear: LinearKind) -> None:
         super().__init__(model, linear)
-        self.own_tokens = torch.cat([self.own_tokens, self.decoder.hf_token.weight])
+        decoder = model.mask_decoder
+        self.own_tokens = torch.cat([self.own_tokens, decoder.hf_token.weight])
+        self.refine, self.hq_network = decoder.embedding_maskfeature, decoder.hf_mlp
 
     def masks(self, rated: Rated, wanted: slice, fine: Tensor | None) -> Tensor:
         """SAM's masks, each with the HQ token's added."""
         upscaled = self.upscale(rated.image)
         masks = self.draw(rated, wanted, upscaled)
-        detailed = self.decoder.embedding_maskfeature(self.to_grid(upscaled.transpose(1, 2))) + fine
-        hyper = self.decoder.hf_mlp(rated.queries[:, 1 + self.decoder.num_mask_tokens])[:, None]
+        detailed = self.refine(self.to_grid(upscaled.transpose(1, 2))) + fine
+        hyper = self.hq_network(rated.queries[:, 1 + self.mask_tokens])[:, None]
         return masks + (hyper @ detailed.flatten(2)).view(len(masks), 1, *masks.shape[2:])

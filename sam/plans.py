@@ -11,7 +11,7 @@ Plan = TypeVar("Plan")
 
 
 class Plans(Generic[Plan]):
-    """One plan for each module; the newest state's."""
+    """One plan for each module; the newest state's. A plan must not hold the module itself, or neither would ever go."""
 
     def __init__(self) -> None:
         self._held: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Plan]] = weakref.WeakKeyDictionary()

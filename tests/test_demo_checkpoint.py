@@ -86,4 +86,4 @@ def test_training_runs_through_and_writes_a_checkpoint_that_loads(tmp_path):
     command = [sys.executable, script, "--smoke", "--output", output, "--work-dir", tmp_path / "work"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert load_model(output).image_encoder.img_size in (256, 384)
+    assert load_model(output).image_encoder.img_size in (256, 512)

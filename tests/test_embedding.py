@@ -142,7 +142,10 @@ def test_a_cached_embedding_cannot_be_changed_from_outside(tiny_model):
     picture = make_picture(60, 80)
     one = encode(tiny_model, [picture])
     before = np.array(one)
-    one *= 0
+    with pytest.raises(ValueError, match="read-only"):
+        one *= 0
+    (writable,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)
+    writable *= 0
     assert np.array_equal(encode(tiny_model, [picture]), before)
 
 

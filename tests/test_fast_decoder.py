@@ -119,6 +119,9 @@ def test_a_picture_is_looked_at_once(tiny_model, monkeypatch):
 
 def test_an_embedding_that_was_changed_in_place_is_looked_at_again(tiny_model):
     embedding = encode(tiny_model, [make_picture(60, 80)])
+    with pytest.raises(ValueError, match="read-only"):
+        embedding[0, 3] += 1
+    embedding = embedding.copy()
     click = Prompt(np.array([[30.0, 20.0]]), np.array([1], np.int32))
     before = decode(tiny_model, embedding, [[click]]).logits[0]
     embedding[0, 3] += 1

@@ -3,21 +3,24 @@
 import gc
 import os
 import shutil
+import sys
 
 import pytest
 import torch
+from conftest import as_image, make_picture
+from samkit.nodes.predict import Segment
 from samkit.sam import identity_of, load_shared
-from samkit.sam import loaded as _  # noqa: F401  (its table is cleared below)
+
+
+def table_of():
+    return sys.modules["samkit.sam.loaded"]._loaded
 
 
 @pytest.fixture(autouse=True)
-def table():
-    import sys
-
-    entries = sys.modules["samkit.sam.loaded"]._loaded
-    entries.clear()
-    yield entries
-    entries.clear()
+def no_models():
+    table_of().clear()
+    yield
+    table_of().clear()
 
 
 @pytest.fixture
@@ -37,22 +40,12 @@ def test_the_same_file_is_one_model_under_every_name(file, tmp_path):
 
 
 def test_another_content_is_another_model_even_where_samples_agree(file, tmp_path, monkeypatch):
-    model = load_shared(file)
     content = bytearray(file.read_bytes())
-    place = len(content) // 2
-    content[place] ^= 1
+    content[len(content) // 2] ^= 1
     (tmp_path / "b.pth").write_bytes(content)
     monkeypatch.setattr("samkit.sam.loaded._sample", lambda path: "the same")
-    for entry in list(table_of()):
-        table_of().remove(entry)
     model = load_shared(file)
     assert load_shared(tmp_path / "b.pth") is not model
-
-
-def table_of():
-    import sys
-
-    return sys.modules["samkit.sam.loaded"]._loaded
 
 
 def test_a_file_that_changed_is_loaded_anew(file, tiny_sam):
@@ -65,8 +58,8 @@ def test_a_file_that_changed_is_loaded_anew(file, tiny_sam):
 
 
 def test_a_model_that_nobody_holds_goes(file):
-    load_shared(file)
-    gc.collect()
-    load_shared(file)
-    gc.collect()
-    assert sum(entry.model() is not None for entry in table_of()) == 0
+    image = as_image(make_picture(60, 80))
+    for _ in range(2):
+        Segment().execute(load_shared(file), image, '[{"x": 30, "y": 25}]')
+        gc.collect()
+        assert sum(entry.model() is not None for entry in table_of()) == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import SAMError
 
-_PIECE = 1 << 16  # values that are converted at a time
+_PIECE = 1 << 18  # values that are converted at a time
 
 
 def image_to_frames(image: Tensor) -> list[np.ndarray]:
