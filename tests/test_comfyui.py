@@ -62,7 +62,7 @@ sys.path.append({str(ROOT / "tests")!r})
 from reference import random_sam
 
 def build():
-    return random_sam(128, 6, 4, GLOBAL_BLOCKS, grid=24, window=8, out_chans=128, mlp_dim=512)
+    return random_sam(**SHAPE)
 """
 
 
@@ -82,16 +82,30 @@ def server(tmp_path_factory, demo_model):
         (base / folder).mkdir(parents=True)
     (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
     neighbour = base / "custom_nodes" / "neighbour"
-    blocks = tuple(i for i, block in enumerate(demo_model.image_encoder.blocks) if block.window_size == 0)
     (neighbour / "__init__.py").write_text(NEIGHBOUR)
     (neighbour / "nodes" / "__init__.py").write_text("CATEGORY = 'neighbour'\n")
-    (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("GLOBAL_BLOCKS", repr(blocks)))
+    (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
     shutil.copy(PICTURE, base / "input")
     try:
         with comfyui(base) as running:
             yield running
     except Unavailable as reason:
         pytest.skip(str(reason))
+
+
+def shape_of(model):
+    """A model's shape, as `random_sam` takes it."""
+    encoder, layers = model.image_encoder, model.mask_decoder.transformer.layers
+    return {
+        "embed_dim": encoder.pos_embed.shape[-1],
+        "depth": len(encoder.blocks),
+        "heads": encoder.blocks[0].attn.num_heads,
+        "global_blocks": tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0),
+        "grid": encoder.pos_embed.shape[1],
+        "window": next(block.window_size for block in encoder.blocks if block.window_size),
+        "out_chans": encoder.neck[0].out_channels,
+        "mlp_dim": layers[0].mlp.lin1.out_features,
+    }
 
 
 @pytest.fixture(scope="module")
