@@ -5,6 +5,8 @@ from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .masks import SelectMasks
 from .model import SAMHubLoader, SAMModelLoader
 from .predict import PredictMask, Segment
+from .preview_routes import register_routes
+from .prompt_editor import PromptEditor
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -13,9 +15,12 @@ _NODES = {
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),
+    "SAMKit_PromptEditor": (PromptEditor, "SAM Prompt Editor"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
 }
 
 NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for node_id, (_, name) in _NODES.items()}
+
+register_routes()

@@ -12,7 +12,7 @@ from .device import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .embedding import SAMEmbedding
 from .encode import as_embedding, encode
 from .errors import SAMError
-from .loaded import load_shared
+from .loaded import load_shared, recall, remember
 from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
 from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
 
@@ -43,6 +43,8 @@ __all__ = [
     "load_model",
     "load_shared",
     "objects_per_frame",
+    "recall",
+    "remember",
     "result_device",
     "segment_everything",
 ]

@@ -6,7 +6,9 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from .model import Precision, SAMModel, load_model
+from segment_anything.modeling import Sam
+
+from .model import Precision, SAMModel, identity_of, load_model
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _CHUNK = 1 << 20
@@ -24,7 +26,20 @@ class _Loaded:
 
 
 _loaded: list[_Loaded] = []
+_remembered: weakref.WeakValueDictionary[str, Sam] = weakref.WeakValueDictionary()
 _turn = threading.Lock()
+
+
+def remember(model: Sam) -> str:
+    """Make a model, wherever it came from, known to `recall` for as long as anybody holds it. Returns its identity."""
+    identity = identity_of(model)
+    _remembered[identity] = model
+    return identity
+
+
+def recall(identity: str) -> Sam | None:
+    """The model that was remembered under `identity`, or None where it is gone."""
+    return _remembered.get(identity)
 
 
 def load_shared(path: Path, precision: Precision = "auto") -> SAMModel:

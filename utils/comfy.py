@@ -4,12 +4,23 @@ ComfyUI is imported inside functions, and only when it is already running in thi
 in a script and in a notebook, where a folder of that name on `sys.path` must not be started by accident.
 """
 
+import contextlib
+import hashlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _FOLDER = "sams"
+PICTURE_FOLDERS = ("input", "output", "temp")
+
+_is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
 
 
 def inside_comfyui() -> bool:
@@ -63,8 +74,81 @@ def checkpoint_path(name: str) -> Path | None:
     return next(folder / name for folder in folders if (folder / name).is_file())
 
 
+def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:
+    """Full path of a picture in one of ComfyUI's folders, or None where there is none, or where a link leads out of it.
+
+    Args:
+        filename, subfolder: below the folder, as ComfyUI's own `/view` takes them.
+        kind: one of `PICTURE_FOLDERS`.
+    """
+    if not inside_comfyui() or kind not in PICTURE_FOLDERS:
+        return None
+    import folder_paths
+
+    folder = Path(folder_paths.get_directory_by_type(kind)).resolve()
+    try:
+        path = (folder / subfolder / filename).resolve()
+        return path if path.is_relative_to(folder) and path.is_file() else None
+    except (OSError, ValueError):  # names that no file system takes
+        return None
+
+
+def load_picture(path: Path, kind: str) -> Any:
+    """The IMAGE that ComfyUI's Load Image gives for a file that `picture_path` has found in the folder `kind`.
+
+    Raises:
+        OSError, ValueError, RuntimeError: the file is no picture.
+    """
+    import folder_paths
+    import nodes
+
+    inside = path.relative_to(Path(folder_paths.get_directory_by_type(kind)).resolve())
+    return nodes.LoadImage().load_image(f"{inside.as_posix()} [{kind}]")[0]
+
+
+def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:
+    """Save pictures uint8 `[H, W, 3]` where the browser can fetch them, named by their content.
+
+    Returns:
+        ComfyUI's names of them (`filename`, `subfolder`, `type`), in order; none outside ComfyUI.
+    """
+    if not inside_comfyui():
+        return []
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return [{"filename": _save_once(frame, folder), "subfolder": "", "type": "temp"} for frame in frames]
+
+
+def _save_once(frame: np.ndarray, folder: Path) -> str:
+    name = f"samkit_{hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:32]}.png"
+    if not (folder / name).is_file():
+        part = folder / f"{name}.part"
+        Image.fromarray(frame).save(part, format="PNG", compress_level=1)
+        part.replace(folder / name)
+    return name
+
+
+def is_running() -> bool:
+    """Whether ComfyUI is executing a prompt now."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    return instance is not None and bool(instance.prompt_queue.currently_running)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """In the body, work is not the queue's: it moves no progress bar, and does not answer (and so swallow) a Cancel."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
 class Progress:
-    """ComfyUI's progress bar and interruption; does nothing outside ComfyUI.
+    """ComfyUI's progress bar and interruption; does nothing outside ComfyUI, or `quietly`.
 
     Args:
         total: number of steps (or bytes) to come.
@@ -72,7 +156,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self._bar = None
-        if inside_comfyui():
+        if inside_comfyui() and not _is_quiet.get():
             import comfy.utils
 
             self._bar = comfy.utils.ProgressBar(total)
@@ -85,7 +169,7 @@ class Progress:
     @staticmethod
     def check_interrupted() -> None:
         """Raise ComfyUI's own exception if the user pressed Cancel; never to be caught here."""
-        if inside_comfyui():
+        if inside_comfyui() and not _is_quiet.get():
             import comfy.model_management
 
             comfy.model_management.throw_exception_if_processing_interrupted()

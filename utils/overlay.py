@@ -1,6 +1,7 @@
 """Pictures for people: outlines, tints, colours."""
 
 import colorsys
+import io
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -40,6 +41,20 @@ def outline(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
+
+
+def mask_png(mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.45) -> bytes:
+    """A mask bool `[H, W]` as a PNG to lay over its picture: tinted inside, its outline opaque, clear outside.
+
+    It has a palette of three and two bits a pixel, so it is small and made in some milliseconds.
+    """
+    levels = mask.astype(np.uint8)
+    levels += outline(mask)
+    picture = Image.fromarray(levels, mode="P")
+    picture.putpalette([0, 0, 0, *colour, *colour])
+    file = io.BytesIO()
+    picture.save(file, format="PNG", bits=2, transparency=bytes([0, round(255 * opacity), 255]), compress_level=1)
+    return file.getvalue()
 
 
 def legend(frame: np.ndarray, text: str) -> np.ndarray:

@@ -1,0 +1,280 @@
+"""The prompt editor's live preview, without a server: what a request may say, and the work for it, off the event loop."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from segment_anything.modeling import Sam
+
+from ..sam import PRECISIONS, SAMEmbedding, SAMError, encode, load_shared, recall
+from ..sam.weights.registry import BUNDLED
+from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
+from ..utils.images import image_to_frames
+from ..utils.overlay import mask_png
+from .prompt_editor import EditorPrompts, parse_editor, segment_marks
+
+_MASK_COLOUR = (30, 144, 255)  # the blue of SAM's own notebooks
+_MOST_NAME = 512
+_PREPARED = 16
+_EDITORS = 256
+Value = TypeVar("Value")
+
+
+class Refused(SAMError):
+    """A request that was understood and not done.
+
+    Attributes:
+        status: the HTTP status that says why.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Which picture, and which model, by ComfyUI's names."""
+
+    filename: str
+    subfolder: str
+    kind: str
+    frame: int
+    model_name: str | None
+    precision: str
+    identity: str | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A preview that somebody asks for."""
+
+    subject: Subject
+    prompts: EditorPrompts
+    editor: str
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that is ready for prompts."""
+
+    model: Sam
+    embedding: SAMEmbedding
+    frames: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A mask, as a PNG to lay over the picture."""
+
+    png: bytes
+    score: float
+    area: int
+    milliseconds: float
+
+
+def parse_subject(body: Mapping[str, Any]) -> Subject:
+    """Check the fields `picture` and `model` of a request.
+
+    Raises:
+        SAMError: a field is missing, unknown, or of another type or range.
+    """
+    picture = _object(body, "picture", {"filename", "subfolder", "type", "frame"})
+    model = _object(body, "model", {"model_name", "precision", "identity"})
+    filename, subfolder = _text(picture, "picture.filename"), _text(picture, "picture.subfolder", "")
+    _check_name(filename, "picture.filename", parts=1)
+    _check_name(subfolder, "picture.subfolder", parts=16)
+    kind = _one_of(picture, "picture.type", PICTURE_FOLDERS, "input")
+    precision = _one_of(model, "model.precision", PRECISIONS, "auto")
+    frame = _whole(picture, "picture.frame", 1 << 20)
+    if ("model_name" in model) == ("identity" in model):
+        raise SAMError("model must have either model_name or identity.")
+    if "identity" in model:
+        return Subject(filename, subfolder, kind, frame, None, precision, _text(model, "model.identity"))
+    return Subject(filename, subfolder, kind, frame, _text(model, "model.model_name"), precision, None)
+
+
+def parse_question(body: Mapping[str, Any]) -> Question:
+    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `editor` and `sequence`.
+
+    Raises:
+        SAMError: as `parse_subject` and `parse_editor`.
+    """
+    prompts, subject = parse_editor(body.get("prompts")), parse_subject(body)
+    return Question(subject, prompts, _text(body, "editor"), _whole(body, "sequence", 1 << 53))
+
+
+def _object(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[str, Any]:
+    value = body.get(name)
+    if not isinstance(value, Mapping):
+        raise SAMError(f"{name} is missing, or no JSON object.")
+    if value.keys() - known:
+        raise SAMError(f"{name} has an unknown key {sorted(value.keys() - known)[0][:40]!r}.")
+    return value
+
+
+def _text(values: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = values.get(name.split(".")[-1], default)
+    if not isinstance(value, str) or not (value or default == "") or len(value) > _MOST_NAME or "\0" in value:
+        raise SAMError(f"{name} must be a text of 1 to {_MOST_NAME} characters.")
+    return value
+
+
+def _one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.get(name.split(".")[-1], default)
+    if value not in choices:
+        raise SAMError(f"{name} is {str(value)[:40]!r}: choose one of {', '.join(choices)}.")
+    return value
+
+
+def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
+    value = values.get(name.split(".")[-1], 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise SAMError(f"{name} is {str(value)[:40]!r}: it must be a whole number from 0 to {limit - 1}.")
+    return value
+
+
+def _check_name(name: str, field: str, parts: int) -> None:
+    """Only names inside ComfyUI's folders: nothing absolute, no way up, no drive."""
+    pieces = name.replace("\\", "/").split("/") if name else []
+    if len(pieces) > parts or any(piece in ("", ".", "..") or ":" in piece for piece in pieces):
+        raise SAMError(f"{field} is {name[:80]!r}: it must be a name inside ComfyUI's folder.")
+
+
+class Preview:
+    """Answers the editors: pictures are encoded one at a time, once each; of an editor's questions only the newest counts."""
+
+    def __init__(self) -> None:
+        self._encoding = ThreadPoolExecutor(1, "samkit-encode")
+        self._decoding = ThreadPoolExecutor(1, "samkit-decode")
+        self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
+        self._newest: OrderedDict[str, int] = OrderedDict()
+
+    async def prepare(self, subject: Subject) -> Prepared:
+        """Load and encode, or wait for whoever does, or take what was done.
+
+        Raises:
+            Refused: 404, there is no such picture or model; 503, ComfyUI is at work.
+        """
+        loop = asyncio.get_running_loop()
+        key, work = await loop.run_in_executor(None, _look_up, subject)
+        if key not in self._prepared:
+            _check_idle()
+            self._keep_only(key.model)
+            task = self._prepared[key] = loop.run_in_executor(self._encoding, _run_quietly, work)
+            task.add_done_callback(lambda done: self._forget_failure(key, done))
+        self._prepared.move_to_end(key)
+        return await asyncio.shield(self._prepared[key])  # somebody who goes away does not end it for the others
+
+    def _keep_only(self, model: object) -> None:
+        """Make room for one more picture; what was prepared keeps its model alive, so only one model's is kept."""
+        while len(self._prepared) >= _PREPARED:
+            self._prepared.popitem(last=False)
+        for key in [key for key in self._prepared if key.model != model]:
+            del self._prepared[key]
+
+    def _forget_failure(self, key: "_Key", task: "asyncio.Future[Prepared]") -> None:
+        if (task.cancelled() or task.exception() is not None) and self._prepared.get(key) is task:
+            del self._prepared[key]
+
+    async def ask(self, question: Question) -> Answer:
+        """The mask of a question's marks.
+
+        Raises:
+            Refused: as `prepare`; 409, the same editor has asked something newer.
+        """
+        if question.sequence >= self._newest.get(question.editor, 0):
+            self._newest[question.editor] = question.sequence
+        self._newest.move_to_end(question.editor)
+        while len(self._newest) > _EDITORS:
+            self._newest.popitem(last=False)
+        prepared = await self.prepare(question.subject)
+        _check_idle()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, _run_quietly, lambda: self._answer(question, prepared))
+
+    def _answer(self, question: Question, prepared: Prepared) -> Answer:
+        if self._newest.get(question.editor, 0) > question.sequence:
+            raise Refused(409, "a newer question of this editor came before the answer.")
+        started = time.perf_counter()
+        wired = question.prompts.wired(question.subject.frame + 1)
+        here = type(wired)(wired.positive[-1:], wired.negative[-1:], wired.boxes[-1:])
+        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, here)
+        mask = masks[0].cpu().numpy() != 0
+        png = mask_png(mask, _MASK_COLOUR)
+        return Answer(png, min(scores), int(mask.sum()), 1000 * (time.perf_counter() - started))
+
+
+def _check_idle() -> None:
+    if is_running():
+        raise Refused(503, "ComfyUI is running a prompt, which may hold the model: the preview waits until it is done.")
+
+
+def _run_quietly(work: Callable[[], Value]) -> Value:
+    with quietly():
+        return work()
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What tells a picture and a model from all others, as they are on disk now."""
+
+    picture: tuple[Path, tuple[int, int], int]
+    model: object
+
+
+def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
+    """The key of a picture and model, and the work to prepare them.
+
+    Raises:
+        Refused: 404, there is no such picture or model.
+    """
+    picture = picture_path(subject.filename, subject.subfolder, subject.kind)
+    if picture is None:
+        raise Refused(404, f"there is no picture {subject.filename} in ComfyUI's {subject.kind} folder.")
+    model_key, load = _model(subject)
+    key = _Key((picture, _stamp(picture), subject.frame), model_key)
+    return key, lambda: _prepare(subject, picture, load)
+
+
+def _model(subject: Subject) -> tuple[object, Callable[[], Sam]]:
+    if subject.identity is not None:
+        model = recall(subject.identity)
+        if model is None:
+            raise Refused(404, "the model of the last run is no longer loaded: run the graph once.")
+        return subject.identity, lambda: model
+    name = subject.model_name or ""
+    path = checkpoint_path(name) or BUNDLED.get(name)
+    if path is None or not path.is_file():
+        raise Refused(404, f"there is no checkpoint {name} on this machine yet: run the graph once, and it is downloaded.")
+    return (path, _stamp(path), subject.precision), lambda: load_shared(path, subject.precision)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _prepare(subject: Subject, path: Path, load: Callable[[], Sam]) -> Prepared:
+    started = time.perf_counter()
+    frames = _frames(path, subject)
+    if subject.frame >= len(frames):
+        raise Refused(404, f"{subject.filename} has {len(frames)} frames: there is no frame {subject.frame}.")
+    model = load()
+    embedding = encode(model, [frames[subject.frame]])
+    return Prepared(model, embedding, len(frames), time.perf_counter() - started)
+
+
+def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
+    try:
+        return image_to_frames(load_picture(path, subject.kind))
+    except (OSError, ValueError, RuntimeError, SyntaxError) as error:
+        raise Refused(404, f"{subject.filename} is no picture that Load Image can read: {error}") from error

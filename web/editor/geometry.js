@@ -1,0 +1,119 @@
+/** Where things are: picture pixels <-> the editor's pixels, what lies under the pointer, and how a drag moves it. No DOM. */
+
+import { isBox } from "./state.js";
+
+const LEAST_SCALE = 0.02;
+const MOST_SCALE = 64;
+
+/** How the picture lies in the editor: editor pixel = picture pixel * scale + offset. */
+export class View {
+  constructor() {
+    this.scale = 1;
+    this.x = 0;
+    this.y = 0;
+  }
+
+  /** Show the whole picture, centred. Sizes are {width, height}. */
+  fit(picture, stage, margin = 0) {
+    const room = { width: Math.max(1, stage.width - 2 * margin), height: Math.max(1, stage.height - 2 * margin) };
+    this.scale = Math.min(room.width / picture.width, room.height / picture.height);
+    this.x = (stage.width - picture.width * this.scale) / 2;
+    this.y = (stage.height - picture.height * this.scale) / 2;
+  }
+
+  toPicture({ x, y }) {
+    return { x: (x - this.x) / this.scale, y: (y - this.y) / this.scale };
+  }
+
+  toStage({ x, y }) {
+    return { x: x * this.scale + this.x, y: y * this.scale + this.y };
+  }
+
+  /** Zoom by `factor` so that what is under `at` (editor pixels) stays there. */
+  zoomAt(at, factor) {
+    const fixed = this.toPicture(at);
+    this.scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, this.scale * factor));
+    this.x = at.x - fixed.x * this.scale;
+    this.y = at.y - fixed.y * this.scale;
+  }
+
+  pan(dx, dy) {
+    this.x += dx;
+    this.y += dy;
+  }
+}
+
+/** The nearest place inside the picture. */
+export function clamped({ x, y }, picture) {
+  return { x: Math.min(Math.max(x, 0), picture.width), y: Math.min(Math.max(y, 0), picture.height) };
+}
+
+/** Whether a place is on the picture. */
+export function isInside({ x, y }, picture) {
+  return x >= 0 && y >= 0 && x <= picture.width && y <= picture.height;
+}
+
+/** The box between two corners, whichever they are. */
+export function boxBetween(a, b) {
+  return { x: Math.min(a.x, b.x), y: Math.min(a.y, b.y), width: Math.abs(a.x - b.x), height: Math.abs(a.y - b.y) };
+}
+
+/** The part of a box at a place: two letters for a corner ("nw"), one for an edge ("e"), "body", or null. */
+function partOf(box, at, reach) {
+  const [left, top, right, bottom] = [box.x, box.y, box.x + box.width, box.y + box.height];
+  if (at.x < left - reach || at.x > right + reach || at.y < top - reach || at.y > bottom + reach) return null;
+  const vertical = nearer(at.y, top, bottom, reach, "n", "s");
+  const horizontal = nearer(at.x, left, right, reach, "w", "e");
+  return vertical + horizontal || "body";
+}
+
+function nearer(value, low, high, reach, lowName, highName) {
+  const [toLow, toHigh] = [Math.abs(value - low), Math.abs(value - high)];
+  if (Math.min(toLow, toHigh) > reach) return "";
+  return toLow <= toHigh ? lowName : highName;
+}
+
+/**
+ * What lies under the pointer: points before edges and corners, those before insides; of several the last drawn.
+ * @param {import("./state.js").Mark[]} marks
+ * @param {number[]} shown  indices of the marks that can be hit
+ * @param {{x: number, y: number}} at  in picture pixels
+ * @param {number} reach  in picture pixels
+ * @returns {{index: number, part: string} | null}
+ */
+export function hit(marks, shown, at, reach) {
+  const order = [...shown].reverse();
+  for (const index of order) {
+    const mark = marks[index];
+    if (!isBox(mark) && Math.hypot(mark.x - at.x, mark.y - at.y) <= reach) return { index, part: "point" };
+  }
+  const parts = order.filter((index) => isBox(marks[index])).map((index) => ({ index, part: partOf(marks[index], at, reach) }));
+  const found = parts.filter(({ part }) => part);
+  return found.find(({ part }) => part !== "body") ?? smallestBody(found, marks);
+}
+
+function smallestBody(found, marks) {
+  const area = ({ index }) => marks[index].width * marks[index].height;
+  return found.reduce((best, one) => (best && area(best) <= area(one) ? best : one), null);
+}
+
+/**
+ * Where a mark goes when one of its parts is dragged.
+ * @param {import("./state.js").Mark} mark  as it was when the drag began
+ * @param {string} part  from `hit`
+ * @param {{x: number, y: number}} by  how far the pointer has gone, in picture pixels
+ * @param {{width: number, height: number}} picture  marks stay on it
+ */
+export function dragged(mark, part, by, picture) {
+  if (!isBox(mark)) return clamped({ x: mark.x + by.x, y: mark.y + by.y }, picture);
+  if (part === "body") {
+    const room = { width: picture.width - mark.width, height: picture.height - mark.height };
+    return clamped({ x: mark.x + by.x, y: mark.y + by.y }, room);
+  }
+  const near = { x: part.includes("w") ? mark.x + by.x : mark.x, y: part.includes("n") ? mark.y + by.y : mark.y };
+  const far = { x: mark.x + mark.width, y: mark.y + mark.height };
+  if (part.includes("e")) far.x += by.x;
+  if (part.includes("s")) far.y += by.y;
+  const box = boxBetween(clamped(near, picture), clamped(far, picture));
+  return box.width > 0 && box.height > 0 ? box : {};
+}

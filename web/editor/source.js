@@ -1,0 +1,71 @@
+/** Where the editor's picture and model come from, told by the API form of the graph (subgraphs, reroutes and bypassed
+ * nodes are resolved in it). No DOM. */
+
+const LOADERS = { LoadImage: "input", LoadImageOutput: "output" };
+const SAME_PICTURE = { SAMKit_PromptEditor: "image" };
+const FILE = /^(?:(.*)[/\\])?([^/\\]+?)(?: \[(input|output|temp)\])?$/;
+
+/** ComfyUI's name of a file, "sub/name.png [temp]", taken apart as its /view wants it. */
+export function fileOf(name, type = "input") {
+  const [, subfolder, filename, kind] = FILE.exec(name) ?? [];
+  return filename ? { filename, subfolder: (subfolder ?? "").replaceAll("\\", "/"), type: kind ?? type } : null;
+}
+
+/** The node that feeds an input: its id and entry, or null. */
+function feeding(graph, id, input) {
+  const link = graph[id]?.inputs?.[input];
+  return Array.isArray(link) && graph[link[0]] ? { id: String(link[0]), node: graph[link[0]] } : null;
+}
+
+/**
+ * The file that the editor's `image` is, where the graph says so before it has run.
+ * @param {Record<string, {class_type: string, inputs: object}>} graph
+ * @param {string} id  the editor's
+ * @returns {{filename: string, subfolder: string, type: string} | null}
+ */
+export function pictureOf(graph, id) {
+  let from = feeding(graph, id, "image");
+  for (let steps = 0; from && steps < 1000; steps += 1) {
+    const { class_type: kind, inputs } = from.node;
+    if (kind in LOADERS) return typeof inputs.image === "string" ? fileOf(inputs.image, LOADERS[kind]) : null;
+    if (!(kind in SAME_PICTURE)) return null;
+    from = feeding(graph, from.id, SAME_PICTURE[kind]);
+  }
+  return null;
+}
+
+/**
+ * What feeds `sam_model`: null where nothing does, else the server's name for it, if it has one, and a text that changes
+ * whenever another model would come.
+ * @returns {{name: {model_name: string, precision: string} | null, signature: string} | null}
+ */
+export function modelOf(graph, id) {
+  const from = feeding(graph, id, "sam_model");
+  if (!from) return null;
+  const { model_name: name, precision = "auto" } = from.node.inputs;
+  const isOurs = from.node.class_type === "AV_SAMLoader" && typeof name === "string" && typeof precision === "string";
+  const signature = JSON.stringify(only(graph, from.id), (key, value) => (key === "_meta" ? undefined : value));
+  return { name: isOurs ? { model_name: name, precision } : null, signature };
+}
+
+/** The part of a graph that a node needs, itself included. */
+export function only(graph, id) {
+  const found = {};
+  const wanted = [String(id)];
+  while (wanted.length) {
+    const next = wanted.pop();
+    if (next in found || !graph[next]) continue;
+    found[next] = graph[next];
+    for (const value of Object.values(graph[next].inputs ?? {})) {
+      if (Array.isArray(value) && graph[value[0]]) wanted.push(String(value[0]));
+    }
+  }
+  return found;
+}
+
+/** The graph that makes the editor's picture and no more: what is upstream of `image`, and the editor without a model. */
+export function pictureGraph(graph, id) {
+  const editor = { ...graph[id], inputs: { ...graph[id].inputs } };
+  delete editor.inputs.sam_model;
+  return only({ ...graph, [id]: editor }, id);
+}

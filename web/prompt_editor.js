@@ -1,0 +1,182 @@
+/** SAM Prompt Editor in ComfyUI: a DOM widget behind the node's STRING input, in the classic canvas and in Nodes 2.0. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { PromptEditor } from "./editor/editor.js";
+import { modelOf, pictureGraph, pictureOf } from "./editor/source.js";
+
+const NODE = "SAMKit_PromptEditor";
+const WIDGET = "SAMKIT_PROMPTS";
+const PROPERTY = "samkit_pictures"; // where the node remembers the pictures of its last run, for a reload
+const LEAST_HEIGHT = 260;
+const FIRST_SIZE = [460, 540];
+const SETTLE = 120;
+
+const live = new Set();
+
+/** Ids, as the API form has them ("3", or "5:3" inside a subgraph), of the places where a node's graph is used. */
+function idsOf(node, graph = app.graph, prefix = "") {
+  if (graph === node.graph) return [`${prefix}${node.id}`];
+  return (graph?.nodes ?? []).filter((one) => one.subgraph).flatMap((one) => idsOf(node, one.subgraph, `${prefix}${one.id}:`));
+}
+
+/** The editor of one node, and its ties to the graph. */
+class Binding {
+  #timer = 0;
+  #models = new Map(); // signature of what is wired -> the identity that the last run gave it
+  #signature = null;
+
+  constructor(node, name) {
+    this.node = node;
+    this.editor = new PromptEditor({
+      send: (path, init) => api.fetchApi(path, init),
+      url: ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`),
+      committed: () => this.#save(),
+      complain: (detail) => app.extensionManager.toast.add({ severity: "error", summary: "SAM Prompt Editor", detail, life: 8000 }),
+      loadPicture: () => this.#loadPicture(),
+      sendToMaskEditor: (alpha, picture) => this.#sendToMaskEditor(alpha, picture),
+      needed: () => this.look(),
+    });
+    this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
+      getValue: () => this.editor.text,
+      setValue: (text) => { this.editor.text = typeof text === "string" ? text : "{}"; },
+      getMinHeight: () => LEAST_HEIGHT,
+      hideOnZoom: false,
+    });
+    live.add(this);
+  }
+
+  #save() {
+    this.widget?.callback?.(this.editor.text);
+    this.node.graph?.setDirtyCanvas?.(true, false);
+    app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+  }
+
+  /** Look soon at what is wired; many changes at once are one. */
+  look() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#look(), SETTLE);
+  }
+
+  async #look() {
+    if (!this.node.graph) return;
+    const found = await this.#graph();
+    if (!found) return;
+    const { graph, id } = found;
+    const file = pictureOf(graph, id);
+    const ran = this.node.properties[PROPERTY];
+    this.editor.setPictures(file ? [file] : Array.isArray(ran) ? ran : []);
+    const model = modelOf(graph, id);
+    this.#signature = model?.signature ?? null;
+    const identity = this.#models.get(this.#signature);
+    this.editor.setModel(model?.name ?? (identity ? { identity } : null));
+  }
+
+  /** The graph in its API form and our id in it; null where the graph is not complete, or we are not part of it. */
+  async #graph() {
+    try {
+      const { output, workflow } = await app.graphToPrompt();
+      const id = idsOf(this.node).find((one) => one in output);
+      return id ? { graph: output, workflow, id } : null;
+    } catch {
+      return null; // half-wired graphs are normal while somebody works
+    }
+  }
+
+  /** What a run has shown: pictures, and the model that it used. */
+  executed({ samkit_pictures: pictures, samkit_model: identities }) {
+    if (Array.isArray(pictures) && pictures.length) this.node.properties[PROPERTY] = pictures;
+    if (identities?.[0] && this.#signature) this.#models.set(this.#signature, identities[0]);
+    this.look();
+    this.editor.refresh();
+  }
+
+  async #loadPicture() {
+    const found = await this.#graph();
+    if (!found) return;
+    const output = pictureGraph(found.graph, found.id);
+    try {
+      await api.queuePrompt(0, { output, workflow: found.workflow });
+    } catch (error) {
+      this.editor.host.complain(error.response?.error?.message ?? error.message);
+    }
+  }
+
+  async #sendToMaskEditor(alpha, picture) {
+    const body = new FormData();
+    const filename = `samkit-mask-${Date.now()}.png`;
+    body.append("image", alpha, filename);
+    body.append("original_ref", JSON.stringify(picture));
+    body.append("type", "input");
+    body.append("subfolder", "clipspace");
+    const response = await api.fetchApi("/upload/mask", { method: "POST", body });
+    if (!response.ok) throw new Error(`ComfyUI did not take the mask: ${response.status} ${response.statusText}`);
+    const saved = await response.json();
+    await openMaskEditor(this.node, `${saved.subfolder}/${saved.name} [${saved.type}]`);
+  }
+
+  end() {
+    live.delete(this);
+    clearTimeout(this.#timer);
+  }
+}
+
+/** A Load Image beside the node, with the picture and its mask, in ComfyUI's own mask editor. */
+async function openMaskEditor(node, name) {
+  const loader = window.LiteGraph.createNode("LoadImage");
+  loader.title = "Load Image: mask of SAM Prompt Editor";
+  loader.pos = [node.pos[0] + node.size[0] + 40, node.pos[1]];
+  node.graph.add(loader);
+  const widget = loader.widgets.find((one) => one.name === "image");
+  if (Array.isArray(widget.options?.values) && !widget.options.values.includes(name)) widget.options.values.push(name);
+  widget.value = name;
+  widget.callback?.(name);
+  for (let tries = 0; tries < 50 && !loader.imgs?.length; tries += 1) await new Promise((done) => setTimeout(done, 100));
+  app.canvas.selectNode(loader);
+  await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
+}
+
+function lookAll() {
+  for (const binding of live) binding.look();
+}
+
+app.registerExtension({
+  name: "SAMKit.PromptEditor",
+  async init() {
+    const href = new URL("./editor/prompt_editor.css", import.meta.url).href;
+    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
+  },
+  async setup() {
+    api.addEventListener("graphChanged", lookAll);
+    api.addEventListener("executed", ({ detail }) => {
+      for (const binding of live) {
+        const ids = binding.node.graph ? idsOf(binding.node) : [];
+        if (detail.output && ids.some((id) => id === String(detail.node) || id === String(detail.display_node))) binding.executed(detail.output);
+      }
+    });
+  },
+  getCustomWidgets() {
+    return {
+      [WIDGET](node, name) {
+        const binding = new Binding(node, name);
+        const { onRemoved, onConnectionsChange, onConfigure } = node;
+        node.onRemoved = function removed(...args) {
+          binding.end();
+          return onRemoved?.apply(this, args);
+        };
+        node.onConnectionsChange = function connected(...args) {
+          binding.look();
+          return onConnectionsChange?.apply(this, args);
+        };
+        node.onConfigure = function configured(...args) {
+          binding.look();
+          return onConfigure?.apply(this, args);
+        };
+        return { widget: binding.widget };
+      },
+    };
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) node.setSize([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])]);
+  },
+});
