@@ -161,10 +161,7 @@ class PromptEditor:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = (
-            "The marks, as the editor keeps them: JSON in pixels of the picture. "
-            '{"marks": [{"x": 12, "y": 40, "label": 1}, {"x": 5, "y": 5, "width": 90, "height": 60}], "candidate": "best"}'
-        )
+        tooltip = "Left click: on the object. Right click: not on it. Drag: a box. See the help page for the keys."
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
         model = (SAM_MODEL_INPUT[0], {"tooltip": "Wire a model to see the mask as you click, and to get masks."})
         return {

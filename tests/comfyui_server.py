@@ -25,13 +25,17 @@ class Server:
         self._process, self._port, self.base = process, port, base
 
     @property
+    def url(self):
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
     def log(self):
         return (self.base / "server.log").read_text(errors="replace")
 
     def request(self, path, data=None, timeout=30):
         """The answer's bytes; `data` is posted as JSON."""
         body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}{path}", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return response.read()
 

@@ -13,6 +13,9 @@ const FIRST_SIZE = [460, 540];
 const SETTLE = 120;
 
 const live = new Set();
+/** Elements of nodes that are gone, which Nodes 2.0 may still show: it keeps what it drew for a node when another takes its id
+ * at once, as undo and the loading of a workflow do. */
+const left = new Map();
 
 /** Ids, as the API form has them ("3", or "5:3" inside a subgraph), of the places where a node's graph is used. */
 function idsOf(node, graph = app.graph, prefix = "") {
@@ -43,13 +46,17 @@ class Binding {
       getMinHeight: () => LEAST_HEIGHT,
       hideOnZoom: false,
     });
+    // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
+    Object.defineProperty(this.widget, "width", { get: () => undefined, set: () => {}, configurable: true });
     live.add(this);
+    this.look();
   }
 
   #save() {
     this.widget?.callback?.(this.editor.text);
     this.node.graph?.setDirtyCanvas?.(true, false);
-    app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+    const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the older name serves older frontends
   }
 
   /** Look soon at what is wired; many changes at once are one. */
@@ -60,6 +67,7 @@ class Binding {
 
   async #look() {
     if (!this.node.graph) return;
+    this.#takePlace();
     const found = await this.#graph();
     if (!found) return;
     const { graph, id } = found;
@@ -70,6 +78,12 @@ class Binding {
     this.#signature = model?.signature ?? null;
     const identity = this.#models.get(this.#signature);
     this.editor.setModel(model?.name ?? (identity ? { identity } : null));
+  }
+
+  #takePlace() {
+    const before = left.get(String(this.node.id));
+    left.delete(String(this.node.id));
+    if (before?.isConnected && !this.editor.element.isConnected) before.replaceWith(this.editor.element);
   }
 
   /** The graph in its API form and our id in it; null where the graph is not complete, or we are not part of it. */
@@ -117,6 +131,7 @@ class Binding {
 
   end() {
     live.delete(this);
+    left.set(String(this.node.id), this.editor.element);
     clearTimeout(this.#timer);
   }
 }

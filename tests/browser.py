@@ -1,0 +1,217 @@
+"""A browser on a real ComfyUI, and the prompt editors in it, moved by real pointer and key events."""
+
+import base64
+import contextlib
+import shutil
+
+import numpy as np
+from comfyui_server import Unavailable
+
+_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+_READY = "window.app?.graph && window.app.extensionManager && document.querySelector('canvas')"
+
+# What the tests do in the page: build graphs, find an editor, read its canvas.
+_TOOLS = """
+window.samkit = {
+  add(type, x, y, values = {}) {
+    const node = LiteGraph.createNode(type);
+    node.pos = [x, y];
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values)) {
+      const widget = node.widgets.find((one) => one.name === name);
+      widget.value = value;
+      widget.callback?.(value);
+    }
+    return node;
+  },
+  empty() {
+    const root = app.rootGraph ?? app.graph;
+    if (app.canvas.graph !== root) app.canvas.setGraph(root);
+    root.clear();
+  },
+  link(from, output, to, input) {
+    from.connect(output, to, to.inputs.findIndex((one) => one.name === input));
+  },
+  editor(index = 0) {
+    return [...document.querySelectorAll(".samkit-editor")].filter((one) => one.getBoundingClientRect().width)[index].samkit;
+  },
+  place(x, y, index = 0) {
+    const { view, stage, stageSize } = samkit.editor(index);
+    const at = view.toStage({ x, y });
+    const bounds = stage.getBoundingClientRect();
+    return [bounds.left + at.x * bounds.width / stageSize.width, bounds.top + at.y * bounds.height / stageSize.height];
+  },
+  // The mask as it is seen: the canvas with the overlay beside the canvas without, one sample per pixel of the picture.
+  async seen(index = 0) {
+    const editor = samkit.editor(index);
+    const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const pixels = () => editor.canvas.getContext("2d").getImageData(0, 0, editor.canvas.width, editor.canvas.height);
+    await frame();
+    const shown = pixels();
+    editor.toggleOverlay();
+    await frame();
+    const bare = pixels();
+    editor.toggleOverlay();
+    await frame();
+    const { width, height } = editor.picture;
+    const ratio = editor.canvas.width / editor.stageSize.width;
+    const mask = new Uint8Array(width * height);
+    for (let y = 0; y < height; y += 1) {
+      for (let x = 0; x < width; x += 1) {
+        const at = editor.view.toStage({ x: x + 0.5, y: y + 0.5 });
+        const start = 4 * (Math.floor(at.y * ratio) * shown.width + Math.floor(at.x * ratio));
+        const change = [0, 1, 2].reduce((sum, i) => sum + Math.abs(shown.data[start + i] - bare.data[start + i]), 0);
+        mask[y * width + x] = change > 12 ? 1 : 0;
+      }
+    }
+    return samkit.packed(mask, width, height);
+  },
+  // The mask that the server sent, exactly.
+  exact(index = 0) {
+    const { mask, picture: { width, height } } = samkit.editor(index);
+    const context = new OffscreenCanvas(width, height).getContext("2d");
+    if (mask) context.drawImage(mask, 0, 0);
+    const alpha = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3);
+    return samkit.packed(alpha.map((value) => (value ? 1 : 0)), width, height);
+  },
+  packed(mask, width, height) {
+    let text = "";
+    for (const value of mask) text += String.fromCharCode(value);
+    return [btoa(text), width, height];
+  },
+  async settled(index = 0) {
+    const editor = samkit.editor(index);
+    const pause = (time) => new Promise((done) => setTimeout(done, time));
+    for (let quiet = 0; quiet < 3;) {
+      await pause(50);
+      quiet = editor.client.busy || editor.element.classList.contains("samkit-busy") ? 0 : quiet + 1;
+    }
+  },
+};
+"""
+
+
+@contextlib.contextmanager
+def browser_page(server, nodes2=False):
+    """A page of the server's ComfyUI with the classic canvas or Nodes 2.0.
+
+    Raises:
+        Unavailable: there is no Playwright, or no Chromium on the PATH.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as reason:
+        raise Unavailable(f"there is no Playwright: {reason}") from reason
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise Unavailable("there is no Chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=_ARGS)
+        page = browser.new_page(viewport={"width": 1700, "height": 1100})
+        try:
+            _open(page, server)
+            settings = {"Comfy.VueNodes.Enabled": nodes2, "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+            for name, value in settings.items():
+                page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+            _open(page, server)
+            yield page
+        finally:
+            browser.close()
+
+
+def _open(page, server):
+    page.goto(f"{server.url}/")
+    page.wait_for_function(_READY, timeout=90_000)
+    page.wait_for_timeout(1500)
+    page.evaluate(_TOOLS)
+
+
+class Editor:
+    """One of the page's prompt editors; places are pixels of its picture."""
+
+    def __init__(self, page, index=0):
+        self.page, self.index = page, index
+
+    def place(self, x, y):
+        return self.page.evaluate("([x, y, index]) => samkit.place(x, y, index)", [x, y, self.index])
+
+    def click(self, x, y, **options):
+        self.page.mouse.click(*self.place(x, y), **options)
+
+    def drag(self, start, end, steps=5):
+        self.page.mouse.move(*self.place(*start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(*end), steps=steps)
+        self.page.mouse.up()
+
+    def leave(self):
+        """Take the pointer off the editor, so that nothing is previewed, and wait for what is under way."""
+        self.page.mouse.move(5, 5)
+        self.settle()
+
+    def settle(self):
+        self.page.evaluate("(index) => samkit.settled(index)", self.index)
+
+    def ready(self):
+        """Come with the pointer, and wait until the picture is shown and encoded."""
+        self.page.wait_for_function(f"samkit.editor({self.index})?.picture", timeout=20_000)
+        self.page.mouse.move(*self.place(1, 1))
+        self.page.wait_for_timeout(400)
+        self.leave()
+        return self
+
+    @property
+    def state(self):
+        return self.page.evaluate("(index) => JSON.parse(samkit.editor(index).text)", self.index)
+
+    @property
+    def marks(self):
+        return self.state.get("marks", [])
+
+    @property
+    def status(self):
+        return self.page.evaluate("(index) => samkit.editor(index).statusLine.textContent", self.index)
+
+    def seen(self):
+        """The mask as the canvas shows it: bool [H, W]."""
+        self.leave()
+        return self._unpacked(self.page.evaluate("(index) => samkit.seen(index)", self.index))
+
+    def exact(self):
+        """The mask as the server sent it: bool [H, W]."""
+        self.leave()
+        return self._unpacked(self.page.evaluate("(index) => samkit.exact(index)", self.index))
+
+    @staticmethod
+    def _unpacked(answer):
+        text, width, height = answer
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width).astype(bool)
+
+
+def build(page, editors=1, scale=1.0):
+    """A graph of Load Image and Load SAM Model on some editors, each with its mask saved; the editors' ids."""
+    return page.evaluate(
+        """async ([count, scale]) => {
+          samkit.empty();
+          const { add, link } = samkit;
+          const picture = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const model = add("AV_SAMLoader", 20, 560, { model_name: "samkit_demo.safetensors" });
+          const ids = [];
+          for (let i = 0; i < count; i += 1) {
+            const editor = add("SAMKit_PromptEditor", 340 + 480 * i, 120);
+            link(picture, 0, editor, "image");
+            link(model, 0, editor, "sam_model");
+            const image = add("MaskToImage", 340 + 480 * i, 720);
+            link(editor, 3, image, "mask");
+            const save = add("SaveImage", 560 + 480 * i, 720, { filename_prefix: `editor_${i}` });
+            link(image, 0, save, "images");
+            ids.push(editor.id);
+          }
+          app.canvas.ds.scale = scale;
+          app.canvas.ds.offset = [80 / scale, 20 / scale];
+          app.canvas.setDirty(true, true);
+          await new Promise((done) => setTimeout(done, 800));
+          return ids;
+        }""",
+        [editors, scale],
+    )
