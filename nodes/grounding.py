@@ -18,12 +18,12 @@ from ..sam import (
     Wired,
     encode,
     find_boxes,
-    folder_state,
     load_grounding,
     result_device,
 )
+from ..sam.grounding import NEEDED, folder_state, is_complete
 from ..sam.weights.download import fetch_folder
-from ..sam.weights.registry import GROUNDING, WEIGHTS
+from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
 from ..utils.comfy import grounding_folders
 from ..utils.images import frames_to_image, image_to_frames
@@ -33,9 +33,6 @@ from .predict import OPTION_INPUTS, predict
 
 _DEFAULTS = {field.name: field.default for field in fields(GroundingOptions)}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
-_CONFIG = "config.json"
-# Of each row one is needed; transformers 5 writes what prepares pictures into processor_config.json.
-_NEEDED = ((_CONFIG,), ("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt"))
 
 GROUNDING_MODEL_INPUT = ("SAMKIT_GROUNDING_MODEL", {"tooltip": "A model from Load Grounding DINO."})
 WORDS_INPUTS: dict[str, Any] = {
@@ -221,7 +218,7 @@ def available_models() -> list[str]:
     present = {
         path.parent.name
         for folder in grounding_folders()
-        for path in folder.glob(f"*/{_CONFIG}")
+        for path in folder.glob("*/config.json")
         if not path.parent.name.startswith(".")  # a download in progress
     }
     return sorted(present) + [name for name in GROUNDING if name not in present]
@@ -240,7 +237,7 @@ def find_model(name: str) -> Path:
         return fetch_folder(GROUNDING[name], grounding_folders())
     raise SAMError(
         f"there is no complete model {name!r} in {', '.join(map(str, grounding_folders()))}: it needs a folder of that name "
-        f"with {', '.join(' or '.join(names) for names in _NEEDED)}, and weights such as {WEIGHTS}."
+        f"with {NEEDED}."
     )
 
 
@@ -248,12 +245,7 @@ def _complete_folder(name: str) -> Path | None:
     """The first folder of that name that has all that loading needs; what is complete is never fetched."""
     if name not in available_models():
         return None
-    return next((folder / name for folder in grounding_folders() if _is_complete(folder / name)), None)
-
-
-def _is_complete(folder: Path) -> bool:
-    has_files = all(any((folder / name).is_file() for name in names) for names in _NEEDED)
-    return has_files and any(folder.glob("*.safetensors"))
+    return next((folder / name for folder in grounding_folders() if is_complete(folder / name)), None)
 
 
 def _bboxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:

@@ -12,7 +12,7 @@ from .device import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .embedding import SAMEmbedding
 from .encode import as_embedding, encode
 from .errors import SAMError
-from .grounding import FoundBoxes, GroundingModel, GroundingOptions, find_boxes, folder_state, load_grounding, normalise_text
+from .grounding import FoundBoxes, GroundingModel, GroundingOptions, find_boxes, load_grounding, normalise_text
 from .loaded import load_shared
 from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
 from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
@@ -42,7 +42,6 @@ __all__ = [
     "decode",
     "encode",
     "find_boxes",
-    "folder_state",
     "free_result_bytes",
     "group",
     "identity_of",

@@ -31,6 +31,9 @@ from .prompts import clip_boxes
 log = logging.getLogger("samkit")
 
 MODEL_TYPE = "grounding-dino"
+# Of each row one is needed; transformers 5 writes what prepares pictures into processor_config.json.
+_FILES = (("config.json",), ("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt"))
+NEEDED = f"{', '.join(' or '.join(names) for names in _FILES)}, and weights such as model.safetensors"
 _FRAMES_AT_ONCE = 4  # at the model's 800x1333 a frame needs about a gigabyte
 # Which of them an incomplete or damaged folder raises differs between versions of transformers.
 _LOADING_FAILURES = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -112,12 +115,20 @@ def load_grounding(folder: Path) -> GroundingModel:
     """
     transformers = _transformers()
     _check_kind(folder)
+    if not is_complete(folder):  # transformers 5 would make up a tokenizer without words
+        raise SAMError(f"{folder} is not complete: it needs {NEEDED}.")
     with _turn:
         key = folder_state(folder)
         model = _loaded.get(key)
         if model is None:
             model = _loaded[key] = _load(transformers, folder)
         return model
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all is there that loading needs."""
+    has_files = all(any((folder / name).is_file() for name in names) for names in _FILES)
+    return has_files and any(folder.glob("*.safetensors"))
 
 
 def folder_state(folder: Path) -> tuple[Any, ...]:

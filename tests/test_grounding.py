@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def random_network(seed=3):
-    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.GroundingDinoConfig(
         backbone_config=transformers.SwinConfig(
             image_size=64,
@@ -405,8 +405,8 @@ def drop_the_tokenizer(copy):
         (another_kind, "copy is a model of type 'bert': it must be 'grounding-dino'"),
         (truncate, "copy was not loaded"),
         (drop_a_tensor, r"its weights lack 1 tensors \(model.query_position_embeddings.weight"),
-        (pickle_only, "copy was not loaded"),
-        (drop_the_tokenizer, "copy was not loaded"),
+        (pickle_only, "copy is not complete: it needs config.json, .* and weights such as model.safetensors"),
+        (drop_the_tokenizer, "copy is not complete: .*tokenizer.json or vocab.txt"),
     ],
 )
 def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
