@@ -18,6 +18,7 @@ from samkit.nodes import grounding as nodes
 from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, available_models, find_model
 from samkit.nodes.predict import Segment
 from samkit.sam import GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
+from samkit.sam.device import _move
 from samkit.sam.grounding import _best
 from samkit.sam.weights.registry import GROUNDING, KnownFolder
 from samkit.utils.boxes import boxes_per_frame, flat_boxes
@@ -227,12 +228,14 @@ def test_outside_comfyui_it_moves_in_and_back(grounding, frames, monkeypatch):
     assert moves == [(grounding.network, "cpu")]
 
 
-def test_a_moved_model_comes_back(folder):
-    from samkit.sam.device import _move
-
+def test_a_model_moves_with_its_buffers():
     network = random_network()
     _move(network, torch.device("meta"))
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+    only_a_buffer = torch.nn.Module()
+    only_a_buffer.register_buffer("mean", torch.zeros(3))
+    _move(only_a_buffer, torch.device("meta"))
+    assert only_a_buffer.mean.device.type == "meta"
 
 
 def result_of(boxes, scores, labels):

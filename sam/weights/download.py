@@ -70,8 +70,7 @@ def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
         )
     folder = _first_writable([*begun, *folders])
     for file in known.files:
-        if not (folder / file.name).is_file():
-            fetch(file, [folder])
+        fetch(file, [folder])
     return folder / known.name
 
 
