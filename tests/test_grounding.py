@@ -100,7 +100,7 @@ def models(monkeypatch, tmp_path):
     return tmp_path / "models" / "grounding-dino"
 
 
-def copy_of(folder, target):
+def folder_copy(folder, target):
     target.mkdir(parents=True)
     for path in folder.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -354,7 +354,7 @@ def test_without_transformers_the_message_has_the_install_line(folder, monkeypat
 
 
 def test_one_folder_is_one_model_until_a_file_changes_or_nobody_holds_it(folder, tmp_path):
-    copy = copy_of(folder, tmp_path / "copy")
+    copy = folder_copy(folder, tmp_path / "copy")
     model = load_grounding(copy)
     assert load_grounding(copy) is model
     (copy / "tokenizer_config.json").write_text((copy / "tokenizer_config.json").read_text() + "\n")
@@ -367,7 +367,7 @@ def test_one_folder_is_one_model_until_a_file_changes_or_nobody_holds_it(folder,
 
 def test_weights_are_made_outside_inference_mode(folder, tmp_path):
     with torch.inference_mode():
-        model = load_grounding(copy_of(folder, tmp_path / "copy"))
+        model = load_grounding(folder_copy(folder, tmp_path / "copy"))
     assert not any(parameter.is_inference() or parameter.requires_grad for parameter in model.network.parameters())
     assert not model.network.training
 
@@ -413,7 +413,7 @@ def drop_the_tokenizer(copy):
     ],
 )
 def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
-    copy = copy_of(folder, tmp_path / "copy")
+    copy = folder_copy(folder, tmp_path / "copy")
     damage(copy)
     with pytest.raises(SAMError, match=message):
         load_grounding(copy)
@@ -429,15 +429,15 @@ def test_the_known_models_are_pinned():
 
 def test_the_loader_lists_what_is_there_and_what_is_known(models, folder):
     assert GroundingLoader.INPUT_TYPES()["required"]["model_name"][0] == list(GROUNDING)
-    copy_of(folder, models / "mine")
-    copy_of(folder, models / "grounding-dino-base")
-    copy_of(folder, models / ".samkit-download")
+    folder_copy(folder, models / "mine")
+    folder_copy(folder, models / "grounding-dino-base")
+    folder_copy(folder, models / ".samkit-download")
     (models / "groundingdino_swint_ogc.pth").touch()
     assert available_models() == ["grounding-dino-base", "mine", "grounding-dino-tiny"]
 
 
 def test_the_loader_takes_a_folder_before_the_hub(models, folder, server, frames):  # noqa: F811
-    copy_of(folder, models / "grounding-dino-tiny")
+    folder_copy(folder, models / "grounding-dino-tiny")
     (model,) = GroundingLoader().execute("grounding-dino-tiny")
     assert model.folder == models / "grounding-dino-tiny" and len(find_boxes(model, frames[:1], TEXT)) == 1
     assert GroundingLoader().execute("grounding-dino-tiny")[0] is model
@@ -453,7 +453,7 @@ def test_a_folder_that_transformers_5_saved_is_complete(models, folder, groundin
 
 
 def test_folders_of_others_are_looked_in(comfy, folder, tmp_path):
-    copy_of(folder, tmp_path / "elsewhere" / "mine")
+    folder_copy(folder, tmp_path / "elsewhere" / "mine")
     comfy.folder_names_and_paths["grounding-dino"] = ([str(tmp_path / "elsewhere")], {".pth"})
     assert "mine" in available_models() and find_model("mine") == tmp_path / "elsewhere" / "mine"
     paths, suffixes = comfy.folder_names_and_paths["grounding-dino"]
@@ -462,14 +462,14 @@ def test_folders_of_others_are_looked_in(comfy, folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["unknown", "..", ".samkit-download", "a/../unknown"])
 def test_an_unknown_name_is_refused(models, folder, name):
-    copy_of(folder, models / ".samkit-download")
+    folder_copy(folder, models / ".samkit-download")
     with pytest.raises(SAMError, match="there is no complete model .* vocab.txt, and weights such as model.safetensors"):
         find_model(name)
     assert GroundingLoader.IS_CHANGED(name) == GroundingLoader.IS_CHANGED() == ""
 
 
 def test_a_changed_file_is_loaded_anew(models, folder):
-    copy = copy_of(folder, models / "mine")
+    copy = folder_copy(folder, models / "mine")
     before = GroundingLoader.IS_CHANGED("mine")
     assert before == GroundingLoader.IS_CHANGED("mine") != ""
     (copy / "model.safetensors").touch()
