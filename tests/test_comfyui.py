@@ -176,7 +176,7 @@ from scenes import make_scene
 from samkit.sam.encode import cache
 
 def held():
-    return [loaded.model.model.sam for loaded in management.current_loaded_models]
+    return [loaded.model.model.inner for loaded in management.current_loaded_models]
 
 model, = SAMModelLoader().load_model("samkit_demo.safetensors")
 pictures = [np.full((40, 60, 3), level, np.uint8) for level in (10, 200)]
