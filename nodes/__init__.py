@@ -2,6 +2,7 @@
 
 from .automask import AutoMask
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
+from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
 from .model import SAMHubLoader, SAMModelLoader
 from .predict import PredictMask, Segment
@@ -18,6 +19,9 @@ _NODES = {
     "SAMKit_PromptEditor": (PromptEditor, "SAM Prompt Editor"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
+    "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
+    "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
+    "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),
 }
 
 NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}

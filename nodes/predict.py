@@ -23,7 +23,7 @@ from ..sam import (
     encode,
     objects_per_frame,
 )
-from ..utils.boxes import BoundingBox, boxes_per_frame, tight_box
+from ..utils.boxes import BOX_TYPES, BoundingBox, boxes_per_frame, tight_box
 from ..utils.images import as_masks
 from ..utils.points import points_per_frame
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
@@ -35,11 +35,11 @@ PROMPT_INPUTS: dict[str, Any] = {
     "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points on the object")}),
     "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points that are not on the object")}),
     "bboxes": (
-        "BOUNDING_BOX,BBOX",
+        BOX_TYPES,
         {
             "forceInput": True,
             "tooltip": "Boxes around objects: with one, it and all points are one object; with several, each is an object. "
-            "Core's {x, y, width, height}, or (x1, y1, x2, y2); lists of lists give boxes per frame.",
+            "Core's {x, y, width, height}, (x1, y1, x2, y2), or Impact Pack's SEGS; lists of lists give boxes per frame.",
         },
     ),
     "mask_prompt": (

@@ -12,6 +12,7 @@ from .device import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .embedding import SAMEmbedding
 from .encode import as_embedding, encode
 from .errors import SAMError
+from .grounding import FoundBoxes, GroundingModel, GroundingOptions, find_boxes, load_grounding, normalise_text
 from .loaded import load_shared, recall, remember
 from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
 from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
@@ -25,7 +26,10 @@ __all__ = [
     "AutoMaskOptions",
     "Candidate",
     "DeviceMode",
+    "FoundBoxes",
     "FoundMask",
+    "GroundingModel",
+    "GroundingOptions",
     "Multimask",
     "Precision",
     "Prediction",
@@ -37,11 +41,14 @@ __all__ = [
     "as_embedding",
     "decode",
     "encode",
+    "find_boxes",
     "free_result_bytes",
     "group",
     "identity_of",
+    "load_grounding",
     "load_model",
     "load_shared",
+    "normalise_text",
     "objects_per_frame",
     "recall",
     "remember",

@@ -21,6 +21,7 @@ from .device import DeviceMode, placed
 from .embedding import SAMEmbedding, Size
 from .encode import encode
 from .errors import SAMError
+from .nms import non_maximum_suppression
 from .prompts import Prompt
 
 Box = tuple[int, int, int, int]
@@ -298,33 +299,6 @@ def _moved(mask: FoundMask, x: int, y: int) -> FoundMask:
 def _without_duplicates(masks: list[FoundMask], scores: list[float], threshold: float) -> list[FoundMask]:
     boxes = torch.tensor([mask.box for mask in masks], dtype=torch.float32).reshape(-1, 4)
     return [masks[i] for i in non_maximum_suppression(boxes, torch.tensor(scores), threshold)]
-
-
-def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
-    """Greedy suppression, as `torchvision.ops.nms` does it, in plain torch.
-
-    Args:
-        boxes: float `[N, 4]` (x1, y1, x2, y2).
-        scores: float `[N]`; of equal ones the first goes before.
-        threshold: a box that overlaps a kept one by a larger IoU is dropped.
-
-    Returns:
-        Indices of the kept boxes, best first.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order]
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    alive = torch.ones(len(boxes), dtype=torch.bool)
-    kept = []
-    for index in range(len(boxes)):
-        if not alive[index]:
-            continue
-        kept.append(int(order[index]))
-        low = torch.maximum(boxes[index, :2], boxes[index:, :2])
-        high = torch.minimum(boxes[index, 2:], boxes[index:, 2:])
-        overlap = (high - low).clamp(min=0).prod(1)
-        alive[index:] &= ~(overlap / (area[index] + area[index:] - overlap) > threshold)
-    return kept
 
 
 def _without_small_regions(masks: list[FoundMask], size: Size, options: AutoMaskOptions) -> list[FoundMask]:

@@ -4,10 +4,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, Literal, get_args
 
 import torch
-from segment_anything.modeling import Sam
 from torch import nn
 
 from ..utils.comfy import inside_comfyui
@@ -24,7 +24,7 @@ _turn = threading.RLock()
 
 
 @contextlib.contextmanager
-def placed(model: Sam, mode: DeviceMode) -> Iterator[torch.device]:
+def placed(model: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
     """Run the body with `model` on the device that `mode` asks for.
 
     Inside ComfyUI, `AUTO` and `Prefer GPU` hand the model to its memory manager, which makes room before, may evict it
@@ -91,22 +91,24 @@ def free_result_bytes() -> int | None:
 
 
 class _Managed(nn.Module):
-    """A `Sam` as ComfyUI's ModelPatcher wants it: with a `device` that can be assigned, which `Sam`'s own cannot."""
+    """A model as ComfyUI's ModelPatcher wants it: with a `device` that can be assigned, which neither a `Sam`'s nor a
+    transformers model's own can.
+    """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.sam = sam
+        self.inner = inner
         self.device = _CPU
 
 
-def _load_through_comfyui(model: Sam) -> None:
+def _load_through_comfyui(model: nn.Module) -> None:
     import comfy.model_management
 
     # A plain nn.Linear cannot run with its weights elsewhere, so a partial load is no use to us.
     comfy.model_management.load_models_gpu([_patcher(model)], force_full_load=True)
 
 
-def _patcher(model: Sam) -> Any:
+def _patcher(model: nn.Module) -> Any:
     """ComfyUI's handle on the model; kept on the model, so that both go together."""
     import comfy.model_management
     import comfy.model_patcher
@@ -117,7 +119,7 @@ def _patcher(model: Sam) -> Any:
     return getattr(model, _PATCHER)
 
 
-def _to_cpu(model: Sam) -> None:
+def _to_cpu(model: nn.Module) -> None:
     """Bring the model to the CPU, through ComfyUI's manager where that holds it, so that its accounts stay true."""
     patcher = getattr(model, _PATCHER, None)
     if patcher is not None and inside_comfyui():
@@ -128,10 +130,10 @@ def _to_cpu(model: Sam) -> None:
     _move(model, _CPU)
 
 
-def _move(model: Sam, device: torch.device) -> None:
+def _move(model: nn.Module, device: torch.device) -> None:
     """`model.to(device)`, which takes a millisecond even where everything is there already."""
     wanted = device.type, device.index
-    for part in (model.pixel_mean, *weights_of(model)):
+    for part in chain(islice(model.buffers(), 1), weights_of(model)):
         if wanted not in ((part.device.type, part.device.index), (part.device.type, None)):
             model.to(device)
             return

@@ -72,7 +72,7 @@ def test_cancel_stops_within_a_frame_and_keeps_what_is_done(comfy, tiny_model):
 @pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU"])
 def test_a_gpu_run_goes_through_the_memory_manager(comfy, tiny_model, mode):
     Segment().execute(tiny_model, pictures(1), positive_coords=CLICK, device_mode=mode)
-    assert len(comfy.loaded) == 1 and comfy.loaded[0].model.model.sam is tiny_model
+    assert len(comfy.loaded) == 1 and comfy.loaded[0].model.model.inner is tiny_model
     assert all(comfy.full_loads), "a plain nn.Linear cannot run half loaded"
     Segment().execute(tiny_model, pictures(1), bboxes=(3, 3, 40, 40), device_mode=mode)
     assert len(comfy.loaded) == 1, "one handle per model"
@@ -80,7 +80,7 @@ def test_a_gpu_run_goes_through_the_memory_manager(comfy, tiny_model, mode):
 
 def test_a_plain_sam_goes_through_the_memory_manager_too(comfy, tiny_sam):
     encode(tiny_sam, pictures(1))
-    assert comfy.loaded[0].model.model.sam is tiny_sam
+    assert comfy.loaded[0].model.model.inner is tiny_sam
     assert "_samkit_patcher" not in tiny_sam.state_dict()
     del tiny_sam._samkit_patcher
 

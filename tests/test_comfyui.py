@@ -16,6 +16,8 @@ from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.sam import encode
 from scenes import make_scene
+from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
+from test_grounding import folder_copy
 
 pytestmark = pytest.mark.comfyui
 
@@ -188,7 +190,7 @@ from scenes import make_scene
 from samkit.sam.encode import cache
 
 def held():
-    return [loaded.model.model.sam for loaded in management.current_loaded_models]
+    return [loaded.model.model.inner for loaded in management.current_loaded_models]
 
 model, = SAMModelLoader().load_model("samkit_demo.safetensors")
 pictures = [np.full((40, 60, 3), level, np.uint8) for level in (10, 200)]
@@ -241,6 +243,49 @@ def test_object_info_has_the_nodes_with_their_tooltips(server):
 def test_every_api_example_saves_what_pytest_computes(server, picture, path):
     if path.stem != "art_venture":
         check_saved(server, read(path), picture)
+
+
+WORDS = {"text": "cat. a dog.", "text_threshold": 0.0, "nms_threshold": 0.7, "max_boxes": 3}
+
+
+def words_graph(model_name, box_threshold):
+    """Both nodes that take words, to pictures of their masks and overlays, and their labels to core's Preview as Text."""
+    words = WORDS | {"box_threshold": box_threshold, "grounding_model": ["2", 0], "image": ["3", 0]}
+    segment = {"sam_model": ["1", 0], "image": ["3", 0], "bboxes": ["5", 0]}
+    nodes = {
+        "1": ("AV_SAMLoader", {"model_name": "samkit_demo.safetensors"}),
+        "2": ("SAMKit_GroundingLoader", {"model_name": model_name}),
+        "3": ("LoadImage", {"image": "samkit_scene.png"}),
+        "4": ("SAMKit_SegmentText", {"sam_model": ["1", 0], **words}),
+        "5": ("SAMKit_TextToBoxes", words),
+        "6": ("SAMKit_Segment", segment),
+        "7": ("MaskToImage", {"mask": ["4", 0]}),
+        "8": ("MaskToImage", {"mask": ["6", 0]}),
+        "9": ("SaveImage", {"images": ["7", 0], "filename_prefix": "samkit/words"}),
+        "10": ("SaveImage", {"images": ["8", 0], "filename_prefix": "samkit/words_apart"}),
+        "11": ("SaveImage", {"images": ["4", 4], "filename_prefix": "samkit/words_overlay"}),
+        "12": ("PreviewAny", {"source": ["4", 3]}),
+        "13": ("PreviewAny", {"source": ["5", 1]}),
+    }
+    return {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in nodes.items()}
+
+
+def test_words_make_masks(server, picture, grounding_folder, monkeypatch, tmp_path):  # noqa: F811
+    folder_copy(grounding_folder, server.base / "models" / "grounding-dino" / "small")
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    folder_copy(grounding_folder, tmp_path / "models" / "grounding-dino" / "small")
+    graph = words_graph("small", 0.0)
+    labels = {number: graph.pop(number) for number in ("12", "13")}
+    check_saved(server, graph, picture)
+    texts = server.run(graph | labels)["outputs"]
+    assert len(texts["12"]["text"]) == 3 and texts["12"] == texts["13"]
+
+
+def test_words_that_find_nothing_make_empty_masks(server, grounding_folder):  # noqa: F811
+    folder_copy(grounding_folder, server.base / "models" / "grounding-dino" / "nothing")
+    graph = words_graph("nothing", 1.0)
+    saved = server.saved(graph)
+    assert not any(pixels(path).any() for node in ("9", "10") for path in saved[node])
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_it_goes_to_the_first_folder_that_can_be_written(known, hub, tmp_path):
     (tmp_path / "a file").touch()
     download.fetch(known, [tmp_path / "a file" / "sams", tmp_path / "second"])
     assert checkpoints_in(tmp_path / "second") == [NAME]
-    with pytest.raises(SAMError, match="none of the sams folders can be written"):
+    with pytest.raises(SAMError, match="none of these folders can be written"):
         download.fetch(known, [tmp_path / "a file" / "sams"])
 
 

@@ -49,6 +49,19 @@ CONTRACT = {
         ["bboxes"],
         ["masks", "bboxes"],
     ),
+    "SAMKit_GroundingLoader": ("Load Grounding DINO", ["model_name"], [], ["grounding_model"]),
+    "SAMKit_TextToBoxes": (
+        "Text to Boxes",
+        ["grounding_model", "image", "text", "box_threshold", "text_threshold", "nms_threshold", "max_boxes"],
+        ["device_mode"],
+        ["bboxes", "labels", "overlay"],
+    ),
+    "SAMKit_SegmentText": (
+        "SAM Segment Text",
+        ["sam_model", "grounding_model", "image", "text", "box_threshold", "text_threshold", "nms_threshold", "max_boxes"],
+        ["individual_masks", "mask_threshold", "device_mode", "hq"],
+        ["masks", "bboxes", "scores", "labels", "overlay"],
+    ),
 }
 
 
@@ -94,7 +107,7 @@ def test_prompts_are_links_and_the_rest_widgets():
     for node_id in ("SAMKit_PredictMask", "SAMKit_Segment"):
         inputs = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
         assert all(inputs[name][1]["forceInput"] for name in ("positive_coords", "negative_coords", "bboxes"))
-        assert inputs["bboxes"][0] == "BOUNDING_BOX,BBOX"
+        assert inputs["bboxes"][0] == "BOUNDING_BOX,BBOX,SEGS"
         assert inputs["candidate"][0] == ["best", "smallest", "middle", "largest", "all"]
         assert inputs["multimask"][0] == ["auto", "on", "off"]
         assert inputs["device_mode"][0] == ["AUTO", "Prefer GPU", "CPU"]

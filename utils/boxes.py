@@ -26,7 +26,10 @@ class BoundingBox(TypedDict, total=False):
 Boxes: TypeAlias = np.ndarray
 """float64 `[N, 4]` corners (x1, y1, x2, y2) in pixels."""
 
-_FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, or a list of lists (one per frame)"
+BOX_TYPES = "BOUNDING_BOX,BBOX,SEGS"
+"""The sockets that boxes come through: core's, the community's, and those of Impact Pack's detectors."""
+
+_FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
 def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
@@ -34,7 +37,7 @@ def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
 
     Args:
         value: a box (dict, or a sequence of four numbers), a list of boxes (the same for every frame), or a list of such
-            lists (one per frame; a single one counts for every frame).
+            lists (one per frame; a single one counts for every frame). Impact Pack's SEGS stand for a list of boxes.
         frames: number of frames B.
 
     Returns:
@@ -43,13 +46,43 @@ def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
     Raises:
         SAMError: anything else, with the item and its place.
     """
-    if _is_box(value):
-        value = [value]
-    if not _is_list(value):
-        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+    value = _as_list(value)
     if len(value) and all(_is_list(item) and not _is_box(item) for item in value):
         return [_parse(boxes, f"bboxes[{i}]") for i, boxes in enumerate(spread(value, frames, "bboxes"))]
     return [_parse(value, "bboxes")] * frames
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    """A box to a list of it, and each SEGS to a list of its boxes."""
+    if _is_segs(value):
+        return _boxes_of_segs(value)
+    if _is_box(value):
+        return [value]
+    if not _is_list(value):
+        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+    return [_boxes_of_segs(item) if _is_segs(item) else item for item in value]
+
+
+def _is_segs(value: Any) -> bool:
+    """Whether this is Impact Pack's `((H, W), [SEG, ...])`; a SEG is known by what it has, as the pack need not be there."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(part, (list, tuple)) for part in value):
+        return False
+    size, found = value
+    return len(size) == 2 and all(map(_is_number, size)) and all(hasattr(one, "bbox") for one in found)
+
+
+def _boxes_of_segs(value: Any) -> list[BoundingBox]:
+    return [_box_of_seg(one, f"bboxes[1][{i}].bbox") for i, one in enumerate(value[1])]
+
+
+def _box_of_seg(one: Any, place: str) -> BoundingBox:
+    x1, y1, x2, y2 = _corners(one.bbox, place)
+    box = BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1)
+    if getattr(one, "confidence", None) is not None:
+        box["score"] = float(np.asarray(one.confidence).reshape(-1)[0])  # some detectors put it into an array
+    if getattr(one, "label", None) is not None:
+        box["label"] = str(one.label)
+    return box
 
 
 def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
@@ -111,10 +144,7 @@ def flat_boxes(value: Any) -> list[BoundingBox]:
     Raises:
         SAMError: an item that is no box.
     """
-    if _is_box(value):
-        value = [value]
-    if not _is_list(value):
-        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+    value = _as_list(value)
     flat = [box for item in value for box in ([item] if _is_box(item) or not _is_list(item) else item)]
     return [_as_dict(box, f"bboxes[{i}]") for i, box in enumerate(flat)]
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
-_FOLDER = "sams"
+_FOLDER, _GROUNDING_FOLDER = "sams", "grounding-dino"
 PICTURE_FOLDERS = ("input", "output", "temp")
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
@@ -31,18 +31,32 @@ def inside_comfyui() -> bool:
 def sams_folders() -> list[Path]:
     """Folders that hold SAM checkpoints, in order of preference; outside ComfyUI, `models/sams` in the pack.
 
-    `sams` is the community's folder, not core's, so it is registered here; folders that extra_model_paths.yaml or other
-    packs have added stay as they are, and only the set of file endings is widened.
+    Folders that extra_model_paths.yaml or other packs have added stay as they are, and only the set of file endings is
+    widened.
     """
+    folders = _model_folders(_FOLDER)
+    if inside_comfyui():
+        import folder_paths
+
+        paths, suffixes = folder_paths.folder_names_and_paths[_FOLDER]
+        if CHECKPOINT_SUFFIXES - set(suffixes):
+            folder_paths.folder_names_and_paths[_FOLDER] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
+    return folders
+
+
+def grounding_folders() -> list[Path]:
+    """Folders that hold one folder per Grounding DINO, in order of preference; outside ComfyUI, below the pack's `models`."""
+    return _model_folders(_GROUNDING_FOLDER)
+
+
+def _model_folders(kind: str) -> list[Path]:
+    """Neither `sams` nor `grounding-dino` is core's, but the community's: so they are registered here."""
     if not inside_comfyui():
-        return [PACK / "models" / _FOLDER]
+        return [PACK / "models" / kind]
     import folder_paths
 
-    folder_paths.add_model_folder_path(_FOLDER, str(Path(folder_paths.models_dir) / _FOLDER))
-    paths, suffixes = folder_paths.folder_names_and_paths[_FOLDER]
-    if CHECKPOINT_SUFFIXES - set(suffixes):
-        folder_paths.folder_names_and_paths[_FOLDER] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
-    return [Path(path) for path in paths]
+    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+    return [Path(path) for path in folder_paths.folder_names_and_paths[kind][0]]
 
 
 def checkpoint_names() -> list[str]:

@@ -60,12 +60,37 @@ def mask_png(mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.
 def legend(frame: np.ndarray, text: str) -> np.ndarray:
     """Write a line of text on a dark plate in the top left corner: a new uint8 `[H, W, 3]`."""
     picture = Image.fromarray(frame)
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(10, min(frame.shape[:2]) // 24))
-    left, top, right, bottom = draw.textbbox((6, 4), text, font=font)
-    draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=(20, 20, 20))
-    draw.text((6, 4), text, font=font, fill=(255, 255, 255))
+    _write(picture, text, (6, 4), (20, 20, 20), (255, 255, 255))
     return np.array(picture)
+
+
+def paint_boxes(frame: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarray:
+    """Draw each box in a colour of its own, with its caption inside its top left corner.
+
+    Args:
+        frame: uint8 `[H, W, 3]`.
+        boxes: `[N, 4]` corners (x1, y1, x2, y2) in pixels.
+        captions: N of them.
+
+    Returns:
+        A new uint8 `[H, W, 3]`.
+    """
+    painted = frame.copy()
+    for index, box in enumerate(boxes):
+        draw_box(painted, box, tuple(colour(index).tolist()))
+    picture = Image.fromarray(painted)
+    for index, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
+        place = max(0, round(box[0])) + 8, max(0, round(box[1])) + 6
+        _write(picture, caption, place, tuple(colour(index).tolist()), (20, 20, 20))
+    return np.array(picture)
+
+
+def _write(picture: Image.Image, text: str, place: tuple[int, int], plate: tuple[int, ...], ink: tuple[int, ...]) -> None:
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, min(picture.size) // 24))
+    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=plate)
+    draw.text(place, text, font=font, fill=ink)
 
 
 def mark(frame: np.ndarray, x: float, y: float, positive: bool, radius: int = 5) -> None:

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from ...utils.comfy import Progress
 from ..errors import SAMError
-from .registry import KnownCheckpoint
+from .registry import KnownCheckpoint, KnownFolder
 
 log = logging.getLogger("samkit")
 _CHUNK = 1 << 20
@@ -46,6 +46,32 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
         if not target.is_file():
             _fetch(known, staging, target)
     return target
+
+
+def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
+    """Download the files of `known` that are not there yet, each as `fetch` does, the weights last.
+
+    Args:
+        known: the model.
+        folders: for such models; one that has a part of it already gets the rest.
+
+    Returns:
+        The folder of that name, complete.
+
+    Raises:
+        SAMError: as `fetch`; what has arrived stays, and is not fetched again.
+    """
+    begun = [folder for folder in folders if (folder / known.name).is_dir()]
+    if is_offline():
+        names = ", ".join(file.filename for file in known.files)
+        raise SAMError(
+            f"{known.name} is not complete in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
+            f"put these files of the hub's {known.repo_id} into {(begun or folders)[0] / known.name}: {names}."
+        )
+    folder = _first_writable([*begun, *folders])
+    for file in known.files:
+        fetch(file, [folder])
+    return folder / known.name
 
 
 def is_offline() -> bool:
@@ -81,7 +107,7 @@ def _first_writable(folders: list[Path]) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise SAMError(f"none of the sams folders can be written: {', '.join(map(str, folders))}.")
+    raise SAMError(f"none of these folders can be written: {', '.join(map(str, folders))}.")
 
 
 def _from_hub(known: KnownCheckpoint, staging: Path) -> Path:

@@ -85,3 +85,56 @@ KNOWN: dict[str, KnownCheckpoint] = {
 
 BUNDLED: dict[str, Path] = {"samkit_demo.safetensors": _BUNDLED_FOLDER / "samkit_demo.safetensors"}
 """Checkpoints that ship in the pack, by the name that the loader lists."""
+
+
+@dataclass(frozen=True)
+class KnownFolder:
+    """A published model that is several files in a folder, as transformers has them.
+
+    Attributes:
+        name: of the folder, the loader's value before and after the download.
+        repo_id, revision: where the hub has it, and which commit of it.
+        size, sha256: of its weights, `model.safetensors`; git's own hash in the pinned commit vouches for the small files.
+    """
+
+    name: str
+    repo_id: str
+    revision: str
+    size: int
+    sha256: str
+
+    @property
+    def files(self) -> tuple[KnownCheckpoint, ...]:
+        """The weights last, so that where they are, everything is."""
+        small = [self._file(name) for name in _SMALL_FILES]
+        return (*small, self._file(WEIGHTS, self.size, self.sha256))
+
+    def _file(self, name: str, size: int | None = None, sha256: str | None = None) -> KnownCheckpoint:
+        place = f"{self.name}/{name}"
+        return KnownCheckpoint(place, self.name, self.repo_id, name, size=size, sha256=sha256, revision=self.revision)
+
+
+WEIGHTS = "model.safetensors"
+_SMALL_FILES = (
+    "special_tokens_map.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "config.json"
+)  # fmt: skip
+
+GROUNDING: dict[str, KnownFolder] = {
+    known.name: known
+    for known in (
+        KnownFolder(
+            "grounding-dino-tiny",
+            "IDEA-Research/grounding-dino-tiny",
+            "a2bb814dd30d776dcf7e30523b00659f4f141c71",
+            689_359_096,
+            "1a2412ef99bd74bcd3c2a246fa1e48581f8889a1300c9051974741314fc042f3",
+        ),
+        KnownFolder(
+            "grounding-dino-base",
+            "IDEA-Research/grounding-dino-base",
+            "12bdfa3120f3e7ec7b434d90674b3396eccf88eb",
+            933_400_872,
+            "5548f844c928c4b6f411fa8cbcc2bfa8dbbba437cb1d513975519f93c2a9ed21",
+        ),
+    )
+}

@@ -1,0 +1,277 @@
+"""Words as prompts: Load Grounding DINO, Text to Boxes, SAM Segment Text."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..sam import (
+    DeviceMode,
+    FoundBoxes,
+    GroundingModel,
+    GroundingOptions,
+    SAMError,
+    Wired,
+    encode,
+    find_boxes,
+    load_grounding,
+    result_device,
+)
+from ..sam.grounding import NEEDED, folder_state, is_complete
+from ..sam.weights.download import fetch_folder
+from ..sam.weights.registry import GROUNDING
+from ..utils.boxes import BoundingBox
+from ..utils.comfy import grounding_folders
+from ..utils.images import frames_to_image, image_to_frames
+from ..utils.overlay import legend, paint_boxes, paint_masks
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .predict import OPTION_INPUTS, predict
+
+_DEFAULTS = {field.name: field.default for field in fields(GroundingOptions)}
+_SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
+
+GROUNDING_MODEL_INPUT = ("SAMKIT_GROUNDING_MODEL", {"tooltip": "A model from Load Grounding DINO."})
+WORDS_INPUTS: dict[str, Any] = {
+    "text": (
+        "STRING",
+        {
+            "default": "",
+            "multiline": True,
+            "tooltip": 'What to look for: "cat. dog.", with commas, or one thing per line. The models know English.',
+        },
+    ),
+    "box_threshold": (
+        "FLOAT",
+        {"default": _DEFAULTS["box_threshold"], **_SHARE, "tooltip": "Keep boxes whose best word scores above this."},
+    ),
+    "text_threshold": (
+        "FLOAT",
+        {"default": _DEFAULTS["text_threshold"], **_SHARE, "tooltip": "A label is made of the words that score above this."},
+    ),
+    "nms_threshold": (
+        "FLOAT",
+        {
+            "default": _DEFAULTS["nms_threshold"],
+            **_SHARE,
+            "tooltip": "Of two boxes that overlap by more than this (IoU), whatever their labels, the worse one is dropped; "
+            "1 keeps all.",
+        },
+    ),
+    "max_boxes": (
+        "INT",
+        {
+            "default": _DEFAULTS["max_boxes"],
+            "min": 0,
+            "max": 10_000,
+            "tooltip": "Keep this many boxes per frame, the best; 0 keeps all.",
+        },
+    ),
+}
+
+
+class GroundingLoader:
+    """`SAMKit_GroundingLoader`: a Grounding DINO by name, from the `grounding-dino` folders or the hub."""
+
+    DESCRIPTION = (
+        "Loads a Grounding DINO, which finds things by words, from models/grounding-dino. It runs in transformers. A known one "
+        "that is not there yet is downloaded once and verified."
+    )
+    SEARCH_ALIASES = ["grounding dino", "groundingdino", "grounded sam", "text detection", "open vocabulary", "load detector"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("SAMKIT_GROUNDING_MODEL",)
+    RETURN_NAMES = ("grounding_model",)
+    OUTPUT_TOOLTIPS = ("The model, for Text to Boxes and SAM Segment Text.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A folder in models/grounding-dino, or a known model that is downloaded when it is first used."
+        return {"required": {"model_name": (available_models(), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, model_name: str | None = None) -> str:
+        """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
+        folder = _complete_folder(model_name) if model_name else None
+        if folder is None:
+            return ""
+        return repr(folder_state(folder))
+
+    def execute(self, model_name: str) -> tuple[GroundingModel]:
+        return (load_grounding(find_model(model_name)),)
+
+
+class TextToBoxes:
+    """`SAMKit_TextToBoxes`."""
+
+    DESCRIPTION = (
+        "Finds the things that a text names, and draws boxes around them: prompts for SAM Segment and SAM Predict Mask. "
+        "Where nothing is found there are no boxes, and empty masks downstream."
+    )
+    SEARCH_ALIASES = ["grounding dino", "grounded sam", "text to bbox", "detect", "open vocabulary detection", "find"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("BOUNDING_BOX", "STRING", "IMAGE")
+    RETURN_NAMES = ("bboxes", "labels", "overlay")
+    OUTPUT_IS_LIST = (False, True, False)
+    OUTPUT_TOOLTIPS = (
+        "A list of boxes per frame, best first, each with label and score; an empty one where nothing was found.",
+        "The boxes' labels, frame by frame; an empty text for a frame where nothing was found.",
+        "The pictures with each box, its label and its score.",
+    )
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "grounding_model": GROUNDING_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The pictures to look at, every frame of a batch; alpha is ignored."}),
+                **WORDS_INPUTS,
+            },
+            "optional": {"device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def execute(
+        self,
+        grounding_model: GroundingModel,
+        image: Tensor,
+        text: str = "",
+        box_threshold: float = _DEFAULTS["box_threshold"],
+        text_threshold: float = _DEFAULTS["text_threshold"],
+        nms_threshold: float = _DEFAULTS["nms_threshold"],
+        max_boxes: int = _DEFAULTS["max_boxes"],
+        device_mode: DeviceMode = "AUTO",
+    ) -> tuple[list[list[BoundingBox]], list[str], Tensor]:
+        options = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
+        frames = image_to_frames(image)
+        found = find_boxes(grounding_model, frames, text, options, device_mode)
+        return _bboxes(found), _labels(found), _overlay(frames, found, image)
+
+
+class SegmentText:
+    """`SAMKit_SegmentText`."""
+
+    DESCRIPTION = (
+        "The things that a text names to masks, in one node: Text to Boxes, then SAM Segment with its boxes. The picture's "
+        "embedding is remembered."
+    )
+    SEARCH_ALIASES = ["grounded sam", "segment anything", "text to mask", "segment by text", "clipseg", "find and mask"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "STRING", "IMAGE")
+    RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay")
+    OUTPUT_IS_LIST = (False, False, True, True, False)
+    OUTPUT_TOOLTIPS = (
+        "Masks in frame order: one per frame, or one per thing and frame with individual_masks; an empty one for nothing.",
+        "The boxes that the words found, a list per frame, best first, each with label and score.",
+        "Predicted quality (IoU) of each thing's mask, 0 for a frame where nothing was found.",
+        "The things' labels, frame by frame; an empty text for a frame where nothing was found.",
+        "The pictures with each thing's mask, box, label and score.",
+    )
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        options = {name: OPTION_INPUTS[name] for name in ("individual_masks", "mask_threshold", "device_mode", "hq")}
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "grounding_model": GROUNDING_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The pictures to segment, every frame of a batch; alpha is ignored."}),
+                **WORDS_INPUTS,
+            },
+            "optional": options,
+        }
+
+    def execute(
+        self,
+        sam_model: Sam,
+        grounding_model: GroundingModel,
+        image: Tensor,
+        text: str = "",
+        box_threshold: float = _DEFAULTS["box_threshold"],
+        text_threshold: float = _DEFAULTS["text_threshold"],
+        nms_threshold: float = _DEFAULTS["nms_threshold"],
+        max_boxes: int = _DEFAULTS["max_boxes"],
+        individual_masks: bool = False,
+        mask_threshold: float = 0.0,
+        device_mode: DeviceMode = "AUTO",
+        hq: bool = True,
+    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], list[str], Tensor]:
+        options = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
+        frames = image_to_frames(image)
+        found = find_boxes(grounding_model, frames, text, options, device_mode)
+        wired = Wired(boxes=[one.boxes for one in found])
+        embedding = encode(sam_model, image, device_mode)
+        masks, _, scores, _ = predict(sam_model, embedding, wired, "best", "auto", True, mask_threshold, device_mode, hq)
+        things = masks.split([max(1, len(one.boxes)) for one in found])
+        overlay = _overlay([_painted(*pair) for pair in zip(frames, things, strict=True)], found, image)
+        if not individual_masks and found:
+            masks = torch.stack([part.amax(0) for part in things])
+        return masks, _bboxes(found), scores, _labels(found), overlay
+
+
+def available_models() -> list[str]:
+    """What the loader lists: folders that are there, then known models; the same names before and after a download."""
+    present = {
+        path.parent.name
+        for folder in grounding_folders()
+        for path in folder.glob("*/config.json")
+        if not path.parent.name.startswith(".")  # a download in progress
+    }
+    return sorted(present) + [name for name in GROUNDING if name not in present]
+
+
+def find_model(name: str) -> Path:
+    """The folder of that name, fetched if it is known and not there or not complete.
+
+    Raises:
+        SAMError: there is no such folder, or it could not be fetched.
+    """
+    folder = _complete_folder(name)
+    if folder is not None:
+        return folder
+    if name in GROUNDING:
+        return fetch_folder(GROUNDING[name], grounding_folders())
+    raise SAMError(
+        f"there is no complete model {name!r} in {', '.join(map(str, grounding_folders()))}: it needs a folder of that name "
+        f"with {NEEDED}."
+    )
+
+
+def _complete_folder(name: str) -> Path | None:
+    """The first folder of that name that has all that loading needs; what is complete is never fetched."""
+    if name not in available_models():
+        return None
+    return next((folder / name for folder in grounding_folders() if is_complete(folder / name)), None)
+
+
+def _bboxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:
+    return [[_box(*thing) for thing in zip(*one, strict=True)] for one in found]
+
+
+def _box(corners: np.ndarray, score: float, label: str) -> BoundingBox:
+    x1, y1, x2, y2 = corners.tolist()
+    return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, score=score, label=label)
+
+
+def _labels(found: list[FoundBoxes]) -> list[str]:
+    """One per mask of SAM Segment Text: ComfyUI cannot hand on a list output with nothing in it."""
+    return [label for one in found for label in one.labels or [""]]
+
+
+def _painted(frame: np.ndarray, masks: Tensor) -> np.ndarray:
+    return paint_masks(frame, masks.cpu().numpy() > 0)
+
+
+def _overlay(pictures: list[np.ndarray], found: list[FoundBoxes], image: Tensor) -> Tensor:
+    """Pictures uint8 `[H, W, 3]` with their boxes and a legend, as an IMAGE of as many frames as `image`."""
+    painted = []
+    for picture, (boxes, scores, labels) in zip(pictures, found, strict=True):
+        captions = [f"{label} {score:.2f}".strip() for label, score in zip(labels, scores, strict=True)]
+        with_boxes = paint_boxes(picture, boxes, captions)
+        painted.append(with_boxes if captions else legend(with_boxes, "nothing found"))
+    overlay = frames_to_image(painted) if painted else torch.zeros(0, *image.shape[1:3], 3)
+    return overlay.to(result_device())
