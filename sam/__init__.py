@@ -14,6 +14,7 @@ from .encode import as_embedding, encode
 from .errors import SAMError
 from .loaded import load_shared
 from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
+from .personalize import Personalized, personalize
 from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceMode",
     "FoundMask",
     "Multimask",
+    "Personalized",
     "Precision",
     "Prediction",
     "Prompt",
@@ -43,6 +45,7 @@ __all__ = [
     "load_model",
     "load_shared",
     "objects_per_frame",
+    "personalize",
     "result_device",
     "segment_everything",
 ]

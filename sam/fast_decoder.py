@@ -64,9 +64,9 @@ class Guidance(NamedTuple):
     The arithmetic is that of transformers' `SamModel` (5.x) with `attention_similarity` and `target_embedding`.
 
     Attributes:
-        attention: `[1 or n, N]`, added to the scores by which the tokens attend to the picture, in every layer but the last look;
-            target-guided attention.
-        target: `[1 or n, C]`, added to all tokens before every layer; target-semantic prompting.
+        attention: `[1 or n, N]`, added to the scores by which the tokens attend to the picture, in every layer but the
+            last look: target-guided attention.
+        target: `[1 or n, C]`, added to all tokens before every layer: target-semantic prompting.
     """
 
     attention: Tensor
