@@ -4,6 +4,7 @@ from .automask import AutoMask
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .masks import SelectMasks
 from .model import SAMHubLoader, SAMModelLoader
+from .personalize import Personalize
 from .predict import PredictMask, Segment
 
 _NODES = {
@@ -14,6 +15,7 @@ _NODES = {
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
+    "SAMKit_Personalize": (Personalize, "SAM Personalize"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
 }
 
