@@ -3,13 +3,14 @@
 
     python benchmarks/persam.py [--pairs 30] [--checkpoint samkit_demo.safetensors]
 
-Pairs of scenes hold the same thing: one shape, colour and texture, at another place and scale, on another ground, among other
-things. It is shown in the first with its mask, and looked for in the second. A thing is found where the mask's IoU with the truth
-exceeds 0.5. Beside PerSAM: the same points without its attention guidance and prompting, and the positive point alone as a click.
+Pairs of scenes hold the same thing: one shape, colour and texture, at another place and scale, on another ground, among
+other things. It is shown in the first with its mask, and looked for in the second. A thing is found where the mask's IoU
+with the truth exceeds 0.5. Beside PerSAM: the same points without its attention guidance and target prompting, and the
+positive point alone as a click.
 
-The last lines tell where a failure comes from. `right point`: the location prior's peak lies on the thing. `true masks, ranked`:
-how often the likeness picks the thing when every object's true mask is given, once by the model's features, which is the most
-that any search by these features can find, and once by the mean colour. `told where`: the same decoding at a point on the thing.
+The rest tells where a failure comes from. `told where`: a click on the thing. `right point`: the location prior's peak lies
+on the thing. `true masks, ranked`: how often the likeness picks the thing when every object's true mask is given, by the
+mean of the model's features inside it and by the mean colour, to tell what these features know.
 """
 
 import argparse
