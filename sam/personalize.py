@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..utils.boxes import tight_box
 from ..utils.comfy import Progress
-from ..utils.images import as_masks, resize_masks
+from ..utils.images import as_masks
 from .decode import FrameDecoder
 from .device import DeviceMode, placed, result_device
 from .embedding import SAMEmbedding, Size
@@ -107,7 +107,7 @@ def personalize(
 
 
 def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
-    """The references' masks as `[R, H, W]` at their size, none of them empty."""
+    """One mask for each reference, `[R, h, w]`, none of them empty."""
     masks = as_masks(masks).cpu()
     if len(masks) != len(examples):
         raise SAMError(f"reference_mask has {len(masks)} masks for {len(examples)} reference images: give one for each.")
@@ -117,11 +117,11 @@ def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
             f"reference_mask is empty for reference {', '.join(empty)} of {len(masks)} (counted from 0): paint over the thing "
             "to find. Load Image gives an empty mask for a picture without alpha."
         )
-    return resize_masks(masks, examples.original_size)
+    return masks
 
 
 def learn(model: Sam, examples: SAMEmbedding, masks: Tensor, device: torch.device) -> Target:
-    """The thing in R embedded pictures, from its masks `[R, H, W]`: the features of grid cells that it covers.
+    """The thing in R embedded pictures, from its masks `[R, h, w]` of any size: the features of grid cells that it covers.
 
     A cell counts where the mask covers half of it; for a thing too small for that, those that it covers most.
     """

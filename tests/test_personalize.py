@@ -214,7 +214,8 @@ def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_things):
     (first, *_, guidance), second, third = Scripted.calls
     target = learn(tiny_model, encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), CPU)
     torch.testing.assert_close(guidance.target, target.mean[None])
-    assert guidance.attention.view(8, 8)[1:3, 1:3].mean() > 2 * guidance.attention.view(8, 8)[4, 6], "where the peak is"
+    level = guidance.attention.view(8, 8)
+    assert level[1:3, 1:3].mean() > level[4, 1] + 0.2, "more where the peak is"
     for prompt, _, _ in Scripted.calls:
         (x, y), negative = prompt.points.astype(int)
         assert prompt.labels.tolist() == [1, 0] and two_things[0][y, x] and negative.tolist() == [0, 0]
@@ -243,6 +244,18 @@ def test_no_more_are_found_than_asked_for_and_none_below_the_score(tiny_model, t
 def test_the_same_thing_is_not_found_twice(tiny_model, two_things, monkeypatch):
     monkeypatch.setattr(Scripted, "truth", [torch.stack(two_things).amax(0)])  # of both peaks
     assert len(found_in(tiny_model, max_objects=5, min_score=0.3, individual_masks=True)[0]) == 1
+
+
+def test_another_peak_that_leads_to_the_same_thing_does_not_count(tiny_model, two_things, monkeypatch):
+    first = (two_things[0].bool()[None], torch.ones(1), torch.zeros(1, 1, 32, 32))
+    monkeypatch.setattr(Scripted, "decode", lambda self, *_: first)
+    masks, scores, _, coords = found_in(tiny_model, max_objects=5, min_score=0.5, individual_masks=True)
+    assert torch.equal(masks, two_things[0][None]) and len(scores) == len(json.loads(coords)[0]) == 1
+
+
+def test_a_mask_that_is_mostly_something_else_is_left_out(tiny_model, two_things, monkeypatch):
+    monkeypatch.setattr(Scripted, "truth", [disc(60, 80, 20, 20, 18)[0], two_things[1]])
+    assert found_in(tiny_model, max_objects=5, min_score=0.5)[1] == pytest.approx([0.7])
 
 
 def test_an_empty_reference_mask_is_named(tiny_model):
