@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 MODULE = importlib.import_module("samkit.sam.personalize")  # the package's attribute of that name is the function
 
 
-@pytest.fixture(scope="module")
-def theirs():
-    return hugging_face_sam()
+@pytest.fixture(scope="module", params=[32, 256], ids=["32 wide", "256 wide"])
+def theirs(request):
+    return hugging_face_sam(request.param)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def ours(theirs, tmp_path):
     return load_model(tmp_path / "model.safetensors")
 
 
-def guidance_for(count, numbers):
-    """Lively guidance: attention [count, 64], target [count, 32]."""
+def guidance_for(count, numbers, width=32):
+    """Lively guidance: attention [count, 64], target [count, width]."""
     attention = torch.rand(count, 64, generator=numbers) * 6
-    return Guidance(attention, torch.randn(count, 32, generator=numbers))
+    return Guidance(attention, torch.randn(count, width, generator=numbers))
 
 
 @pytest.mark.skipif(
@@ -53,11 +53,12 @@ def guidance_for(count, numbers):
 @pytest.mark.parametrize(("count", "points"), [(1, 2), (5, 2), (3, 40)])
 def test_guided_logits_are_transformers(theirs, ours, count, points, masks, multimask):
     numbers = torch.Generator().manual_seed(count)
-    features = torch.randn(1, 32, 8, 8, generator=numbers)
+    width = ours.prompt_encoder.embed_dim
+    features = torch.randn(1, width, 8, 8, generator=numbers)
     coords = torch.rand(count, points, 2, generator=numbers) * 128
     labels = torch.randint(0, 2, (count, points), generator=numbers)
     logits = torch.randn(1, 1, 32, 32, generator=numbers) * 5 if masks else None
-    guidance = guidance_for(count, numbers)
+    guidance = guidance_for(count, numbers, width)
     with torch.no_grad():
         expected = theirs(
             image_embeddings=features,
@@ -83,10 +84,11 @@ def test_guided_logits_are_transformers(theirs, ours, count, points, masks, mult
 def test_one_row_of_guidance_counts_for_all(ours):
     numbers = torch.Generator().manual_seed(0)
     coords, labels = torch.rand(5, 2, 2, generator=numbers) * 128, torch.ones(5, 2, dtype=torch.int)
-    guidance, fast = guidance_for(1, numbers), decoder_for(ours, CPU)
+    width = ours.prompt_encoder.embed_dim
+    guidance, fast = guidance_for(1, numbers, width), decoder_for(ours, CPU)
     with torch.no_grad():
         sparse, _ = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
-        picture = fast.look_at(torch.randn(32, 8, 8, generator=numbers))
+        picture = fast.look_at(torch.randn(width, 8, 8, generator=numbers))
         shared = fast(picture, sparse, None, slice(None), guidance=guidance)[0]
         each = fast(picture, sparse, None, slice(None), guidance=Guidance(*(row.expand(5, -1) for row in guidance)))[0]
     torch.testing.assert_close(shared, each, atol=1e-5, rtol=0)
