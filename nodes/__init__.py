@@ -5,6 +5,7 @@ from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
 from .model import SAMHubLoader, SAMModelLoader
+from .personalize import Personalize
 from .predict import PredictMask, Segment
 from .preview_routes import register_routes
 from .prompt_editor import PromptEditor
@@ -18,6 +19,7 @@ _NODES = {
     "SAMKit_Segment": (Segment, "SAM Segment"),
     "SAMKit_PromptEditor": (PromptEditor, "SAM Prompt Editor"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
+    "SAMKit_Personalize": (Personalize, "SAM Personalize"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),

@@ -15,6 +15,7 @@ from .errors import SAMError
 from .grounding import FoundBoxes, GroundingModel, GroundingOptions, find_boxes, load_grounding, normalise_text
 from .loaded import load_shared, recall, remember
 from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
+from .personalize import Personalized, personalize
 from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GroundingModel",
     "GroundingOptions",
     "Multimask",
+    "Personalized",
     "Precision",
     "Prediction",
     "Prompt",
@@ -50,6 +52,7 @@ __all__ = [
     "load_shared",
     "normalise_text",
     "objects_per_frame",
+    "personalize",
     "recall",
     "remember",
     "result_device",

@@ -16,7 +16,7 @@ from .device import DeviceMode, placed, result_device
 from .embedding import SAMEmbedding, Size
 from .encode import as_embedding
 from .errors import SAMError
-from .fast_decoder import FastDecoder, Picture
+from .fast_decoder import FastDecoder, Guidance, Picture
 from .hq import HQMaskDecoder
 from .prompts import Prompt, shape_of, to_model_frame
 
@@ -114,21 +114,31 @@ class FrameDecoder:
         self.resting = result_device()
 
     def decode(
-        self, index: int, objects: Sequence[Prompt], candidate: Candidate, multimask: Multimask
+        self,
+        index: int,
+        objects: Sequence[Prompt],
+        candidate: Candidate,
+        multimask: Multimask,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks, scores and logits of one picture's objects (see `Prediction`)."""
+        """Masks, scores and logits of one picture's objects (see `Prediction`), all under the one `guidance`."""
         grid = self.model.prompt_encoder.mask_input_size
         kept = [(torch.zeros(0, *grid, device=self.device), torch.zeros(0, device=self.device))] * (len(objects) or 1)
         for members in _batches(objects):
             some = [objects[i] for i in members]
-            logits, scores, _ = self.run(index, some, self._tokens(some[0], multimask))
+            logits, scores, _ = self.run(index, some, self._tokens(some[0], multimask), guidance=guidance)
             for row, member in enumerate(members):
                 kept[member] = self._pick(logits[row], scores[row], candidate)
         logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return self._upscale(logits), scores.to(self.resting), logits[:, None].to(self.resting)
 
     def run(
-        self, index: int, prompts: list[Prompt], wanted: slice, above: float | None = None
+        self,
+        index: int,
+        prompts: list[Prompt],
+        wanted: slice,
+        above: float | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask tokens of one picture's n prompts, which must share a shape (see `shape_of`).
 
@@ -137,9 +147,13 @@ class FrameDecoder:
             prompts: n of them.
             wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
             above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
+            guidance: of an example, or None.
 
         Returns:
             Logits float32 `[m, W, 4h, 4w]` and predicted IoUs `[m, W]` of those left, and which they are, `[m]`.
+
+        Raises:
+            SAMError: there is guidance, but the model's decoder is one that the pack does not know how to guide.
         """
         values = self.embedding.view(np.ndarray)[index]
         tensors = to_model_frame(prompts, self.embedding.original_size, self.embedding.input_size, self.device)
@@ -148,7 +162,12 @@ class FrameDecoder:
         if self.fast is not None:
             picture = self._picture(self.fast, values, self.embedding.image_keys[index])
             fine = None if self.fine is None else self._here(self.fine[index : index + 1])
-            return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above, fine)
+            return self.fast(picture, sparse, None if tensors.masks is None else dense, wanted, above, fine, guidance)
+        if guidance is not None:
+            raise SAMError(
+                f"this model's mask decoder is a {type(self.model.mask_decoder).__name__}, which takes no example to go by: "
+                "use a model from Load SAM Model."
+            )
         features = self._here(values)[None]
         logits, scores = self.model.mask_decoder.predict_masks(features, encoder.get_dense_pe(), sparse, dense)
         logits, scores = logits[:, wanted], scores[:, wanted]

@@ -58,6 +58,25 @@ class Rated(NamedTuple):
     scores: Tensor
 
 
+class Guidance(NamedTuple):
+    """What an example says about where to look and what for ("Personalize Segment Anything", arXiv 2305.03048, section 3.2).
+
+    The arithmetic is that of transformers' `SamModel` (5.x) with `attention_similarity` and `target_embedding`.
+
+    Attributes:
+        attention: `[1 or n, N]`, added to the scores by which the tokens attend to the picture, in every layer but the
+            last look: target-guided attention.
+        target: `[1 or n, C]`, added to all tokens before every layer: target-semantic prompting.
+    """
+
+    attention: Tensor
+    target: Tensor
+
+    def of(self, part: slice) -> "Guidance":
+        """The guidance of some prompts; one row counts for all."""
+        return Guidance(*(rows if len(rows) == 1 else rows[part] for rows in self))
+
+
 class FastDecoder:
     """A plan to run one model's mask decoder on one device, in float32.
 
@@ -94,16 +113,17 @@ class FastDecoder:
         queries = F.linear(tokens, back.q_proj.weight) + self.query_places[0]
         return Picture(tokens, keys, into.v_proj(tokens), queries)
 
-    def rate(self, picture: Picture, sparse: Tensor, dense: Tensor | None) -> Rated:
+    def rate(self, picture: Picture, sparse: Tensor, dense: Tensor | None, guidance: Guidance | None = None) -> Rated:
         """The transformer and the IoU head, `MaskDecoder.predict_masks` up to the masks.
 
         Args:
             picture: see `look_at`.
             sparse: prompt tokens `[n, K, C]`.
             dense: embedded mask prompts `[n, C, h, w]`, or None where no prompt has one.
+            guidance: of an example, or None.
         """
         prompt = torch.cat([self.own_tokens.expand(len(sparse), -1, -1), sparse], 1)
-        queries, image = self._transform(picture, prompt, dense)
+        queries, image = self._transform(picture, prompt, dense, guidance)
         scores = self.score(queries[:, 0])
         return Rated(queries, image, scores)
 
@@ -141,11 +161,12 @@ class FastDecoder:
         wanted: slice,
         above: float | None = None,
         fine: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[m, W, 4h, 4w]`, predicted IoUs `[m, W]`, and which of the n prompts they are, `[m]`.
 
         Args:
-            picture, sparse, dense: see `rate`.
+            picture, sparse, dense, guidance: see `rate`.
             wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
             above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
             fine: see `masks`.
@@ -154,7 +175,8 @@ class FastDecoder:
         size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
         for start in range(0, len(sparse), size):
             part = slice(start, start + size)
-            rated = self.rate(picture, sparse[part], None if dense is None else dense[part])
+            guided = None if guidance is None else guidance.of(part)
+            rated = self.rate(picture, sparse[part], None if dense is None else dense[part], guided)
             index = torch.arange(start, start + len(rated.scores), device=sparse.device)
             if above is not None:
                 kept = (rated.scores[:, wanted] > above).any(1)
@@ -163,15 +185,24 @@ class FastDecoder:
         logits, scores, indices = zip(*results, strict=True)
         return torch.cat(logits), torch.cat(scores), torch.cat(indices)
 
-    def _transform(self, picture: Picture, prompt: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _transform(
+        self, picture: Picture, prompt: Tensor, dense: Tensor | None, guidance: Guidance | None
+    ) -> tuple[Tensor, Tensor]:
         """TwoWayTransformer.forward: queries `[n, t, C]` and image tokens `[n, N, C]`."""
+        bias = target = None
+        if guidance is not None:
+            bias, target = guidance.attention[:, None, None], guidance.target[:, None]
+            prompt = prompt + target  # PerSAM adds it in place, and so to the tokens' places too
         queries = prompt
         # A mask prompt replaces the no-mask one, for each prompt in its own way: nothing is shared then.
         image = None if dense is None else picture.tokens + (dense.flatten(2).transpose(1, 2) - self.absent)
         for index, layer in enumerate(self.transformer.layers):
+            if target is not None and index:
+                queries = queries + target
             queries = layer.norm1(_attend_to_self(layer, queries, prompt))
             known = picture if image is None else None
-            looked = self._look(layer.cross_attn_token_to_image, queries + prompt, image, self.key_places[index], known)
+            into, places = layer.cross_attn_token_to_image, self.key_places[index]
+            looked = self._look(into, queries + prompt, image, places, known, bias)
             queries = layer.norm2(queries + looked)
             queries = layer.norm3(queries + layer.mlp(queries))
             asked = self._ask(layer.cross_attn_image_to_token, queries + prompt, queries, image, index, known)
@@ -180,18 +211,26 @@ class FastDecoder:
         queries = queries + self._look(last, queries + prompt, image, self.key_places[-1], None)
         return self.transformer.norm_final_attn(queries), image
 
-    def _look(self, attn: nn.Module, tokens: Tensor, image: Tensor | None, places: Tensor, known: Picture | None) -> Tensor:
-        """Tokens `[n, t, C]` attend to the picture: `[n, t, C]`, to be added to them."""
+    def _look(
+        self,
+        attn: nn.Module,
+        tokens: Tensor,
+        image: Tensor | None,
+        places: Tensor,
+        known: Picture | None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens `[n, t, C]` attend to the picture: `[n, t, C]`, to be added to them; `bias` is added to the scores."""
         asked = _heads(attn, attn.q_proj(tokens))
         if known is not None:
-            mixed = _mix(asked, _heads(attn, known.keys), _heads(attn, known.values))
+            mixed = _mix(asked, _heads(attn, known.keys), _heads(attn, known.values), bias)
         elif _is_narrow(attn, tokens):
-            weights = torch.softmax(_absorbed_scores(attn, asked, image, attn.k_proj, places), -1)
+            weights = _weights(_absorbed_scores(attn, asked, image, attn.k_proj, places), bias)
             seen = (weights.flatten(1, 2) @ image).view(*weights.shape[:3], -1)
             mixed = seen @ _by_head(attn, attn.v_proj).transpose(1, 2) + attn.v_proj.bias.view(attn.num_heads, 1, -1)
         else:
             keys = F.linear(image, attn.k_proj.weight) + places
-            mixed = _mix(asked, _heads(attn, keys), _heads(attn, attn.v_proj(image)))
+            mixed = _mix(asked, _heads(attn, keys), _heads(attn, attn.v_proj(image)), bias)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _ask(
@@ -248,9 +287,14 @@ def _scores(tokens: Tensor, image: Tensor) -> Tensor:
     return together.view(heads, n, count, -1).transpose(0, 1)
 
 
-def _mix(asked: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of `[n, heads, t, d]` over keys and values `[n or 1, heads, N, d]`."""
-    weights = torch.softmax(_scores(asked, keys), -1)
+def _weights(scores: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention over the picture from scores `[n, heads, t, N]` and a bias `[n or 1, 1, 1, N]`."""
+    return torch.softmax(scores if bias is None else scores + bias, -1)
+
+
+def _mix(asked: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of `[n, heads, t, d]` over keys and values `[n or 1, heads, N, d]`; for `bias` see `_weights`."""
+    weights = _weights(_scores(asked, keys), bias)
     if len(values) == len(weights):
         return weights @ values
     n, heads, count, tokens = weights.shape

@@ -110,10 +110,14 @@ def mask_to_logits(mask: Tensor, input_size: Size, model: Sam) -> Tensor | None:
     """
     if not bool((mask > 0).any()):
         return None
-    side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
-    resized = resize_masks(mask[None], input_size)
-    padded = F.pad(resized, (0, side - input_size[1], 0, side - input_size[0]))
-    return F.adaptive_avg_pool2d(padded, grid) * _MASK_SCALE + _MASK_BIAS
+    return on_grid(mask, input_size, model, model.prompt_encoder.mask_input_size) * _MASK_SCALE + _MASK_BIAS
+
+
+def on_grid(values: Tensor, input_size: Size, model: Sam, grid: Size) -> Tensor:
+    """A picture's map `[H, W]` averaged over a grid (h, w) on the model's square: `[1, h, w]`, 0 in the padding."""
+    side = model.image_encoder.img_size
+    resized = resize_masks(values[None], input_size)
+    return F.adaptive_avg_pool2d(F.pad(resized, (0, side - input_size[1], 0, side - input_size[0])), grid)
 
 
 @dataclass(frozen=True)

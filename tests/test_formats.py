@@ -14,22 +14,25 @@ from samkit.sam.weights.formats import to_sam_names
 transformers = pytest.importorskip("transformers")
 
 
-def hugging_face_sam(**vision):
-    """A small SamModel with seeded weights that make masks worth comparing; `vision` as in SamVisionConfig."""
+def hugging_face_sam(width=32, **vision):
+    """A small SamModel with seeded weights that make masks worth comparing; `vision` as in SamVisionConfig.
+
+    With a decoder as wide as SAM's, 256, ours takes its way of few tokens and many channels.
+    """
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_dim": 128} | vision
     config = transformers.SamConfig(
         vision_config=transformers.SamVisionConfig(
-            image_size=128, window_size=3, global_attn_indexes=[1], output_channels=32, num_pos_feats=16, **shape
+            image_size=128, window_size=3, global_attn_indexes=[1], output_channels=width, num_pos_feats=width // 2, **shape
         ),
-        prompt_encoder_config=transformers.SamPromptEncoderConfig(hidden_size=32, image_size=128),
-        mask_decoder_config=transformers.SamMaskDecoderConfig(hidden_size=32, mlp_dim=64),
+        prompt_encoder_config=transformers.SamPromptEncoderConfig(hidden_size=width, image_size=128),
+        mask_decoder_config=transformers.SamMaskDecoderConfig(hidden_size=width, mlp_dim=64),
     )
     model = transformers.SamModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             wide = "rel_pos" in name or "pos_embed" in name or "positional" in name
-            scale = 0.3 if wide else 0.1 if parameter.ndim == 1 or "layer_norm" in name else 0.2
+            scale = 0.3 if wide else 0.1 if parameter.ndim == 1 or "layer_norm" in name else 0.2 * (32 / width) ** 0.5
             parameter.add_(torch.randn_like(parameter) * scale)
         model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
     return model

@@ -43,6 +43,12 @@ CONTRACT = {
         ["region", "device_mode"],
         ["masks", "bboxes", "scores", "overlay", "labels"],
     ),
+    "SAMKit_Personalize": (
+        "SAM Personalize",
+        ["sam_model", "reference_image", "reference_mask", "image", "max_objects", "min_score"],
+        ["individual_masks", "hq", "device_mode"],
+        ["masks", "scores", "similarity", "positive_coords"],
+    ),
     "SAMKit_SelectMasks": (
         "SAM Select Masks",
         ["masks", "order_by", "start", "count", "merge"],

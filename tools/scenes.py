@@ -456,21 +456,102 @@ def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
         if rng.random() < 0.3:
             _clutter(rng, canvas)
         owner, shapes, parents = _draw_objects(rng, canvas, hue)
-        masks = [owner == i for i in range(len(shapes))]
-        for child, whole in enumerate(parents):
-            if whole >= 0:
-                masks[whole] |= masks[child]
-        drawn = [float((shape.coverage >= 0.5).sum()) for shape in shapes]
-        kept = [i for i, mask in enumerate(masks) if _is_visible(mask, drawn[i], max(height, width))]
+        kept = _in_sight(owner, shapes, parents)
         if kept:
-            break
-    place = {old: new for new, old in enumerate(kept)}
+            return _photograph(rng, canvas, owner, shapes, parents, kept)
+
+
+def _masks(owner: NDArray[np.int16], parents: list[int]) -> list[Mask]:
+    """What can be seen of every object drawn, its parts included."""
+    masks = [owner == i for i in range(len(parents))]
+    for child, whole in enumerate(parents):
+        if whole >= 0:
+            masks[whole] |= masks[child]
+    return masks
+
+
+def _in_sight(owner: NDArray[np.int16], shapes: list[_Placed], parents: list[int]) -> list[int]:
+    """Indices of the objects of which enough can be seen."""
+    drawn = [float((shape.coverage >= 0.5).sum()) for shape in shapes]
+    return [i for i, mask in enumerate(_masks(owner, parents)) if _is_visible(mask, drawn[i], max(owner.shape))]
+
+
+def _photograph(
+    rng: Generator,
+    canvas: Array,
+    owner: NDArray[np.int16],
+    shapes: list[_Placed],
+    parents: list[int],
+    kept: list[int],
+) -> Scene:
+    """The scene of a finished canvas, with the objects that are `kept`."""
+    masks, place = _masks(owner, parents), {old: new for new, old in enumerate(kept)}
     return Scene(
         image=_camera(rng, canvas),
         masks=np.stack([masks[i] for i in kept]),
         names=tuple(shapes[i].name for i in kept),
         parents=tuple(place.get(parents[i], -1) for i in kept),
     )
+
+
+# --- the same thing twice -------------------------------------------------------------------------------------------
+
+
+def make_pair(seed: int) -> tuple[Scene, Scene]:
+    """Two scenes, each with the same thing as its last object: one shape, colour and texture; another place, scale and ground.
+
+    All else in them is drawn as in any scene, before the thing, which nothing hides. Its size is 0.12 to 0.4 of the long
+    side, in the second scene 0.6 to 0.85 or 1.2 to 1.6 times that of the first.
+    """
+    rng = np.random.default_rng([seed, 2])
+    thing, colour = int(rng.integers(1 << 31)), _colour(rng, rng.random())
+    first = rng.uniform(0.16, 0.28)
+    second = first * (rng.uniform(0.6, 0.85) if rng.random() < 0.5 else rng.uniform(1.2, 1.6))
+    return tuple(_scene_with(np.random.default_rng([seed, k]), thing, colour, share) for k, share in enumerate((first, second)))
+
+
+def _scene_with(rng: Generator, thing: int, colour: Array, share: float) -> Scene:
+    """A scene with the thing of seed `thing` on top, `share` of the long side across, where its colour stands out."""
+    while True:
+        height, width = _picture_size(rng)
+        hue = float(rng.random())
+        canvas = _ground(rng, height, width, hue)
+        if rng.random() < 0.3:
+            _clutter(rng, canvas)
+        owner, shapes, parents = _draw_objects(rng, canvas, hue)
+        for _ in range(20):
+            placed = _place_thing(rng, owner, thing, share * max(height, width))
+            if placed is not None and _stands_out(canvas, placed, colour):
+                _paint_thing(canvas, placed, thing, colour)
+                owner[placed.window][placed.coverage >= 0.5] = len(shapes)
+                shapes, parents = [*shapes, placed], [*parents, -1]
+                return _photograph(rng, canvas, owner, shapes, parents, _in_sight(owner, shapes, parents))
+
+
+def _place_thing(rng: Generator, owner: NDArray[np.int16], thing: int, across: float) -> _Placed | None:
+    """The thing at a random place wholly inside the picture and not inside another object; None where that fails."""
+    height, width = owner.shape
+    reach = across / 2 + 2
+    if 2 * reach >= min(height, width):
+        return None
+    centre = (float(rng.uniform(reach, width - reach)), float(rng.uniform(reach, height - reach)))
+    placed = _place(np.random.default_rng(thing), height, width, across, centre)
+    return None if placed is None or _lies_inside(owner, placed) else placed
+
+
+def _stands_out(canvas: Array, placed: _Placed, colour: Array) -> bool:
+    """Whether the mean colour of what a shape would cover differs enough from `colour`."""
+    cover = placed.coverage[..., None]
+    ground = (canvas[placed.window] * cover).sum((0, 1)) / max(float(cover.sum()), 1.0)
+    return float(np.linalg.norm(colour - ground)) > MIN_CONTRAST
+
+
+def _paint_thing(canvas: Array, placed: _Placed, thing: int, colour: Array) -> None:
+    """Draw the thing onto the canvas (in place): its texture is a function of its seed, at the scale of its size."""
+    rng = np.random.default_rng([thing, 1])
+    paint = _texture(rng, *placed.coverage.shape, placed.across, colour, rng.uniform(3, 40))
+    window, cover = canvas[placed.window], placed.coverage[..., None]
+    window += cover * (paint - window)
 
 
 # --- prompts from masks ---------------------------------------------------------------------------------------------
