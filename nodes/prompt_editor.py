@@ -98,7 +98,9 @@ def _read(value: Any) -> Mapping[str, Any]:
 def _check_mark(mark: Any, place: str) -> None:
     keys = set(mark) - {"frame"} if isinstance(mark, Mapping) else None
     if keys not in (_POINT, _BOX):
-        raise SAMError(f"{place} is {str(mark)[:80]!r}: it must be {{x, y, label}} or {{x, y, width, height}}, and may have frame.")
+        raise SAMError(
+            f"{place} is {str(mark)[:80]!r}: it must be {{x, y, label}} or {{x, y, width, height}}, and may have frame."
+        )
     for key in sorted(keys):
         number = mark[key]
         if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < _FAR:
