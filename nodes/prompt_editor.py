@@ -49,12 +49,9 @@ class EditorPrompts:
         )
 
     def outputs(self, frames: int) -> tuple[str, str, list[Any]]:
-        """`positive_coords`, `negative_coords` and `bboxes`: a plain list where every frame has the same, else one per frame."""
-        if not any("frame" in mark for mark in self.marks):
-            frames, plain = 1, True
-        else:
-            plain = False
-        wired = self.wired(frames)
+        """`positive_coords`, `negative_coords` and `bboxes`: plain lists where every frame has the same, else one per frame."""
+        plain = not any("frame" in mark for mark in self.marks)
+        wired = self.wired(1 if plain else frames)
         positive, negative = ([[_xy(point) for point in part] for part in parts] for parts in (wired.positive, wired.negative))
         boxes = [[_bounding_box(box) for box in part] for part in wired.boxes]
         positive, negative, boxes = (parts[0] if plain else parts for parts in (positive, negative, boxes))
@@ -98,7 +95,9 @@ def _read(value: Any) -> Mapping[str, Any]:
 def _check_mark(mark: Any, place: str) -> None:
     keys = set(mark) - {"frame"} if isinstance(mark, Mapping) else None
     if keys not in (_POINT, _BOX):
-        raise SAMError(f"{place} is {str(mark)[:80]!r}: it must be {{x, y, label}} or {{x, y, width, height}}, and may have frame.")
+        raise SAMError(
+            f"{place} is {str(mark)[:80]!r}: it must be {{x, y, label}} or {{x, y, width, height}}, and may have frame."
+        )
     for key in sorted(keys):
         number = mark[key]
         if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < _FAR:

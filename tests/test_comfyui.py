@@ -141,7 +141,8 @@ def evaluate(graph, picture):
                 results[node] = core[kind](**inputs)
             else:
                 made = NODE_CLASS_MAPPINGS[kind]()
-                results[node] = getattr(made, made.FUNCTION)(**inputs)
+                made_here = getattr(made, made.FUNCTION)(**inputs)
+                results[node] = made_here["result"] if isinstance(made_here, dict) else made_here
         return results[node]
 
     return {node: result(node)[0] for node in graph if graph[node]["class_type"] == "SaveImage"}
@@ -295,6 +296,7 @@ def test_words_that_find_nothing_make_empty_masks(server, grounding_folder):  # 
         ("embed_once", "samkit/embed_once_smallest", 2, 0.8),
         ("embed_once", "samkit/embed_once_largest", 1, 0.65),
         ("refine", "samkit/refine_after", 0, 0.9),
+        ("prompt_editor", "samkit/editor", 1, 0.85),
     ],
 )
 def test_an_example_finds_what_its_note_says(picture, example, prefix, thing, least):
@@ -414,11 +416,12 @@ def test_interface_examples_fit_the_server(server, path):
 def check_widgets(node, declared):
     """Every widget is one that the server declares, in the order of its values, and a combo's value is one of its options."""
     declared = {**declared["required"], **declared.get("optional", {})}
-    names = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+    socketless = [name for name, (_, options) in declared.items() if options.get("socketless")]
+    names = [socket["name"] for socket in node["inputs"] if "widget" in socket] + socketless
     assert len(names) == len(node["widgets_values"])
     for name, value in zip(names, node["widgets_values"], strict=True):
         if (node["type"], name) != ("LoadImage", "upload"):
             kind, *options = declared[name]
             choices = kind if isinstance(kind, list) else options[0].get("options") if kind == "COMBO" else None
             assert choices is None or value in choices, (node["type"], name, value)
-    assert {socket["name"] for socket in node["inputs"]} - {"upload"} == set(declared)
+    assert {socket["name"] for socket in node["inputs"]} - {"upload"} == set(declared) - set(socketless)

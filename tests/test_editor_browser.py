@@ -66,7 +66,7 @@ def test_a_click_shows_the_mask_of_the_clicked_shape(editor):
     assert iou(editor.seen(), truth(LEAF)) >= LEAST_IOU
     assert [mark["label"] for mark in editor.marks] == [1]
     assert abs(editor.marks[0]["x"] - LEAF[0]) < 1.5 and abs(editor.marks[0]["y"] - LEAF[1]) < 1.5
-    assert "score" in editor.status and "640 × 480" in editor.status
+    assert "score" in editor.status and "640 \u00d7 480" in editor.status
 
 
 def test_the_pointer_previews_what_a_click_would_give_and_takes_it_away(editor):

@@ -35,6 +35,12 @@ CONTRACT = {
         + ["individual_masks", "mask_threshold", "device_mode", "hq"],
         ["masks", "bboxes", "scores", "logits"],
     ),
+    "SAMKit_PromptEditor": (
+        "SAM Prompt Editor",
+        ["image", "prompts"],
+        ["sam_model"],
+        ["positive_coords", "negative_coords", "bboxes", "masks", "image"],
+    ),
     "SAMKit_AutoMask": (
         "SAM Segment Everything",
         ["sam_model", "image", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh"]

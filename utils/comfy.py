@@ -114,6 +114,7 @@ def load_picture(path: Path, kind: str) -> Any:
         OSError, ValueError, RuntimeError: the file is no picture.
     """
     import folder_paths
+
     import nodes
 
     inside = path.relative_to(Path(folder_paths.get_directory_by_type(kind)).resolve())
