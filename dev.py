@@ -46,7 +46,8 @@ def comfyui(extra: list[str]) -> int:
     link = home / "custom_nodes" / "samkit"
     if ROOT.parent != home / "custom_nodes" and not link.exists():
         link_folder(link)
-    shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", home / "input")
+    for picture in (ROOT / "example_workflows").glob("*.png"):
+        shutil.copy(picture, home / "input")
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     cpu = [] if subprocess.call([interpreter, "-c", has_gpu]) == 0 else ["--cpu"]
     port = extra[extra.index("--port") + 1] if "--port" in extra else "8188"

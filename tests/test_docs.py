@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from demo import SCENE_SEED, SCENE_SIZE
+from demo import PAIR_SEED, SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from samkit.sam.weights.registry import BUNDLED, KNOWN
-from scenes import make_scene
+from scenes import make_pair, make_scene
 
 EXAMPLES = ROOT / "example_workflows"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,10 +85,21 @@ def test_both_forms_of_an_example_are_the_same_graph(path):
     assert graph == {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in api.items()}
 
 
-def test_the_examples_picture_is_what_the_generator_draws():
-    stored = np.array(Image.open(EXAMPLES / "samkit_scene.png").convert("RGB")).astype(int)
-    drawn = make_scene(SCENE_SEED, SCENE_SIZE).image
-    assert stored.shape == drawn.shape and np.abs(stored - drawn).max() <= 1
+def test_the_examples_pictures_are_what_the_generator_draws():
+    reference, other = make_pair(PAIR_SEED)
+    drawn = {"samkit_scene": make_scene(SCENE_SEED, SCENE_SIZE), "samkit_reference": reference, "samkit_other_scene": other}
+    assert {path.stem for path in EXAMPLES.glob("*.png")} == set(drawn)
+    for name, scene in drawn.items():
+        stored = np.array(Image.open(EXAMPLES / f"{name}.png").convert("RGB")).astype(int)
+        assert stored.shape == scene.image.shape and np.abs(stored - scene.image).max() <= 1
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_an_example_uses_bundled_pictures_and_its_note_names_them(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    used = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"]
+    assert used and all((EXAMPLES / name).is_file() and f"**{name}**" in note for name in used)
 
 
 def test_the_api_forms_use_inputs_that_exist():

@@ -24,6 +24,7 @@ from samkit.utils.overlay import draw_box, mark, paint_masks  # noqa: E402
 
 PICTURE = ROOT / "example_workflows" / "samkit_scene.png"
 SCENE_SEED, SCENE_SIZE = 2_000_007, (480, 640)
+PAIR_SEED = 2_000_056  # of the two pictures that the example of SAM Personalize uses
 OUTPUT = ROOT / "demo_output"
 CHECKPOINT = "samkit_demo.safetensors"
 EVERYTHING = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
