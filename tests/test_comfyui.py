@@ -421,7 +421,7 @@ def test_interface_examples_fit_the_server(server, path):
 def check_widgets(node, declared):
     """Every widget is one that the server declares, in the order of its values, and a combo's value is one of its options."""
     declared = {**declared["required"], **declared.get("optional", {})}
-    socketless = [name for name, (_, options) in declared.items() if options.get("socketless")]
+    socketless = [name for name, (_, *options) in declared.items() if options and options[0].get("socketless")]
     names = [socket["name"] for socket in node["inputs"] if "widget" in socket] + socketless
     assert len(names) == len(node["widgets_values"])
     for name, value in zip(names, node["widgets_values"], strict=True):
