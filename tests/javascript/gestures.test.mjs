@@ -45,8 +45,10 @@ beforeEach(() => {
 function send(type, x, y, more = {}) {
   const done = { prevented: false, stopped: false };
   stage.listeners[type]({
-    clientX: 100 + x / 2, clientY: 50 + y / 2, pointerId: 1, pointerType: "mouse", button: LEFT, shiftKey: false, altKey: false, timeStamp: now,
-    preventDefault: () => (done.prevented = true), stopPropagation: () => (done.stopped = true), ...more,
+    ...{ clientX: 100 + x / 2, clientY: 50 + y / 2, timeStamp: now },
+    ...{ pointerId: 1, pointerType: "mouse", button: LEFT, shiftKey: false, altKey: false },
+    ...{ preventDefault: () => (done.prevented = true), stopPropagation: () => (done.stopped = true) },
+    ...more,
   });
   return done;
 }
@@ -208,6 +210,12 @@ test("a drag along a line is neither a box nor a click", () => {
   assert.deepEqual([state.marks, state.canUndo], [[], false]);
 });
 
+test("a box of a few pixels is kept where they are large on the screen", () => {
+  editor.view.scale = 10;
+  drag([100, 100], [130, 120]);
+  assert.deepEqual(state.marks, [box(10, 10, 3, 2)]);
+});
+
 test("a long flat box is kept", () => {
   drag([60, 80], [160, 200], [160, 81]);
   assert.deepEqual(state.marks, [box(60, 80, 100, 1)]);
@@ -284,6 +292,13 @@ test("after a cancel the next click works", () => {
   assert.deepEqual(state.marks, [point(100, 100)]);
 });
 
+test("after a cancelled finger another one clicks, and does not zoom", () => {
+  down(60, 80, finger(1));
+  send("pointercancel", 60, 80, finger(1));
+  click(100, 100, finger(2));
+  assert.deepEqual(state.marks, [point(100, 100)]);
+});
+
 test("an abandoned drag leaves nothing, and its end adds nothing", () => {
   down(60, 80);
   move(160, 200);
@@ -303,10 +318,10 @@ test("an abandoned pan leaves the selection", () => {
 
 // --- pan and pinch
 
-for (const [what, begin] of [["the middle button", () => ({ button: MIDDLE })], ["Space", () => ((editor.panning = true), {})]]) {
+for (const [what, panning, more] of [["the middle button", false, { button: MIDDLE }], ["Space", true, {}]]) {
   test(`a drag with ${what} pans, even over a mark`, () => {
     load(point(60, 80));
-    const more = begin();
+    editor.panning = panning;
     down(60, 80, more);
     move(70, 85, more);
     move(90, 60, more);
@@ -342,6 +357,7 @@ test("a second finger takes back what the first began, and neither adds a mark",
   down(200, 100, finger(2));
   assert.deepEqual(state.marks, []);
   up(200, 100, finger(2));
+  assert.equal(gestures.active, true, "until both are up");
   move(180, 180, finger(1));
   up(180, 180, finger(1));
   assert.deepEqual([state.marks, gestures.active], [[], false]);

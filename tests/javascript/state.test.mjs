@@ -150,9 +150,10 @@ test("remove takes one mark and the selection", () => {
   assert.equal(state.selected, null);
 });
 
-test("remove of a mark that is not there is no step", () => {
-  stateOf(point(1, 2)).remove(1);
-  assert.deepEqual([state.marks.length, commits], [1, 0]);
+test("remove of a mark that is not there changes nothing", () => {
+  stateOf(point(1, 2)).select(0);
+  state.remove(1);
+  assert.deepEqual([state.marks.length, state.selected, commits], [1, 0, 0]);
 });
 
 test("clear takes all marks in one step, and the selection", () => {
@@ -178,14 +179,14 @@ test("a selection is told of, and is no step", () => {
 
 test("Tab goes through the marks in order, and then to none", () => {
   stateOf(point(1, 2), point(3, 4));
-  const seen = [state.selectNext(), state.selected, state.selectNext(), state.selected, state.selectNext(), state.selected];
-  assert.deepEqual(seen, [true, 0, true, 1, false, null]);
+  const seen = [1, 2, 3].map(() => [state.selectNext(), state.selected]);
+  assert.deepEqual(seen, [[true, 0], [true, 1], [false, null]]);
 });
 
 test("Shift+Tab goes through the marks backwards, and then to none", () => {
   stateOf(point(1, 2), point(3, 4));
-  const seen = [state.selectNext(-1), state.selected, state.selectNext(-1), state.selected, state.selectNext(-1), state.selected];
-  assert.deepEqual(seen, [true, 1, true, 0, false, null]);
+  const seen = [1, 2, 3].map(() => [state.selectNext(-1), state.selected]);
+  assert.deepEqual(seen, [[true, 1], [true, 0], [false, null]]);
 });
 
 test("Tab selects nothing where there are no marks", () => {
@@ -363,6 +364,15 @@ test("cancel keeps the steps before", () => {
   state.add(box(1, 2, 3, 4), false);
   state.cancel();
   assert.deepEqual([state.marks, state.canUndo], [[point(1, 2)], true]);
+});
+
+test("undo in the middle of a gesture gives the gesture up, for redo too", () => {
+  state.add(point(1, 2));
+  state.update(0, { x: 50 });
+  state.undo();
+  assert.deepEqual(state.marks, []);
+  state.redo();
+  assert.deepEqual(state.marks, [point(1, 2)]);
 });
 
 test("the latest 200 steps can be undone", () => {

@@ -24,7 +24,7 @@ function cleaned(mark) {
   const frame = Number.isInteger(mark.frame) && mark.frame >= 0 ? { frame: mark.frame } : {};
   if (!isBox(mark)) return { x, y, label: mark.label === 0 ? 0 : 1, ...frame };
   if (!numbers("width", "height") || mark.width <= 0 || mark.height <= 0) return null;
-  const [width, height] = [mark.width, mark.height].map((side) => Math.max(0.01, rounded(side)));
+  const [width, height] = [mark.width, mark.height].map((side) => Math.max(0.01, rounded(side))); // rounding leaves it a box
   return { x, y, width, height, ...frame };
 }
 
