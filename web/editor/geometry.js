@@ -43,9 +43,9 @@ export class View {
   }
 }
 
-/** The nearest place inside the picture. */
+/** The nearest place inside the picture; its top left where it has no room at all. */
 export function clamped({ x, y }, picture) {
-  return { x: Math.min(Math.max(x, 0), picture.width), y: Math.min(Math.max(y, 0), picture.height) };
+  return { x: Math.max(Math.min(x, picture.width), 0), y: Math.max(Math.min(y, picture.height), 0) };
 }
 
 /** Whether a place is on the picture. */

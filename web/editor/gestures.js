@@ -56,7 +56,7 @@ export class Gestures {
     event.stopPropagation();
     const { editor } = this;
     this.stage.focus({ preventScroll: true });
-    if (!editor.picture) return;
+    if (!editor.picture || event.button > 2) return; // a mouse's "back", a pen's eraser
     event.preventDefault();
     capture(this.stage, event.pointerId);
     const start = this.place(event);
@@ -127,8 +127,9 @@ export class Gestures {
     if (gesture.button !== 0) return;
     const to = editor.view.toPicture(here);
     if (!gesture.moved && !gesture.found && !isInside(gesture.at, editor.picture)) return;
+    if (gesture.found && !gesture.moved) editor.state.select(gesture.found.index);
+    gesture.moved = true;
     if (gesture.found) {
-      if (!gesture.moved) editor.state.select(gesture.found.index);
       const by = { x: to.x - gesture.at.x, y: to.y - gesture.at.y };
       editor.state.update(gesture.found.index, dragged(gesture.mark, gesture.found.part, by, editor.picture));
     } else {
@@ -141,7 +142,6 @@ export class Gestures {
         editor.state.update(gesture.box, box);
       }
     }
-    gesture.moved = true;
   }
 
   #up(event) {

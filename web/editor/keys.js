@@ -1,38 +1,43 @@
 /** What the keys do while the editor has the focus. */
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const CANDIDATE_OF = { 0: "best", 1: "smallest", 2: "middle", 3: "largest" };
 
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, picture, fit(), toggleOverlay(), toggleFullScreen(), nudge(dx, dy), escape()
+ * @param {object} editor  has state, picture, gestures, fit(), toggleOverlay(), nudge(dx, dy), escape()
  */
 export function onKey(event, editor) {
-  const { state } = editor;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (event.ctrlKey || event.metaKey) {
-    if (key === "z") return done(event.shiftKey ? state.redo() : state.undo());
-    if (key === "y") return done(state.redo());
-    return false;
-  }
-  if (key === "Tab") return state.selectNext(event.shiftKey ? -1 : 1);
-  if (key in ARROWS) {
-    if (state.selected === null) return false;
-    const [dx, dy] = ARROWS[key].map((step) => step * (event.shiftKey ? 10 : 1));
-    return done(editor.nudge(dx, dy));
-  }
-  const actions = {
-    Delete: () => state.selected !== null && state.remove(state.selected),
-    Backspace: () => state.selected !== null && state.remove(state.selected),
-    Escape: () => editor.escape(),
-    h: () => editor.toggleOverlay(),
-    f: () => editor.fit(),
-    0: () => state.chooseCandidate("best"),
-    1: () => state.chooseCandidate("smallest"),
-    2: () => state.chooseCandidate("middle"),
-    3: () => state.chooseCandidate("largest"),
-  };
-  return key in actions ? done(actions[key]()) : false;
+  const action = event.altKey ? null : actionOf(event, editor);
+  if (!action) return false;
+  // A drag holds a mark by its place in the list: that must not change until the pointer is up.
+  if (editor.gestures.active && event.key !== "Escape") return true;
+  return action() ?? true;
 }
 
-const done = () => true;
+/** What a key asks for, or null where it is not ours. What that returns, if anything, is whether it was ours after all. */
+function actionOf({ key: typed, ctrlKey, metaKey, shiftKey }, editor) {
+  const { state } = editor;
+  const key = typed.length === 1 ? typed.toLowerCase() : typed;
+  if (ctrlKey || metaKey) {
+    if (key === "z") return () => (shiftKey ? state.redo() : state.undo());
+    return key === "y" ? () => state.redo() : null;
+  }
+  if (key in ARROWS) {
+    if (state.selected === null || !editor.picture) return null;
+    const [dx, dy] = ARROWS[key].map((step) => step * (shiftKey ? 10 : 1));
+    return () => editor.nudge(dx, dy);
+  }
+  if (key in CANDIDATE_OF) return () => state.chooseCandidate(CANDIDATE_OF[key]);
+  const remove = () => { if (state.selected !== null) state.remove(state.selected); };
+  const actions = {
+    Delete: remove,
+    Backspace: remove,
+    Escape: () => editor.escape(),
+    Tab: () => state.selectNext(shiftKey ? -1 : 1),
+    h: () => editor.toggleOverlay(),
+    f: () => editor.fit(),
+  };
+  return actions[key] ?? null;
+}

@@ -11,10 +11,10 @@ export function fileOf(name, type = "input") {
   return filename ? { filename, subfolder: (subfolder ?? "").replaceAll("\\", "/"), type: kind ?? type } : null;
 }
 
-/** The node that feeds an input: its id and entry, or null. */
+/** The node that feeds an input: its id, its entry and which of its outputs, or null. */
 function feeding(graph, id, input) {
   const link = graph[id]?.inputs?.[input];
-  return Array.isArray(link) && graph[link[0]] ? { id: String(link[0]), node: graph[link[0]] } : null;
+  return Array.isArray(link) && graph[link[0]] ? { id: String(link[0]), node: graph[link[0]], output: link[1] } : null;
 }
 
 /**
@@ -44,7 +44,7 @@ export function modelOf(graph, id) {
   if (!from) return null;
   const { model_name: name, precision = "auto" } = from.node.inputs;
   const isOurs = from.node.class_type === "AV_SAMLoader" && typeof name === "string" && typeof precision === "string";
-  const signature = JSON.stringify(only(graph, from.id), (key, value) => (key === "_meta" ? undefined : value));
+  const signature = JSON.stringify([from.output, only(graph, from.id)], (key, value) => (key === "_meta" ? undefined : value));
   return { name: isOurs ? { model_name: name, precision } : null, signature };
 }
 

@@ -18,13 +18,14 @@ export const isBox = (mark) => "width" in mark;
 
 /** A mark with its numbers rounded and its keys in order, or null where it is none. */
 function cleaned(mark) {
-  const numbers = (keys) => keys.every((key) => Number.isFinite(mark?.[key]));
-  const frame = Number.isInteger(mark?.frame) && mark.frame >= 0 ? { frame: mark.frame } : {};
-  if (numbers(["x", "y", "width", "height"]) && mark.width > 0 && mark.height > 0) {
-    const [x, y, width, height] = [mark.x, mark.y, mark.width, mark.height].map(rounded);
-    return { x, y, width, height, ...frame };
-  }
-  return numbers(["x", "y"]) ? { x: rounded(mark.x), y: rounded(mark.y), label: mark.label === 0 ? 0 : 1, ...frame } : null;
+  const numbers = (...keys) => keys.every((key) => Number.isFinite(mark?.[key]));
+  if (!numbers("x", "y")) return null;
+  const [x, y] = [mark.x, mark.y].map(rounded);
+  const frame = Number.isInteger(mark.frame) && mark.frame >= 0 ? { frame: mark.frame } : {};
+  if (!isBox(mark)) return { x, y, label: mark.label === 0 ? 0 : 1, ...frame };
+  if (!numbers("width", "height") || mark.width <= 0 || mark.height <= 0) return null;
+  const [width, height] = [mark.width, mark.height].map((side) => Math.max(0.01, rounded(side))); // rounding leaves it a box
+  return { x, y, width, height, ...frame };
 }
 
 /**
@@ -100,14 +101,17 @@ export class EditorState {
 
   /** Add a mark for this frame or for all, and select it. Without `commit`, more of the same gesture is to come. */
   add(mark, commit = true) {
-    this.marks.push(cleaned(this.onlyThisFrame ? { ...mark, frame: this.frame } : mark));
+    const made = cleaned(this.onlyThisFrame ? { ...mark, frame: this.frame } : mark);
+    if (!made) return;
+    this.marks.push(made);
     this.selected = this.marks.length - 1;
-    return commit ? this.commit() : this.onChange();
+    if (commit) this.commit();
+    else this.onChange();
   }
 
-  /** Replace a mark's place. */
+  /** Replace a mark's place; nothing where it is gone, as when undo comes in the middle of a drag. */
   update(index, change) {
-    const mark = cleaned({ ...this.marks[index], ...change });
+    const mark = this.marks[index] && cleaned({ ...this.marks[index], ...change });
     if (!mark) return;
     this.marks[index] = mark;
     this.onChange();

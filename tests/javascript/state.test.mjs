@@ -1,0 +1,417 @@
+/** The editor's state: reading and writing the widget's text, selection, frames, candidates, undo. */
+
+import assert from "node:assert/strict";
+import { beforeEach, test } from "node:test";
+
+import { CANDIDATES, EditorState, isBox, parse, serialise } from "../../web/editor/state.js";
+
+const EMPTY = { marks: [], candidate: "best" };
+const point = (x, y, label = 1) => ({ x, y, label });
+const box = (x, y, width, height) => ({ x, y, width, height });
+const text = (marks, candidate = "best") => JSON.stringify({ version: 1, marks, candidate });
+
+let changes, commits, state;
+beforeEach(() => {
+  changes = commits = 0;
+  state = new EditorState({ onChange: () => (changes += 1), onCommit: () => (commits += 1) });
+});
+
+function stateOf(...marks) {
+  state.load(text(marks));
+  changes = commits = 0;
+  return state;
+}
+
+// --- the widget's text
+
+for (const bad of ["", "{", "null", "[]", "7", '"text"', undefined, null, '{"marks": 3}', '{"marks": {"0": {}}}']) {
+  test(`what is no state reads as empty: ${bad}`, () => assert.deepEqual(parse(bad), EMPTY));
+}
+
+for (const bad of [null, 3, "x", [], {}, { x: 1 }, { x: "1", y: 2 }, { x: 1, y: null }]) {
+  test(`what is no mark is left out: ${JSON.stringify(bad)}`, () => {
+    assert.deepEqual(parse(JSON.stringify({ marks: [bad, point(1, 2)] })).marks, [point(1, 2)]);
+  });
+}
+
+for (const [width, height] of [[0, 5], [5, 0], [-5, 5], [5, -5], ["5", 5], [null, 5]]) {
+  test(`a box of ${JSON.stringify(width)} by ${JSON.stringify(height)} is left out, not read as a point`, () => {
+    assert.deepEqual(parse(text([box(1, 2, width, height)])).marks, []);
+  });
+}
+
+test("a number that is not finite makes no mark", () => {
+  assert.deepEqual(parse('{"marks": [{"x": 1e999, "y": 2, "label": 1}]}').marks, []);
+});
+
+test("a point without a label is on the object", () => {
+  assert.deepEqual(parse('{"marks": [{"x": 1, "y": 2}]}').marks, [point(1, 2)]);
+});
+
+test("label 0 stays 0", () => assert.deepEqual(parse(text([point(1, 2, 0)])).marks, [point(1, 2, 0)]));
+
+test("numbers are rounded to a hundredth of a pixel", () => {
+  assert.deepEqual(parse(text([point(1.23456, -0.987)])).marks, [point(1.23, -0.99)]);
+  assert.deepEqual(parse(text([box(0.129, 0.131, 5.555, 6.004)])).marks, [box(0.13, 0.13, 5.56, 6)]);
+});
+
+test("a box narrower than what is stored stays a box", () => {
+  const [mark] = parse(text([box(1, 2, 0.001, 5e-17)])).marks;
+  assert.deepEqual(mark, box(1, 2, 0.01, 0.01));
+});
+
+test("keys that a mark does not have are dropped, and the others put in order", () => {
+  const [mark] = parse('{"marks": [{"label": 0, "colour": "red", "y": 2, "x": 1}]}').marks;
+  assert.equal(JSON.stringify(mark), '{"x":1,"y":2,"label":0}');
+});
+
+test("a box has no label", () => assert.deepEqual(parse(text([{ ...box(1, 2, 3, 4), label: 1 }])).marks, [box(1, 2, 3, 4)]));
+
+for (const frame of [-1, 1.5, "1", null]) {
+  test(`a mark with frame ${JSON.stringify(frame)} is for every frame`, () => {
+    assert.deepEqual(parse(text([{ ...point(1, 2), frame }])).marks, [point(1, 2)]);
+  });
+}
+
+for (const frame of [0, 7]) {
+  test(`frame ${frame} is kept, for points and boxes`, () => {
+    const marks = [{ ...point(1, 2), frame }, { ...box(1, 2, 3, 4), frame }];
+    assert.deepEqual(parse(text(marks)).marks, marks);
+  });
+}
+
+for (const candidate of CANDIDATES) {
+  test(`candidate ${candidate} is kept`, () => assert.equal(parse(text([], candidate)).candidate, candidate));
+}
+
+for (const candidate of ["bigger", 1, null]) {
+  test(`candidate ${candidate} is not known, and is best`, () => assert.equal(parse(text([], candidate)).candidate, "best"));
+}
+
+test("the empty state is the shortest text", () => assert.equal(serialise(EMPTY), "{}"));
+
+test("a candidate alone is written", () => assert.equal(serialise({ marks: [], candidate: "middle" }), text([], "middle")));
+
+test("what is written is read back the same, and written the same again", () => {
+  const written = serialise({ marks: [point(1.005, 2), { ...box(0.1, 0.2, 30, 0.004), frame: 2 }], candidate: "largest" });
+  assert.equal(serialise(parse(written)), written);
+});
+
+test("a mark is a box where it has a width", () => {
+  assert.equal(isBox(box(1, 2, 3, 4)), true);
+  assert.equal(isBox(point(1, 2)), false);
+});
+
+// --- adding, moving, removing
+
+test("a new state is empty and has nothing to undo", () => {
+  assert.equal(state.text, "{}");
+  assert.equal(state.selected, null);
+  assert.equal(state.canUndo || state.canRedo, false);
+});
+
+test("an added mark is rounded, selected, and told of", () => {
+  state.add(point(1.23456, 2));
+  assert.deepEqual(state.marks, [point(1.23, 2)]);
+  assert.equal(state.selected, 0);
+  assert.deepEqual([changes, commits], [1, 1]);
+});
+
+test("what is no mark is not added", () => {
+  state.add({ x: NaN, y: 2, label: 1 });
+  assert.deepEqual(state.marks, []);
+  assert.equal(state.selected, null);
+});
+
+test("an update keeps what it does not name", () => {
+  stateOf({ ...point(1, 2, 0), frame: 3 }).update(0, { x: 9.999 });
+  assert.deepEqual(state.marks, [{ ...point(10, 2, 0), frame: 3 }]);
+});
+
+test("an update is told of, but is no step yet", () => {
+  stateOf(point(1, 2)).update(0, { x: 9 });
+  assert.deepEqual([changes, commits, state.canUndo], [1, 0, false]);
+});
+
+test("an update to what is no mark changes nothing", () => {
+  stateOf(point(1, 2)).update(0, { x: NaN });
+  assert.deepEqual(state.marks, [point(1, 2)]);
+});
+
+test("an update of a mark that is gone changes nothing", () => {
+  stateOf(point(1, 2)).update(2, box(1, 2, 3, 4));
+  assert.deepEqual(state.marks, [point(1, 2)]);
+});
+
+test("remove takes one mark and the selection", () => {
+  stateOf(point(1, 2), point(3, 4)).select(1);
+  state.remove(0);
+  assert.deepEqual(state.marks, [point(3, 4)]);
+  assert.equal(state.selected, null);
+});
+
+test("remove of a mark that is not there changes nothing", () => {
+  stateOf(point(1, 2)).select(0);
+  state.remove(1);
+  assert.deepEqual([state.marks.length, state.selected, commits], [1, 0, 0]);
+});
+
+test("clear takes all marks in one step, and the selection", () => {
+  stateOf(point(1, 2), box(1, 2, 3, 4)).select(1);
+  state.clear();
+  assert.deepEqual([state.marks, state.selected, commits], [[], null, 1]);
+  state.undo();
+  assert.equal(state.marks.length, 2);
+});
+
+test("clear keeps the candidate", () => {
+  state.load(text([point(1, 2)], "largest"));
+  state.clear();
+  assert.equal(state.text, text([], "largest"));
+});
+
+// --- selection
+
+test("a selection is told of, and is no step", () => {
+  stateOf(point(1, 2)).select(0);
+  assert.deepEqual([changes, commits], [1, 0]);
+});
+
+test("Tab goes through the marks in order, and then to none", () => {
+  stateOf(point(1, 2), point(3, 4));
+  const seen = [1, 2, 3].map(() => [state.selectNext(), state.selected]);
+  assert.deepEqual(seen, [[true, 0], [true, 1], [false, null]]);
+});
+
+test("Shift+Tab goes through the marks backwards, and then to none", () => {
+  stateOf(point(1, 2), point(3, 4));
+  const seen = [1, 2, 3].map(() => [state.selectNext(-1), state.selected]);
+  assert.deepEqual(seen, [[true, 1], [true, 0], [false, null]]);
+});
+
+test("Tab selects nothing where there are no marks", () => {
+  assert.equal(state.selectNext(), false);
+  assert.equal(state.selectNext(-1), false);
+  assert.equal(state.selected, null);
+});
+
+test("Tab passes the marks of other frames", () => {
+  stateOf({ ...point(1, 2), frame: 1 }, point(3, 4), { ...point(5, 6), frame: 1 }, { ...point(7, 8), frame: 0 });
+  state.selectNext();
+  assert.equal(state.selected, 1);
+  state.selectNext();
+  assert.equal(state.selected, 3);
+  assert.equal(state.selectNext(), false);
+});
+
+// --- frames
+
+test("a mark without a frame is shown on each, one with a frame on its own", () => {
+  stateOf(point(1, 2), { ...point(3, 4), frame: 0 }, { ...point(5, 6), frame: 1 });
+  assert.deepEqual(state.shown, [0, 1]);
+  state.showFrame(1);
+  assert.deepEqual(state.shown, [0, 2]);
+  state.showFrame(2);
+  assert.deepEqual(state.shown, [0]);
+});
+
+test("marks are added for all frames, or for this one", () => {
+  state.showFrame(2);
+  state.add(point(1, 2));
+  state.onlyThisFrame = true;
+  state.add(box(1, 2, 3, 4));
+  assert.deepEqual(state.marks, [point(1, 2), { ...box(1, 2, 3, 4), frame: 2 }]);
+});
+
+test("the text of the frame that is shown has its marks without their frame", () => {
+  state.load(text([{ ...point(1, 2), frame: 1 }, box(1, 2, 3, 4), { ...point(5, 6), frame: 0 }], "middle"));
+  state.showFrame(1);
+  assert.equal(state.shownText, text([point(1, 2), box(1, 2, 3, 4)], "middle"));
+});
+
+test("the text that is stored has all frames", () => {
+  const all = text([{ ...point(1, 2), frame: 1 }, { ...point(5, 6), frame: 0 }]);
+  state.load(all);
+  assert.equal(state.text, all);
+});
+
+test("another frame takes the selection, is told of, and is no step", () => {
+  stateOf(point(1, 2)).select(0);
+  state.showFrame(1);
+  assert.deepEqual([state.selected, changes, commits], [null, 2, 0]);
+});
+
+test("clear leaves the marks of other frames", () => {
+  stateOf(point(1, 2), { ...point(3, 4), frame: 0 }, { ...point(5, 6), frame: 1 }).clear();
+  assert.deepEqual(state.marks, [{ ...point(5, 6), frame: 1 }]);
+});
+
+// --- candidates
+
+test("candidates are cycled both ways, round the ends", () => {
+  const forward = CANDIDATES.map(() => (state.cycleCandidate(), state.candidate));
+  assert.deepEqual(forward, ["smallest", "middle", "largest", "best"]);
+  state.cycleCandidate(-1);
+  assert.equal(state.candidate, "largest");
+});
+
+test("a chosen candidate is one step", () => {
+  state.chooseCandidate("middle");
+  assert.deepEqual([state.text, commits], [text([], "middle"), 1]);
+  state.undo();
+  assert.equal(state.candidate, "best");
+});
+
+test("a candidate that is not known is best", () => {
+  state.chooseCandidate("middle");
+  state.chooseCandidate("huge");
+  assert.equal(state.candidate, "best");
+});
+
+test("the candidate that is chosen already is no step", () => {
+  state.chooseCandidate("best");
+  assert.deepEqual([commits, state.canUndo], [0, false]);
+});
+
+// --- undo
+
+test("undo and redo go through the steps", () => {
+  state.add(point(1, 2));
+  state.add(point(3, 4));
+  state.undo();
+  assert.deepEqual(state.marks, [point(1, 2)]);
+  state.undo();
+  assert.deepEqual(state.marks, []);
+  state.redo();
+  state.redo();
+  assert.deepEqual(state.marks, [point(1, 2), point(3, 4)]);
+});
+
+test("there is as much to undo and to redo as was done", () => {
+  state.add(point(1, 2));
+  assert.deepEqual([state.canUndo, state.canRedo], [true, false]);
+  state.undo();
+  assert.deepEqual([state.canUndo, state.canRedo], [false, true]);
+});
+
+test("undo and redo are told of, to be saved and drawn", () => {
+  state.add(point(1, 2));
+  changes = commits = 0;
+  state.undo();
+  state.redo();
+  assert.deepEqual([changes, commits], [2, 2]);
+});
+
+test("undo and redo take the selection", () => {
+  state.add(point(1, 2));
+  state.undo();
+  assert.equal(state.selected, null);
+  state.redo();
+  assert.equal(state.selected, null);
+});
+
+test("undo and redo with nothing to do are silent", () => {
+  stateOf(point(1, 2));
+  state.undo();
+  state.redo();
+  assert.deepEqual([state.text, changes, commits], [text([point(1, 2)]), 0, 0]);
+});
+
+test("a new step leaves nothing to redo", () => {
+  state.add(point(1, 2));
+  state.undo();
+  state.add(point(3, 4));
+  assert.equal(state.canRedo, false);
+  state.redo();
+  assert.deepEqual(state.marks, [point(3, 4)]);
+});
+
+test("a drag of many moves is one step", () => {
+  stateOf(point(1, 2));
+  for (let x = 2; x < 50; x += 1) state.update(0, { x });
+  state.commit();
+  assert.equal(commits, 1);
+  state.undo();
+  assert.deepEqual([state.marks, state.canUndo], [[point(1, 2)], false]);
+});
+
+test("a box that is being drawn is one step", () => {
+  state.add(box(1, 2, 3, 4), false);
+  assert.deepEqual([changes, commits, state.canUndo], [1, 0, false]);
+  state.update(0, box(1, 2, 30, 40));
+  state.commit();
+  state.undo();
+  assert.deepEqual([state.marks, state.canUndo], [[], false]);
+});
+
+test("a gesture that changes nothing is no step", () => {
+  stateOf(point(1, 2)).update(0, { x: 5 });
+  state.update(0, { x: 1 });
+  state.commit();
+  assert.deepEqual([commits, state.canUndo], [0, false]);
+});
+
+test("cancel brings back what was before the gesture", () => {
+  stateOf(point(1, 2)).select(0);
+  state.update(0, { x: 5 });
+  changes = 0;
+  state.cancel();
+  assert.deepEqual([state.marks, state.selected, changes, commits], [[point(1, 2)], null, 1, 0]);
+});
+
+test("cancel keeps the steps before", () => {
+  state.add(point(1, 2));
+  state.add(box(1, 2, 3, 4), false);
+  state.cancel();
+  assert.deepEqual([state.marks, state.canUndo], [[point(1, 2)], true]);
+});
+
+test("undo in the middle of a gesture gives the gesture up, for redo too", () => {
+  state.add(point(1, 2));
+  state.update(0, { x: 50 });
+  state.undo();
+  assert.deepEqual(state.marks, []);
+  state.redo();
+  assert.deepEqual(state.marks, [point(1, 2)]);
+});
+
+test("the latest 200 steps can be undone", () => {
+  for (let x = 1; x <= 205; x += 1) state.add(point(x, 0));
+  let steps = 0;
+  for (; state.canUndo; steps += 1) state.undo();
+  assert.deepEqual([steps, state.marks.length], [200, 5]);
+});
+
+// --- from outside
+
+test("a loaded text is taken over and told of, but is not ours to save", () => {
+  state.load(text([point(1, 2)], "largest"));
+  assert.deepEqual([state.marks, state.candidate, changes, commits], [[point(1, 2)], "largest", 1, 0]);
+});
+
+test("a loaded text starts history anew", () => {
+  state.add(point(1, 2));
+  state.add(point(3, 4));
+  state.undo();
+  state.load(text([point(5, 6)]));
+  assert.deepEqual([state.canUndo, state.canRedo, state.selected], [false, false, null]);
+});
+
+test("undo after a load goes back to what was loaded", () => {
+  state.load(text([point(5, 6)]));
+  state.add(point(7, 8));
+  state.undo();
+  assert.deepEqual(state.marks, [point(5, 6)]);
+});
+
+test("loading what is there already changes nothing, history included", () => {
+  state.add(point(1, 2));
+  changes = 0;
+  state.load(text([point(1, 2)]));
+  assert.deepEqual([changes, state.canUndo, state.selected], [0, true, 0]);
+});
+
+test("a text that cannot be read empties the editor", () => {
+  stateOf(point(1, 2)).load("{");
+  assert.equal(state.text, "{}");
+});
