@@ -1,7 +1,6 @@
 """Part `automask`: segment everything, beside segment_anything's generator and transformers' mask-generation pipeline.
 
-The weights are the same in all three, random and scaled up so that masks are not trivial. Random masks are as large as the
-picture, the worst case for a method that works inside a mask's box.
+The weights are the same in all three: random, and scaled so that the generators, at their defaults, have masks to work on.
 """
 
 import sys
@@ -16,12 +15,10 @@ from samkit.sam.automask import AutoMaskOptions, segment_everything
 from samkit.sam.encode import cache
 from samkit.sam.fast_decoder import FastDecoder
 from samkit.sam.weights.formats import to_sam_names
-from segment_anything import SamAutomaticMaskGenerator
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
 
 SIZES = ((1024, 1024), (1536, 2048))
-# Random masks are ragged: none would pass the default of 0.95.
-THRESHOLDS = {"stability_score_thresh": 0.1}
 MEMORY = """
 import automask
 model = automask.lively({name!r})
@@ -30,11 +27,38 @@ run = automask.{way}(model)
 start()
 run(frame)
 """
+_SHARE, _SPREAD, _GOOD = 0.99, 1000.0, 0.5
+_CONSTANT = 3.0  # what a GELU hardly changes
 
 
+@torch.no_grad()
 def lively(name: str) -> torch.nn.Module:
-    """segment_anything's Sam with random weights."""
-    return random_sam(**MODELS[name])
+    """segment_anything's Sam with random weights, scaled so that its generator, at its defaults, has something to do.
+
+    As they come, random masks are ragged and cover half the picture: none is stable, and their boxes are all alike. So logits
+    are scaled up, and shifted down until a mask is a hundredth of the picture on average; the predicted IoU is shifted until
+    half of the masks pass.
+    """
+    sam = random_sam(**MODELS[name])
+    decoder = sam.mask_decoder
+    last_up = decoder.output_upscaling[3]
+    heads = [mlp.layers[-1] for mlp in decoder.output_hypernetworks_mlps]
+    last_up.weight[:, 0], last_up.bias[0] = 0.0, _CONSTANT  # one channel is constant: a mask's offset
+    for head in heads:
+        head.weight[0], head.bias[0] = 0.0, 0.0
+    predictor = SamPredictor(sam)
+    predictor.set_image(picture(1024, 1024))
+    side = torch.linspace(64, 960, 6)
+    places = torch.cartesian_prod(side, side)[:, None]
+    _, scores, logits = predictor.predict_torch(places, torch.ones(len(places), 1))
+    for token in range(3):
+        head, own = heads[token + 1], logits[:, token]
+        scale = _SPREAD / own.std()
+        head.weight.mul_(scale)
+        head.bias.mul_(scale)
+        head.bias[0] = -torch.quantile(own.flatten()[::4], _SHARE) * scale / _CONSTANT
+        decoder.iou_prediction_head.layers[-1].bias[token + 1] += 0.88 - torch.quantile(scores[:, token], 1 - _GOOD)
+    return sam
 
 
 def ours(model: torch.nn.Module) -> Any:
@@ -42,14 +66,14 @@ def ours(model: torch.nn.Module) -> Any:
 
     def run(frame: np.ndarray) -> Any:
         cache.clear()
-        return segment_everything(model, frame, AutoMaskOptions(**THRESHOLDS))
+        return segment_everything(model, frame, AutoMaskOptions())
 
     return run
 
 
 def segment_anything(model: torch.nn.Module) -> Any:
     """Picture -> masks, by the reference generator."""
-    return SamAutomaticMaskGenerator(model, **THRESHOLDS).generate
+    return SamAutomaticMaskGenerator(model).generate
 
 
 def transformers(model: torch.nn.Module) -> Any:
@@ -63,7 +87,7 @@ def transformers(model: torch.nn.Module) -> Any:
         for name, value in to_sam_names(theirs.state_dict(), "transformers' own").items():
             value.copy_(own[name])  # the same memory under another name
     generator = pipeline("mask-generation", model=theirs, image_processor=SamImageProcessor(), device="cpu")
-    return lambda frame: generator(Image.fromarray(frame), points_per_batch=64, **THRESHOLDS)
+    return lambda frame: generator(Image.fromarray(frame), points_per_batch=64)
 
 
 def measure(models: list[str], device: torch.device) -> Report:
