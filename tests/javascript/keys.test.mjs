@@ -121,3 +121,10 @@ test("in a drag, a key that is not ours is still not ours", () => {
   assert.equal(press("F5"), false);
   assert.equal(press("s", CTRL), false);
 });
+
+test("letters go by their place where the layout has no Latin ones", () => {
+  assert.equal(press("я", { ctrlKey: true, code: "KeyZ" }), true);
+  assert.deepEqual(calls, [["undo"]]);
+  assert.equal(press("я", { code: "KeyZ" }), false);
+  assert.equal(press("q", { ctrlKey: true, code: "KeyZ" }), false, "a Latin layout's own letter counts, wherever it is");
+});

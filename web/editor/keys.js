@@ -16,10 +16,18 @@ export function onKey(event, editor) {
   return action() ?? true;
 }
 
+/** The key's name, a letter in lower case; where the layout has no Latin letters, the letter that is there on one that has. */
+function latin({ key, code = "" }) {
+  if (key.length !== 1) return key;
+  const place = /^Key([A-Z])$/.exec(code);
+  return (key > "~" && place ? place[1] : key).toLowerCase();
+}
+
 /** What a key asks for, or null where it is not ours. What that returns, if anything, is whether it was ours after all. */
-function actionOf({ key: typed, ctrlKey, metaKey, shiftKey }, editor) {
+function actionOf(event, editor) {
+  const { ctrlKey, metaKey, shiftKey } = event;
   const { state } = editor;
-  const key = typed.length === 1 ? typed.toLowerCase() : typed;
+  const key = latin(event);
   if (ctrlKey || metaKey) {
     if (key === "z") return () => (shiftKey ? state.redo() : state.undo());
     return key === "y" ? () => state.redo() : null;
