@@ -8,7 +8,7 @@ from typing import Any
 
 from ..sam import SAMError
 from ..utils.comfy import inside_comfyui
-from .preview import Preview, Refused, parse_question, parse_subject
+from .preview import Preview, RefusedError, parse_question, parse_subject
 
 MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
 _SUBJECT = {"picture", "model"}
@@ -76,7 +76,9 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
         return _error(400, "the body must be a JSON object.")
     try:
         return await handler(preview, parsed)
-    except Refused as refusal:
+    except RecursionError:  # some error's text shows a value that is nested as deep as JSON goes
+        return _error(400, "the body is nested too deeply.")
+    except RefusedError as refusal:
         return _error(refusal.status, str(refusal))
     except SAMError as error:
         return _error(400, str(error))
