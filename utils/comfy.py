@@ -106,7 +106,7 @@ def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:
         path = (folder / subfolder / filename).resolve()
         is_picture = folder_paths.filter_files_content_types([filename], ["image"])
         return path if is_picture and path.is_relative_to(folder) and path.is_file() else None
-    except (OSError, ValueError):  # names that no file system takes
+    except (OSError, ValueError, RuntimeError):  # names that no file system takes; a link that leads to itself
         return None
 
 
