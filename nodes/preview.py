@@ -103,7 +103,9 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
         return Subject(filename, subfolder, kind, frame, None, precision, _text(model, "model.identity"))
-    return Subject(filename, subfolder, kind, frame, _text(model, "model.model_name"), precision, None)
+    model_name = _text(model, "model.model_name")
+    _check_name(model_name, "model.model_name", parts=16)
+    return Subject(filename, subfolder, kind, frame, model_name, precision, None)
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
