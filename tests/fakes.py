@@ -1,5 +1,6 @@
 """Small fakes of ComfyUI's modules, as far as the pack touches them; installed by fixtures, gone after the test."""
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -75,6 +76,7 @@ class FakeComfyUI:
             return [str(file) for file in files]
 
         def get_full_path(name, file):
+            file = os.path.relpath(os.path.join("/", file), "/")  # noqa: PTH118  as ComfyUI does
             paths = [Path(folder) / file for folder in self.folder_names_and_paths[name][0]]
             return next((str(path) for path in paths if path.is_file()), None)
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -334,7 +333,7 @@ def test_outside_comfyui_there_are_no_pictures(tmp_path):
 
 def test_a_folder_that_is_itself_a_link_is_fine(files):
     (files / "real").mkdir()
-    os.rename(files / "output", files / "real" / "output")
+    (files / "output").rename(files / "real" / "output")
     (files / "output").symlink_to(files / "real" / "output")
     path = picture_path("c.png", "", "output")
     assert path == (files / "real" / "output" / "c.png").resolve()
