@@ -294,5 +294,5 @@ def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
     try:
         return image_to_frames(load_picture(path, subject.kind))
     except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
-        log.debug("%s cannot be read", path, exc_info=True)
+        log.debug("%s cannot be read: %s", path, error)
         raise RefusedError(404, f"{subject.filename} is no picture that Load Image can read.") from error
