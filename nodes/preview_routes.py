@@ -112,8 +112,12 @@ def _aiohttp_handler(handler: Handler, preview: Preview) -> Callable[[Any], Awai
     from aiohttp import web
 
     async def handle(request: web.Request) -> web.Response:
-        body = None if (request.content_length or 0) > MOST_BYTES else await _read(request)
-        reply = await reply_to(handler, preview, request.content_type, body)
+        try:
+            body = None if (request.content_length or 0) > MOST_BYTES else await _read(request)
+        except (web.RequestPayloadError, ConnectionError) as error:  # packed wrongly, or who asked has hung up
+            reply = _error(400, f"the body cannot be read: {type(error).__name__}.")
+        else:
+            reply = await reply_to(handler, preview, request.content_type, body)
         return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
     return handle
