@@ -115,18 +115,20 @@ def error_of(entry):
 
 
 @contextlib.contextmanager
-def comfyui(base, start_timeout=120):
+def comfyui(base, start_timeout=120, threads="1", device="cpu"):
     """Start a server whose folders lie in `base`; it ends with the block.
+
+    It computes with one thread, which a busy machine has; with `threads=None`, with as many as it likes.
 
     Raises:
         Unavailable: COMFYUI_PATH (default ~/ComfyUI) is no ComfyUI, lacks a package, or did not start.
     """
     home, python = find_comfyui()
     port = _free_port()
-    options = f"--cpu --disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
+    options = f"{'--cpu ' * (device == 'cpu')}--disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
     command = [python, str(home / "main.py"), *options, *folders]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
