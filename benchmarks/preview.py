@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from browser import Editor, browser_page, build
+from comfyui_server import Server, Unavailable, comfyui
 from harness import ROOT, Report, Table, picture, sam
 from PIL import Image
 
@@ -41,51 +43,36 @@ samkit.watch = () => {
 
 def measure(models: list[str], device: torch.device) -> Report:
     """Medians and 90th percentiles over many clicks; the longest time in which the server answered nobody."""
-    from comfyui_server import Unavailable
-
     report = Report("preview")
     table = Table("The prompt editor's preview", ["what", "median", "90th percentile", "longest", "bar"])
     report.tables.append(table)
-    skipped = []
     try:
         with _server(models[0], device) as server:
-            skipped += _measure(report, table, server, models[0])
+            table.note = " ".join(_measure(report, table, server, models[0]))
     except Unavailable as reason:
-        skipped.append(f"Skipped: {reason}.")
-    table.note = " ".join(skipped)
+        table.note = f"Skipped: {reason}."
     return report
 
 
-def _measure(report: Report, table: Table, server: Any, model: str) -> list[str]:
-    """Fills the table; returns what was skipped, and why."""
+def _measure(report: Report, table: Table, server: Server, model: str) -> list[str]:
+    """Fills the report; returns what else there is to say."""
     idle = _stalls_idle(server)
     encoding, busy = _stalls_encoding(server, model)
     own, wall = _questions(server, model)
-    seconds = {
-        f"ping, {model} is encoded": busy,
-        "ping, idle": idle,
-        f"server's own time, {model}": own,
-        "request to PNG": wall,
-    }
-    bars = [f"{BARS['stall']} ms at the longest", "", f"{BARS['server']} ms", ""]
-    for (name, times), bar in zip(seconds.items(), bars, strict=True):
-        table.rows.append(_row(name, times, bar))
-    report.numbers |= {name: {"median": statistics.median(v), "longest": max(v)} for name, v in seconds.items()}
-    report.numbers["encoding"] = encoding
-    skipped = [f"The encode took {encoding:.1f} s."]
+    notes = [f"Loading and encoding took {encoding:.1f} s; a ping is a request for something light."]
+    measured = [
+        (f"the server's own time for a click, {model}", own, f"{BARS['server']} ms"),
+        (f"request to PNG, {model}", wall, ""),
+        (f"ping while {model} is loaded and encodes", busy, f"{BARS['stall']} ms at the longest"),
+        ("ping, idle", idle, ""),
+    ]
     try:
-        clicks = _clicks(server)
-    except _unavailable() as reason:
-        return [*skipped, f"Skipped, pointer event to mask on the screen: {reason}."]
-    table.rows.insert(0, _row("pointer event to mask on the screen, demo checkpoint", clicks, f"{BARS['screen']} ms"))
-    report.numbers["screen"] = {"median": statistics.median(clicks), "longest": max(clicks)}
-    return skipped
-
-
-def _unavailable() -> type[Exception]:
-    from comfyui_server import Unavailable
-
-    return Unavailable
+        measured.insert(0, ("pointer event to mask on the screen, demo checkpoint", _clicks(server), f"{BARS['screen']} ms"))
+    except Unavailable as reason:
+        notes.append(f"Skipped, pointer event to mask on the screen: {reason}.")
+    table.rows += [_row(name, seconds, bar) for name, seconds, bar in measured]
+    report.numbers |= {name: {"median": statistics.median(s), "longest": max(s)} for name, s, _ in measured}
+    return notes
 
 
 def _row(name: str, seconds: list[float], bar: str) -> list[str]:
@@ -94,10 +81,8 @@ def _row(name: str, seconds: list[float], bar: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _server(model: str, device: torch.device) -> Iterator[Any]:
+def _server(model: str, device: torch.device) -> Iterator[Server]:
     """A ComfyUI with this pack, the bundled picture, a large one, and random weights of full size."""
-    from comfyui_server import comfyui
-
     with tempfile.TemporaryDirectory(prefix="samkit_bench_") as name:
         base = Path(name)
         for folder in ("custom_nodes", "input", "models/sams"):
@@ -114,13 +99,13 @@ def _body(model: str, **others: Any) -> bytes:
     return json.dumps({"picture": {"filename": "large.png"}, "model": {"model_name": f"{model}.pth"}, **others}).encode()
 
 
-def _stalls_idle(server: Any) -> list[float]:
+def _stalls_idle(server: Server) -> list[float]:
     with server.stalls() as seconds:
         time.sleep(3)
     return seconds
 
 
-def _stalls_encoding(server: Any, model: str) -> tuple[float, list[float]]:
+def _stalls_encoding(server: Server, model: str) -> tuple[float, list[float]]:
     """Seconds of the encode, and of each answer of the server to somebody else meanwhile."""
     with server.stalls() as seconds:
         status, _, said = server.send("/samkit/prepare", _body(model), timeout=600)
@@ -128,7 +113,7 @@ def _stalls_encoding(server: Any, model: str) -> tuple[float, list[float]]:
     return json.loads(said)["seconds"], seconds
 
 
-def _questions(server: Any, model: str) -> tuple[list[float], list[float]]:
+def _questions(server: Server, model: str) -> tuple[list[float], list[float]]:
     """Seconds of each of many moved clicks: by the server's own clock, and from the request to the last byte."""
     own, wall = [], []
     for number in range(-3, CLICKS):
@@ -149,14 +134,12 @@ def _check(status: int, said: bytes) -> None:
         raise RuntimeError(f"the server answered {status}: {said[:500]!r}")
 
 
-def _clicks(server: Any) -> list[float]:
+def _clicks(server: Server) -> list[float]:
     """Seconds of real clicks in a real browser, each from its pointerup to its mask on the screen.
 
     Raises:
         Unavailable: there is no browser.
     """
-    from browser import Editor, browser_page, build
-
     seconds = []
     with browser_page(server) as page:
         build(page)
