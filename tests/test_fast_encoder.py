@@ -84,7 +84,11 @@ def test_early_features_are_the_own_pictures_where_two_threads_run_one_encoder(m
     batches = [pictures(encoder, 1), pictures(encoder, 1) + 1]
     alone = [run_encoder(encoder, images, early=True)[1] for images in batches]
     both_in = threading.Barrier(2)
-    hook = encoder.blocks[0].register_forward_hook(lambda *_: both_in.wait(10) * 0 or None)
+
+    def meet(*_):
+        both_in.wait(10)
+
+    hook = encoder.blocks[0].register_forward_hook(meet)
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda images: run_encoder(encoder, images, early=True)[1], batches))
     hook.remove()

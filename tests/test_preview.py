@@ -359,14 +359,14 @@ def test_the_pictures_and_editors_that_are_held_are_bounded(comfy, monkeypatch):
 
     async def many():
         preview = Preview()
-        for name in "abca":
+        for name in "abac":  # a was wanted last when c came
             await preview.prepare(subject(f"{name}.png"))
         kept = [key.picture[0].name for key in preview._prepared]
         for editor in range(5):
             await preview.ask(question(7, editor=str(editor)))
         return kept, list(preview._newest)
 
-    assert asyncio.run(many()) == (["c.png", "a.png"], ["2", "3", "4"])
+    assert asyncio.run(many()) == (["a.png", "c.png"], ["2", "3", "4"])
 
 
 @pytest.mark.parametrize("marks", [MARKS, MARKS[:1], [{"x": 9, "y": 5, "width": 50, "height": 40}], []])
@@ -419,6 +419,16 @@ def test_each_frame_has_its_own_marks(comfy):
     answers, frames = asyncio.run(ask())
     assert frames == 3 and [answer.score == 0 for answer in answers] == [False, True, False]
     assert answers[1].area == 0 and answers[0].png != answers[2].png
+
+
+def test_each_frame_is_a_picture_of_its_own(comfy, encoder):
+    async def ask():
+        preview = Preview()
+        frames = [await preview.prepare(subject("three.gif", frame=n)) for n in (0, 1, 2, 0)]
+        return [frame.embedding.image_keys for frame in frames]
+
+    first, second, third, again = asyncio.run(ask())
+    assert first == again and len({*map(str, (first, second, third))}) == 3 and encoder.count == 3
 
 
 def test_the_preview_leaves_bar_and_cancel_to_the_queue(comfy):
