@@ -76,8 +76,6 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
         return _error(400, "the body must be a JSON object.")
     try:
         return await handler(preview, parsed)
-    except RecursionError:  # some error's text shows a value that is nested as deep as JSON goes
-        return _error(400, "the body is nested too deeply.")
     except RefusedError as refusal:
         return _error(refusal.status, str(refusal))
     except SAMError as error:

@@ -4,8 +4,10 @@ import asyncio
 import gc
 import io
 import json
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -167,11 +169,11 @@ def test_a_failure_is_forgotten_so_that_the_next_try_works(comfy, encoder, caplo
         preview = Preview()
         encoder.failure = RuntimeError("CUDA out of memory")
         both = await asyncio.gather(outcome(preview.prepare(subject())), outcome(preview.ask(question())))
-        encoder.failure = None
-        return both, await preview.prepare(subject())
+        encoder.failure, failed = None, encoder.count
+        return both, failed, await preview.prepare(subject())
 
-    both, prepared = asyncio.run(twice())
-    assert both == [500, 500] and prepared.frames == 1 and encoder.count == 2
+    both, failed, prepared = asyncio.run(twice())
+    assert both == [500, 500] and prepared.frames == 1 and encoder.count == failed + 1
     assert "CUDA out of memory" in caplog.text
 
 
@@ -306,6 +308,15 @@ def test_what_is_unknown_is_404(comfy, asked):
     preview = Preview()
     assert asyncio.run(outcome(preview.prepare(subject(**asked)))) == 404
     assert not preview._prepared, "and is not remembered"
+
+
+@pytest.mark.parametrize("error", [EOFError(), SyntaxError(), RuntimeError(), KeyError(3), struct.error(), zlib.error()])
+def test_whatever_a_damaged_picture_makes_its_reader_say_is_404(comfy, monkeypatch, error):
+    def load_picture(*names):
+        raise error
+
+    monkeypatch.setattr(module, "load_picture", load_picture)
+    assert asyncio.run(outcome(Preview().prepare(subject()))) == 404
 
 
 def test_an_error_says_no_path_of_the_machine(comfy):
