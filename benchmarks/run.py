@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from harness import MODELS, Plot, Report, machine
 
-PARTS = ("encoder", "decoder", "click", "memory", "automask", "load")
+PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         shown = json.dumps({"part": part, "machine": heading, **report.numbers}) if chosen.json else text
         sys.stdout.write(shown + "\n")
         sys.stdout.flush()
-        if not chosen.no_write:
+        if report.numbers and not chosen.no_write:
             write(report, heading, f"python dev.py bench {part} --device {device} --model {' '.join(chosen.models)}", text)
 
 

@@ -1,6 +1,8 @@
 """The prompt editor's live preview, without a server: what a request may say, and the work for it, off the event loop."""
 
 import asyncio
+import logging
+import reprlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -19,6 +21,8 @@ from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
 from .prompt_editor import EditorPrompts, parse_editor, segment_marks
 
+log = logging.getLogger("samkit")
+
 _MASK_COLOUR = (30, 144, 255)  # the blue of SAM's own notebooks
 _MOST_NAME = 512
 _PREPARED = 16
@@ -26,7 +30,7 @@ _EDITORS = 256
 Value = TypeVar("Value")
 
 
-class Refused(SAMError):
+class RefusedError(SAMError):
     """A request that was understood and not done.
 
     Attributes:
@@ -99,7 +103,9 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
         return Subject(filename, subfolder, kind, frame, None, precision, _text(model, "model.identity"))
-    return Subject(filename, subfolder, kind, frame, _text(model, "model.model_name"), precision, None)
+    model_name = _text(model, "model.model_name")
+    _check_name(model_name, "model.model_name", parts=16)
+    return Subject(filename, subfolder, kind, frame, model_name, precision, None)
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
@@ -131,14 +137,14 @@ def _text(values: Mapping[str, Any], name: str, default: str | None = None) -> s
 def _one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
     value = values.get(name.split(".")[-1], default)
     if value not in choices:
-        raise SAMError(f"{name} is {str(value)[:40]!r}: choose one of {', '.join(choices)}.")
+        raise SAMError(f"{name} is {reprlib.repr(value)}: choose one of {', '.join(choices)}.")
     return value
 
 
 def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
     value = values.get(name.split(".")[-1], 0)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
-        raise SAMError(f"{name} is {str(value)[:40]!r}: it must be a whole number from 0 to {limit - 1}.")
+        raise SAMError(f"{name} is {reprlib.repr(value)}: it must be a whole number from 0 to {limit - 1}.")
     return value
 
 
@@ -162,7 +168,7 @@ class Preview:
         """Load and encode, or wait for whoever does, or take what was done.
 
         Raises:
-            Refused: 404, there is no such picture or model; 503, ComfyUI is at work.
+            RefusedError: 404, there is no such picture or model; 503, ComfyUI is at work.
         """
         loop = asyncio.get_running_loop()
         key, work = await loop.run_in_executor(None, _look_up, subject)
@@ -189,10 +195,10 @@ class Preview:
         """The mask of a question's marks.
 
         Raises:
-            Refused: as `prepare`; 409, the same editor has asked something newer.
+            RefusedError: as `prepare`; 409, the same editor has asked something newer.
         """
-        if question.sequence >= self._newest.get(question.editor, 0):
-            self._newest[question.editor] = question.sequence
+        self._check_newest(question)
+        self._newest[question.editor] = question.sequence
         self._newest.move_to_end(question.editor)
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
@@ -201,13 +207,15 @@ class Preview:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, _run_quietly, lambda: self._answer(question, prepared))
 
-    def _answer(self, question: Question, prepared: Prepared) -> Answer:
+    def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
-            raise Refused(409, "a newer question of this editor came before the answer.")
+            raise RefusedError(409, "a newer question of this editor came before the answer.")
+
+    def _answer(self, question: Question, prepared: Prepared) -> Answer:
+        self._check_newest(question)
         started = time.perf_counter()
-        wired = question.prompts.wired(question.subject.frame + 1)
-        here = type(wired)(wired.positive[-1:], wired.negative[-1:], wired.boxes[-1:])
-        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, here)
+        wired = question.prompts.wired([question.subject.frame])
+        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, wired)
         mask = masks[0].cpu().numpy() != 0
         png = mask_png(mask, _MASK_COLOUR)
         return Answer(png, min(scores), int(mask.sum()), 1000 * (time.perf_counter() - started))
@@ -215,12 +223,16 @@ class Preview:
 
 def _check_idle() -> None:
     if is_running():
-        raise Refused(503, "ComfyUI is running a prompt, which may hold the model: the preview waits until it is done.")
+        raise RefusedError(503, "ComfyUI is running a prompt, which may hold the model: the preview waits until it is done.")
 
 
 def _run_quietly(work: Callable[[], Value]) -> Value:
-    with quietly():
-        return work()
+    try:
+        with quietly():
+            return work()
+    except (RuntimeError, MemoryError) as error:  # out of memory, as a rule
+        log.warning("the prompt editor's preview failed", exc_info=True)
+        raise RefusedError(500, f"the preview failed: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -235,31 +247,36 @@ def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
     """The key of a picture and model, and the work to prepare them.
 
     Raises:
-        Refused: 404, there is no such picture or model.
+        RefusedError: 404, there is no such picture or model.
     """
     picture = picture_path(subject.filename, subject.subfolder, subject.kind)
-    if picture is None:
-        raise Refused(404, f"there is no picture {subject.filename} in ComfyUI's {subject.kind} folder.")
+    stamp = _stamp(picture) if picture is not None else None
+    if picture is None or stamp is None:
+        raise RefusedError(404, f"there is no picture {subject.filename} in ComfyUI's {subject.kind} folder.")
     model_key, load = _model(subject)
-    key = _Key((picture, _stamp(picture), subject.frame), model_key)
-    return key, lambda: _prepare(subject, picture, load)
+    return _Key((picture, stamp, subject.frame), model_key), lambda: _prepare(subject, picture, load)
 
 
 def _model(subject: Subject) -> tuple[object, Callable[[], Sam]]:
     if subject.identity is not None:
         model = recall(subject.identity)
         if model is None:
-            raise Refused(404, "the model of the last run is no longer loaded: run the graph once.")
+            raise RefusedError(404, "the model of the last run is no longer loaded: run the graph once.")
         return subject.identity, lambda: model
     name = subject.model_name or ""
     path = checkpoint_path(name) or BUNDLED.get(name)
-    if path is None or not path.is_file():
-        raise Refused(404, f"there is no checkpoint {name} on this machine yet: run the graph once, and it is downloaded.")
-    return (path, _stamp(path), subject.precision), lambda: load_shared(path, subject.precision)
+    stamp = _stamp(path) if path is not None else None
+    if path is None or stamp is None:
+        raise RefusedError(404, f"there is no checkpoint {name} on this machine yet: run the graph once, and it is downloaded.")
+    return (path, stamp, subject.precision), lambda: load_shared(path, subject.precision)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file's state from another; None where it has gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -267,7 +284,7 @@ def _prepare(subject: Subject, path: Path, load: Callable[[], Sam]) -> Prepared:
     started = time.perf_counter()
     frames = _frames(path, subject)
     if subject.frame >= len(frames):
-        raise Refused(404, f"{subject.filename} has {len(frames)} frames: there is no frame {subject.frame}.")
+        raise RefusedError(404, f"{subject.filename} has {len(frames)} frames: there is no frame {subject.frame}.")
     model = load()
     embedding = encode(model, [frames[subject.frame]])
     return Prepared(model, embedding, len(frames), time.perf_counter() - started)
@@ -276,5 +293,6 @@ def _prepare(subject: Subject, path: Path, load: Callable[[], Sam]) -> Prepared:
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
     try:
         return image_to_frames(load_picture(path, subject.kind))
-    except (OSError, ValueError, RuntimeError, SyntaxError) as error:
-        raise Refused(404, f"{subject.filename} is no picture that Load Image can read: {error}") from error
+    except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
+        log.debug("%s cannot be read: %s", path, error)
+        raise RefusedError(404, f"{subject.filename} is no picture that Load Image can read.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..sam import SAMError
 from ..utils.comfy import inside_comfyui
-from .preview import Preview, Refused, parse_question, parse_subject
+from .preview import Preview, RefusedError, parse_question, parse_subject
 
 MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
 _SUBJECT = {"picture", "model"}
@@ -76,7 +76,7 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
         return _error(400, "the body must be a JSON object.")
     try:
         return await handler(preview, parsed)
-    except Refused as refusal:
+    except RefusedError as refusal:
         return _error(refusal.status, str(refusal))
     except SAMError as error:
         return _error(400, str(error))
@@ -110,8 +110,12 @@ def _aiohttp_handler(handler: Handler, preview: Preview) -> Callable[[Any], Awai
     from aiohttp import web
 
     async def handle(request: web.Request) -> web.Response:
-        body = None if (request.content_length or 0) > MOST_BYTES else await _read(request)
-        reply = await reply_to(handler, preview, request.content_type, body)
+        try:
+            body = None if (request.content_length or 0) > MOST_BYTES else await _read(request)
+        except (web.RequestPayloadError, ConnectionError) as error:  # packed wrongly, or who asked has hung up
+            reply = _error(400, f"the body cannot be read: {type(error).__name__}.")
+        else:
+            reply = await reply_to(handler, preview, request.content_type, body)
         return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
     return handle

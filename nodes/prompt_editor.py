@@ -1,7 +1,8 @@
 """SAM Prompt Editor: marks set by hand on the picture. The browser's half is `web/prompt_editor.js`."""
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -39,9 +40,9 @@ class EditorPrompts:
     marks: tuple[dict[str, Any], ...] = ()
     candidate: Candidate = "best"
 
-    def wired(self, frames: int) -> Wired:
-        """The prompts of each of `frames` pictures."""
-        per_frame = [[mark for mark in self.marks if mark.get("frame", index) == index] for index in range(frames)]
+    def wired(self, frames: Iterable[int]) -> Wired:
+        """The prompts of some of a batch's pictures, by their numbers."""
+        per_frame = [[mark for mark in self.marks if mark.get("frame", index) == index] for index in frames]
         return Wired(
             positive=[_points(marks, 1) for marks in per_frame],
             negative=[_points(marks, 0) for marks in per_frame],
@@ -51,7 +52,7 @@ class EditorPrompts:
     def outputs(self, frames: int) -> tuple[str, str, list[Any]]:
         """`positive_coords`, `negative_coords` and `bboxes`: plain lists where every frame has the same, else one per frame."""
         plain = not any("frame" in mark for mark in self.marks)
-        wired = self.wired(1 if plain else frames)
+        wired = self.wired(range(1 if plain else frames))
         positive, negative = ([[_xy(point) for point in part] for part in parts] for parts in (wired.positive, wired.negative))
         boxes = [[_bounding_box(box) for box in part] for part in wired.boxes]
         positive, negative, boxes = (parts[0] if plain else parts for parts in (positive, negative, boxes))
@@ -67,7 +68,7 @@ def parse_editor(value: Any) -> EditorPrompts:
     state = _read(value)
     candidate, marks = state.get("candidate", "best"), state.get("marks", [])
     if candidate not in _CANDIDATES:
-        raise SAMError(f"prompts.candidate is {str(candidate)[:40]!r}: choose one of {', '.join(_CANDIDATES)}.")
+        raise SAMError(f"prompts.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(_CANDIDATES)}.")
     if not isinstance(marks, list) or len(marks) > MOST_MARKS:
         seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
         raise SAMError(f"prompts.marks {seen}: it must be a list of at most {MOST_MARKS} marks.")
@@ -87,28 +88,28 @@ def _read(value: Any) -> Mapping[str, Any]:
     unknown = sorted(map(str, value.keys() - {"version", "marks", "candidate"}))
     if unknown:
         raise SAMError(f"prompts has an unknown key {unknown[0][:40]!r}.")
-    if value.get("version", VERSION) != VERSION:
-        raise SAMError(f"prompts.version is {str(value['version'])[:40]!r}: this pack reads {VERSION}. Update it.")
+    version = value.get("version", VERSION)
+    if isinstance(version, bool) or version != VERSION:
+        raise SAMError(f"prompts.version is {reprlib.repr(version)}: this pack reads {VERSION}. Update it.")
     return value
 
 
 def _check_mark(mark: Any, place: str) -> None:
     keys = set(mark) - {"frame"} if isinstance(mark, Mapping) else None
     if keys not in (_POINT, _BOX):
-        raise SAMError(
-            f"{place} is {str(mark)[:80]!r}: it must be {{x, y, label}} or {{x, y, width, height}}, and may have frame."
-        )
+        form = "{x, y, label} or {x, y, width, height}, and may have frame"
+        raise SAMError(f"{place} is {reprlib.repr(mark)}: it must be {form}.")
     for key in sorted(keys):
         number = mark[key]
         if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < _FAR:
-            raise SAMError(f"{place}.{key} is {str(number)[:40]!r}: it must be a number of pixels below {_FAR:.0f}.")
+            raise SAMError(f"{place}.{key} is {reprlib.repr(number)}: it must be a number of pixels below {_FAR:.0f}.")
     if "label" in keys and mark["label"] not in (0, 1):
         raise SAMError(f"{place}.label is {mark['label']}: it must be 1 (on the object) or 0 (not on it).")
     if "width" in keys and min(mark["width"], mark["height"]) <= 0:
         raise SAMError(f"{place} is {mark['width']} by {mark['height']} pixels: both must be above 0.")
     frame = mark.get("frame", 0)
     if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < _FAR:
-        raise SAMError(f"{place}.frame is {str(frame)[:40]!r}: it must be a frame's number from 0.")
+        raise SAMError(f"{place}.frame is {reprlib.repr(frame)}: it must be a frame's number from 0.")
 
 
 def _points(marks: list[dict[str, Any]], label: int) -> np.ndarray:
@@ -178,5 +179,5 @@ class PromptEditor:
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
             if parsed.marks:
-                masks = segment_marks(sam_model, encode(sam_model, image), parsed, parsed.wired(frames))[0]
+                masks = segment_marks(sam_model, encode(sam_model, image), parsed, parsed.wired(range(frames)))[0]
         return {"ui": shown, "result": (*parsed.outputs(frames), masks, image)}

@@ -19,7 +19,7 @@ DEVICE_MODES: tuple[str, ...] = get_args(DeviceMode)
 
 _CPU = torch.device("cpu")
 _PATCHER = "_samkit_patcher"
-# A model has one place at a time, so two threads (the queue, a preview) take turns.
+# A model has one place at a time, so two threads (the queue, a preview) take turns where there are two places.
 _turn = threading.RLock()
 
 
@@ -29,6 +29,7 @@ def placed(model: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
 
     Inside ComfyUI, `AUTO` and `Prefer GPU` hand the model to its memory manager, which makes room before, may evict it
     after, and frees it on "Unload Models". Outside, `AUTO` moves it back to the CPU afterwards and `Prefer GPU` leaves it.
+    Threads take turns with the whole body, except where there is but the CPU: so a preview never holds up the queue there.
 
     Yields:
         The device that the model is on.
@@ -37,18 +38,25 @@ def placed(model: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
         SAMError: `mode` is none of `DEVICE_MODES`.
     """
     device = device_for(mode)
-    with _turn:
-        if mode == "CPU":
-            _to_cpu(model)
-        elif inside_comfyui():
-            _load_through_comfyui(model)
-        else:
-            _move(model, device)
+    with contextlib.ExitStack() as turn:
+        turn.enter_context(_turn)
+        _place(model, mode, device)
+        if device_for("AUTO").type == "cpu":
+            turn.close()
         try:
             yield device
         finally:
             if mode == "AUTO" and not inside_comfyui():
                 _move(model, _CPU)
+
+
+def _place(model: nn.Module, mode: DeviceMode, device: torch.device) -> None:
+    if mode == "CPU":
+        _to_cpu(model)
+    elif inside_comfyui():
+        _load_through_comfyui(model)
+    else:
+        _move(model, device)
 
 
 def device_for(mode: DeviceMode) -> torch.device:

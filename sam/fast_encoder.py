@@ -13,6 +13,7 @@ code's.
 """
 
 import math
+import threading
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -56,7 +57,13 @@ def _stock(encoder: nn.Module, images: Tensor, early: bool) -> tuple[Tensor, Ten
     if not early:
         return encoder(images).float(), None
     seen: list[Tensor] = []
-    hook = encoder.blocks[_first_global(encoder)].register_forward_hook(lambda _, __, out: seen.append(out.float()))
+    caller = threading.get_ident()  # another thread may be running the same encoder on another picture
+
+    def keep(_: nn.Module, __: object, out: Tensor) -> None:
+        if threading.get_ident() == caller:
+            seen.append(out.float())
+
+    hook = encoder.blocks[_first_global(encoder)].register_forward_hook(keep)
     try:
         return encoder(images).float(), seen[0]
     finally:

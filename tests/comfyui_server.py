@@ -1,11 +1,13 @@
 """A real ComfyUI server on scratch folders, and a small client for it."""
 
 import contextlib
+import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +40,44 @@ class Server:
         request = urllib.request.Request(f"{self.url}{path}", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return response.read()
+
+    def send(self, path, body=b"", method="POST", timeout=60, **headers):
+        """Bytes as they are, whatever the server says to them: the status, the headers, the answer's bytes.
+
+        Headers are given with underscores; JSON is the Content-Type where none is given.
+        """
+        sent = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+        try:
+            # A server may answer before it has everything, and close.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, sent)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def stalls(self, pause=0.005):
+        """Pings the server for as long as the body runs; the list then holds each answer's time in seconds."""
+        seconds, done = [], threading.Event()
+
+        def ping():
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+            while not done.wait(pause):
+                begun = time.perf_counter()
+                connection.request("GET", "/prompt")
+                connection.getresponse().read()
+                seconds.append(time.perf_counter() - begun)
+            connection.close()
+
+        thread = threading.Thread(target=ping)
+        thread.start()
+        try:
+            yield seconds
+        finally:
+            done.set()
+            thread.join()
 
     def json(self, path, data=None):
         return json.loads(self.request(path, data))
@@ -75,18 +115,20 @@ def error_of(entry):
 
 
 @contextlib.contextmanager
-def comfyui(base, start_timeout=120):
+def comfyui(base, start_timeout=120, threads="1", device="cpu"):
     """Start a server whose folders lie in `base`; it ends with the block.
+
+    It computes with one thread, which a busy machine has; with `threads=None`, with as many as it likes.
 
     Raises:
         Unavailable: COMFYUI_PATH (default ~/ComfyUI) is no ComfyUI, lacks a package, or did not start.
     """
     home, python = find_comfyui()
     port = _free_port()
-    options = f"--cpu --disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
+    options = f"{'--cpu ' * (device == 'cpu')}--disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
     command = [python, str(home / "main.py"), *options, *folders]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:

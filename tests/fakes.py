@@ -1,10 +1,15 @@
 """Small fakes of ComfyUI's modules, as far as the pack touches them; installed by fixtures, gone after the test."""
 
+import os
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageSequence
+
+PICTURE_ENDINGS = {".png", ".gif", ".jpg", ".webp"}
 
 
 class Interrupted(Exception):
@@ -12,7 +17,7 @@ class Interrupted(Exception):
 
 
 class FakeComfyUI:
-    """What a running ComfyUI would show: its folders, its progress bars, its loaded models."""
+    """What a running ComfyUI would show: its folders, its progress bars, its loaded models, its queue."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -22,6 +27,8 @@ class FakeComfyUI:
         self.loaded = []
         self.full_loads = []
         self.folder_names_and_paths = {}
+        self.running = {}
+        self.pictures_loaded = []
 
     def modules(self):
         return {
@@ -30,7 +37,26 @@ class FakeComfyUI:
             "comfy.utils": self._module("comfy.utils", ProgressBar=self._progress_bar()),
             "comfy.model_patcher": self._module("comfy.model_patcher", ModelPatcher=FakePatcher),
             "comfy.model_management": self._management(),
+            "nodes": self._module("nodes", LoadImage=self._load_image()),
+            "server": self._module("server", PromptServer=types.SimpleNamespace(instance=self._server())),
         }
+
+    def _server(self):
+        return types.SimpleNamespace(prompt_queue=types.SimpleNamespace(currently_running=self.running))
+
+    def _load_image(self):
+        root, loaded = self.root, self.pictures_loaded
+
+        class LoadImage:
+            """ComfyUI's, for the names "file [folder]"."""
+
+            def load_image(self, image):
+                loaded.append(image)
+                name, kind = image.removesuffix("]").rsplit(" [", 1)
+                frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(root / kind / name))]
+                return torch.from_numpy(np.stack(frames)).float() / 255, torch.zeros(len(frames), 64, 64)
+
+        return LoadImage
 
     @staticmethod
     def _module(name, **contents):
@@ -50,11 +76,18 @@ class FakeComfyUI:
             return [str(file) for file in files]
 
         def get_full_path(name, file):
+            file = os.path.relpath(os.path.join("/", file), "/")  # noqa: PTH118  as ComfyUI does
             paths = [Path(folder) / file for folder in self.folder_names_and_paths[name][0]]
             return next((str(path) for path in paths if path.is_file()), None)
 
+        def filter_files_content_types(files, content_types):
+            return [file for file in files if content_types == ["image"] and Path(file).suffix.lower() in PICTURE_ENDINGS]
+
         return self._module(
             "folder_paths",
+            filter_files_content_types=filter_files_content_types,
+            get_directory_by_type=lambda kind: str(self.root / kind),
+            get_temp_directory=lambda: str(self.root / "temp"),
             models_dir=str(self.root / "models"),
             folder_names_and_paths=self.folder_names_and_paths,
             add_model_folder_path=add_model_folder_path,

@@ -1,5 +1,8 @@
 """The pack at ComfyUI's door: folders, progress, interruption and the memory manager, against small fakes."""
 
+import threading
+import time
+
 import pytest
 import torch
 from conftest import as_image, make_picture
@@ -119,6 +122,55 @@ def test_auto_moves_back_after_an_error_too(tiny_model, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"), placed(tiny_model, "AUTO"):
         raise RuntimeError("out of memory")
     assert moves[-1] == "cpu" and len(moves) == 2
+
+
+@pytest.mark.parametrize(("place", "inside"), [("cpu", True), ("cpu", False), ("meta", True)])
+@pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU", "CPU"])
+def test_threads_wait_for_each_other_only_where_a_model_has_several_places(
+    request, tiny_model, monkeypatch, place, inside, mode
+):
+    if inside:
+        request.getfixturevalue("comfy").device = torch.device(place)
+    else:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("samkit.sam.device._place", lambda *args: None)
+    entered, leave = threading.Event(), threading.Event()
+
+    def second():
+        with placed(tiny_model, "AUTO"):
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=second)
+    with placed(tiny_model, mode):
+        other.start()
+        assert entered.wait(0.2 if place != "cpu" else 10) == (place == "cpu")
+    assert entered.wait(10), "its turn comes when the first is done"
+    leave.set()
+    other.join()
+
+
+def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
+    busy, most = [], []
+
+    def place(*args):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.02)
+        busy.pop()
+
+    def use():
+        with placed(tiny_model, "AUTO"):
+            pass
+
+    monkeypatch.setattr("samkit.sam.device._place", place)
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]
 
 
 def test_a_model_that_is_there_is_not_moved(tiny_model, monkeypatch):

@@ -1,6 +1,8 @@
 """The fast encoder against segment_anything's own forward, on every path that it can take."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -74,6 +76,23 @@ def test_early_features_are_the_first_global_blocks(monkeypatch):
     monkeypatch.setattr(sys.modules["samkit.sam.fast_encoder"], "supports", lambda encoder: False)
     assert torch.equal(run_encoder(encoder, images, early=True)[1], seen[0])
     assert not encoder.blocks[1]._forward_hooks
+
+
+def test_early_features_are_the_own_pictures_where_two_threads_run_one_encoder(monkeypatch):
+    encoder = encoder_of(grid=11, window=4, global_blocks=(1, 2))
+    monkeypatch.setattr(sys.modules["samkit.sam.fast_encoder"], "supports", lambda encoder: False)
+    batches = [pictures(encoder, 1), pictures(encoder, 1) + 1]
+    alone = [run_encoder(encoder, images, early=True)[1] for images in batches]
+    both_in = threading.Barrier(2)
+
+    def meet(*_):
+        both_in.wait(10)
+
+    hook = encoder.blocks[0].register_forward_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda images: run_encoder(encoder, images, early=True)[1], batches))
+    hook.remove()
+    assert not torch.equal(*alone) and all(map(torch.equal, alone, together))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -91,6 +91,8 @@ def checkpoint_path(name: str) -> Path | None:
 def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:
     """Full path of a picture in one of ComfyUI's folders, or None where there is none, or where a link leads out of it.
 
+    Like the list of ComfyUI's Load Image, it goes by the file's ending; a film is none, and would be read whole.
+
     Args:
         filename, subfolder: below the folder, as ComfyUI's own `/view` takes them.
         kind: one of `PICTURE_FOLDERS`.
@@ -102,8 +104,9 @@ def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:
     folder = Path(folder_paths.get_directory_by_type(kind)).resolve()
     try:
         path = (folder / subfolder / filename).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
-    except (OSError, ValueError):  # names that no file system takes
+        is_picture = folder_paths.filter_files_content_types([filename], ["image"])
+        return path if is_picture and path.is_relative_to(folder) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # names that no file system takes; a link that leads to itself
         return None
 
 
@@ -140,8 +143,11 @@ def _save_once(frame: np.ndarray, folder: Path) -> str:
     name = f"samkit_{hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:32]}.png"
     if not (folder / name).is_file():
         part = folder / f"{name}.part"
-        Image.fromarray(frame).save(part, format="PNG", compress_level=1)
-        part.replace(folder / name)
+        try:
+            Image.fromarray(frame).save(part, format="PNG", compress_level=1)
+            part.replace(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
     return name
 
 

@@ -50,7 +50,7 @@ def mask_png(mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.
     """
     levels = mask.astype(np.uint8)
     levels += outline(mask)
-    picture = Image.fromarray(levels, mode="P")
+    picture = Image.fromarray(levels)
     picture.putpalette([0, 0, 0, *colour, *colour])
     file = io.BytesIO()
     picture.save(file, format="PNG", bits=2, transparency=bytes([0, round(255 * opacity), 255]), compress_level=1)

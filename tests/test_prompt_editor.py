@@ -1,0 +1,380 @@
+"""The prompt editor's node: its widget's text to points, boxes and masks, and the pictures it leaves for the browser."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import as_image, make_picture
+from fakes import FakeComfyUI, install
+from PIL import Image
+from samkit.nodes.predict import Segment
+from samkit.nodes.prompt_editor import MOST_MARKS, MOST_PICTURES, PromptEditor, parse_editor
+from samkit.sam import SAMError, recall, remember
+from samkit.utils.comfy import Progress, is_running, load_picture, picture_path, quietly, save_temporary
+from samkit.utils.overlay import mask_png, outline
+
+POINT, AWAY, BOX = (
+    {"x": 30, "y": 25, "label": 1},
+    {"x": 60.5, "y": 40, "label": 0},
+    {"x": 10, "y": 5, "width": 40, "height": 30},
+)
+
+
+@pytest.fixture
+def comfy(monkeypatch, tmp_path):
+    for folder in ("input", "output", "temp", "models/sams"):
+        (tmp_path / folder).mkdir(parents=True)
+    return install(monkeypatch, FakeComfyUI(tmp_path))
+
+
+def pictures(count):
+    return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
+
+
+def text(*marks, **others):
+    return json.dumps({"version": 1, "marks": marks, **others})
+
+
+def run(image, prompts, model=None):
+    answer = PromptEditor().execute(image, prompts, model)
+    return answer["result"]
+
+
+def test_marks_for_all_frames_give_flat_lists():
+    positive, negative, boxes, masks, _ = run(pictures(3), text(POINT, AWAY, BOX))
+    assert json.loads(positive) == [{"x": 30, "y": 25}] and json.loads(negative) == [{"x": 60.5, "y": 40}]
+    assert boxes == [{"x": 10, "y": 5, "width": 40, "height": 30}]
+    assert masks.shape == (3, 60, 80) and not masks.any(), "no model, no mask"
+
+
+def test_a_mark_for_one_frame_makes_a_list_per_frame():
+    positive, negative, boxes, *_ = run(pictures(3), text(POINT, {**AWAY, "frame": 2}, {**BOX, "frame": 1}))
+    assert json.loads(positive) == [[{"x": 30, "y": 25}]] * 3
+    assert json.loads(negative) == [[], [], [{"x": 60.5, "y": 40}]]
+    assert boxes == [[], [{"x": 10, "y": 5, "width": 40, "height": 30}], []]
+
+
+def test_a_mark_for_a_frame_that_is_not_there_is_kept_for_later():
+    positive, *_ = run(pictures(2), text({**POINT, "frame": 7}))
+    assert json.loads(positive) == [[], []]
+
+
+def test_nothing_marked_gives_empty_lists_and_zero_masks(tiny_model):
+    for prompts in ("", "  ", "{}", text()):
+        positive, negative, boxes, masks, _ = run(pictures(2), prompts, tiny_model)
+        assert (positive, negative, boxes) == ("[]", "[]", []) and masks.shape == (2, 60, 80) and not masks.any()
+
+
+def test_the_picture_goes_out_unchanged():
+    image = pictures(2)
+    before = image.clone()
+    assert run(image, text(POINT))[4] is image and torch.equal(image, before)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [POINT],
+        [POINT, AWAY],
+        [BOX],
+        [POINT, AWAY, BOX],
+        [BOX, {"x": 45, "y": 20, "width": 30, "height": 30}, POINT],
+        [{**POINT, "frame": 1}],
+        [BOX, {**POINT, "frame": 0}, {**AWAY, "frame": 1}],
+    ],
+)
+@pytest.mark.parametrize("candidate", ["best", "smallest", "middle", "largest"])
+def test_masks_are_those_of_sam_segment_for_the_same_prompts(tiny_model, marks, candidate):
+    image = pictures(2)
+    positive, negative, boxes, masks, _ = run(image, text(*marks, candidate=candidate), tiny_model)
+    multimask = "auto" if candidate == "best" else "on"
+    expected = Segment().execute(tiny_model, image, positive, negative, boxes, candidate=candidate, multimask=multimask)[0]
+    assert torch.equal(masks, expected) and masks.shape == (2, 60, 80)
+
+
+def test_every_candidate_can_be_chosen_with_several_marks_too(tiny_model):
+    """Without multimask there is but one candidate, and the choice would do nothing."""
+    sizes = [run(pictures(1), text(BOX, AWAY, candidate=c), tiny_model)[3].sum() for c in ("smallest", "middle", "largest")]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2]
+
+
+def test_a_frame_without_marks_has_an_empty_mask(tiny_model):
+    masks = run(pictures(3), text({**POINT, "frame": 1}), tiny_model)[3]
+    assert [bool(mask.any()) for mask in masks] == [False, True, False]
+
+
+def test_what_the_browser_is_told(comfy, tiny_model):
+    image = pictures(2)
+    shown = PromptEditor().execute(image, text(POINT), tiny_model)["ui"]
+    assert list(shown) == ["samkit_pictures", "samkit_model"] and all(isinstance(value, list) for value in shown.values())
+    assert recall(shown["samkit_model"][0]) is tiny_model
+    for name, frame in zip(shown["samkit_pictures"], image, strict=True):
+        assert (name["subfolder"], name["type"]) == ("", "temp")
+        saved = np.array(Image.open(comfy.root / "temp" / name["filename"]))
+        assert (saved == (frame * 255).round().numpy()).all()
+    assert "samkit_model" not in PromptEditor().execute(image, text(POINT))["ui"]
+
+
+def test_the_pictures_of_a_long_batch_are_bounded(comfy):
+    image = torch.rand(MOST_PICTURES + 3, 4, 4, 3)
+    answer = PromptEditor().execute(image)
+    assert len(answer["ui"]["samkit_pictures"]) == MOST_PICTURES and len(answer["result"][3]) == MOST_PICTURES + 3
+
+
+def test_outside_comfyui_there_are_no_pictures_to_show():
+    assert PromptEditor().execute(pictures(1))["ui"] == {"samkit_pictures": []}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("prompts", "named"),
+    [
+        ("nonsense", "prompts is not JSON"),
+        ('{"marks": [}', "prompts is not JSON"),
+        ("[" * 100_000, "prompts is not JSON"),
+        ("1" * 5000, "prompts is not JSON"),
+        ("[]", "prompts is a list"),
+        ("null", "prompts is a NoneType"),
+        (None, "prompts is a NoneType"),
+        (b"{}", "prompts is a bytes"),
+        ('{"points": []}', "unknown key 'points'"),
+        ({1: 2}, "unknown key '1'"),
+        ('{"version": 2}', "prompts.version is 2"),
+        ('{"version": true}', "prompts.version is True"),
+        ('{"version": "1"}', "prompts.version is '1'"),
+        ('{"candidate": "all"}', "prompts.candidate is 'all'"),
+        ('{"candidate": ["best"]}', "prompts.candidate is"),
+        ('{"candidate": null}', "prompts.candidate is None"),
+        ('{"marks": {}}', "prompts.marks is a dict"),
+        ('{"marks": null}', "prompts.marks is a NoneType"),
+        ({"marks": [POINT] * (MOST_MARKS + 1)}, f"prompts.marks has {MOST_MARKS + 1}"),
+    ],
+)
+def test_a_wrong_form_is_named(prompts, named):
+    with pytest.raises(SAMError, match=named.replace("[", r"\[")):
+        parse_editor(prompts)
+
+
+@pytest.mark.parametrize(
+    ("mark", "named"),
+    [
+        (1, ""),
+        ([30, 25, 1], ""),
+        ({}, ""),
+        ({"x": 1, "y": 2}, ""),
+        ({**POINT, "z": 1}, ""),
+        ({**POINT, **BOX}, ""),
+        ({**POINT, "frame": 0, "label": "1"}, ".label"),
+        (nested(5000), ""),
+        *[({**POINT, "x": value}, ".x") for value in ("30", None, True, [3], math.nan, math.inf, 1e6, -1e6, 10**400)],
+        *[({**POINT, "y": value}, ".y") for value in ({}, False, -math.inf, 2e6)],
+        *[({**POINT, "label": value}, ".label") for value in (2, -1, 0.5, True, None, "1")],
+        *[({**BOX, "width": value}, "") for value in (0, -3)],
+        *[({**BOX, "height": value}, "") for value in (0, -3)],
+        *[({**BOX, "width": value}, ".width") for value in (math.nan, True, "5", 1e6, None)],
+        *[({**BOX, "height": value}, ".height") for value in (math.inf, [1], 1e9)],
+        *[({**POINT, "frame": value}, ".frame") for value in (-1, 0.0, True, "0", None, 10**9, math.nan)],
+    ],
+)
+def test_a_wrong_mark_is_named(mark, named):
+    with pytest.raises(SAMError, match=rf"prompts\.marks\[1\]{named} ") as caught:
+        parse_editor({"marks": [POINT, mark]})
+    assert len(str(caught.value)) < 400, "whatever was sent, the error can be read"
+
+
+def test_what_is_right_passes_as_it_was():
+    marks = [POINT, {"x": -0.5, "y": 999_999, "label": 0, "frame": 999_999}, {**BOX, "frame": 0}]
+    parsed = parse_editor(text(*marks, candidate="middle"))
+    assert list(parsed.marks) == marks and parsed.candidate == "middle"
+    assert len(parse_editor({"marks": [POINT] * MOST_MARKS}).marks) == MOST_MARKS
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (7, 8), (60, 81), (33, 62), (9, 127)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_png_is_exactly_the_mask(size, share):
+    mask = np.random.default_rng(1).random(size) < share
+    made = mask_png(mask, (30, 144, 255))
+    picture = Image.open(io.BytesIO(made))
+    assert picture.mode == "P" and picture.size == size[::-1]
+    pixels = np.array(picture.convert("RGBA"))
+    assert ((pixels[..., 3] > 0) == mask).all()
+    assert ((pixels[..., 3] == 255) == outline(mask)).all(), "the outline is opaque"
+    assert (pixels[mask][:, :3] == (30, 144, 255)).all()
+
+
+def test_the_png_is_small_and_its_inside_is_tinted():
+    mask = np.zeros((1024, 1024), bool)
+    mask[100:900, 200:700] = True
+    made = mask_png(mask, (1, 2, 3), opacity=0.2)
+    assert len(made) < 8000
+    pixels = np.array(Image.open(io.BytesIO(made)).convert("RGBA"))
+    assert pixels[500, 500].tolist() == [1, 2, 3, 51] and pixels[100, 200].tolist() == [1, 2, 3, 255]
+
+
+def test_pictures_are_named_by_their_content_and_written_once(comfy, monkeypatch):
+    frames = [make_picture(6, 8, seed) for seed in (0, 1, 0)]
+    first, second, third = save_temporary(frames)
+    assert first == third != second
+    written = []
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **kwargs: written.append(args))
+    assert save_temporary(frames) == [first, second, third] and not written
+    assert sorted(file.suffix for file in (comfy.root / "temp").iterdir()) == [".png", ".png"]
+
+
+def test_the_same_bytes_in_another_shape_are_another_picture(comfy):
+    frame = make_picture(6, 8)
+    one, other = save_temporary([frame, frame.reshape(8, 6, 3)])
+    assert one != other and Image.open(comfy.root / "temp" / other["filename"]).size == (6, 8)
+
+
+def test_a_save_that_fails_leaves_nothing(comfy, monkeypatch):
+    real = Image.Image.save
+
+    def full(self, file, **options):
+        real(self, file, **options)
+        Path(file).write_bytes(Path(file).read_bytes()[:20])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(Image.Image, "save", full)
+        save_temporary([make_picture(6, 8)])
+    assert not list((comfy.root / "temp").iterdir())
+    (name,) = save_temporary([make_picture(6, 8)])
+    assert (np.array(Image.open(comfy.root / "temp" / name["filename"])) == make_picture(6, 8)).all()
+
+
+def test_the_temporary_folder_is_made_where_it_is_missing(comfy):
+    (comfy.root / "temp").rmdir()
+    assert len(save_temporary([make_picture(6, 8)])) == len(list((comfy.root / "temp").iterdir())) == 1
+
+
+@pytest.fixture
+def files(comfy):
+    """Pictures in ComfyUI's folders, one outside, and links in and out."""
+    picture = Image.fromarray(make_picture(6, 8))
+    (comfy.root / "input" / "sub" / "deep").mkdir(parents=True)
+    (comfy.root / "outside").mkdir()
+    for place in ("input/a.png", "input/sub/deep/b.png", "output/c.png", "temp/d.png", "outside/secret.png", "input2.png"):
+        picture.save(comfy.root / place)
+    (comfy.root / "input" / "film.mp4").touch()
+    for name, target in (
+        ("inner.png", "sub/deep/b.png"),
+        ("outer.png", "../outside/secret.png"),
+        ("loop.png", "loop.png"),
+        ("broken.png", "nowhere.png"),
+        ("way", "../outside"),
+        ("same", "sub"),
+    ):
+        (comfy.root / "input" / name).symlink_to(target)
+    return comfy.root
+
+
+def test_pictures_inside_comfyuis_folders_are_found(files):
+    found = {
+        ("a.png", "", "input"): "input/a.png",
+        ("b.png", "sub/deep", "input"): "input/sub/deep/b.png",
+        ("c.png", "", "output"): "output/c.png",
+        ("d.png", "", "temp"): "temp/d.png",
+        ("inner.png", "", "input"): "input/sub/deep/b.png",
+        ("b.png", "same/deep", "input"): "input/sub/deep/b.png",
+    }
+    for names, place in found.items():
+        assert picture_path(*names) == (files / place).resolve(), names
+        assert load_picture(picture_path(*names), names[2]).shape == (1, 6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("filename", "subfolder", "kind"),
+    [
+        ("secret.png", "../outside", "input"),
+        ("../outside/secret.png", "", "input"),
+        ("../input2.png", "", "input"),
+        ("outer.png", "", "input"),
+        ("secret.png", "way", "input"),
+        ("loop.png", "", "input"),
+        ("broken.png", "", "input"),
+        ("missing.png", "", "input"),
+        ("a.png", "", "models"),
+        ("a.png", "", "output"),
+        ("film.mp4", "", "input"),
+        ("", "", "input"),
+        ("sub", "", "input"),
+        (".", "", "input"),
+        ("a.png\0", "", "input"),
+        ("a.png", "\0", "input"),
+        ("\ud800.png", "", "input"),
+        ("a.png", "\udcff", "input"),
+        ("x" * 5000 + ".png", "", "input"),
+    ],
+)
+def test_everything_else_is_no_picture(files, filename, subfolder, kind):
+    assert picture_path(filename, subfolder, kind) is None
+
+
+def test_absolute_names_are_no_pictures(files):
+    secret = files / "outside" / "secret.png"
+    assert picture_path(str(secret), "", "input") is None
+    assert picture_path("secret.png", str(secret.parent), "input") is None
+
+
+def test_outside_comfyui_there_are_no_pictures(tmp_path):
+    assert picture_path("a.png", "", "input") is None and not is_running()
+
+
+def test_a_folder_that_is_itself_a_link_is_fine(files):
+    (files / "real").mkdir()
+    (files / "output").rename(files / "real" / "output")
+    (files / "output").symlink_to(files / "real" / "output")
+    path = picture_path("c.png", "", "output")
+    assert path == (files / "real" / "output" / "c.png").resolve()
+    assert load_picture(path, "output").shape == (1, 6, 8, 3)
+
+
+def test_a_model_is_remembered_for_as_long_as_somebody_holds_it(tiny_sam, tmp_path):
+    from samkit.sam import load_model
+
+    torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
+    model = load_model(tmp_path / "tiny.pth")
+    model.mask_decoder.iou_token.weight.data += 1  # its own identity, whatever other tests hold
+    identity = remember(model)
+    assert recall(identity) is model and remember(model) == identity
+    assert recall("another") is None
+    del model
+    assert recall(identity) is None
+
+
+def test_quiet_work_neither_moves_the_bar_nor_answers_cancel(comfy):
+    comfy.interrupted_after = 0
+    with quietly():
+        progress = Progress(3)
+        progress.advance()
+        progress.check_interrupted()
+    assert not comfy.bars and comfy.interrupted_after == 0, "the Cancel is left for the queue"
+    with pytest.raises(ValueError, match="broken"), quietly():
+        raise ValueError("broken")
+    Progress(3).advance()
+    assert [(bar.total, bar.current) for bar in comfy.bars] == [(3, 1)], "and what comes after is loud again"
+
+
+def test_quiet_is_only_the_thread_that_asked_for_it(comfy):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with quietly(), ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: Progress(2).advance(2)).result()
+    assert [bar.current for bar in comfy.bars] == [2]
+
+
+def test_comfyui_runs_while_its_queue_says_so(comfy):
+    assert not is_running()
+    comfy.running["1"] = ("a prompt",)
+    assert is_running()
