@@ -46,7 +46,7 @@ def placed(model: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
         try:
             yield device
         finally:
-            if mode == "AUTO" and not inside_comfyui():
+            if mode == "AUTO" and device.type != "cpu" and not inside_comfyui():
                 _move(model, _CPU)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.comfy import Progress
 from ..utils.images import image_to_frames, resize_pil
+from ..utils.threads import in_threads
 from .cache import ByteCache
 from .device import DeviceMode, device_for, placed
 from .embedding import SAMEmbedding, Size, knows_its_image
@@ -27,6 +28,7 @@ CACHE_BYTES = 512 << 20  # 128 pictures for stock SAM, at 4 MiB each
 
 
 _PICTURES_ON_GPU = 8
+_HASHED = 1 << 19  # bytes at a time
 
 
 class Encoded(NamedTuple):
@@ -156,10 +158,11 @@ def input_size(original_size: Size, model: Sam) -> Size:
 
 
 def image_key(frame: np.ndarray) -> str:
-    """Content hash of a uint8 picture `[H, W, 3]`."""
-    digest = hashlib.sha256(f"{frame.shape}".encode())
-    digest.update(np.ascontiguousarray(frame).data)
-    return digest.hexdigest()
+    """Content hash of a uint8 picture `[H, W, 3]`: of its shape and of its pieces' hashes, which threads compute."""
+    pixels = np.ascontiguousarray(frame).reshape(-1)
+    pieces = [pixels[start : start + _HASHED] for start in range(0, len(pixels), _HASHED)]
+    digests = in_threads(lambda piece: hashlib.sha256(piece).digest(), pieces)
+    return hashlib.sha256(b"".join([f"{frame.shape}".encode(), *digests])).hexdigest()
 
 
 def _as_frame(image: np.ndarray) -> np.ndarray:

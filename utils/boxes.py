@@ -157,7 +157,8 @@ def _as_dict(box: Any, place: str) -> BoundingBox:
 
 def tight_box(mask: Tensor) -> BoundingBox | None:
     """Smallest box around a mask `[H, W]` (nonzero = inside), in whole pixels; None where the mask is empty."""
-    inside = mask.cpu().numpy() != 0
+    values = mask.cpu().numpy()
+    inside = values if values.dtype == bool else values != 0
     rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
