@@ -305,7 +305,12 @@ def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model
     from samkit.sam.decode import FrameDecoder
 
     calls, run = [], FrameDecoder.run
-    monkeypatch.setattr(FrameDecoder, "run", lambda self, *given: (calls.append(len(given[1])), run(self, *given))[1])
+
+    def counted(self, index, prompts, *rest, **options):
+        calls.append(len(prompts))
+        return run(self, index, prompts, *rest, **options)
+
+    monkeypatch.setattr(FrameDecoder, "run", counted)
     bboxes = SegmentText().execute(tiny_model, grounding, as_image(*frames[:2]), TEXT, 0.0, 0.0, 0.9)[1]
     assert calls == [len(boxes) for boxes in bboxes] and min(calls) > 1
 
