@@ -1,8 +1,7 @@
 """Segment everything: SAM's automatic mask generator, with the reference's result and less work.
 
 The steps are those of segment_anything's `automatic_mask_generator.py`. What is left out is what does not change the result:
-masks that the predicted IoU rejects are never upsampled, nor are those whose box a better mask's suppresses; of them only the
-edges are, to know the box. The others are upsampled only inside the box that they can reach.
+masks that the predicted IoU rejects are never upsampled, and the others only inside the box that they can reach.
 """
 
 import math
@@ -26,8 +25,6 @@ from .nms import non_maximum_suppression
 from .prompts import Prompt
 
 Box = tuple[int, int, int, int]
-_ROWS = 16  # that are upsampled at a time in search of a mask's edge
-_MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
 _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the picture's, is cut off by it
 
 
@@ -168,75 +165,36 @@ def _segment_crop(
 ) -> list[FoundMask]:
     x1, y1, x2, y2 = crop
     embedding = encode(model, [np.ascontiguousarray(picture[y1:y2, x1:x2])], device_mode)
-    upsampler = _Upsampler(embedding, model, options)
-    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
-    waiting: list[_Candidate] = []
+    upsampler = _Upsampler(embedding, model)
+    found: list[FoundMask] = []
     with placed(model, device_mode) as device:
         frames = FrameDecoder(model, embedding, device, model.mask_threshold)
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()
             batch = points[start : start + options.points_per_batch]
-            some = _segment_batch(frames, batch, upsampler, above)
-            waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, picture.shape[:2])]
-            _relieve(waiting, upsampler)
+            found += _segment_batch(frames, batch, upsampler, options)
             progress.advance()
-    return [_moved(mask, x1, y1) for mask in _settled(waiting, upsampler, crop, options)]
+    found = [replace(mask, crop=crop) for mask in found if not _is_cut_off(mask.box, crop, picture.shape[:2])]
+    found = _without_duplicates(found, [mask.score for mask in found], options.box_nms_thresh)
+    return [_moved(mask, x1, y1) for mask in found]
 
 
-@dataclass
-class _Candidate:
-    """A mask that waits for the suppression, in the crop's pixels; drawn only when it is asked for.
-
-    Attributes:
-        low: its logits `[4h, 4w]`; None once it is drawn.
-        drawn: the mask; None before, and for one that is not stable.
-    """
-
-    box: Box
-    score: float
-    point: tuple[float, float]
-    low: Tensor | None
-    drawn: "_Drawn | None" = None
-
-    def draw(self, upsampler: "_Upsampler") -> bool:
-        """Draw it, once; whether it is stable."""
-        if self.low is not None:
-            self.drawn, self.low = upsampler.draw(self.low, self.box), None
-        return self.drawn is not None
-
-
-def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", above: float) -> list[_Candidate]:
+def _segment_batch(
+    frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", options: AutoMaskOptions
+) -> list[FoundMask]:
     label = np.ones(1, np.int32)
     candidates = slice(1, None) if frames.model.mask_decoder.num_mask_tokens > 1 else slice(None)
+    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     logits, scores, rows = frames.run(0, [Prompt(point[None], label) for point in points], candidates, above)
     kept = scores > above
-    owners, logits, scores = rows[kept.nonzero()[:, 0]].tolist(), logits[kept].cpu(), scores[kept].tolist()
-    places = [(float(x), float(y)) for x, y in points[owners]]
-    found = zip(upsampler.boxes(logits), scores, places, logits, strict=True)
-    return [_Candidate(box, *rest) for box, *rest in found if box is not None]
-
-
-def _relieve(waiting: list[_Candidate], upsampler: "_Upsampler") -> None:
-    """Draw what waits where its logits would take too much memory; what is not stable need not wait any longer."""
-    if sum(candidate.low.nbytes for candidate in waiting if candidate.low is not None) > _MOST_WAITING:
-        waiting[:] = [candidate for candidate in waiting if candidate.draw(upsampler)]
-
-
-def _settled(waiting: list[_Candidate], upsampler: "_Upsampler", crop: Box, options: AutoMaskOptions) -> Iterator[FoundMask]:
-    """The stable masks that no better one's box suppresses. What is suppressed is never drawn, stable or not."""
-    boxes = torch.tensor([candidate.box for candidate in waiting], dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor([candidate.score for candidate in waiting])
-    kept = non_maximum_suppression(boxes, scores, options.box_nms_thresh, lambda index: waiting[index].draw(upsampler))
-    for index in kept:
-        one = waiting[index]
-        yield FoundMask(one.drawn.bits, one.box, one.score, one.drawn.stability, one.point, crop)
-
-
-class _Drawn(NamedTuple):
-    """A mask's pixels inside its box (see `FoundMask.bits`) and its stability."""
-
-    bits: np.ndarray
-    stability: float
+    owners = rows[kept.nonzero()[:, 0]].tolist()
+    found = []
+    for owner, mask, score in zip(
+        owners, upsampler.masks(logits[kept].cpu(), frames.threshold, options), scores[kept], strict=True
+    ):
+        if mask is not None:
+            found.append(replace(mask, score=score, point=(float(points[owner][0]), float(points[owner][1]))))
+    return found
 
 
 class _Upsampler:
@@ -246,64 +204,39 @@ class _Upsampler:
     ones: outside the box of low-resolution logits above a threshold, no full-size one is.
     """
 
-    def __init__(self, embedding: SAMEmbedding, model: Sam, options: AutoMaskOptions) -> None:
+    def __init__(self, embedding: SAMEmbedding, model: Sam) -> None:
         side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
         inside, original = embedding.input_size, embedding.original_size
-        self.threshold, self.options = model.mask_threshold, options
         self.rows, self.columns = (
             _Axis((_resize_matrix(inside[axis], original[axis]) @ _resize_matrix(grid[axis], side)[: inside[axis]]).float())
             for axis in (0, 1)
         )
 
-    def boxes(self, logits: Tensor) -> Iterator[Box | None]:
-        """Low-resolution logits `[n, 4h, 4w]` -> the box of each mask; None if it is empty."""
-        above = logits > self.threshold
-        rows, columns = above.any(2).numpy(), above.any(1).numpy()
+    def masks(self, logits: Tensor, threshold: float, options: AutoMaskOptions) -> Iterator[FoundMask | None]:
+        """Low-resolution logits `[n, 4h, 4w]` -> each mask with its box and stability; None if it is empty or unstable."""
+        reach = logits > threshold - abs(options.stability_score_offset)
+        rows, columns = reach.any(2).numpy(), reach.any(1).numpy()
         for low, row, column in zip(logits, rows, columns, strict=True):
-            yield self._box(low, row, column) if row.any() else None
+            yield self._mask(low, row, column, threshold, options) if row.any() else None
 
-    def _box(self, low: Tensor, rows: np.ndarray, columns: np.ndarray) -> Box | None:
-        """From the logits (bool per row and column) that are above the threshold; only the mask's edges are upsampled."""
+    def _mask(
+        self, low: Tensor, rows: np.ndarray, columns: np.ndarray, threshold: float, options: AutoMaskOptions
+    ) -> FoundMask | None:
+        offset = options.stability_score_offset
         down, across = self.rows.reached_from(rows), self.columns.reached_from(columns)
         if down is None or across is None:
             return None
-        part = low[down.source, across.source]
-        high = _extent(down.matrix, part, across.matrix, self.threshold)
-        if high is None:
-            return None
-        wide = _extent(across.matrix, part.T, down.matrix[high[0] : high[1] + 1], self.threshold)
-        if wide is None:
-            return None
-        return across.start + wide[0], down.start + high[0], across.start + wide[1], down.start + high[1]
-
-    def draw(self, low: Tensor, box: Box) -> _Drawn | None:
-        """A mask from its low-resolution logits `[4h, 4w]` and its box; None if it is not stable."""
-        offset = self.options.stability_score_offset
-        reach = low > self.threshold - abs(offset)
-        down, across = self.rows.reached_from(reach.any(1).numpy()), self.columns.reached_from(reach.any(0).numpy())
-        if down is None or across is None:
-            return None
         full = down.matrix @ low[down.source, across.source] @ across.matrix.T
-        union = int((full > self.threshold - offset).count_nonzero())
-        stability = int((full > self.threshold + offset).count_nonzero()) / union if union else 0.0
-        if stability < self.options.stability_score_thresh:
+        union = int((full > threshold - offset).count_nonzero())
+        stability = int((full > threshold + offset).count_nonzero()) / union if union else 0.0
+        if stability < options.stability_score_thresh:
             return None
-        x1, y1, x2, y2 = box
-        inside = full[y1 - down.start : y2 + 1 - down.start, x1 - across.start : x2 + 1 - across.start]
-        return _Drawn(np.packbits((inside > self.threshold).numpy()), stability)
-
-
-def _extent(matrix: Tensor, part: Tensor, other: Tensor, threshold: float) -> tuple[int, int] | None:
-    """The first and the last row of `matrix @ part @ other.T` that has a value above the threshold, from the ends inwards."""
-    starts = range(0, len(matrix), _ROWS)
-    found = []
-    for order, end in ((starts, 0), (reversed(starts), -1)):
-        for start in order:
-            hits = ((matrix[start : start + _ROWS] @ part @ other.T) > threshold).any(1).numpy().nonzero()[0]
-            if len(hits):
-                found.append(start + int(hits[end]))
-                break
-    return (found[0], found[1]) if found else None
+        pixels = (full > threshold).numpy()
+        if not pixels.any():
+            return None
+        y, x = (np.flatnonzero(pixels.any(axis))[[0, -1]] for axis in (1, 0))
+        box = (across.start + int(x[0]), down.start + int(y[0]), across.start + int(x[1]), down.start + int(y[1]))
+        return FoundMask(np.packbits(pixels[y[0] : y[1] + 1, x[0] : x[1] + 1]), box, 0.0, stability, (0.0, 0.0), box)
 
 
 class _Reach(NamedTuple):
