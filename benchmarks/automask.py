@@ -21,35 +21,39 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 SIZES = ((1024, 1024), (1536, 2048))
 MEMORY = """
 import automask
-model = automask.lively({name!r})
 frame = picture(*{size})
+model = automask.lively({name!r}, frame)
 run = automask.{way}(model)
 start()
 run(frame)
 """
-_SHARE, _SPREAD, _GOOD = 0.99, 1000.0, 0.5
+_SHARE, _SPREAD, _GOOD = 0.95, 1000.0, 0.5
 _CONSTANT = 3.0  # what a GELU hardly changes
 
 
 @torch.no_grad()
-def lively(name: str) -> torch.nn.Module:
-    """segment_anything's Sam with random weights, scaled so that its generator, at its defaults, has something to do.
+def lively(name: str, frame: np.ndarray) -> torch.nn.Module:
+    """segment_anything's Sam with random weights, scaled so that its generator finds masks on a picture, at its defaults.
 
-    As they come, random masks are ragged and cover half the picture: none is stable, and their boxes are all alike. So logits
-    are scaled up, and shifted down until a mask is a hundredth of the picture on average; the predicted IoU is shifted until
-    half of the masks pass.
+    As they come, random masks are grains all over the picture: none is stable, and their boxes are all alike. So the last
+    kernels of the encoder and of the upsampling are made constant, that masks hang together as SAM's do; logits are scaled up,
+    and shifted down until a mask is a twentieth of the picture on average; the predicted IoU is shifted until half pass.
     """
     sam = random_sam(**MODELS[name])
     decoder = sam.mask_decoder
     last_up = decoder.output_upscaling[3]
+    for convolution in (sam.image_encoder.neck[2], decoder.output_upscaling[0], last_up):
+        convolution.weight[:] = convolution.weight[:, :, :1, :1].clone()
     heads = [mlp.layers[-1] for mlp in decoder.output_hypernetworks_mlps]
     last_up.weight[:, 0], last_up.bias[0] = 0.0, _CONSTANT  # one channel is constant: a mask's offset
     for head in heads:
         head.weight[0], head.bias[0] = 0.0, 0.0
     predictor = SamPredictor(sam)
-    predictor.set_image(picture(1024, 1024))
-    side = torch.linspace(64, 960, 6)
-    places = torch.cartesian_prod(side, side)[:, None]
+    predictor.set_image(frame)
+    side = torch.linspace(1 / 16, 15 / 16, 6)
+    places = predictor.transform.apply_coords_torch(
+        torch.cartesian_prod(side, side)[:, None] * torch.tensor(frame.shape[1::-1]), frame.shape[:2]
+    )
     _, scores, logits = predictor.predict_torch(places, torch.ones(len(places), 1))
     for token in range(3):
         head, own = heads[token + 1], logits[:, token]
@@ -96,9 +100,9 @@ def measure(models: list[str], device: torch.device) -> Report:
     table = Table(
         f"Segment everything, {models[0]}, 32 points a side", ["picture", "whose", "in all", "after the decoder", "memory"]
     )
-    model = lively(models[0])
     for size in SIZES:
         frame = picture(*size)
+        model = lively(models[0], frame)
         found = {}
         for way in (segment_anything, transformers, ours):
             total, inside, masks = _run_timed(way(model), frame)

@@ -1,7 +1,8 @@
 """Segment everything: SAM's automatic mask generator, with the reference's result and less work.
 
 The steps are those of segment_anything's `automatic_mask_generator.py`. What is left out is what does not change the result:
-masks that the predicted IoU rejects are never upsampled, and the others only inside the box that they can reach.
+masks that the predicted IoU rejects are never upsampled, nor are those whose box a better mask's suppresses; of them only the
+edges are, to know the box. The others are upsampled only inside the box that they can reach.
 """
 
 import math
@@ -23,8 +24,10 @@ from .encode import encode
 from .errors import SAMError
 from .nms import non_maximum_suppression
 from .prompts import Prompt
+from .upsample import Reach, axes, extents
 
 Box = tuple[int, int, int, int]
+_MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
 _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the picture's, is cut off by it
 
 
@@ -165,118 +168,127 @@ def _segment_crop(
 ) -> list[FoundMask]:
     x1, y1, x2, y2 = crop
     embedding = encode(model, [np.ascontiguousarray(picture[y1:y2, x1:x2])], device_mode)
-    upsampler = _Upsampler(embedding, model)
-    found: list[FoundMask] = []
+    upsampler = _Upsampler(embedding, model, options)
+    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
+    waiting: list[_Candidate] = []
     with placed(model, device_mode) as device:
         frames = FrameDecoder(model, embedding, device, model.mask_threshold)
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()
             batch = points[start : start + options.points_per_batch]
-            found += _segment_batch(frames, batch, upsampler, options)
+            some = _segment_batch(frames, batch, upsampler, above)
+            waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, picture.shape[:2])]
+            _relieve(waiting, upsampler)
             progress.advance()
-    found = [replace(mask, crop=crop) for mask in found if not _is_cut_off(mask.box, crop, picture.shape[:2])]
-    found = _without_duplicates(found, [mask.score for mask in found], options.box_nms_thresh)
-    return [_moved(mask, x1, y1) for mask in found]
+    return [_moved(mask, x1, y1) for mask in _settled(waiting, upsampler, crop, options)]
 
 
-def _segment_batch(
-    frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", options: AutoMaskOptions
-) -> list[FoundMask]:
+@dataclass
+class _Candidate:
+    """A mask that waits for the suppression, in the crop's pixels; drawn only when it is asked for.
+
+    Attributes:
+        outlined: what it is drawn from; None once it is drawn.
+        drawn: the mask; None before, and for one that is not stable.
+    """
+
+    box: Box
+    score: float
+    point: tuple[float, float]
+    outlined: "_Outlined | None"
+    drawn: "_Drawn | None" = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What its logits take."""
+        return self.outlined.low.nbytes if self.outlined else 0
+
+    def draw(self, upsampler: "_Upsampler") -> bool:
+        """Draw it, once; whether it is stable."""
+        if self.outlined is not None:
+            self.drawn, self.outlined = upsampler.draw(self.outlined), None
+        return self.drawn is not None
+
+
+def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", above: float) -> list[_Candidate]:
     label = np.ones(1, np.int32)
     candidates = slice(1, None) if frames.model.mask_decoder.num_mask_tokens > 1 else slice(None)
-    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     logits, scores, rows = frames.run(0, [Prompt(point[None], label) for point in points], candidates, above)
     kept = scores > above
-    owners = rows[kept.nonzero()[:, 0]].tolist()
-    found = []
-    for owner, mask, score in zip(
-        owners, upsampler.masks(logits[kept].cpu(), frames.threshold, options), scores[kept], strict=True
-    ):
-        if mask is not None:
-            found.append(replace(mask, score=score, point=(float(points[owner][0]), float(points[owner][1]))))
-    return found
+    owners, logits, scores = rows[kept.nonzero()[:, 0]].tolist(), logits[kept].cpu(), scores[kept].tolist()
+    places = [(float(x), float(y)) for x, y in points[owners]]
+    found = zip(upsampler.outlined(logits), scores, places, strict=True)
+    return [_Candidate(mask.box, score, place, mask) for mask, score, place in found if mask]
+
+
+def _relieve(waiting: list[_Candidate], upsampler: "_Upsampler") -> None:
+    """Draw what waits where its logits would take too much memory; what is not stable need not wait any longer."""
+    if sum(candidate.waiting_bytes for candidate in waiting) > _MOST_WAITING:
+        waiting[:] = [candidate for candidate in waiting if candidate.draw(upsampler)]
+
+
+def _settled(waiting: list[_Candidate], upsampler: "_Upsampler", crop: Box, options: AutoMaskOptions) -> Iterator[FoundMask]:
+    """The stable masks that no better one's box suppresses. What is suppressed is never drawn, stable or not."""
+    boxes = torch.tensor([candidate.box for candidate in waiting], dtype=torch.float32).reshape(-1, 4)
+    scores = torch.tensor([candidate.score for candidate in waiting])
+    kept = non_maximum_suppression(boxes, scores, options.box_nms_thresh, lambda index: waiting[index].draw(upsampler))
+    for index in kept:
+        one = waiting[index]
+        yield FoundMask(one.drawn.bits, one.box, one.score, one.drawn.stability, one.point, crop)
 
 
 class _Upsampler:
-    """`Sam.postprocess_masks` for one mask at a time, only where it can be above a threshold.
+    """Boxes and masks from the low-resolution logits of one crop, at its full size."""
 
-    Both of its bilinear resizes are one matrix per axis, and each full-size value is a convex combination of low-resolution
-    ones: outside the box of low-resolution logits above a threshold, no full-size one is.
-    """
-
-    def __init__(self, embedding: SAMEmbedding, model: Sam) -> None:
+    def __init__(self, embedding: SAMEmbedding, model: Sam, options: AutoMaskOptions) -> None:
         side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
-        inside, original = embedding.input_size, embedding.original_size
-        self.rows, self.columns = (
-            _Axis((_resize_matrix(inside[axis], original[axis]) @ _resize_matrix(grid[axis], side)[: inside[axis]]).float())
-            for axis in (0, 1)
-        )
+        self.threshold, self.options = model.mask_threshold, options
+        self.rows, self.columns = axes(grid, side, embedding.input_size, embedding.original_size)
 
-    def masks(self, logits: Tensor, threshold: float, options: AutoMaskOptions) -> Iterator[FoundMask | None]:
-        """Low-resolution logits `[n, 4h, 4w]` -> each mask with its box and stability; None if it is empty or unstable."""
-        reach = logits > threshold - abs(options.stability_score_offset)
-        rows, columns = reach.any(2).numpy(), reach.any(1).numpy()
+    def outlined(self, logits: Tensor) -> Iterator["_Outlined | None"]:
+        """Low-resolution logits `[n, 4h, 4w]` -> each mask, outlined; None if it is empty."""
+        reach = logits.numpy() > self.threshold - abs(self.options.stability_score_offset)
+        rows, columns = reach.any(2), reach.any(1)
         for low, row, column in zip(logits, rows, columns, strict=True):
-            yield self._mask(low, row, column, threshold, options) if row.any() else None
+            down, across = self.rows.reached_from(row), self.columns.reached_from(column)
+            yield self._outlined(low[down.source, across.source], down, across) if down and across else None
 
-    def _mask(
-        self, low: Tensor, rows: np.ndarray, columns: np.ndarray, threshold: float, options: AutoMaskOptions
-    ) -> FoundMask | None:
-        offset = options.stability_score_offset
-        down, across = self.rows.reached_from(rows), self.columns.reached_from(columns)
-        if down is None or across is None:
+    def _outlined(self, low: Tensor, down: Reach, across: Reach) -> "_Outlined | None":
+        box = extents(low, down, across, self.threshold)
+        return _Outlined(box, low.clone(), down, across) if box else None
+
+    def draw(self, mask: "_Outlined") -> "_Drawn | None":
+        """The whole of a mask; None if it is not stable."""
+        offset = self.options.stability_score_offset
+        full = mask.down.pixels(mask.across.pixels(mask.low.T).T).numpy()
+        union = _count(full, self.threshold - offset)
+        stability = _count(full, self.threshold + offset) / union if union else 0.0
+        if stability < self.options.stability_score_thresh:
             return None
-        full = down.matrix @ low[down.source, across.source] @ across.matrix.T
-        union = int((full > threshold - offset).count_nonzero())
-        stability = int((full > threshold + offset).count_nonzero()) / union if union else 0.0
-        if stability < options.stability_score_thresh:
-            return None
-        pixels = (full > threshold).numpy()
-        if not pixels.any():
-            return None
-        y, x = (np.flatnonzero(pixels.any(axis))[[0, -1]] for axis in (1, 0))
-        box = (across.start + int(x[0]), down.start + int(y[0]), across.start + int(x[1]), down.start + int(y[1]))
-        return FoundMask(np.packbits(pixels[y[0] : y[1] + 1, x[0] : x[1] + 1]), box, 0.0, stability, (0.0, 0.0), box)
+        x1, y1, x2, y2 = mask.box
+        top, left = mask.down.first, mask.across.first
+        inside = full[y1 - top : y2 + 1 - top, x1 - left : x2 + 1 - left] > self.threshold
+        return _Drawn(np.packbits(inside), stability)
 
 
-class _Reach(NamedTuple):
-    """Full-size pixels from `start` on, and the part of an axis' matrix that makes them from the `source` logits."""
+class _Outlined(NamedTuple):
+    """A mask's box, and the logits that reach it, with the pixels that they reach."""
 
-    start: int
-    source: slice
-    matrix: Tensor
-
-
-class _Axis:
-    """One axis of the resize: its matrix float32 `[full, low]`, and which low-resolution logits reach which pixels."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        taken = (matrix != 0).numpy()
-        self.first_tap, self.last_tap = taken.argmax(1), taken.shape[1] - 1 - taken[:, ::-1].argmax(1)
-        self.reaches = taken.any(0)
-        self.first, self.last = taken.argmax(0), taken.shape[0] - 1 - taken[::-1].argmax(0)
-
-    def reached_from(self, sources: np.ndarray) -> _Reach | None:
-        """The pixels between the first and the last that the given logits (bool) reach; None if they reach none."""
-        indices = np.flatnonzero(sources & self.reaches)
-        if not len(indices):
-            return None
-        first, last = int(self.first[indices[0]]), int(self.last[indices[-1]])
-        source = slice(int(self.first_tap[first]), int(self.last_tap[last]) + 1)
-        return _Reach(first, source, self.matrix[first : last + 1, source])
+    box: Box
+    low: Tensor
+    down: Reach
+    across: Reach
 
 
-def _resize_matrix(count: int, wanted: int) -> Tensor:
-    """`F.interpolate(mode="bilinear", align_corners=False)` along one axis, as a matrix float64 `[wanted, count]`."""
-    places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * (count / wanted) - 0.5).clamp(min=0)
-    first = places.floor().long().clamp(max=count - 1)
-    share = places - first
-    matrix = torch.zeros(wanted, count, dtype=torch.float64)
-    row = torch.arange(wanted)
-    matrix[row, first] += 1 - share
-    matrix[row, (first + 1).clamp(max=count - 1)] += share
-    return matrix
+class _Drawn(NamedTuple):
+    """A mask's pixels inside its box (see `FoundMask.bits`) and its stability."""
+
+    bits: np.ndarray
+    stability: float
+
+
+def _count(pixels: np.ndarray, threshold: float) -> int:
+    return int(np.count_nonzero(pixels > threshold))
 
 
 def _is_cut_off(box: Box, crop: Box, size: Size) -> bool:

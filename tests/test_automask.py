@@ -107,6 +107,27 @@ def test_suppression_is_torchvisions():
     assert non_maximum_suppression(torch.zeros(0, 4), torch.zeros(0), 0.5) == []
 
 
+def test_suppression_goes_as_if_what_does_not_count_were_not_there():
+    torch.manual_seed(0)
+    corner = torch.rand(200, 2) * 40
+    boxes, scores = torch.cat([corner, corner + torch.rand(200, 2) * 30], 1), torch.rand(200)
+    counting = (torch.rand(200) < 0.6).nonzero()[:, 0]
+    asked = []
+    kept = non_maximum_suppression(boxes, scores, 0.4, lambda index: asked.append(index) or index in counting)
+    assert kept == counting[nms(boxes[counting], scores[counting], 0.4)].tolist()
+    assert len(set(asked)) == len(asked) < len(boxes), "nobody asks for one that is suppressed already"
+
+
+def test_little_memory_gives_the_same_masks(demo_model, monkeypatch):
+    picture = make_scene(1_000_000_001).image
+    plenty = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
+    monkeypatch.setattr("samkit.sam.automask._MOST_WAITING", 0)
+    little = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
+    assert len(plenty) == len(little) > 3
+    for one, other in zip(plenty, little, strict=True):
+        assert one.box == other.box and one.stability == other.stability and np.array_equal(one.bits, other.bits)
+
+
 def test_a_region_limits_the_grid(demo_model):
     picture = make_scene(1_000_000_001).image
     region = np.zeros(picture.shape[:2], bool)
