@@ -15,6 +15,7 @@ from samkit.sam import SAMEmbedding, SAMError, encode, identity_of
 from samkit.sam.cache import ByteCache
 from samkit.sam.encode import cache, image_key
 from samkit.sam.fast_encoder import run_encoder
+from samkit.utils.threads import in_threads
 from segment_anything import SamPredictor
 
 CLICK = '[{"x": 30, "y": 25}]'
@@ -44,6 +45,21 @@ def test_it_is_what_the_socket_says(embedding, tiny_model):
     assert (embedding.original_size, embedding.input_size) == ((60, 80), (96, 128))
     assert embedding.model_identity == identity_of(tiny_model)
     assert embedding.image_keys == tuple(image_key(make_picture(60, 80, seed)) for seed in range(3))
+
+
+def test_a_picture_that_comes_again_is_known_by_every_value(monkeypatch):
+    picture = make_picture(300, 400)
+    key, hashed = image_key(picture), []
+    module = sys.modules["samkit.sam.encode"]
+    monkeypatch.setattr(module, "in_threads", lambda work, items: hashed.append(1) or in_threads(work, items))
+    assert image_key(picture.copy()) == key and not hashed
+    assert image_key(picture.reshape(400, 300, 3)) != key and len(hashed) == 1
+    for place in (1, 200_000, picture.size - 1):  # none of them among the values that tell what a picture looks like
+        assert image_key(picture) == key
+        picture.reshape(-1)[place] ^= 1  # the caller's own array, changed in place
+        assert image_key(picture) != key
+        picture.reshape(-1)[place] ^= 1
+        assert image_key(picture) == key
 
 
 def test_every_frame_is_the_predictors(embedding, tiny_sam):

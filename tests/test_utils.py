@@ -119,9 +119,13 @@ def test_grey_and_alpha_become_rgb(channels):
     assert np.abs(np.stack(frames) / 255 - source.numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_values_outside_the_range_are_clipped():
-    (frame,) = image_to_frames(torch.tensor([-1.0, 2.0, 0.5, 3e38, -3e38, 0.0]).reshape(1, 1, 2, 3))
-    assert frame.ravel().tolist() == [0, 255, 128, 255, 0, 0]
+@pytest.mark.parametrize(
+    ("values", "levels"),
+    [((-1.0, 0.5, -3e38), [0, 128, 0]), ((2.0, 0.5, 3e38), [255, 128, 255]), ((-1.0, 2.0, 0.0), [0, 255, 0])],
+)
+def test_values_outside_the_range_are_clipped(values, levels):
+    (frame,) = image_to_frames(torch.tensor(values).reshape(1, 1, 1, 3))
+    assert frame.ravel().tolist() == levels
 
 
 def test_a_picture_of_many_pieces_is_converted_whole():
@@ -137,6 +141,7 @@ def test_a_picture_of_many_pieces_is_converted_whole():
     ("image", "message"),
     [
         (torch.full((1, 4, 4, 3), math.nan), "48 values that are NaN"),
+        (torch.tensor([-math.inf, 0.0, 0.5]).reshape(1, 1, 1, 3), "1 values that are NaN"),
         (torch.zeros(4, 4, 3), r"is \(4, 4, 3\)"),
         (torch.zeros(1, 4, 4, 5), r"is \(1, 4, 4, 5\)"),
         (torch.zeros(1, 0, 4, 3), "side of 0 pixels"),

@@ -52,10 +52,12 @@ def _to_levels(values: np.ndarray) -> np.ndarray | None:
             part = flat[start : start + _PIECE]
             scaled = buffer[: len(part)]
             np.multiply(part, 255.0, out=scaled)
-            if not np.isfinite(scaled.sum()) and not np.isfinite(part).all():
+            least, most = scaled.min(), scaled.max()  # a NaN is both
+            if not (np.isfinite(least) and np.isfinite(most)) and not np.isfinite(part).all():
                 return None
             np.rint(scaled, out=scaled)
-            np.clip(scaled, 0, 255, out=scaled)
+            if least < 0 or most > 255:
+                np.clip(scaled, 0, 255, out=scaled)
             out[start : start + _PIECE] = scaled
     return levels
 
