@@ -24,8 +24,8 @@ def demo(extra: list[str]) -> int:
 
 
 def test(extra: list[str]) -> int:
-    """The whole test suite; further arguments go to pytest."""
-    return run(python(), "-m", "pytest", *extra)
+    """The whole test suite; further arguments go to pytest, which runs in tests/."""
+    return run(python(), "-m", "pytest", *extra, folder=ROOT / "tests")
 
 
 def bench(extra: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 
@@ -33,8 +34,30 @@ def test_an_unknown_command_is_refused():
     assert run("fly").returncode != 0
 
 
-def test_ci_calls_the_readmes_test_command():
-    assert "python3 dev.py test" in (ROOT / ".ci" / "run").read_text()
+def test_ci_calls_the_readmes_test_command_in_a_folder_with_a_hyphen():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "python3 dev.py test" in script and "comfyui-samkit" in script
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "path"),
+    [
+        ("comfyui-samkit", "tests", "test_prompts.py"),
+        ("comfyui-samkit", ".", "tests/test_prompts.py"),
+        ("SAM Kit (1)", "tests", "test_prompts.py"),
+        ("v1.0 größe/samkit", "tests", "test_prompts.py"),
+    ],
+)
+def test_the_suite_is_collected_in_a_folder_of_any_name(name, folder, path, tmp_path):
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "ComfyUI", "models", "demo_output", "*.jpg")
+    shutil.copytree(ROOT, tmp_path / name, ignore=ignored)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", path]
+    done = subprocess.run(command, cwd=tmp_path / name / folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_lint_does_not_judge_the_folders_name():
+    assert '"N999"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_comfyui_is_found_by_its_path(monkeypatch, tmp_path):
