@@ -5,13 +5,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..sam import AutoMaskOptions, DeviceMode, FoundMask, SAMError, free_result_bytes, result_device, segment_everything
+from ..sam import (
+    AutoMaskOptions,
+    DeviceMode,
+    FoundMask,
+    SAMError,
+    Segmenter,
+    free_result_bytes,
+    result_device,
+    segment_every_image,
+)
 from ..utils.boxes import BoundingBox
 from ..utils.images import as_masks, frames_to_image, image_to_frames, resize_masks
 from ..utils.overlay import legend, paint_masks
+from ..utils.text import counted
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 
 _MASK_BYTES = 4  # a MASK is float32
@@ -119,7 +128,7 @@ class AutoMask:
 
     def execute(
         self,
-        sam_model: Sam,
+        sam_model: Segmenter,
         image: Tensor,
         points_per_side: int = _DEFAULTS["points_per_side"],
         points_per_batch: int = _DEFAULTS["points_per_batch"],
@@ -151,11 +160,8 @@ class AutoMask:
         )
         frames = image_to_frames(image)
         regions = _regions(region, len(frames), tuple(image.shape[1:3]))
-        found = [
-            segment_everything(sam_model, frame, options, inside, device_mode)[: max_masks or None]
-            for frame, inside in zip(frames, regions, strict=True)
-        ]
-        return _outputs(frames, found, tuple(image.shape[1:3]))
+        found = segment_every_image(sam_model, frames, options, regions, device_mode)
+        return _outputs(frames, [masks[: max_masks or None] for masks in found], tuple(image.shape[1:3]))
 
 
 def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:
@@ -175,24 +181,24 @@ def _outputs(
     _check_memory(count, size)
     masks = np.zeros((count, *size), dtype=np.float32)
     labels = np.zeros((len(frames), *size), dtype=np.float32)
-    pictures, position = [], 0
-    for index, (frame, things) in enumerate(zip(frames, found, strict=True)):
-        full = np.stack([thing.full(size) for thing in things]) if things else np.zeros((0, *size), bool)
+    overlays, position = [], 0
+    for index, (frame, objects) in enumerate(zip(frames, found, strict=True)):
+        full = np.stack([one.full(size) for one in objects]) if objects else np.zeros((0, *size), bool)
         masks[position : position + len(full)] = full
         position += len(full)
         for rank, mask in enumerate(full, start=1):
             labels[index][mask] = rank / len(full)
-        pictures.append(legend(paint_masks(frame, full), f"{len(full)} masks"))
-    overlay = frames_to_image(pictures) if pictures else torch.zeros(0, *size, 3)
-    boxes = [[_box(thing, index) for thing in things] for index, things in enumerate(found)]
-    scores = [thing.score for things in found for thing in things] or [0.0]
+        overlays.append(legend(paint_masks(frame, full), counted(len(full), "mask")))
+    overlay = frames_to_image(overlays) if overlays else torch.zeros(0, *size, 3)
+    boxes = [[_box(one, index) for one in objects] for index, objects in enumerate(found)]
+    scores = [one.score for objects in found for one in objects] or [0.0]
     where = result_device()
     return torch.from_numpy(masks).to(where), boxes, scores, overlay.to(where), torch.from_numpy(labels).to(where)
 
 
-def _box(thing: FoundMask, frame: int) -> BoundingBox:
-    x1, y1, x2, y2 = thing.box
-    extra = {"score": thing.score, "stability": thing.stability, "frame_index": frame}
+def _box(found: FoundMask, frame: int) -> BoundingBox:
+    x1, y1, x2, y2 = found.box
+    extra = {"score": found.score, "stability": found.stability, "frame_index": frame}
     return BoundingBox(x=x1, y=y1, width=x2 + 1 - x1, height=y2 + 1 - y1, **extra)
 
 

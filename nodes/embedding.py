@@ -3,11 +3,9 @@
 from typing import Any
 
 import numpy as np
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..sam import DeviceMode, SAMEmbedding, SAMError, encode
-from ..sam.embedding import knows_its_image
+from ..sam import DeviceMode, SAMEmbedding, SAMError, Segmenter, encode, knows_its_image
 from ..utils.images import frames_to_image
 from ..utils.overlay import principal_components
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
@@ -39,7 +37,7 @@ class GetSAMEmbedding:
             "optional": {"device_mode": DEVICE_MODE_INPUT},
         }
 
-    def get_sam_embedding(self, image: Tensor, sam_model: Sam, device_mode: DeviceMode = "AUTO") -> tuple[SAMEmbedding]:
+    def get_sam_embedding(self, image: Tensor, sam_model: Segmenter, device_mode: DeviceMode = "AUTO") -> tuple[SAMEmbedding]:
         return (encode(sam_model, image, device_mode).copy(),)  # other packs' nodes may write to it
 
 

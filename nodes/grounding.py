@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..sam import (
@@ -14,14 +13,16 @@ from ..sam import (
     FoundBoxes,
     GroundingModel,
     GroundingOptions,
+    PredictOptions,
+    PromptInputs,
     SAMError,
-    Wired,
+    Segmenter,
     encode,
     find_boxes,
     load_grounding,
     result_device,
 )
-from ..sam.grounding import NEEDED, folder_state, is_complete
+from ..sam.models.grounding import NEEDED, folder_state, is_complete
 from ..sam.weights.download import fetch_folder
 from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
@@ -187,7 +188,7 @@ class SegmentText:
 
     def execute(
         self,
-        sam_model: Sam,
+        sam_model: Segmenter,
         grounding_model: GroundingModel,
         image: Tensor,
         text: str = "",
@@ -200,16 +201,17 @@ class SegmentText:
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
     ) -> tuple[Tensor, list[list[BoundingBox]], list[float], list[str], Tensor]:
-        options = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
+        wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
         frames = image_to_frames(image)
-        found = find_boxes(grounding_model, frames, text, options, device_mode)
-        wired = Wired(boxes=[one.boxes for one in found])
+        found = find_boxes(grounding_model, frames, text, wanted, device_mode)
+        given = PromptInputs(boxes=[one.boxes for one in found])
         embedding = encode(sam_model, image, device_mode)
-        masks, _, scores, _ = predict(sam_model, embedding, wired, "best", "auto", True, mask_threshold, device_mode, hq)
-        things = masks.split([max(1, len(one.boxes)) for one in found])
-        overlay = _overlay([_painted(*pair) for pair in zip(frames, things, strict=True)], found, image)
+        options = PredictOptions(mask_threshold=mask_threshold, hq=hq)
+        masks, _, scores, _ = predict(sam_model, embedding, given, options, True, device_mode)
+        objects = masks.split([max(1, len(one.boxes)) for one in found])
+        overlay = _overlay([_painted(*pair) for pair in zip(frames, objects, strict=True)], found, image)
         if not individual_masks and found:
-            masks = torch.stack([part.amax(0) for part in things])
+            masks = torch.stack([part.amax(0) for part in objects])
         return masks, _bboxes(found), scores, _labels(found), overlay
 
 
@@ -249,7 +251,7 @@ def _complete_folder(name: str) -> Path | None:
 
 
 def _bboxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:
-    return [[_box(*thing) for thing in zip(*one, strict=True)] for one in found]
+    return [[_box(*each) for each in zip(*one, strict=True)] for one in found]
 
 
 def _box(corners: np.ndarray, score: float, label: str) -> BoundingBox:
@@ -266,12 +268,12 @@ def _painted(frame: np.ndarray, masks: Tensor) -> np.ndarray:
     return paint_masks(frame, masks.cpu().numpy() > 0)
 
 
-def _overlay(pictures: list[np.ndarray], found: list[FoundBoxes], image: Tensor) -> Tensor:
-    """Pictures uint8 `[H, W, 3]` with their boxes and a legend, as an IMAGE of as many frames as `image`."""
+def _overlay(images: list[np.ndarray], found: list[FoundBoxes], image: Tensor) -> Tensor:
+    """Images uint8 `[H, W, 3]` with their boxes and a legend, as an IMAGE of as many frames as `image`."""
     painted = []
-    for picture, (boxes, scores, labels) in zip(pictures, found, strict=True):
+    for frame, (boxes, scores, labels) in zip(images, found, strict=True):
         captions = [f"{label} {score:.2f}".strip() for label, score in zip(labels, scores, strict=True)]
-        with_boxes = paint_boxes(picture, boxes, captions)
+        with_boxes = paint_boxes(frame, boxes, captions)
         painted.append(with_boxes if captions else legend(with_boxes, "nothing found"))
     overlay = frames_to_image(painted) if painted else torch.zeros(0, *image.shape[1:3], 3)
     return overlay.to(result_device())

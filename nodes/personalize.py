@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..sam import DeviceMode, personalize
+from ..sam import DeviceMode, PersonalizeOptions, Segmenter, personalize
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 from .predict import OPTION_INPUTS
 
@@ -59,7 +58,7 @@ class Personalize:
 
     def execute(
         self,
-        sam_model: Sam,
+        sam_model: Segmenter,
         reference_image: Tensor,
         reference_mask: Tensor,
         image: Tensor,
@@ -69,7 +68,8 @@ class Personalize:
         hq: bool = True,
         device_mode: DeviceMode = "AUTO",
     ) -> tuple[Tensor, list[float], Tensor, str]:
-        found = personalize(sam_model, reference_image, reference_mask, image, max_objects, min_score, device_mode, hq)
+        options = PersonalizeOptions(max_objects, min_score, hq)
+        found = personalize(sam_model, reference_image, reference_mask, image, options, device_mode)
         masks = [_of_frame(masks, individual_masks) for masks in found.masks]
         scores = [score for frame in found.scores for score in frame.tolist() or [0.0]]
         stacked = torch.cat(masks).float() if masks else found.similarity

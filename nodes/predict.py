@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..sam import (
@@ -15,10 +14,13 @@ from ..sam import (
     DeviceMode,
     Multimask,
     Prediction,
+    PredictOptions,
+    PromptInputs,
     SAMEmbedding,
     SAMError,
-    Wired,
+    Segmenter,
     as_embedding,
+    as_segmenter,
     decode,
     encode,
     objects_per_frame,
@@ -131,7 +133,7 @@ class PredictMask(_Predictor):
 
     def execute(
         self,
-        sam_model: Sam,
+        sam_model: Segmenter,
         embedding: np.ndarray,
         positive_coords: str | None = None,
         negative_coords: str | None = None,
@@ -147,8 +149,9 @@ class PredictMask(_Predictor):
         hq: bool = True,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
-        wired = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits)
-        return predict(sam_model, known, wired, candidate, multimask, individual_masks, mask_threshold, device_mode, hq)
+        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq)
+        return predict(sam_model, known, given, options, individual_masks, device_mode)
 
 
 class Segment(_Predictor):
@@ -171,7 +174,7 @@ class Segment(_Predictor):
 
     def execute(
         self,
-        sam_model: Sam,
+        sam_model: Segmenter,
         image: Tensor,
         positive_coords: str | None = None,
         negative_coords: str | None = None,
@@ -185,54 +188,53 @@ class Segment(_Predictor):
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
     ) -> Outputs:
-        wired = parse_prompts(len(image), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        given = parse_prompts(len(image), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq)
         embedding = encode(sam_model, image, device_mode)
-        return predict(sam_model, embedding, wired, candidate, multimask, individual_masks, mask_threshold, device_mode, hq)
+        return predict(sam_model, embedding, given, options, individual_masks, device_mode)
 
 
 def parse_prompts(
     frames: int, positive: str | None, negative: str | None, bboxes: Any, mask: Tensor | None, logits: Tensor | None
-) -> Wired:
+) -> PromptInputs:
     """Prompt sockets -> typed prompts.
 
     Raises:
-        SAMError: nothing is wired, or an input has another form than it should.
+        SAMError: nothing is connected, or an input has another form than it should.
     """
-    wired = Wired(
+    given = PromptInputs(
         positive=None if positive is None else points_per_frame(positive, frames, "positive_coords"),
         negative=None if negative is None else points_per_frame(negative, frames, "negative_coords"),
         boxes=None if bboxes is None else boxes_per_frame(bboxes, frames),
         mask=None if mask is None else as_masks(mask),
         logits=logits,
     )
-    if wired.is_empty:
-        raise SAMError("there is no prompt: wire positive_coords, negative_coords, bboxes, mask_prompt or logits.")
-    return wired
+    if given.is_empty:
+        raise SAMError(
+            "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes, mask_prompt or logits."
+        )
+    return given
 
 
 def predict(
-    model: Sam,
+    model: Segmenter,
     embedding: SAMEmbedding,
-    wired: Wired,
-    candidate: Candidate,
-    multimask: Multimask,
+    given: PromptInputs,
+    options: PredictOptions,
     individual_masks: bool,
-    mask_threshold: float,
-    device_mode: DeviceMode,
-    hq: bool,
+    device_mode: DeviceMode = "AUTO",
 ) -> Outputs:
-    """Prompts on embedded pictures to the four outputs of both nodes."""
-    prompts = objects_per_frame(wired, len(embedding), embedding.original_size, embedding.input_size, model)
-    found = decode(model, embedding, prompts, candidate, multimask, mask_threshold, device_mode, hq)
+    """Prompts on embedded images to the four outputs of both nodes."""
+    frame = as_segmenter(model).frame(embedding.original_size)
+    found = decode(model, embedding, objects_per_frame(given, len(embedding), frame), options, device_mode)
     bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
-    whole = _with_placeholders(found, embedding.original_size, model.prompt_encoder.mask_input_size)
-    apart = individual_masks or candidate == "all"
-    masks = [frame if apart or len(frame) == 1 else frame.any(0, keepdim=True) for frame in whole.masks]
-    scores = [float(score) for frame in whole.scores for score in frame]
-    height, width = embedding.original_size
-    nothing = torch.zeros(0, height, width), torch.zeros(0, 1, *model.prompt_encoder.mask_input_size)
-    stacked = _joined(masks).float() if masks else nothing[0]
-    return stacked, bboxes, scores, _joined(whole.logits) if whole.logits else nothing[1]
+    whole = _with_placeholders(found, frame.original, frame.grid)
+    apart = individual_masks or options.candidate == "all"
+    masks = [masks if apart or len(masks) == 1 else masks.any(0, keepdim=True) for masks in whole.masks]
+    scores = [float(score) for scores in whole.scores for score in scores]
+    if not masks:
+        return torch.zeros(0, *frame.original), bboxes, scores, torch.zeros(0, 1, *frame.grid)
+    return _joined(masks).float(), bboxes, scores, _joined(whole.logits)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

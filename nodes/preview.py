@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from segment_anything.modeling import Sam
 
-from ..sam import PRECISIONS, SAMEmbedding, SAMError, encode, load_shared, recall
+from ..sam import PRECISIONS, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
@@ -69,7 +68,7 @@ class Question:
 class Prepared:
     """A picture that is ready for prompts."""
 
-    model: Sam
+    model: Segmenter
     embedding: SAMEmbedding
     frames: int
     seconds: float
@@ -257,7 +256,7 @@ def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
     return _Key((picture, stamp, subject.frame), model_key), lambda: _prepare(subject, picture, load)
 
 
-def _model(subject: Subject) -> tuple[object, Callable[[], Sam]]:
+def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
     if subject.identity is not None:
         model = recall(subject.identity)
         if model is None:
@@ -280,7 +279,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _prepare(subject: Subject, path: Path, load: Callable[[], Sam]) -> Prepared:
+def _prepare(subject: Subject, path: Path, load: Callable[[], Segmenter]) -> Prepared:
     started = time.perf_counter()
     frames = _frames(path, subject)
     if subject.frame >= len(frames):

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..sam import Candidate, SAMEmbedding, SAMError, Wired, encode, remember, result_device
+from ..sam import Candidate, PredictOptions, PromptInputs, SAMEmbedding, SAMError, Segmenter, encode, remember, result_device
 from ..utils.boxes import BoundingBox, Boxes
 from ..utils.comfy import save_temporary
 from ..utils.images import image_to_frames
@@ -40,10 +39,10 @@ class EditorPrompts:
     marks: tuple[dict[str, Any], ...] = ()
     candidate: Candidate = "best"
 
-    def wired(self, frames: Iterable[int]) -> Wired:
+    def wired(self, frames: Iterable[int]) -> PromptInputs:
         """The prompts of some of a batch's pictures, by their numbers."""
         per_frame = [[mark for mark in self.marks if mark.get("frame", index) == index] for index in frames]
-        return Wired(
+        return PromptInputs(
             positive=[_points(marks, 1) for marks in per_frame],
             negative=[_points(marks, 0) for marks in per_frame],
             boxes=[_boxes(marks) for marks in per_frame],
@@ -131,10 +130,10 @@ def _bounding_box(box: np.ndarray) -> BoundingBox:
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1)
 
 
-def segment_marks(model: Sam, embedding: SAMEmbedding, prompts: EditorPrompts, wired: Wired) -> Outputs:
+def segment_marks(model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, wired: PromptInputs) -> Outputs:
     """Masks of the editor's marks, one per frame, by SAM Predict Mask's own function; the preview's too."""
     multimask = "auto" if prompts.candidate == "best" else "on"
-    return predict(model, embedding, wired, prompts.candidate, multimask, False, 0.0, "AUTO", True)
+    return predict(model, embedding, wired, PredictOptions(prompts.candidate, multimask), False)
 
 
 class PromptEditor:
@@ -172,7 +171,7 @@ class PromptEditor:
             "optional": {"sam_model": model},
         }
 
-    def execute(self, image: Tensor, prompts: str = "{}", sam_model: Sam | None = None) -> dict[str, Any]:
+    def execute(self, image: Tensor, prompts: str = "{}", sam_model: Segmenter | None = None) -> dict[str, Any]:
         parsed, frames = parse_editor(prompts), len(image)
         shown = {"samkit_pictures": save_temporary(image_to_frames(image[:MOST_PICTURES]))}
         masks = torch.zeros(image.shape[:3], device=result_device())

@@ -1,22 +1,26 @@
-"""The SAM runtime, usable without ComfyUI: load a checkpoint, embed pictures once, prompt them as often as you like.
+"""The SAM runtime, usable without ComfyUI: load a checkpoint, embed images once, prompt them as often as you like.
 
 model = load_model("sam_vit_b_01ec64.pth")
-embedding = encode(model, [picture])                      # uint8 [H, W, 3]
+embedding = encode(model, [image])                        # uint8 [H, W, 3]
 click = Prompt(points=np.array([[320.0, 240.0]]), labels=np.array([1]))
-masks, scores, logits = decode(model, embedding, [[click]])  # one list entry per picture
+masks, scores, logits = decode(model, embedding, [[click]])  # one list entry per image
 """
 
-from .automask import AutoMaskOptions, FoundMask, segment_everything
-from .decode import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, decode
-from .device import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
-from .embedding import SAMEmbedding
-from .encode import as_embedding, encode
 from .errors import SAMError
-from .grounding import FoundBoxes, GroundingModel, GroundingOptions, find_boxes, load_grounding, normalise_text
-from .loaded import load_shared, recall, remember
-from .model import PRECISIONS, Precision, SAMModel, identity_of, load_model
-from .personalize import Personalized, personalize
-from .prompts import ABSENT_LOGIT, Prompt, Wired, group, objects_per_frame
+from .models.base import PRECISIONS, Precision, Segmenter
+from .models.families import as_segmenter, identity_of, load_model
+from .models.grounding import GroundingModel, load_grounding
+from .models.loaded import load_shared, recall, remember
+from .models.sam import SAMModel
+from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
+from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_frame
+from .store.embedding import SAMEmbedding, knows_its_image
+from .store.weights import weights_changed
+from .tasks.embed import as_embedding, encode
+from .tasks.everything import AutoMaskOptions, FoundMask, segment_every_image, segment_everything
+from .tasks.personalize import Personalized, PersonalizeOptions, personalize
+from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
+from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 
 __all__ = [
     "ABSENT_LOGIT",
@@ -32,21 +36,26 @@ __all__ = [
     "GroundingModel",
     "GroundingOptions",
     "Multimask",
+    "PersonalizeOptions",
     "Personalized",
     "Precision",
+    "PredictOptions",
     "Prediction",
     "Prompt",
+    "PromptInputs",
     "SAMEmbedding",
     "SAMError",
     "SAMModel",
-    "Wired",
+    "Segmenter",
     "as_embedding",
+    "as_segmenter",
     "decode",
     "encode",
     "find_boxes",
     "free_result_bytes",
     "group",
     "identity_of",
+    "knows_its_image",
     "load_grounding",
     "load_model",
     "load_shared",
@@ -56,5 +65,7 @@ __all__ = [
     "recall",
     "remember",
     "result_device",
+    "segment_every_image",
     "segment_everything",
+    "weights_changed",
 ]

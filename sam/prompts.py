@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..utils.boxes import Boxes
 from ..utils.images import resize_masks
-from .embedding import Size
+from ..utils.text import counted
 from .errors import SAMError
+from .geometry import Frame, Size
 
 NO_POINTS = np.zeros((0, 2))
 # SAM 2's own scale and bias for a mask used as output (`_use_mask_as_output`): 0 at one half, -10 for "not here".
@@ -22,7 +22,7 @@ ABSENT_LOGIT = _MASK_BIAS
 
 @dataclass(frozen=True)
 class Prompt:
-    """All that points at one object, in pixels of the source picture.
+    """All prompts of one object, in pixels of the source image.
 
     Attributes:
         points: float `[P, 2]` (x, y), positive ones first.
@@ -43,7 +43,7 @@ class Prompt:
 
 
 def group(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prompt]:
-    """Tell which prompts of one picture make one object.
+    """Group the prompts of one image by the object that they belong to.
 
     With no box, all points are one object. With one box, it and all points are one object. With several, each is an object: a
     positive point belongs to the smallest box around it, stray positive points together make one more object; a negative
@@ -74,50 +74,49 @@ def _prompt(positive: np.ndarray, negative: np.ndarray, box: np.ndarray | None) 
 
 
 def _contains(boxes: Boxes, points: np.ndarray) -> np.ndarray:
-    """bool `[N, P]`: whether box N holds point P, edges included."""
+    """bool `[N, P]`: whether box N contains point P, edges included."""
     x, y = points[:, 0], points[:, 1]
     x1, y1, x2, y2 = (column[:, None] for column in boxes.T)
     return (x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)
 
 
 def _smallest_box_around(points: np.ndarray, boxes: Boxes) -> np.ndarray:
-    """int `[P]`: index of the smallest box that holds each point, -1 where none does."""
+    """int `[P]`: index of the smallest box that contains each point, -1 where none does."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    held = np.where(_contains(boxes, points), area[:, None], np.inf)
-    return np.where(np.isfinite(held).any(0), held.argmin(0), -1)
+    areas = np.where(_contains(boxes, points), area[:, None], np.inf)
+    return np.where(np.isfinite(areas).any(0), areas.argmin(0), -1)
 
 
 def clip_boxes(boxes: Boxes, size: Size) -> Boxes:
-    """Clip boxes `[N, 4]` to a picture (H, W) and drop those with no area left: a detector that found nothing there."""
+    """Clip boxes `[N, 4]` to an image (H, W) and drop those with no area left: a detector that found nothing there."""
     height, width = size
     clipped = np.clip(boxes, 0.0, [width, height, width, height])
     return clipped[(clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])]
 
 
-def mask_to_logits(mask: Tensor, input_size: Size, model: Sam) -> Tensor | None:
-    """A mask as SAM's mask prompt, aligned with the picture inside the model's square.
+def mask_to_logits(mask: Tensor, frame: Frame) -> Tensor | None:
+    """A mask as SAM's mask prompt, aligned with the image inside the model's square.
 
-    It is resized to the resized picture's size, padded to the square, averaged down to the decoder's grid, and scaled to
-    logits. A plain squash to the grid would misplace it on every picture that is not square.
+    It is resized to the resized image's size, padded to the square, averaged down to the decoder's grid, and scaled to
+    logits. A plain squash to the grid would misplace it on every padded image that is not square.
 
     Args:
-        mask: `[H, W]` in 0..1, of the picture's proportions.
-        input_size: (h, w) of the resized picture inside the square.
-        model: gives the sizes of the square and of the grid.
+        mask: `[H, W]` in 0..1, of the image's proportions.
+        frame: how the image lies in the model's input.
 
     Returns:
         float32 `[1, 4h, 4w]`, or None for a mask with nothing in it (LoadImage's answer for "no alpha" is one).
     """
     if not bool((mask > 0).any()):
         return None
-    return on_grid(mask, input_size, model, model.prompt_encoder.mask_input_size) * _MASK_SCALE + _MASK_BIAS
+    return on_grid(mask, frame, frame.grid) * _MASK_SCALE + _MASK_BIAS
 
 
-def on_grid(values: Tensor, input_size: Size, model: Sam, grid: Size) -> Tensor:
-    """A picture's map `[H, W]` averaged over a grid (h, w) on the model's square: `[1, h, w]`, 0 in the padding."""
-    side = model.image_encoder.img_size
-    resized = resize_masks(values[None], input_size)
-    return F.adaptive_avg_pool2d(F.pad(resized, (0, side - input_size[1], 0, side - input_size[0])), grid)
+def on_grid(values: Tensor, frame: Frame, grid: Size) -> Tensor:
+    """An image's map `[H, W]` averaged over a grid (h, w) on the model's square: `[1, h, w]`, 0 in the padding."""
+    resized = resize_masks(values[None], frame.resized)
+    padding = (0, frame.side - frame.resized[1], 0, frame.side - frame.resized[0])
+    return F.adaptive_avg_pool2d(F.pad(resized, padding), grid)
 
 
 @dataclass(frozen=True)
@@ -129,17 +128,18 @@ class PromptTensors:
     masks: Tensor | None
 
 
-def to_model_frame(prompts: Sequence[Prompt], original: Size, resized: Size, device: torch.device) -> PromptTensors:
+def to_model_frame(prompts: Sequence[Prompt], frame: Frame, device: torch.device) -> PromptTensors:
     """Batch prompts that all have as many points, and all or none a box and logits (see `shape_of`).
 
     Coordinates are scaled in float64 and rounded once to float32, as `ResizeLongestSide.apply_coords` does.
 
     Args:
         prompts: N of them.
-        original, resized: (H, W) of the picture, and of the resized picture inside the model's square.
-        device: where the tensors go.
+        frame: how the image lies in the model's input; each axis has a scale of its own.
+        device: of the tensors.
     """
-    scale = np.array([resized[1] / original[1], resized[0] / original[0]])
+    (height, width), (resized_height, resized_width) = frame.original, frame.resized
+    scale = np.array([resized_width / width, resized_height / height])
     first = prompts[0]
     points = boxes = masks = None
     if len(first.points):
@@ -165,14 +165,14 @@ def shape_of(prompt: Prompt) -> tuple[int, bool, bool]:
 
 
 @dataclass(frozen=True)
-class Wired:
-    """What a caller gave as prompts for B pictures; None where an input was not given at all.
+class PromptInputs:
+    """What a caller gave as prompts for B images; None where an input was not given at all.
 
     Attributes:
-        positive, negative: one array `[P, 2]` (x, y) per picture.
-        boxes: one array `[N, 4]` (x1, y1, x2, y2) per picture.
-        mask: `[N, H, W]` in 0..1, one for all, one per picture, or one per object in order.
-        logits: `[N, 1, 4h, 4w]`, counted like `mask`; where both are given, logits count, being exact.
+        positive, negative: one array `[P, 2]` (x, y) per image.
+        boxes: one array `[N, 4]` (x1, y1, x2, y2) per image.
+        mask: `[N, H, W]` in 0..1, one for all, one per image, or one per object in order.
+        logits: `[N, 1, 4h, 4w]`, assigned like `mask`; logits, being exact, take precedence over it.
     """
 
     positive: Sequence[np.ndarray] | None = None
@@ -187,33 +187,32 @@ class Wired:
         return all(value is None for value in (self.positive, self.negative, self.boxes, self.mask, self.logits))
 
 
-def objects_per_frame(wired: Wired, frames: int, original: Size, resized: Size, model: Sam) -> list[list[Prompt]]:
+def objects_per_frame(given: PromptInputs, count: int, frame: Frame) -> list[list[Prompt]]:
     """Validate what was given, and group it into objects.
 
     Args:
-        wired: the prompts, `frames` entries in each list.
-        frames: number of pictures B.
-        original, resized: (H, W) of the pictures, and of the resized pictures inside the model's square.
-        model: gives the decoder's sizes.
+        given: the prompts, `count` entries in each list.
+        count: number of images B.
+        frame: how each of the images lies in the model's input.
 
     Returns:
-        For each picture its objects; none where its prompts are empty.
+        For each image its objects; none where its prompts are empty.
 
     Raises:
-        SAMError: a point outside the picture, or masks or logits of a wrong number or shape.
+        SAMError: a point outside the image, or masks or logits of a wrong number, shape or value.
     """
-    grouped = [_group_frame(wired, index, original) for index in range(frames)]
-    dense = _dense_prompts(wired, grouped, resized, model)
+    grouped = [_group_frame(given, index, frame.original) for index in range(count)]
+    dense = _dense_prompts(given, grouped, frame)
     return [[prompt for prompt in map(_with_logits, *pair) if prompt] for pair in zip(grouped, dense, strict=True)]
 
 
-def _group_frame(wired: Wired, index: int, original: Size) -> list[Prompt | None]:
-    """The objects of one picture; a single None, for a mask to fill, where points and boxes make none."""
+def _group_frame(given: PromptInputs, index: int, original: Size) -> list[Prompt | None]:
+    """The objects of one image; a single None, for a mask to fill, where points and boxes make none."""
     positive, negative = (
         _inside(points[index], original, name) if points else NO_POINTS
-        for name, points in (("positive_coords", wired.positive), ("negative_coords", wired.negative))
+        for name, points in (("positive_coords", given.positive), ("negative_coords", given.negative))
     )
-    boxes = clip_boxes(wired.boxes[index], original) if wired.boxes else np.zeros((0, 4))
+    boxes = clip_boxes(given.boxes[index], original) if given.boxes else np.zeros((0, 4))
     return list(group(positive, negative, boxes)) or [None]
 
 
@@ -223,34 +222,38 @@ def _inside(points: np.ndarray, size: Size, name: str) -> np.ndarray:
     if outside.any():
         x, y = points[outside][0]
         raise SAMError(
-            f"{name} has {outside.sum()} points outside the picture of {width}x{height} pixels (the first at x={x:g}, "
-            f"y={y:g}): coordinates are pixels of the source picture."
+            f"{name} has {counted(int(outside.sum()), 'point')} outside the image of {width}x{height} pixels (the first at "
+            f"x={x:g}, y={y:g}). Coordinates are pixels of the source image."
         )
     return points
 
 
-def _dense_prompts(wired: Wired, grouped: list[list[Prompt | None]], resized: Size, model: Sam) -> list[list[Tensor | None]]:
-    """Mask logits `[1, 4h, 4w]`, or None, for each object of each picture."""
-    if wired.logits is not None:
-        each = _checked_logits(wired.logits, model)
-    elif wired.mask is not None:
-        each = [mask_to_logits(mask, resized, model) for mask in wired.mask]
+def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], frame: Frame) -> list[list[Tensor | None]]:
+    """Mask logits `[1, 4h, 4w]`, or None, for each object of each image."""
+    if given.logits is not None:
+        each = _checked_logits(given.logits, frame)
+    elif given.mask is not None:
+        each = [mask_to_logits(mask, frame) for mask in given.mask]
     else:
         each = []
-    name = "logits" if wired.logits is not None else "mask_prompt"
+    name = "logits" if given.logits is not None else "mask_prompt"
     shared = iter(_share(each, [len(objects) for objects in grouped], name))
     return [[next(shared) for _ in objects] for objects in grouped]
 
 
-def _checked_logits(logits: Tensor, model: Sam) -> list[Tensor]:
-    expected = (1, *model.prompt_encoder.mask_input_size)
-    if logits.ndim != 4 or logits.shape[1:] != expected:
-        raise SAMError(f"logits is {tuple(logits.shape)}, but this model's are (N, {', '.join(map(str, expected))}).")
+def _checked_logits(logits: Tensor, frame: Frame) -> list[Tensor]:
+    expected = (1, *frame.grid)
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1:] != expected:
+        seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise SAMError(f"logits is {seen}, but this model's logits are (N, {', '.join(map(str, expected))}).")
+    if not bool(torch.isfinite(logits).all()):
+        bad = int((~torch.isfinite(logits)).sum())
+        raise SAMError(f"logits has {counted(bad, 'NaN or infinite value')}. Connect the logits of a prediction.")
     return list(logits)
 
 
 def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Tensor | None]:
-    """One item per object, from one for all, one per picture, or one per object."""
+    """One item per object, from one for all, one per image, or one per object."""
     if len(each) in (0, 1):
         return (each or [None]) * sum(objects)
     if len(each) == sum(objects):
@@ -258,8 +261,8 @@ def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Ten
     if len(each) == len(objects):
         return [item for item, count in zip(each, objects, strict=True) for _ in range(count)]
     raise SAMError(
-        f"{name} has {len(each)} masks for {len(objects)} pictures with {sum(objects)} objects: "
-        "give one for all, one per picture, or one per object."
+        f"{name} has {len(each)} masks for {counted(len(objects), 'image')} with {counted(sum(objects), 'object')}. "
+        "Connect one for all, one per image, or one per object."
     )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from segment_anything.modeling import Sam
 
-from .model import Precision, SAMModel, identity_of, load_model
+from .base import Precision
+from .families import identity_of, load_model
+from .sam import SAMModel
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _CHUNK = 1 << 20

@@ -1,4 +1,4 @@
-"""The architecture of a SAM, told by the shapes of its weights and never by a file's name.
+"""The architecture of a SAM, detected from the shapes of its weights and never from a file's name.
 
 The recipe is segment_anything's `build_sam.py`; every number in it that differs between models is read off a shape.
 Two cannot be read off any shape and are SAM's own: 8 heads in the mask decoder, and LayerNorm's epsilon of 1e-6.
@@ -15,9 +15,10 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
+from ...utils.text import counted
 from ..errors import SAMError
-from ..hq import HQMaskDecoder
-from ..tiny_vit import Stage, TinyViT
+from .hq import HQMaskDecoder
+from .tiny_vit import Stage, TinyViT
 
 Shapes: TypeAlias = Mapping[str, torch.Size]
 
@@ -51,7 +52,7 @@ class ViTShape:
 
 @dataclass(frozen=True)
 class TinyViTShape:
-    """MobileSAM's `TinyViT`; nothing in its weights tells the side of its input, which is always SAM's."""
+    """MobileSAM's `TinyViT`; its weights do not show the side of its input, which is always SAM's."""
 
     stages: tuple[Stage, ...]
     expansion: float
@@ -63,7 +64,7 @@ class TinyViTShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that `build` needs; `early_dim` is the width of the features that SAM-HQ draws with, None without it."""
+    """Everything that `build` needs; `early_dim` is the width of SAM-HQ's early features, None without it."""
 
     encoder: ViTShape | TinyViTShape
     mask_in_chans: int
@@ -77,23 +78,23 @@ class Architecture:
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
-    """Tell the architecture from a state dict's shapes.
+    """Detect the architecture from a state dict's shapes.
 
     Args:
         shapes: parameter name (segment_anything's) to shape.
 
     Raises:
-        SAMError: the weights are no SAM's, naming what they hold instead or what is missing.
+        SAMError: the weights are not a SAM's; the text names what they are instead or what is missing.
     """
     missing = [part for part in _PARTS if not any(name.startswith(part) for name in shapes)]
     if missing:
         first = ", ".join(sorted(shapes)[:3])
-        raise SAMError(f"this is no SAM checkpoint: none of its {len(shapes)} tensors ({first}, ...) is in {missing[0]}*.")
+        raise SAMError(f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*.")
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this is no SAM that is known here: {error} is missing or has an unknown shape.") from error
+        raise SAMError(f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape.") from error
 
 
 def _tiny_vit(shapes: Shapes) -> TinyViTShape:
@@ -109,7 +110,7 @@ def _tiny_vit(shapes: Shapes) -> TinyViTShape:
 
 
 def _stage(shapes: Shapes, root: str) -> Stage:
-    """The patch merging before the last stage of any published TinyViT keeps the resolution; only its width tells."""
+    """The patch merging before the last stage of any published TinyViT keeps the resolution, which only its width shows."""
     depth = _count(shapes, re.escape(root) + r"blocks\.(\d+)\.")
     biases = shapes.get(root + "blocks.0.attn.attention_biases")
     merged = shapes.get(root + "downsample.conv1.c.weight")

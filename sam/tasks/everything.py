@@ -1,34 +1,36 @@
 """Segment everything: SAM's automatic mask generator, with the reference's result and less work.
 
 The steps are those of segment_anything's `automatic_mask_generator.py`. What is left out is what does not change the result:
-masks that the predicted IoU rejects are never upsampled, nor are those whose box a better mask's suppresses; of them only the
+masks that the predicted IoU rejects are never upsampled, nor are those that non-maximum suppression removes; of them only the
 edges are, to know the box. The others are upsampled only inside the box that they can reach.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..utils.comfy import Progress
-from .decode import FrameDecoder
-from .device import DeviceMode, placed
-from .embedding import SAMEmbedding, Size
-from .encode import encode
-from .errors import SAMError
-from .nms import non_maximum_suppression
-from .prompts import Prompt
-from .upsample import Reach, axes, extents
+from ...utils.comfy import Progress
+from ..errors import SAMError
+from ..geometry import Frame, Size
+from ..kernels.nms import Suppression, best_first, non_maximum_suppression
+from ..kernels.upsample import Reach, axes, extents
+from ..models.base import Segmenter, Wanted
+from ..models.families import as_segmenter
+from ..placement.devices import DeviceMode, placed
+from ..prompts import Prompt
+from ..store.memory import one_run
+from .embed import encode
+from .predict import FrameDecoder, PredictOptions
 
 Box = tuple[int, int, int, int]
 _MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
-_EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the picture's, is cut off by it
+_EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the image's, is cut off by it
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,14 @@ class AutoMaskOptions:
 
 @dataclass(frozen=True)
 class FoundMask:
-    """One mask, kept only where it has anything.
+    """One mask, stored inside its box only.
 
     Attributes:
-        bits: uint8, the mask inside its box, row by row, eight pixels to a byte: thousands wait for the suppression.
-        box: (x1, y1, x2, y2) in the picture, the last row and column included, as the reference has it.
+        bits: uint8, the mask inside its box, row by row, eight pixels to a byte: thousands wait for non-maximum suppression.
+        box: (x1, y1, x2, y2) in the image, the last row and column included, as the reference has it.
         score: predicted IoU.
         stability: IoU of the masks at a higher and a lower threshold.
-        point: (x, y) that asked for it.
+        point: (x, y) of its prompt.
         crop: (x1, y1, x2, y2) of the crop that it was found in.
     """
 
@@ -88,26 +90,25 @@ class FoundMask:
         return int(np.unpackbits(self.bits).sum())  # the last byte is filled up with zeros
 
     def full(self, size: Size) -> np.ndarray:
-        """The mask bool `[H, W]` in a picture of that size."""
+        """The mask bool `[H, W]` in an image of that size."""
         mask = np.zeros(size, dtype=bool)
         x1, y1, x2, y2 = self.box
         mask[y1 : y2 + 1, x1 : x2 + 1] = self.pixels
         return mask
 
 
-@torch.no_grad()
 def segment_everything(
-    model: Sam,
-    picture: np.ndarray,
+    model: Any,
+    image: np.ndarray,
     options: AutoMaskOptions,
     region: np.ndarray | None = None,
     device_mode: DeviceMode = "AUTO",
 ) -> list[FoundMask]:
-    """Every mask that a grid of clicks finds in a picture, duplicates removed.
+    """Every mask that a grid of clicks finds in an image, duplicates removed.
 
     Args:
         model: ours or any `segment_anything` Sam.
-        picture: uint8 `[H, W, 3]`.
+        image: uint8 `[H, W, 3]`.
         options: see `AutoMaskOptions`.
         region: bool `[H, W]`; only grid points inside it are clicked. None: everywhere.
         device_mode: see `placed`.
@@ -115,13 +116,37 @@ def segment_everything(
     Returns:
         The masks, largest first; an empty mask is never listed.
     """
-    size: Size = picture.shape[:2]
+    return segment_every_image(model, [image], options, [region], device_mode)[0]
+
+
+@torch.no_grad()
+def segment_every_image(
+    model: Any,
+    images: Sequence[np.ndarray],
+    options: AutoMaskOptions,
+    regions: Sequence[np.ndarray | None],
+    device_mode: DeviceMode = "AUTO",
+) -> list[list[FoundMask]]:
+    """`segment_everything` for several images, with a region or None for each.
+
+    Embeddings of all their crops share the cache: those that do not fit are encoded again by the next run, the others not.
+    """
+    segmenter = as_segmenter(model)
+    with one_run():
+        each = zip(images, regions, strict=True)
+        return [_segment_image(segmenter, image, options, region, device_mode) for image, region in each]
+
+
+def _segment_image(
+    model: Segmenter, image: np.ndarray, options: AutoMaskOptions, region: np.ndarray | None, device_mode: DeviceMode
+) -> list[FoundMask]:
+    size: Size = image.shape[:2]
     crops = [(crop, _points(crop, layer, options, region)) for crop, layer in _crops(size, options)]
     progress = Progress(sum(math.ceil(len(points) / options.points_per_batch) for _, points in crops))
     found: list[FoundMask] = []
     for crop, points in crops:
         if len(points):
-            found += _segment_crop(model, picture, crop, points, options, progress, device_mode)
+            found += _segment_crop(model, image, crop, points, options, progress, device_mode)
     if len(crops) > 1:
         smallest_first = [1 / ((m.crop[2] - m.crop[0]) * (m.crop[3] - m.crop[1])) for m in found]
         found = _without_duplicates(found, smallest_first, options.crop_nms_thresh)
@@ -131,7 +156,7 @@ def segment_everything(
 
 
 def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
-    """The picture, then for layer n 2^n by 2^n overlapping crops of it: (x1, y1, x2, y2) and the layer."""
+    """The image, then for layer n 2^n by 2^n overlapping crops of it: (x1, y1, x2, y2) and the layer."""
     height, width = size
     yield (0, 0, width, height), 0
     for layer in range(1, options.crop_n_layers + 1):
@@ -158,8 +183,8 @@ def _points(crop: Box, layer: int, options: AutoMaskOptions, region: np.ndarray 
 
 
 def _segment_crop(
-    model: Sam,
-    picture: np.ndarray,
+    model: Segmenter,
+    image: np.ndarray,
     crop: Box,
     points: np.ndarray,
     options: AutoMaskOptions,
@@ -167,83 +192,87 @@ def _segment_crop(
     device_mode: DeviceMode,
 ) -> list[FoundMask]:
     x1, y1, x2, y2 = crop
-    embedding = encode(model, [np.ascontiguousarray(picture[y1:y2, x1:x2])], device_mode)
-    upsampler = _Upsampler(embedding, model, options)
+    embedding = encode(model, [np.ascontiguousarray(image[y1:y2, x1:x2])], device_mode)
+    upsampler = _Upsampler(model.frame(embedding.original_size), model.mask_threshold, options)
     above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     waiting: list[_Candidate] = []
-    with placed(model, device_mode) as device:
-        frames = FrameDecoder(model, embedding, device, model.mask_threshold)
+    with placed(model.network, device_mode) as device:
+        frames = FrameDecoder(model, embedding, device, PredictOptions())
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()
             batch = points[start : start + options.points_per_batch]
             some = _segment_batch(frames, batch, upsampler, above)
-            waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, picture.shape[:2])]
+            waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, image.shape[:2])]
             _relieve(waiting, upsampler)
             progress.advance()
-    return [_moved(mask, x1, y1) for mask in _settled(waiting, upsampler, crop, options)]
+    return [_moved(mask, x1, y1) for mask in _remaining(waiting, upsampler, crop, options)]
 
 
 @dataclass
 class _Candidate:
-    """A mask that waits for the suppression, in the crop's pixels; drawn only when it is asked for.
+    """A mask that waits for non-maximum suppression, in the crop's pixels; rendered only when it is needed.
 
     Attributes:
-        outlined: what it is drawn from; None once it is drawn.
-        drawn: the mask; None before, and for one that is not stable.
+        outlined: what it is rendered from; None once it is.
+        rendered: the mask; None before, and for one that is not stable.
     """
 
     box: Box
     score: float
     point: tuple[float, float]
     outlined: "_Outlined | None"
-    drawn: "_Drawn | None" = None
+    rendered: "_Rendered | None" = None
 
     @property
     def waiting_bytes(self) -> int:
-        """What its logits take."""
+        """Bytes of its logits."""
         return self.outlined.low.nbytes if self.outlined else 0
 
-    def draw(self, upsampler: "_Upsampler") -> bool:
-        """Draw it, once; whether it is stable."""
+    def render(self, upsampler: "_Upsampler") -> None:
+        """Upsample it, unless that is done."""
         if self.outlined is not None:
-            self.drawn, self.outlined = upsampler.draw(self.outlined), None
-        return self.drawn is not None
+            self.rendered, self.outlined = upsampler.render(self.outlined), None
 
 
 def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", above: float) -> list[_Candidate]:
     label = np.ones(1, np.int32)
-    candidates = slice(1, None) if frames.model.mask_decoder.num_mask_tokens > 1 else slice(None)
-    logits, scores, rows = frames.run(0, [Prompt(point[None], label) for point in points], candidates, above)
-    kept = scores > above
-    owners, logits, scores = rows[kept.nonzero()[:, 0]].tolist(), logits[kept].cpu(), scores[kept].tolist()
+    decoded = frames.run(0, [Prompt(point[None], label) for point in points], Wanted(True, above))
+    kept = decoded.scores > above
+    owners = decoded.rows[kept.nonzero()[:, 0]].tolist()
+    logits, scores = decoded.logits[kept].cpu(), decoded.scores[kept].tolist()
     places = [(float(x), float(y)) for x, y in points[owners]]
     found = zip(upsampler.outlined(logits), scores, places, strict=True)
     return [_Candidate(mask.box, score, place, mask) for mask, score, place in found if mask]
 
 
 def _relieve(waiting: list[_Candidate], upsampler: "_Upsampler") -> None:
-    """Draw what waits where its logits would take too much memory; what is not stable need not wait any longer."""
+    """Render what waits where its logits would take too much memory; what is not stable need not wait any longer."""
     if sum(candidate.waiting_bytes for candidate in waiting) > _MOST_WAITING:
-        waiting[:] = [candidate for candidate in waiting if candidate.draw(upsampler)]
+        for candidate in waiting:
+            candidate.render(upsampler)
+        waiting[:] = [candidate for candidate in waiting if candidate.rendered is not None]
 
 
-def _settled(waiting: list[_Candidate], upsampler: "_Upsampler", crop: Box, options: AutoMaskOptions) -> Iterator[FoundMask]:
-    """The stable masks that no better one's box suppresses. What is suppressed is never drawn, stable or not."""
+def _remaining(waiting: list[_Candidate], upsampler: "_Upsampler", crop: Box, options: AutoMaskOptions) -> Iterator[FoundMask]:
+    """The stable masks that non-maximum suppression leaves. What it removes is never rendered, stable or not."""
     boxes = torch.tensor([candidate.box for candidate in waiting], dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor([candidate.score for candidate in waiting])
-    kept = non_maximum_suppression(boxes, scores, options.box_nms_thresh, lambda index: waiting[index].draw(upsampler))
-    for index in kept:
+    suppression = Suppression(boxes, options.box_nms_thresh)
+    for index in best_first(torch.tensor([candidate.score for candidate in waiting])):
         one = waiting[index]
-        yield FoundMask(one.drawn.bits, one.box, one.score, one.drawn.stability, one.point, crop)
+        if suppression.is_removed(index):
+            continue
+        one.render(upsampler)
+        if one.rendered is not None:
+            suppression.keep(index)
+            yield FoundMask(one.rendered.bits, one.box, one.score, one.rendered.stability, one.point, crop)
 
 
 class _Upsampler:
     """Boxes and masks from the low-resolution logits of one crop, at its full size."""
 
-    def __init__(self, embedding: SAMEmbedding, model: Sam, options: AutoMaskOptions) -> None:
-        side, grid = model.image_encoder.img_size, model.prompt_encoder.mask_input_size
-        self.threshold, self.options = model.mask_threshold, options
-        self.rows, self.columns = axes(grid, side, embedding.input_size, embedding.original_size)
+    def __init__(self, frame: Frame, threshold: float, options: AutoMaskOptions) -> None:
+        self.threshold, self.options = threshold, options
+        self.rows, self.columns = axes(frame)
 
     def outlined(self, logits: Tensor) -> Iterator["_Outlined | None"]:
         """Low-resolution logits `[n, 4h, 4w]` -> each mask, outlined; None if it is empty."""
@@ -257,7 +286,7 @@ class _Upsampler:
         box = extents(low, down, across, self.threshold)
         return _Outlined(box, low.clone(), down, across) if box else None
 
-    def draw(self, mask: "_Outlined") -> "_Drawn | None":
+    def render(self, mask: "_Outlined") -> "_Rendered | None":
         """The whole of a mask; None if it is not stable."""
         offset = self.options.stability_score_offset
         full = mask.down.pixels(mask.across.pixels(mask.low.T).T).numpy()
@@ -268,7 +297,7 @@ class _Upsampler:
         x1, y1, x2, y2 = mask.box
         top, left = mask.down.first, mask.across.first
         inside = full[y1 - top : y2 + 1 - top, x1 - left : x2 + 1 - left] > self.threshold
-        return _Drawn(np.packbits(inside), stability)
+        return _Rendered(np.packbits(inside), stability)
 
 
 class _Outlined(NamedTuple):
@@ -280,7 +309,7 @@ class _Outlined(NamedTuple):
     across: Reach
 
 
-class _Drawn(NamedTuple):
+class _Rendered(NamedTuple):
     """A mask's pixels inside its box (see `FoundMask.bits`) and its stability."""
 
     bits: np.ndarray
@@ -292,11 +321,11 @@ def _count(pixels: np.ndarray, threshold: float) -> int:
 
 
 def _is_cut_off(box: Box, crop: Box, size: Size) -> bool:
-    """Whether a box (in the crop's pixels) ends at an edge of the crop that is no edge of the picture."""
+    """Whether a box (in the crop's pixels) ends at an edge of the crop that is not an edge of the image."""
     x, y = crop[:2]
     placed_box = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
-    picture = (0, 0, size[1], size[0])
-    near = zip(placed_box, crop, picture, strict=True)
+    image = (0, 0, size[1], size[0])
+    near = zip(placed_box, crop, image, strict=True)
     return any(abs(edge - cut) <= _EDGE and abs(edge - end) > _EDGE for edge, cut, end in near)
 
 

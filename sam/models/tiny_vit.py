@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _NORM_EPS = 1e-5  # of the folded batch norms: PyTorch's default
-_WATCHED = 1  # the stage whose output Light HQ-SAM draws with
+_WATCHED = 1  # the stage whose output gives Light HQ-SAM its early features
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TinyViT(nn.Module):
         return self.run(x)[0]
 
     def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings `[B, C, h, w]`, and the early features `[B, h, w, E]` that Light HQ-SAM draws with."""
+        """Embeddings `[B, C, h, w]`, and the early features `[B, h, w, E]` of Light HQ-SAM."""
         x = self.patch_embed.seq(x)
         for index, layer in enumerate(self.layers):
             for block in layer.blocks:
@@ -142,7 +142,7 @@ class _Attention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(heads, window**2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]`; what pads the picture to whole windows takes part, as zeros before the norm."""
+        """`[B, H, W, C]`; what pads the image to whole windows takes part, as zeros before the norm."""
         batch, height, width, channels = x.shape
         n = self.window
         x = F.pad(x, (0, 0, 0, -width % n, 0, -height % n))

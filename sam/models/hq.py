@@ -1,16 +1,19 @@
-"""SAM-HQ: SAM's mask decoder with one more output token, whose mask is drawn with early features of the image encoder.
+"""SAM-HQ: SAM's mask decoder with one more output token, whose mask is made with early features of the image encoder.
 
 "Segment Anything in High Quality" (arXiv 2306.01567), after sam-hq's `mask_decoder_hq.py`. The rest of the model is SAM's.
 """
 
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
-from .fast_decoder import FastDecoder, Rated
-from .linear import LinearKind
+from ..kernels.decoder import FastDecoder, Rated, SharedImage
+from ..kernels.linear import LinearKind
+
+FINE = "fine"
+"""The name of the map that HQ masks are made with, `[C/8, 4h, 4w]`."""
 
 
 class HQMaskDecoder(MaskDecoder):
@@ -33,7 +36,7 @@ class HQMaskDecoder(MaskDecoder):
         )
 
     def fine_features(self, features: Tensor, early: Tensor) -> Tensor:
-        """What a picture's HQ masks are drawn with, `[B, C/8, 4h, 4w]`.
+        """The `FINE` map of images, `[B, C/8, 4h, 4w]`.
 
         Args:
             features: image embeddings `[B, C, h, w]`.
@@ -52,18 +55,17 @@ def _upscaling(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class FastHQDecoder(FastDecoder):
-    """`FastDecoder` for a model with an `HQMaskDecoder`."""
+    """`FastDecoder` for an `HQMaskDecoder`; the shared image's one finer map is `FINE`."""
 
-    def __init__(self, model: Sam, linear: LinearKind) -> None:
-        super().__init__(model, linear)
-        decoder = model.mask_decoder
+    def __init__(self, decoder: HQMaskDecoder, prompts: nn.Module, linear: LinearKind) -> None:
+        super().__init__(decoder, prompts, linear)
         self.own_tokens = torch.cat([self.own_tokens, decoder.hf_token.weight])
         self.refine, self.hq_network = decoder.embedding_maskfeature, decoder.hf_mlp
 
-    def masks(self, rated: Rated, wanted: slice, fine: Tensor | None) -> Tensor:
+    def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
         """SAM's masks, each with the HQ token's added."""
         upscaled = self.upscale(rated.image)
-        masks = self.draw(rated, wanted, upscaled)
-        detailed = self.refine(self.to_grid(upscaled.transpose(1, 2))) + fine
+        masks = self.render(rated, wanted, upscaled)
+        detailed = self.refine(self.to_grid(upscaled.transpose(1, 2))) + shared.finer[0]
         hyper = self.hq_network(rated.queries[:, 1 + self.mask_tokens])[:, None]
         return masks + (hyper @ detailed.flatten(2)).view(len(masks), 1, *masks.shape[2:])

@@ -1,53 +1,53 @@
-"""SAMEmbedding: the image encoder's output, an ndarray that remembers where it came from."""
+"""SAMEmbedding: the image encoder's output, an ndarray that carries where it came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Size = tuple[int, int]
+from ..geometry import Size
 
 
 class SAMEmbedding(np.ndarray):
-    """Image embeddings, float32 `[B, C, h, w]`, C-contiguous, with what a decoder needs to know of the pictures.
+    """Image embeddings, float32 `[B, C, h, w]`, C-contiguous, with what a decoder needs to know about the images.
 
     It is an ndarray, so every pack that takes the Art Venture SAM_EMBEDDING takes it. Copies, slices along B and pickles
-    keep the attributes; a result of arithmetic is a plain ndarray, since it is no longer the picture's embedding.
+    keep the attributes; a result of arithmetic is a plain ndarray, since it is no longer the embedding of the images.
 
     Attributes:
-        original_size: (H, W) of the pictures.
-        input_size: (h, w) of the resized picture inside the model's square input.
-        model_identity: content hash of the weights that made it.
-        image_keys: content hash of each picture, B of them.
-        fine: what SAM-HQ draws its masks with besides, float32 `[B, C/8, 4h, 4w]`; None for every other model.
+        original_size: (H, W) of the images.
+        input_size: (h, w) of the resized image inside the model's square input.
+        encoder_identity: content hash of the encoder weights that made it.
+        image_keys: content hash of each image, B of them.
+        maps: further feature maps by name, float32 `[B, C', h', w']`: SAM-HQ's `fine` features, SAM 2's finer levels.
     """
 
     original_size: Size
     input_size: Size
-    model_identity: str
+    encoder_identity: str
     image_keys: tuple[str, ...]
-    fine: np.ndarray | None = None
+    maps: dict[str, np.ndarray]
 
     def __new__(
         cls,
         values: np.ndarray,
         original_size: Size,
         input_size: Size,
-        model_identity: str,
+        encoder_identity: str,
         image_keys: Sequence[str],
-        fine: np.ndarray | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
     ) -> "SAMEmbedding":
         """Wrap `values` `[B, C, h, w]`; see the class for the rest."""
         embedding = np.ascontiguousarray(values, dtype=np.float32).view(cls)
         embedding.original_size = (int(original_size[0]), int(original_size[1]))
         embedding.input_size = (int(input_size[0]), int(input_size[1]))
-        embedding.model_identity = model_identity
+        embedding.encoder_identity = encoder_identity
         embedding.image_keys = tuple(image_keys)
-        embedding.fine = fine
+        embedding.maps = dict(maps or {})
         return embedding
 
-    def _like(self, values: np.ndarray, keys: Sequence[str], fine: np.ndarray | None) -> "SAMEmbedding":
-        return SAMEmbedding(values, self.original_size, self.input_size, self.model_identity, keys, fine)
+    def _like(self, values: np.ndarray, keys: Sequence[str], maps: Mapping[str, np.ndarray]) -> "SAMEmbedding":
+        return SAMEmbedding(values, self.original_size, self.input_size, self.encoder_identity, keys, maps)
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
@@ -58,12 +58,12 @@ class SAMEmbedding(np.ndarray):
         if not knows_its_image(self) or along_frames is None or picked.ndim != 4:
             return picked
         keys = np.array(self.image_keys, dtype=object)[along_frames]
-        return self._like(picked, list(keys), None if self.fine is None else self.fine[along_frames])
+        return self._like(picked, list(keys), {name: values[along_frames] for name, values in self.maps.items()})
 
     def copy(self, order: str = "C") -> "SAMEmbedding":
         """An independent copy with the same attributes."""
         values = self.view(np.ndarray).copy()
-        return self._like(values, self.image_keys, self.fine) if knows_its_image(self) else values
+        return self._like(values, self.image_keys, self.maps) if knows_its_image(self) else values
 
     def __copy__(self) -> "SAMEmbedding":
         return self.copy()
@@ -75,7 +75,7 @@ class SAMEmbedding(np.ndarray):
         values = self.view(np.ndarray)
         if not knows_its_image(self):
             return values.__reduce__()
-        known = self.original_size, self.input_size, self.model_identity, self.image_keys, self.fine
+        known = self.original_size, self.input_size, self.encoder_identity, self.image_keys, self.maps
         return SAMEmbedding, (values, *known)
 
 

@@ -3,17 +3,16 @@
 What differs from segment_anything's image_encoder.py, none of it in the result but for the order of float32 sums:
 
 - Tokens lie in window order from the first block to the last: all layers but attention work on single tokens, so windows are
-  never cut out and put back; only global blocks look at them in raster order.
-- The tokens that pad the picture's edge to whole windows are never computed: their keys and values are the bias of the qkv
-  layer, and nobody needs what they would ask for.
+  never cut out and put back; only global blocks take them in raster order.
+- The tokens that pad the image's edge to whole windows are never computed: their keys and values are the bias of the qkv
+  layer, and their queries are not needed.
 - Attention as in attention.py, linear layers as in linear.py.
 
-Only the residual stream, one layer's qkv and its attention are held, so the memory beside the weights is a tenth of stock
+Only the residual stream, one layer's qkv and its attention are in memory, so the memory beside the weights is a tenth of stock
 code's.
 """
 
 import math
-import threading
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -22,56 +21,9 @@ from torch import Tensor, nn
 from .attention import Attend, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
-from .tiny_vit import TinyViT
 
-_PICTURES_BEFORE_COMPILING = 64  # compiling takes as long as some hundred pictures' gain
+_IMAGES_BEFORE_COMPILING = 64  # compiling takes as long as some hundred images' gain
 _MLP_TOKENS = 1024  # at a time; finer pieces make threads wait for each other more often
-
-
-def run_encoder(
-    encoder: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, early: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Image embeddings, by the fast forward where it can run this encoder, else by the encoder's own.
-
-    Args:
-        encoder: an image encoder, with its weights on the device of `images`.
-        images: float32 `[B, 3, S, S]`, normalised and padded.
-        dtype: what to compute in; the residual stream stays float32.
-        early: whether the early features are wanted too, with which SAM-HQ draws its masks.
-
-    Returns:
-        Embeddings float32 `[B, C, h, w]`, and the early features float32 `[B, h, w, E]`: the first global block's output, or
-        what TinyViT has in its place.
-    """
-    if supports(encoder):
-        return _plan_for(encoder, images.device, dtype)(images, early)
-    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        if isinstance(encoder, TinyViT):
-            features, seen = encoder.run(images)
-            return features.float(), seen.float()
-        return _stock(encoder, images, early)
-
-
-def _stock(encoder: nn.Module, images: Tensor, early: bool) -> tuple[Tensor, Tensor | None]:
-    """The encoder's own forward."""
-    if not early:
-        return encoder(images).float(), None
-    seen: list[Tensor] = []
-    caller = threading.get_ident()  # another thread may be running the same encoder on another picture
-
-    def keep(_: nn.Module, __: object, out: Tensor) -> None:
-        if threading.get_ident() == caller:
-            seen.append(out.float())
-
-    hook = encoder.blocks[_first_global(encoder)].register_forward_hook(keep)
-    try:
-        return encoder(images).float(), seen[0]
-    finally:
-        hook.remove()
-
-
-def _first_global(encoder: nn.Module) -> int:
-    return next(index for index, block in enumerate(encoder.blocks) if block.window_size == 0)
 
 
 def supports(encoder: nn.Module) -> bool:
@@ -93,7 +45,7 @@ class WindowOrder:
     """The order of a grid's tokens in which each window's lie together, whole windows first.
 
     Args:
-        grid: tokens on a side of the picture.
+        grid: tokens on a side of the image.
         window: tokens on a side of a window.
 
     Attributes:
@@ -130,14 +82,14 @@ class FastEncoder:
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype, linear: LinearKind, attend: Attend) -> None:
         self.dtype, self.attend, self.attend_globally = dtype, attend, attend
-        self.pictures = 0
+        self.images_seen = 0
         device = encoder.pos_embed.device
         self.grid = encoder.pos_embed.shape[1]
         self.window = max(block.window_size for block in encoder.blocks) or self.grid
         windows = WindowOrder(self.grid, self.window)
         self.groups, self.order, self.inverse = windows.groups, windows.order.to(device), windows.inverse.to(device)
         self.places = encoder.pos_embed.reshape(self.grid**2, -1)[self.order]
-        # Its parts and not the encoder itself: the plan is kept for as long as the encoder lives, and must not be why it does.
+        # Its parts and not the encoder itself: the plan is cached for as long as the encoder lives, and must not be the reason.
         patches, (first, *self.rest_of_neck) = encoder.patch_embed.proj, encoder.neck
         self.patches = linear(patches.weight.flatten(1), patches.bias, dtype)
         self.neck, self.out_chans = linear(first.weight.flatten(1), None, dtype), first.out_channels
@@ -165,7 +117,7 @@ class FastEncoder:
         return last(conv(norm(y[inverse].view(count, self.grid, self.grid, -1).permute(0, 3, 1, 2).float()))), seen
 
     def _embed_patches(self, images: Tensor) -> Tensor:
-        """Patches through the first layer, with their places: tokens float32 `[B*h*w, E]` in window order."""
+        """Patches through the first layer, with their positions: tokens float32 `[B*h*w, E]` in window order."""
         count, channels, side, _ = images.shape
         size = side // self.grid
         cut = images.reshape(count, channels, self.grid, size, self.grid, size).permute(0, 2, 4, 1, 3, 5)
@@ -175,10 +127,10 @@ class FastEncoder:
         return x
 
     def _choose_attention(self, count: int, device: torch.device) -> None:
-        """On a CUDA GPU, look for a faster global attention once there have been enough pictures to pay for compiling it."""
-        before, self.pictures = self.pictures, self.pictures + count
+        """On a CUDA GPU, try a faster global attention once there have been enough images to pay for compiling it."""
+        before, self.images_seen = self.images_seen, self.images_seen + count
         whole = [block for block in self.blocks if not block.window]
-        if device.type == "cuda" and before < _PICTURES_BEFORE_COMPILING <= self.pictures and whole:
+        if device.type == "cuda" and before < _IMAGES_BEFORE_COMPILING <= self.images_seen and whole:
             table, heads = whole[0].table, whole[0].heads
             q = torch.randn(heads, self.grid**2, len(table), device=device, dtype=self.dtype)
             self.attend_globally = faster_on_gpu(q, table, self.grid)
@@ -196,8 +148,8 @@ class FastEncoder:
 
     def _attend_globally(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
         """qkv `[B, h*w, 3, heads, d]` -> mixed `[B, h*w, heads, d]`, both in raster order."""
-        for picture, out in zip(qkv, mixed, strict=True):
-            q, k, v = picture.permute(1, 2, 0, 3).unbind(0)
+        for image, out in zip(qkv, mixed, strict=True):
+            q, k, v = image.permute(1, 2, 0, 3).unbind(0)
             self.attend_globally(q, k, v, block.table, self.grid, out.transpose(0, 1))
 
     def _attend_windows(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
@@ -239,14 +191,14 @@ class _Block:
 
 
 def _for_each(index: Tensor, count: int) -> Tensor:
-    """An index within one picture's tokens, for `count` pictures one after the other."""
+    """An index within one image's tokens, for `count` images one after the other."""
     return (index + len(index) * torch.arange(count, device=index.device)[:, None]).flatten()
 
 
 _plans: Plans[FastEncoder] = Plans()
 
 
-def _plan_for(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype) -> FastEncoder:
-    """The plan for these weights, kept until they change or move."""
+def plan_for(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype) -> FastEncoder:
+    """The plan for these weights, cached until they change or move."""
     kind, attend = (cpu_linear(dtype), attend_in_pieces) if device.type == "cpu" else (AtenLinear, attend_with_bias)
     return _plans.get(encoder, (device, dtype, kind), lambda: FastEncoder(encoder, dtype, kind, attend))

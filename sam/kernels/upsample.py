@@ -1,6 +1,7 @@
-"""`Sam.postprocess_masks` for one mask at a time, of it only what is asked for.
+"""Low-resolution logits to the size of the source image, as the model's own post-processing does it.
 
-Both of its bilinear resizes, and the crop between them, are one matrix per axis. A pixel is a convex combination of a few
+`resize_logits` is for whole masks. The rest is the same for one mask at a time, of it only what is needed: all bilinear
+resizes, and the crop between them, are one matrix per axis. A pixel is a convex combination of a few
 logits that lie side by side: no pixel is above all the logits that it is made of, and a band of pixels needs a band of logits.
 """
 
@@ -9,19 +10,32 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .embedding import Size
+from ..geometry import Frame
 
 _BAND = 128  # pixels made by one product: more take part in needless products with zeros, fewer in more calls
 _STRIP = 4  # logits in the breadth of which a mask's edge is searched
 
 
+def resize_logits(logits: Tensor, frame: Frame) -> Tensor:
+    """Low-resolution logits `[N, 4h, 4w]` -> `[N, H, W]`: `Sam.postprocess_masks`, or SAM 2's single resize."""
+    logits = logits[:, None]
+    if frame.through_square:
+        logits = F.interpolate(logits, (frame.side, frame.side), mode="bilinear", align_corners=False)
+        logits = logits[..., : frame.resized[0], : frame.resized[1]]
+    return F.interpolate(logits, frame.original, mode="bilinear", align_corners=False)[:, 0]
+
+
 class Axis:
     """One axis of the resize: its matrix float32 `[full, low]`, and which low-resolution logits reach which pixels."""
 
-    def __init__(self, grid: int, side: int, inside: int, original: int) -> None:
-        """Logits `grid`, resized to the model's `side`; of it the first `inside` pixels, resized to the `original` ones."""
-        self.matrix = (_resize_matrix(inside, original) @ _resize_matrix(grid, side)[:inside]).float()
+    def __init__(self, frame: Frame, axis: int) -> None:
+        grid, side, inside, original = frame.grid[axis], frame.side, frame.resized[axis], frame.original[axis]
+        if frame.through_square:
+            self.matrix = (_resize_matrix(inside, original) @ _resize_matrix(grid, side)[:inside]).float()
+        else:
+            self.matrix = _resize_matrix(grid, original).float()
         self.strip = math.ceil(_STRIP * original / (grid * inside / side))
         taken = (self.matrix != 0).numpy()
         self.first_tap, self.last_tap = taken.argmax(1), taken.shape[1] - 1 - taken[:, ::-1].argmax(1)
@@ -108,10 +122,9 @@ def _extents_of_all(logits: Tensor, down: Reach, across: Reach, threshold: float
     )
 
 
-def axes(grid: Size, side: int, inside: Size, original: Size) -> tuple[Axis, Axis]:
-    """Rows and columns, for logits of size `grid` of a picture that fills `inside` of the model's square."""
-    down, across = (Axis(grid[axis], side, inside[axis], original[axis]) for axis in (0, 1))
-    return down, across
+def axes(frame: Frame) -> tuple[Axis, Axis]:
+    """Rows and columns of an image."""
+    return Axis(frame, 0), Axis(frame, 1)
 
 
 def _resize_matrix(count: int, wanted: int) -> Tensor:

@@ -1,0 +1,377 @@
+"""MaskDecoder.predict_masks with the same weights and the same arithmetic, several times faster, above all for many prompts.
+
+What differs from segment_anything's mask_decoder.py and transformer.py, none of it in the result but for the order of sums:
+
+- What all prompts of an image share is computed once: the first layer's keys, values and queries of the image (they differ
+  only after the first layer), and, once for a model, every projection of the positions.
+- Cross attention with few tokens never projects the image: `q (W x)` is computed as `(q W) x`, 7 tokens x 8 heads wide.
+- Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled.
+- The predicted IoU comes first: prompts that it rejects are never upscaled.
+- A few prompts at a time, so that their 4 MiB each stay in the CPU's cache.
+
+The parts are separate, so that other decoders of the family (further output tokens, other upscaling) can be built of them.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .linear import Linear, LinearKind
+
+_PROMPTS_AT_A_TIME = {"cpu": 2}
+_ALL = 64  # elsewhere
+
+
+class SharedImage(NamedTuple):
+    """What all prompts of one image share; N = h*w.
+
+    Attributes:
+        tokens: `[1, N, C]`, the embedding with the no-mask prompt added.
+        keys, values, queries: `[1, N, I]`, the first layer's projections of it, in both directions.
+        finer: finer feature maps that a relative of SAM renders its masks with, `[1, C', h', w']` each.
+    """
+
+    tokens: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    finer: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(part.numel() * part.element_size() for part in (*self[:4], *self.finer))
+
+
+class Rated(NamedTuple):
+    """Decoded prompts before their masks.
+
+    Attributes:
+        queries: all output tokens `[n, t, C]`: the IoU token, T mask tokens, those of a relative of SAM, the prompt's.
+        image: image tokens `[n, N, C]`.
+        scores: predicted IoUs `[n, T]`.
+    """
+
+    queries: Tensor
+    image: Tensor
+    scores: Tensor
+
+
+class Guidance(NamedTuple):
+    """Where to attend and what for, learned from an example ("Personalize Segment Anything", arXiv 2305.03048, section 3.2).
+
+    The arithmetic is that of transformers' `SamModel` (5.x) with `attention_similarity` and `target_embedding`.
+
+    Attributes:
+        attention: `[1 or n, N]`, added to the scores by which the tokens attend to the image, in every layer but the
+            final attention: target-guided attention.
+        target: `[1 or n, C]`, added to all tokens before every layer: target-semantic prompting.
+    """
+
+    attention: Tensor
+    target: Tensor
+
+    def of(self, part: slice) -> "Guidance":
+        """The guidance of some prompts; a single row is for all of them."""
+        return Guidance(*(rows if len(rows) == 1 else rows[part] for rows in self))
+
+
+class Decoded(NamedTuple):
+    """Masks of prompts, before they are upsampled.
+
+    Attributes:
+        logits: low-resolution mask logits float32 `[m, W, 4h, 4w]`.
+        scores: predicted IoUs `[m, W]`.
+        rows: which of the n prompts they are, `[m]`.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    rows: Tensor
+
+
+class FastDecoder:
+    """A plan to run one mask decoder on one device, in float32.
+
+    Args:
+        decoder: segment_anything's MaskDecoder; its weights are used where they are.
+        prompts: its PromptEncoder.
+        linear: which linear layers for the upscaling.
+    """
+
+    def __init__(self, decoder: nn.Module, prompts: nn.Module, linear: LinearKind) -> None:
+        # Its parts and not the decoder itself: the plan is cached for as long as the decoder lives, and must not be the reason.
+        self.transformer, self.score, self.networks = (
+            decoder.transformer,
+            decoder.iou_prediction_head,
+            decoder.output_hypernetworks_mlps,
+        )
+        self.mask_tokens = decoder.num_mask_tokens
+        self.grid = prompts.image_embedding_size
+        self.no_mask = prompts.no_mask_embed.weight
+        self.own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        place = prompts.get_dense_pe().flatten(2)[0].T.contiguous()
+        layers, last = self.transformer.layers, self.transformer.final_attn_token_to_image
+        self.key_places = [layer.cross_attn_token_to_image.k_proj(place) for layer in layers] + [last.k_proj(place)]
+        self.query_places = [layer.cross_attn_image_to_token.q_proj(place) for layer in layers]
+        first, self.norm, _, second, _ = decoder.output_upscaling
+        self.upscale_first, self.upscale_second = _as_linear(first, linear), _as_linear(second, linear)
+        self.fine_channels = second.out_channels
+
+    def share(self, features: Tensor, finer: tuple[Tensor, ...] = ()) -> SharedImage:
+        """Compute what the prompts of an image share, from its embedding `[C, h, w]` and finer maps."""
+        tokens = (features.flatten(1).T + self.no_mask)[None].contiguous()
+        into, back = (getattr(self.transformer.layers[0], f"cross_attn_{way}") for way in ("token_to_image", "image_to_token"))
+        keys = F.linear(tokens, into.k_proj.weight) + self.key_places[0]
+        queries = F.linear(tokens, back.q_proj.weight) + self.query_places[0]
+        return SharedImage(tokens, keys, into.v_proj(tokens), queries, finer)
+
+    def rate(self, shared: SharedImage, sparse: Tensor, dense: Tensor | None, guidance: Guidance | None = None) -> Rated:
+        """The transformer and the IoU head, `MaskDecoder.predict_masks` up to the masks.
+
+        Args:
+            shared: see `share`.
+            sparse: prompt tokens `[n, K, C]`.
+            dense: embedded mask prompts `[n, C, h, w]`, or None where no prompt has one.
+            guidance: of an example, or None.
+        """
+        prompt = torch.cat([self.own_tokens.expand(len(sparse), -1, -1), sparse], 1)
+        queries, image = self._transform(shared, prompt, dense, guidance)
+        return Rated(queries, image, self.score(queries[:, 0]))
+
+    def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
+        return self.render(rated, wanted, self.upscale(rated.image))
+
+    def render(self, rated: Rated, wanted: slice, upscaled: Tensor) -> Tensor:
+        """The wanted tokens' logits on `upscale`d image tokens."""
+        tokens = rated.queries[:, 1 : 1 + self.mask_tokens][:, wanted]
+        networks = self.networks[wanted]
+        hyper = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], 1)
+        return self.to_grid(hyper @ upscaled.transpose(1, 2))
+
+    def upscale(self, image: Tensor) -> Tensor:
+        """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
+        n, tokens, channels = image.shape
+        norm, width = self.norm, self.norm.weight.shape[0]
+        fine = image.new_empty(n * tokens, 4 * width)
+        self.upscale_first.into(image.reshape(-1, channels), fine)
+        fine = F.gelu(F.layer_norm(fine.view(-1, width), (width,), norm.weight, norm.bias, norm.eps))
+        return self.upscale_second.gelu(fine).view(n, tokens * 16, self.fine_channels)
+
+    def to_grid(self, values: Tensor) -> Tensor:
+        """Values `[n, T, N*16]` in the order of `upscale` -> `[n, T, 4h, 4w]`."""
+        height, width = self.grid
+        fine = values.view(*values.shape[:2], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return fine.reshape(*values.shape[:2], 4 * height, 4 * width)
+
+    def __call__(
+        self,
+        shared: SharedImage,
+        sparse: Tensor,
+        dense: Tensor | None,
+        wanted: slice,
+        above: float | None = None,
+        guidance: Guidance | None = None,
+    ) -> Decoded:
+        """Decode n prompts of one image.
+
+        Args:
+            shared, sparse, dense, guidance: see `rate`.
+            wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
+            above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
+        """
+        results = []
+        size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
+        for start in range(0, len(sparse), size):
+            part = slice(start, start + size)
+            guided = None if guidance is None else guidance.of(part)
+            rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
+            rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
+            if above is not None:
+                kept = (rated.scores[:, wanted] > above).any(1)
+                rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
+            results.append((self.masks(rated, wanted, shared), rated.scores[:, wanted], rows))
+        return Decoded(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+    def _transform(
+        self, shared: SharedImage, prompt: Tensor, dense: Tensor | None, guidance: Guidance | None
+    ) -> tuple[Tensor, Tensor]:
+        """TwoWayTransformer.forward: queries `[n, t, C]` and image tokens `[n, N, C]`."""
+        bias = target = None
+        if guidance is not None:
+            bias, target = guidance.attention[:, None, None], guidance.target[:, None]
+            prompt = prompt + target  # PerSAM adds it in place, and so to the tokens' positions too
+        queries, attend = prompt, self._first_attention(shared, dense, prompt)
+        for index, layer in enumerate(self.transformer.layers):
+            if target is not None and index:
+                queries = queries + target
+            queries = layer.norm1(_attend_to_self(layer, queries, prompt))
+            into, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+            queries = layer.norm2(queries + attend.to_image(into, queries + prompt, self.key_places[index], bias))
+            queries = layer.norm3(queries + layer.mlp(queries))
+            image = attend.to_tokens(back, queries + prompt, queries, self.query_places[index])
+            image = F.layer_norm(image, image.shape[-1:], layer.norm4.weight, layer.norm4.bias, layer.norm4.eps)
+            attend = _attention_to(image, into, prompt)
+        last = self.transformer.final_attn_token_to_image
+        attend = _attention_to(image, last, prompt)
+        queries = queries + attend.to_image(last, queries + prompt, self.key_places[-1], None)
+        return self.transformer.norm_final_attn(queries), image
+
+    def _first_attention(self, shared: SharedImage, dense: Tensor | None, prompt: Tensor) -> "CrossAttention":
+        """A mask prompt replaces the no-mask one, for each prompt in its own way: nothing is shared then."""
+        if dense is None:
+            return _Shared(shared)
+        image = shared.tokens + (dense.flatten(2).transpose(1, 2) - self.no_mask)
+        return _attention_to(image, self.transformer.layers[0].cross_attn_token_to_image, prompt)
+
+
+class CrossAttention(Protocol):
+    """Both directions of cross attention between t tokens and one state of the image, in one way of computing them."""
+
+    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        """Tokens `[n, t, C]` attend to the image: `[n, t, C]`, to be added to them.
+
+        Args:
+            attn: the layer.
+            tokens: with their positions.
+            places: `[N, I]`, the layer's keys of the image's positions, bias included.
+            bias: `[n or 1, 1, 1, N]`, added to the scores, or None.
+        """
+
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """The image attends to tokens `[n, t, C]` with other `values`: the image's next state `[n, N, C]`, not normalised."""
+
+
+class _Shared:
+    """The first layer without mask prompts: keys, values and queries of the image are the same for all prompts."""
+
+    def __init__(self, shared: SharedImage) -> None:
+        self.shared = shared
+
+    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        asking = _heads(attn, attn.q_proj(tokens))
+        mixed = _mix(asking, _heads(attn, self.shared.keys), _heads(attn, self.shared.values), bias)
+        return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        scores = _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, self.shared.queries))
+        image = self.shared.tokens.repeat(len(tokens), 1, 1)
+        return _add_answer(attn, scores, values, image)
+
+
+class _Absorbed:
+    """With few tokens: the projections are applied to the tokens, and the image `[n, N, C]` is never projected."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        asking = _heads(attn, attn.q_proj(tokens))
+        weights = _weights(_absorbed_scores(attn, asking, self.image, attn.k_proj, places), bias)
+        seen = (weights.flatten(1, 2) @ self.image).view(*weights.shape[:3], -1)
+        mixed = seen @ _by_head(attn, attn.v_proj).transpose(1, 2) + attn.v_proj.bias.view(attn.num_heads, 1, -1)
+        return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        scores = _absorbed_scores(attn, _heads(attn, attn.k_proj(tokens)), self.image, attn.q_proj, places)
+        return _add_answer(attn, scores, values, self.image)
+
+
+class _Projected:
+    """With many tokens: the image `[n, N, C]` is projected, as stock code does."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        asking = _heads(attn, attn.q_proj(tokens))
+        keys = F.linear(self.image, attn.k_proj.weight) + places
+        mixed = _mix(asking, _heads(attn, keys), _heads(attn, attn.v_proj(self.image)), bias)
+        return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        queries = F.linear(self.image, attn.q_proj.weight) + places
+        return _add_answer(attn, _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, queries)), values, self.image)
+
+
+def _attention_to(image: Tensor, attn: nn.Module, tokens: Tensor) -> CrossAttention:
+    return _Absorbed(image) if _is_narrow(attn, tokens) else _Projected(image)
+
+
+def _add_answer(attn: nn.Module, scores: Tensor, values: Tensor, image: Tensor) -> Tensor:
+    """What image tokens get from `values` `[n, t, C]` by scores `[n, heads, t, N]`, added to `image` `[n, N, C]` in place.
+
+    `image` is the decoder's own: the state before is not read again.
+    """
+    weights = torch.softmax(scores, 2)  # over the tokens, which do not lie innermost: a softmax of 7 numbers is slow
+    narrow, values = _is_narrow(attn, values), _heads(attn, attn.v_proj(values))
+    if narrow:  # a head's weights sum to one, so each head may bring its share of the bias
+        out = attn.out_proj.weight.view(-1, attn.num_heads, values.shape[-1]).permute(1, 2, 0)
+        answers = (values @ out + attn.out_proj.bias / attn.num_heads).flatten(1, 2)
+        return image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), answers)
+    mixed = (weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2)
+    return image.add_(attn.out_proj(mixed))
+
+
+def _attend_to_self(layer: nn.Module, queries: Tensor, prompt: Tensor) -> Tensor:
+    if layer.skip_first_layer_pe:
+        return layer.self_attn(q=queries, k=queries, v=queries)
+    placed = queries + prompt
+    return queries + layer.self_attn(q=placed, k=placed, v=queries)
+
+
+def _is_narrow(attn: nn.Module, tokens: Tensor) -> bool:
+    """Whether multiplying the image by the tokens' own matrix is less work than projecting it."""
+    return tokens.shape[1] * attn.num_heads < attn.internal_dim
+
+
+def _heads(attn: nn.Module, x: Tensor) -> Tensor:
+    """`[n, t, I]` -> `[n, heads, t, d]`."""
+    return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+
+
+def _by_head(attn: nn.Module, projection: nn.Linear) -> Tensor:
+    """A projection's weight `[I, C]` -> `[heads, d, C]`."""
+    return projection.weight.view(attn.num_heads, -1, projection.in_features)
+
+
+def _scores(tokens: Tensor, image: Tensor) -> Tensor:
+    """Scaled scores `[n, heads, t, N]` of tokens `[n, heads, t, d]` and image `[n or 1, heads, N, d]`."""
+    tokens = tokens * tokens.shape[-1] ** -0.5
+    if len(image) == len(tokens):
+        return tokens @ image.transpose(2, 3)
+    n, heads, count, size = tokens.shape  # one image for all: one product per head
+    together = tokens.transpose(0, 1).reshape(heads, n * count, size) @ image[0].transpose(1, 2)
+    return together.view(heads, n, count, -1).transpose(0, 1)
+
+
+def _weights(scores: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention over the image from scores `[n, heads, t, N]` and a bias `[n or 1, 1, 1, N]`."""
+    return torch.softmax(scores if bias is None else scores + bias, -1)
+
+
+def _mix(asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of `[n, heads, t, d]` over keys and values `[n or 1, heads, N, d]`; for `bias` see `_weights`."""
+    weights = _weights(_scores(asking, keys), bias)
+    if len(values) == len(weights):
+        return weights @ values
+    n, heads, count, tokens = weights.shape
+    together = weights.transpose(0, 1).reshape(heads, n * count, tokens) @ values[0]
+    return together.view(heads, n, count, -1).transpose(0, 1)
+
+
+def _absorbed_scores(attn: nn.Module, tokens: Tensor, image: Tensor, projection: nn.Linear, places: Tensor) -> Tensor:
+    """`_scores` of tokens and `projection(image + position)`, the projection applied to the tokens; places has its bias."""
+    n, heads, count, size = tokens.shape
+    scores = _scores(tokens, _heads(attn, places[None])).reshape(n, heads * count, -1)
+    absorbed = (tokens * size**-0.5) @ _by_head(attn, projection)
+    return torch.baddbmm(scores, absorbed.flatten(1, 2), image.transpose(1, 2)).view(n, heads, count, -1)
+
+
+def _as_linear(convolution: nn.ConvTranspose2d, linear: LinearKind) -> Linear:
+    """A transposed convolution of stride = kernel = 2 as a layer with outputs (row, column, channel)."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+    return linear(weight, convolution.bias.repeat(4), torch.float32)

@@ -1,0 +1,1 @@
+"""Embeddings, and what identifies images and weights by their content."""

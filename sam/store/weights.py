@@ -1,0 +1,155 @@
+"""Whether a module's weights are still those of the last time, and the hash of their content."""
+
+import hashlib
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...utils.text import counted
+from ..errors import SAMError
+
+_SAMPLED = 16  # values of each tensor, spread over it
+
+
+class WeightState(NamedTuple):
+    """What is compared at every use; it costs a fifth of a millisecond for a whole model.
+
+    Attributes:
+        pointers: where each tensor's values are; they differ after a move between devices, and after a replacement.
+        versions: torch's counters of changes in place; they do not see changes through `.data`.
+        sample: some values of each tensor, which do. A change that touches none of them has to be announced, see
+            `weights_changed`.
+    """
+
+    pointers: tuple[int, ...]
+    versions: tuple[int, ...]
+    sample: bytes
+
+    @property
+    def content(self) -> tuple[tuple[int, ...], bytes]:
+        """What a move between devices leaves as it is."""
+        return self.versions, self.sample
+
+
+class _Watched:
+    """The tensors of one module: where they are registered is looked up once, since every click asks several times."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        self.children = [(part._modules, tuple(part._modules.values())) for part in parts]
+        self.places = [place for part in parts for place in (part._parameters, part._buffers)]
+        self.announced = 0
+        self.pointers: tuple[int, ...] = ()
+        self.sample = b""
+        self.views: list[np.ndarray] | None = None
+
+    def is_current(self) -> bool:
+        """Whether no submodule was added, removed or replaced."""
+        return all(tuple(place.values()) == children for place, children in self.children)
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for place in self.places for tensor in place.values() if tensor is not None]
+
+    def state(self) -> WeightState:
+        tensors = self.tensors()
+        pointers = tuple([tensor.data_ptr() for tensor in tensors])
+        if pointers != self.pointers:
+            self.pointers, self.views = pointers, _views(tensors)
+            self.sample = _sample(tensors, self.views)
+        elif self.views is not None:  # elsewhere than on the CPU every look would wait for the device
+            self.sample = _sample(tensors, self.views)
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return WeightState(pointers, (self.announced, *versions), self.sample)
+
+
+_watched: weakref.WeakKeyDictionary[nn.Module, _Watched] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def _watch(module: nn.Module) -> _Watched:
+    watched = _watched.get(module)
+    if watched is None or not watched.is_current():
+        announced = watched.announced if watched else 0
+        watched = _watched[module] = _Watched(module)
+        watched.announced = announced
+    return watched
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a module, thirty times as fast as `module.parameters()`; replaced ones are seen."""
+    with _lock:
+        return _watch(module).tensors()
+
+
+def state_of(module: nn.Module) -> WeightState:
+    """The state of a module's weights, to compare with that of another time."""
+    with _lock:
+        return _watch(module).state()
+
+
+def weights_changed(module: nn.Module) -> None:
+    """Announce that weights of `module` were changed in a way that leaves no trace (single values, through `.data`).
+
+    What was derived from the old weights is not used again. Changes in place by torch's own operations, replaced parameters
+    and changes of whole tensors through `.data` are noticed without this.
+    """
+    with _lock:
+        for part, watched in list(_watched.items()):
+            if any(child is part for child in module.modules()) or any(child is module for child in part.modules()):
+                watched.announced += 1
+
+
+def _views(tensors: list[Tensor]) -> list[np.ndarray] | None:
+    """Some values of each tensor, as arrays on its own memory; None where any lies elsewhere than on the CPU."""
+    if not all(tensor.is_cpu for tensor in tensors):
+        return None
+    return [_spread(tensor).view(torch.uint8).numpy() for tensor in tensors if tensor.numel()]
+
+
+def _sample(tensors: list[Tensor], views: list[np.ndarray] | None) -> bytes:
+    if views is not None:
+        return b"".join([view.tobytes() for view in views])
+    kept = [_spread(tensor) for tensor in tensors if tensor.numel() and not tensor.is_meta]
+    return b"".join([part.cpu().view(torch.uint8).numpy().tobytes() for part in kept])
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """Up to `_SAMPLED` rows of one value `[n, 1]` of a tensor, a view; of one with gaps in its memory, its first value."""
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    is_dense = extent == tensor.numel() - 1
+    count = min(_SAMPLED, tensor.numel()) if is_dense else 1
+    step = max(1, (tensor.numel() - 1) // max(1, count - 1)) if count > 1 else 1
+    return torch.as_strided(tensor.detach(), (count, 1), (step, 1), tensor.storage_offset())
+
+
+def content_hash(named: Mapping[str, Tensor], where: str) -> str:
+    """SHA-256 of tensors with their names, shapes and types, wherever they lie.
+
+    Args:
+        named: name to tensor.
+        where: what the weights belong to, for the message.
+
+    Raises:
+        SAMError: a weight is NaN or infinite.
+    """
+    _refuse_not_finite(named.items(), where)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _refuse_not_finite(named: Iterable[tuple[str, Tensor]], where: str) -> None:
+    for name, tensor in named:
+        if tensor.numel() and tensor.is_floating_point() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise SAMError(
+                f"{where}: {name} has {counted(count, 'NaN or infinite value')}. The checkpoint is damaged, or its training "
+                "diverged: use another one."
+            )

@@ -1,0 +1,1 @@
+"""What a user calls: embed, predict, segment everything, personalize, find by words."""

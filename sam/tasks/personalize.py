@@ -1,0 +1,239 @@
+"""PerSAM: one example of an object, and the same object found in other images, without training.
+
+"Personalize Segment Anything Model with One Shot" (arXiv 2305.03048), section 3.2, after Personalize-SAM's `persam.py`. What
+differs: maps stay aligned with the image inside the model's square (there they are squashed onto it), the location prior is the
+mean of the similarity to the example's mean feature and to its best matching local one, and an image may contain several such
+objects.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...utils.boxes import tight_box
+from ...utils.comfy import Progress
+from ...utils.images import as_masks
+from ...utils.text import counted
+from ..errors import SAMError
+from ..geometry import Frame, Size
+from ..kernels.decoder import Guidance
+from ..kernels.upsample import resize_logits
+from ..models.families import as_segmenter
+from ..placement.devices import DeviceMode, placed, result_device
+from ..prompts import Prompt, on_grid
+from ..store.embedding import SAMEmbedding
+from .embed import encode
+from .predict import FrameDecoder, PredictOptions
+
+_TRIES = 2  # per object: a peak may lead back to what was found
+_SAME = 0.5  # a mask that shares this much of the smaller one's area is what was found already
+
+
+class Target(NamedTuple):
+    """The features of R examples.
+
+    Attributes:
+        mean: `[C]`, the mean feature of the object, averaged over the examples.
+        local: for each example its features, of unit length, `[P, C]`.
+        means: for each example its mean feature, of unit length, `[C]`.
+    """
+
+    mean: Tensor
+    local: list[Tensor]
+    means: list[Tensor]
+
+
+class Personalized(NamedTuple):
+    """What `personalize` found in B images; lists with one entry per image, N objects in each, the most similar place first.
+
+    Attributes:
+        masks: bool `[N, H, W]` in source pixels.
+        scores: float32 `[N]`, the mean similarity inside each mask, 0..1.
+        points: float `[N, 2]` (x, y), the click that found each.
+        similarity: float32 `[B, H, W]`, the location prior: the similarity of each pixel's surroundings to the example, 0..1.
+    """
+
+    masks: list[Tensor]
+    scores: list[Tensor]
+    points: list[np.ndarray]
+    similarity: Tensor
+
+
+@dataclass(frozen=True)
+class PersonalizeOptions:
+    """How the object is searched for.
+
+    Attributes:
+        max_objects: at most this many objects in an image.
+        min_score: discard objects with a lower similarity score, 0..1.
+        hq: see `PredictOptions`.
+        guided: off, the example only gives the place to click: the location prior without target-guided attention and
+            target-semantic prompting.
+    """
+
+    max_objects: int = 1
+    min_score: float = 0.0
+    hq: bool = True
+    guided: bool = True
+
+
+@torch.no_grad()
+def personalize(
+    model: Any,
+    references: Tensor | Sequence[np.ndarray],
+    reference_masks: Tensor,
+    images: Tensor | Sequence[np.ndarray],
+    options: PersonalizeOptions | None = None,
+    device_mode: DeviceMode = "AUTO",
+) -> Personalized:
+    """Find in images the object that the references show.
+
+    Args:
+        model: ours or any `segment_anything` Sam.
+        references, images: see `encode`; R and B images, the two of different sizes if you like.
+        reference_masks: `[R, h, w]` in 0..1, the object in each reference; resized where its size is another.
+        options: see `PersonalizeOptions`; None: its defaults.
+        device_mode: see `placed`.
+
+    Raises:
+        SAMError: a mask is empty, their number is not that of the references, or the model's decoder cannot be guided.
+    """
+    segmenter, options = as_segmenter(model), options or PersonalizeOptions()
+    examples = encode(segmenter, references, device_mode)
+    masks = _checked_masks(reference_masks, examples)
+    embedding = encode(segmenter, images, device_mode)
+    found, maps = [], torch.zeros(len(embedding), *embedding.original_size)
+    progress = Progress(len(embedding))
+    with placed(segmenter.network, device_mode) as device:
+        target = learn(examples, masks, segmenter.frame(examples.original_size), device)
+        frames = FrameDecoder(segmenter, embedding, device, PredictOptions(multimask="on", hq=options.hq))
+        for index in range(len(embedding)):
+            progress.check_interrupted()
+            maps[index] = similarity_map(embedding, index, frames.frame, target)
+            objects = _objects(frames, index, maps[index], target, options)
+            found.append(_gathered(list(objects), embedding.original_size))
+            progress.advance()
+    each, scores, points = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
+    return Personalized(each, scores, points, maps.clamp(0, 1).to(result_device()))
+
+
+def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
+    """One mask for each reference, `[R, h, w]`, none of them empty."""
+    masks = as_masks(masks).cpu()
+    if len(masks) != len(examples):
+        raise SAMError(
+            f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. Connect one for each."
+        )
+    empty = [str(index) for index, mask in enumerate(masks) if not bool((mask > 0.5).any())]
+    if empty:
+        raise SAMError(
+            f"reference_mask is empty for reference {', '.join(empty)} of {len(masks)} (counted from 0). Paint over the object "
+            "to find. Load Image gives an empty mask for an image without alpha."
+        )
+    return masks
+
+
+def learn(examples: SAMEmbedding, masks: Tensor, frame: Frame, device: torch.device) -> Target:
+    """The object in R embedded images, from its masks `[R, h, w]` of any size: the features of grid cells that it covers.
+
+    A cell belongs to the object where the mask covers half of it; for an object too small for that, the cells that it covers
+    most do.
+    """
+    grid = examples.shape[-2:]
+    local = []
+    for values, mask in zip(examples.view(np.ndarray), masks, strict=True):
+        share = on_grid(mask, frame, grid)
+        covered = (share >= min(0.5, float(share.max()))).flatten()
+        local.append(torch.tensor(values, device=device).flatten(1).T[covered.to(device)])
+    means = [features.mean(0) for features in local]
+    unit = [F.normalize(features, dim=-1) for features in local]
+    return Target(torch.stack(means).mean(0), unit, [F.normalize(mean, dim=-1) for mean in means])
+
+
+def similarity_map(embedding: SAMEmbedding, index: int, frame: Frame, target: Target) -> Tensor:
+    """The location prior of an image, float32 `[H, W]` on the CPU, -1..1.
+
+    For each reference the cosine with its mean feature and with its best matching local feature, averaged; the mean over
+    the references; from the grid to source pixels as the model's own logits go.
+    """
+    device = target.mean.device
+    cells = F.normalize(torch.tensor(embedding.view(np.ndarray)[index], device=device).flatten(1).T, dim=-1)
+    each = [(cells @ mean + (cells @ local.T).amax(1)) / 2 for mean, local in zip(target.means, target.local, strict=True)]
+    grid = torch.stack(each).mean(0).view(1, 1, *embedding.shape[-2:])
+    fine = F.interpolate(grid, scale_factor=4, mode="bilinear", align_corners=False)
+    return resize_logits(fine[0], frame)[0].cpu()
+
+
+def extremes(similarity: Tensor) -> np.ndarray:
+    """The most and the least similar pixel of a map `[H, W]`: float64 `[2, 2]` (x, y)."""
+    width = similarity.shape[1]
+    places = [int(similarity.argmax()), int(similarity.argmin())]
+    return np.array([(place % width, place // width) for place in places], dtype=np.float64)
+
+
+class _Object(NamedTuple):
+    mask: Tensor
+    score: float
+    point: np.ndarray
+
+
+def _objects(
+    frames: FrameDecoder, index: int, similarity: Tensor, target: Target, options: PersonalizeOptions
+) -> Iterator[_Object]:
+    """One object after the other, each where the similarity `[H, W]` is highest once the ones before are erased from it."""
+    left, found = similarity.clone(), []
+    lowest = extremes(similarity)[1]
+    for _ in range(options.max_objects * _TRIES):
+        peak = extremes(left)[0]
+        if len(found) == options.max_objects or float(left.max()) < options.min_score:
+            return
+        guidance = guide(left, frames.frame, frames.embedding.shape[-2:], target) if options.guided else None
+        mask = _segment(frames, index, np.stack([peak, lowest]), guidance).cpu()
+        area = int(mask.sum())
+        score = float(similarity[mask].clamp(0, 1).mean()) if area else 0.0
+        known = any(int((mask & other).sum()) > _SAME * min(area, int(other.sum())) for other in found)
+        if area and not known and score >= options.min_score:
+            found.append(mask)
+            yield _Object(mask, score, peak)
+        left[mask | _around(peak, mask.shape, frames)] = similarity.min()
+
+
+def _around(point: np.ndarray, size: Size, frames: FrameDecoder) -> Tensor:
+    """The pixels within a grid cell of a point, bool `[H, W]`: they would lead to the same mask again."""
+    reach = max(size) / max(frames.embedding.shape[-2:])
+    near = torch.zeros(size, dtype=torch.bool)
+    (left, top), (right, bottom) = np.maximum(point - reach, 0).astype(int), np.ceil(point + reach).astype(int) + 1
+    near[top:bottom, left:right] = True
+    return near
+
+
+def guide(similarity: Tensor, frame: Frame, grid: Size, target: Target) -> Guidance:
+    """The decoder's guidance by a map `[H, W]`: standardised, squeezed into 0..1, and 0 outside the image."""
+    level = (similarity - similarity.mean()) / similarity.std().clamp(min=1e-6)
+    attention = on_grid(level.sigmoid(), frame, grid)
+    return Guidance(attention.flatten(1).to(target.mean.device), target.mean[None])
+
+
+def _segment(frames: FrameDecoder, index: int, points: np.ndarray, guidance: Guidance | None) -> Tensor:
+    """A mask bool `[H, W]` from a positive and a negative point `[2, 2]`, refined with its logits, then with its box."""
+    prompt = Prompt(points, np.array([1, 0], np.int32))
+    _, _, logits = frames.decode(index, [prompt], replace(frames.options, multimask="off"), guidance)
+    masks, _, logits = frames.decode(index, [replace(prompt, logits=logits[0])])
+    box = tight_box(masks[0])
+    if box is None:
+        return masks[0]
+    corners = np.array([box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]], dtype=np.float64)
+    return frames.decode(index, [replace(prompt, logits=logits[0], box=corners)])[0][0]
+
+
+def _gathered(objects: list[_Object], size: Size) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Objects of one image as masks `[N, H, W]`, scores `[N]` and points `[N, 2]`."""
+    masks = torch.stack([one.mask for one in objects]) if objects else torch.zeros(0, *size, dtype=torch.bool)
+    scores = torch.tensor([one.score for one in objects], dtype=torch.float32)
+    points = np.array([one.point for one in objects], dtype=np.float64).reshape(-1, 2)
+    return masks.to(result_device()), scores.to(result_device()), points

@@ -1,0 +1,182 @@
+"""Embedding + prompts -> masks, scores, logits. Stateless: nothing stays between calls, so threads may share a model."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...utils.comfy import Progress
+from ..errors import SAMError
+from ..geometry import Frame
+from ..kernels.decoder import Decoded, Guidance
+from ..kernels.upsample import resize_logits
+from ..models.base import IMAGE, Features, Segmenter, Wanted
+from ..models.families import as_segmenter
+from ..placement.devices import DeviceMode, placed, result_device
+from ..prompts import Prompt, shape_of, to_model_frame
+from ..store.embedding import SAMEmbedding
+from .embed import as_embedding
+
+Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
+CANDIDATES: tuple[str, ...] = get_args(Candidate)
+Multimask: TypeAlias = Literal["auto", "on", "off"]
+MULTIMASK: tuple[str, ...] = get_args(Multimask)
+
+_PROMPTS_PER_BATCH = 64
+_UPSCALED_ELEMENTS = 1 << 26  # 256 MiB of float32 at a time
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How prompts become masks.
+
+    Attributes:
+        candidate: which of SAM's candidates to keep of each object: the `best` predicted IoU, the `smallest`, `middle` or
+            `largest` area in source pixels, or `all`, best first.
+        multimask: three candidates (`on`), one (`off`), or three for a single click and one otherwise (`auto`).
+        mask_threshold: a pixel is in the mask where its logit is above this.
+        hq: with a SAM-HQ model, its fine masks; off gives plain SAM's. Ignored by other models.
+    """
+
+    candidate: Candidate = "best"
+    multimask: Multimask = "auto"
+    mask_threshold: float = 0.0
+    hq: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("candidate", CANDIDATES), ("multimask", MULTIMASK)):
+            if getattr(self, name) not in choices:
+                raise SAMError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+
+
+class Prediction(NamedTuple):
+    """The result of `decode`: lists with one tensor per image, N entries in each, in the order of the image's prompts.
+
+    Attributes:
+        masks: bool `[N, H, W]` in source pixels.
+        scores: float32 `[N]`, predicted IoU.
+        logits: float32 `[N, 1, 4h, 4w]`, low-resolution mask logits, a prompt for the next call.
+    """
+
+    masks: list[Tensor]
+    scores: list[Tensor]
+    logits: list[Tensor]
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    embedding: SAMEmbedding,
+    prompts: Sequence[Sequence[Prompt]],
+    options: PredictOptions | None = None,
+    device_mode: DeviceMode = "AUTO",
+) -> Prediction:
+    """Turn prompts into masks, as `SamPredictor.predict_torch` does, for every image and object at once.
+
+    Args:
+        model: the model that made the embedding; ours or any `segment_anything` Sam.
+        embedding: B images.
+        prompts: B lists of objects; an empty list gives no entry for that image.
+        options: see `PredictOptions`; None: its defaults.
+        device_mode: see `placed`.
+
+    Raises:
+        SAMError: the embedding is another model's or lacks what SAM-HQ needs, or the counts differ.
+    """
+    segmenter, embedding = as_segmenter(model), as_embedding(embedding, model)
+    if len(prompts) != len(embedding):
+        raise SAMError(f"There are prompts for {len(prompts)} images, but embeddings of {len(embedding)}.")
+    options = options or PredictOptions()
+    results = []
+    progress = Progress(len(prompts))
+    with placed(segmenter.network, device_mode) as device:
+        frames = FrameDecoder(segmenter, embedding, device, options)
+        for index, objects in enumerate(prompts):
+            progress.check_interrupted()
+            results.append(frames.decode(index, objects))
+            progress.advance()
+    masks, scores, logits = zip(*results, strict=True) if results else ((), (), ())
+    return Prediction(list(masks), list(scores), list(logits))
+
+
+class FrameDecoder:
+    """Images and a model that are on one device, for as long as `placed` keeps the model there.
+
+    Args:
+        model: that made the embedding.
+        embedding: B images.
+        device: where the model is.
+        options: see `PredictOptions`.
+    """
+
+    def __init__(self, model: Segmenter, embedding: SAMEmbedding, device: torch.device, options: PredictOptions) -> None:
+        self.model, self.embedding, self.device, self.options = model, embedding, device, options
+        self.frame: Frame = model.frame(embedding.original_size)
+        self.result_device = result_device()
+
+    def decode(
+        self,
+        index: int,
+        objects: Sequence[Prompt],
+        options: PredictOptions | None = None,
+        guidance: Guidance | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks, scores and logits of one image's objects (see `Prediction`), all under the one `guidance`.
+
+        `options` takes precedence over those of the decoder.
+        """
+        options = options or self.options
+        nothing = torch.zeros(0, *self.frame.grid, device=self.device), torch.zeros(0, device=self.device)
+        chosen = [nothing] * (len(objects) or 1)
+        for members in _batches(objects):
+            some = [objects[i] for i in members]
+            several = options.multimask == "on" or (options.multimask == "auto" and some[0].is_single_click)
+            logits, scores, _ = self.run(index, some, Wanted(several, hq=options.hq, guidance=guidance))
+            for row, member in enumerate(members):
+                chosen[member] = self._pick(logits[row], scores[row], options)
+        logits, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        return self._upscale(logits, options), scores.to(self.result_device), logits[:, None].to(self.result_device)
+
+    def run(self, index: int, prompts: list[Prompt], wanted: Wanted) -> Decoded:
+        """Logits and predicted IoUs of one image's n prompts, which must share a shape (see `shape_of`).
+
+        Raises:
+            SAMError: the model does not support what is wanted.
+        """
+        maps = {IMAGE: self.embedding.view(np.ndarray)[index]}
+        maps |= {name: values[index] for name, values in self.embedding.maps.items()}
+        features = Features(maps, self.embedding.image_keys[index], self.device)
+        return self.model.decode(features, to_model_frame(prompts, self.frame, self.device), wanted)
+
+    def _pick(self, logits: Tensor, scores: Tensor, options: PredictOptions) -> tuple[Tensor, Tensor]:
+        if options.candidate in ("best", "all"):
+            order = scores.argsort(descending=True, stable=True)
+            picked = order if options.candidate == "all" else order[:1]
+        else:
+            order = self._upscale(logits, options).flatten(1).sum(1).argsort(stable=True)
+            place = {"smallest": 0, "middle": (len(order) - 1) // 2, "largest": len(order) - 1}[options.candidate]
+            picked = order[place : place + 1].to(logits.device)
+        return logits[picked], scores[picked]
+
+    def _upscale(self, logits: Tensor, options: PredictOptions) -> Tensor:
+        """Low-resolution logits `[N, 4h, 4w]` -> masks bool `[N, H, W]`, a bounded number at a time."""
+        height, width = self.frame.original
+        pixels = max(height * width, self.frame.side**2)
+        masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=self.result_device)
+        for part in torch.arange(len(logits)).split(max(1, _UPSCALED_ELEMENTS // pixels)):
+            masks[part] = (resize_logits(logits[part], self.frame) > options.mask_threshold).to(self.result_device)
+        return masks
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    """Indices of prompts that may share a decoder call."""
+    alike = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        alike[shape_of(prompt)].append(index)
+    for members in alike.values():
+        for start in range(0, len(members), _PROMPTS_PER_BATCH):
+            yield members[start : start + _PROMPTS_PER_BATCH]
