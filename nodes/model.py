@@ -119,7 +119,7 @@ def find_checkpoint(name: str) -> Path:
     if name in BUNDLED:
         return BUNDLED[name]
     if name in KNOWN:
-        return fetch(KNOWN[name], sams_folders())
+        return fetch(KNOWN[name].file, sams_folders())
     raise SAMError(
         f"there is no checkpoint {name!r} in {', '.join(map(str, sams_folders()))}: put it there, or choose another."
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import SAMError
 from .linear import bfloat16_pays
 from .plans import weights_of
+from .tiny_vit import fold_checkpoint
 from .weights.architecture import build, read_architecture
 from .weights.files import read_checkpoint
 from .weights.formats import to_sam_names
@@ -68,7 +69,7 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
 
 
 def _load(path: Path, precision: Precision) -> SAMModel:
-    state = {name: tensor.float() for name, tensor in to_sam_names(read_checkpoint(path), path.name).items()}
+    state = fold_checkpoint({name: tensor.float() for name, tensor in to_sam_names(read_checkpoint(path), path.name).items()})
     try:
         parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
     except SAMError as error:
