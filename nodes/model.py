@@ -5,6 +5,7 @@ from typing import Any
 
 from ..sam import PRECISIONS, Precision, SAMError, SAMModel, load_shared
 from ..sam.weights.download import fetch
+from ..sam.weights.files import checkpoint_stamp
 from ..sam.weights.hub import fetch_from_hub
 from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import checkpoint_names, checkpoint_path, sams_folders
@@ -53,12 +54,12 @@ class SAMModelLoader:
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, precision: str | None = None) -> str:
-        """A file that was replaced on disk is loaded anew. Linked inputs arrive as None, and nothing may raise here."""
-        path = (checkpoint_path(model_name) or BUNDLED.get(model_name)) if model_name else None
-        if path is None or not path.is_file():
+        """A checkpoint with a file that was replaced on disk is loaded anew. Linked inputs are None; nothing may raise here."""
+        try:
+            path = (checkpoint_path(model_name) or BUNDLED.get(model_name)) if model_name else None
+            return str(checkpoint_stamp(path)) if path else ""
+        except (SAMError, OSError):
             return ""
-        stat = path.stat()
-        return f"{stat.st_size}-{stat.st_mtime_ns}"
 
     def load_model(self, model_name: str, precision: Precision = "auto") -> tuple[SAMModel]:
         return (load_shared(find_checkpoint(model_name), precision),)
@@ -119,7 +120,7 @@ def find_checkpoint(name: str) -> Path:
     if name in BUNDLED:
         return BUNDLED[name]
     if name in KNOWN:
-        return fetch(KNOWN[name], sams_folders())
+        return fetch(KNOWN[name].file, sams_folders())
     raise SAMError(
         f"there is no checkpoint {name!r} in {', '.join(map(str, sams_folders()))}: put it there, or choose another."
     )

@@ -12,7 +12,7 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes import model as model_node
 from samkit.sam import SAMError
 from samkit.sam.weights import download
-from samkit.sam.weights.registry import KNOWN, KnownCheckpoint
+from samkit.sam.weights.registry import KNOWN, KnownCheckpoint, RemoteFile
 
 NAME = "known_sam.pth"
 
@@ -53,7 +53,7 @@ def server():
 def known(server, content):
     server.files[f"/{NAME}"] = content
     url = f"http://127.0.0.1:{server.server_port}/{NAME}"
-    return KnownCheckpoint(NAME, "SAM", "owner/name", NAME, url, len(content), hashlib.sha256(content).hexdigest())
+    return RemoteFile(NAME, "owner/name", NAME, url=url, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_node_shows_progress_and_hears_cancel(known, hub, tmp_path, monkeypa
 
 def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path, monkeypatch, tiny_sam):
     monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
-    monkeypatch.setitem(KNOWN, NAME, known)
+    monkeypatch.setitem(KNOWN, NAME, KnownCheckpoint(known, "SAM"))
     before = model_node.available_names()
     for _ in range(2):
         (model,) = model_node.SAMModelLoader().load_model(NAME)
@@ -165,13 +165,14 @@ def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path
 
 def test_the_known_ones_can_be_verified_and_found():
     for name, known in KNOWN.items():
+        file = known.file
         assert known.name == name and name.endswith((".pth", ".pt", ".safetensors"))
-        if known.url:
-            assert known.url.endswith(name) and known.filename.endswith(name) and known.size > 40e6
+        if file.url:
+            assert file.url.endswith(name) and file.filename.endswith(name) and file.size > 40e6
         assert known.family and known.licence == "Apache-2.0"
-        assert known.sha256 is None or len(known.sha256) == 64
-        assert known.sha256 or not known.url, "only the hub can tell a file's SHA-256 itself"
-    assert len({known.repo_id + known.filename for known in KNOWN.values()}) == len(KNOWN)
+        assert file.sha256 is None or len(file.sha256) == 64
+        assert file.sha256 or not file.url, "only the hub can tell a file's SHA-256 itself"
+    assert len({known.file.repo_id + known.file.filename for known in KNOWN.values()}) == len(KNOWN)
 
 
 @pytest.mark.parametrize("etag", ["right", "wrong", "no hash", None])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from samkit.nodes.model import SAMHubLoader
 from samkit.sam import SAMError, identity_of, load_model
 from samkit.sam.weights import download, hub
-from samkit.sam.weights.registry import KnownCheckpoint
+from samkit.sam.weights.registry import RemoteFile
 from test_download import checkpoints_in
 
 REPO, COMMIT = "owner/small-sam", "0123456789abcdef0123456789abcdef01234567"
@@ -100,7 +100,7 @@ def content(tiny_sam, tmp_path, server):
 
 @pytest.fixture
 def known(content):
-    return KnownCheckpoint("small.safetensors", "SAM", REPO, FILE, sha256=hashlib.sha256(content).hexdigest())
+    return RemoteFile("small.safetensors", REPO, FILE, sha256=hashlib.sha256(content).hexdigest())
 
 
 def fetched(known, folder):

@@ -1,6 +1,7 @@
 """One file, under whatever names, is one model in memory."""
 
 import gc
+import json
 import os
 import shutil
 import sys
@@ -8,8 +9,11 @@ import sys
 import pytest
 import torch
 from conftest import as_image, make_picture
+from safetensors.torch import save_file
+from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
-from samkit.sam import identity_of, load_shared
+from samkit.sam import SAMError, identity_of, load_shared
+from samkit.sam.weights.files import checkpoint_files
 
 
 def table_of():
@@ -63,3 +67,82 @@ def test_a_model_that_nobody_holds_goes(file):
         Segment().execute(load_shared(file), image, '[{"x": 30, "y": 25}]')
         gc.collect()
         assert sum(entry.model() is not None for entry in table_of()) == 0
+
+
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def save_shards(state, folder):
+    """As transformers saves them: the index names the shard of every tensor."""
+    folder.mkdir(exist_ok=True)
+    names = sorted(state)
+    parts = dict(zip(SHARDS, (names[::2], names[1::2]), strict=True))
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def changed(state, shard):
+    """The state with other weights in one of the two shards."""
+    return {name: value + 1 if number % 2 == shard else value for number, (name, value) in enumerate(sorted(state.items()))}
+
+
+@pytest.mark.parametrize("entry", [INDEX, *SHARDS, ""], ids=["the index", "first shard", "second shard", "the folder"])
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_checkpoint_in_shards_is_all_its_files(tiny_sam, tmp_path, entry, other):
+    state = tiny_sam.state_dict()
+    first, second = save_shards(state, tmp_path / "a"), save_shards(changed(state, other), tmp_path / "b")
+    equal = SHARDS[1 - other]
+    assert (first / equal).read_bytes() == (second / equal).read_bytes()
+    one, two = load_shared(first / entry), load_shared(second / entry)
+    assert identity_of(one) == identity_of(tiny_sam) != identity_of(two)
+    copy = shutil.copytree(first, tmp_path / "a copy")
+    assert load_shared(copy / entry) is one
+
+
+@pytest.mark.parametrize("entry", [INDEX, *SHARDS, ""])
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_replaced_shard_is_noticed(tiny_sam, tmp_path, entry, other):
+    folder = save_shards(tiny_sam.state_dict(), tmp_path / "a")
+    model = load_shared(folder / entry)
+    newer = save_shards(changed(tiny_sam.state_dict(), other), tmp_path / "b")
+    (newer / SHARDS[other]).replace(folder / SHARDS[other])
+    again = load_shared(folder / entry)
+    assert identity_of(again) != identity_of(model)
+
+
+@pytest.mark.parametrize("entry", [INDEX, *SHARDS])
+def test_the_loader_node_notices_a_replaced_shard(tiny_sam, tmp_path, monkeypatch, entry):
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy.CHECKPOINT_SUFFIXES", frozenset({".safetensors", ".json"}))
+    (tmp_path / "models").mkdir()
+    folder = save_shards(tiny_sam.state_dict(), tmp_path / "models" / "sams")
+    before = SAMModelLoader.IS_CHANGED(entry)
+    assert before and SAMModelLoader.IS_CHANGED(entry) == before
+    newer = save_shards(changed(tiny_sam.state_dict(), 1), tmp_path / "b")
+    (newer / SHARDS[1]).replace(folder / SHARDS[1])
+    assert SAMModelLoader.IS_CHANGED(entry) not in ("", before)
+    (folder / SHARDS[1]).unlink()
+    assert SAMModelLoader.IS_CHANGED(entry) == ""
+
+
+def test_a_file_of_the_same_size_and_time_is_still_noticed(file):
+    model, before = load_shared(file), file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert identity_of(load_shared(file)) != identity_of(model)
+
+
+def test_the_files_of_a_checkpoint(file, tiny_sam, tmp_path):
+    assert checkpoint_files(file) == [file]
+    folder = save_shards(tiny_sam.state_dict(), tmp_path / "a")
+    for entry in (INDEX, *SHARDS, ""):
+        assert checkpoint_files(folder / entry) == [folder / name for name in (INDEX, *SHARDS)]
+    with pytest.raises(SAMError, match="there is no file"):
+        checkpoint_files(tmp_path / "nothing.pth")

@@ -187,7 +187,7 @@ def test_a_whole_pickled_module_is_refused(tiny_sam, tmp_path):
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [torch.zeros(2)], torch.zeros(2)], ids=str)
 def test_only_a_dict_of_tensors_counts(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(SAMError, match="other.pth is no SAM checkpoint: it does not hold a dict of tensors"):
+    with pytest.raises(SAMError, match="other.pth is not a SAM checkpoint: it does not hold a dict of tensors"):
         load_model(tmp_path / "other.pth")
 
 

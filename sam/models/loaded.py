@@ -5,24 +5,28 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from segment_anything.modeling import Sam
 
+from ..errors import SAMError
+from ..weights.files import checkpoint_files, checkpoint_stamp
 from .base import Precision
 from .families import identity_of, load_model
 from .sam import SAMModel
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _CHUNK = 1 << 20
+Stamp: TypeAlias = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A live model, and the file it came from as that was."""
+    """A live model, and the checkpoint it came from, all files of it, as they were."""
 
     model: "weakref.ref[SAMModel]"
     path: Path
-    stamp: tuple[int, int]
+    stamp: Stamp
     precision: Precision
     sample: str
 
@@ -45,16 +49,21 @@ def recall(identity: str) -> Sam | None:
 
 
 def load_shared(path: Path, precision: Precision = "auto") -> SAMModel:
-    """`load_model`, or the model that is already loaded from a file of the same content, for as long as anybody holds it.
+    """`load_model`, or the model that is already loaded from a checkpoint of the same content, for as long as anybody holds it.
 
-    Files are told apart by size and samples, and compared whole before they are taken for one; a file that has changed since
-    is loaded anew. Raises what `load_model` raises.
+    A checkpoint is all its files: an index and its shards are one. Checkpoints are told apart by sizes and samples, and
+    compared whole before they are taken for one; one that has changed since is loaded anew. Raises what `load_model` raises.
     """
-    if not path.is_file():  # a folder, or nothing
-        return load_model(path, precision)
+    try:
+        return _load_shared(path, precision)
+    except OSError as error:
+        raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
+
+
+def _load_shared(path: Path, precision: Precision) -> SAMModel:
     with _turn:
         _loaded[:] = [entry for entry in _loaded if entry.model() is not None]
-        stamp, sample = _stamp(path), None
+        stamp, sample = checkpoint_stamp(path), None
         for entry in _loaded:
             model = entry.model()
             if model is None or entry.precision != precision:
@@ -71,28 +80,31 @@ def load_shared(path: Path, precision: Precision = "auto") -> SAMModel:
 
 
 def _is_unchanged(entry: _Loaded) -> bool:
-    return entry.path.is_file() and _stamp(entry.path) == entry.stamp
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    try:
+        return checkpoint_stamp(entry.path) == entry.stamp
+    except SAMError:  # a file of it is gone
+        return False
 
 
 def _sample(path: Path) -> str:
-    """Hash of the size and of pieces all over the file: a millisecond where the whole takes seconds."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            file.seek(number * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    """Hash of each file's size and of pieces all over it: a millisecond where the whole takes seconds."""
+    digest = hashlib.sha256()
+    for name in checkpoint_files(path):
+        size = name.stat().st_size
+        digest.update(f"{size} ".encode())
+        with name.open("rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(number * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:
+    """Hash of the content of each file, in the checkpoint's own order; where the files lie does not matter."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    for name in checkpoint_files(path):
+        digest.update(f"{name.stat().st_size} ".encode())
+        with name.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()

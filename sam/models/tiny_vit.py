@@ -182,3 +182,17 @@ def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             folded[name] = value
     return folded
+
+
+def fold_checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A whole checkpoint as this pack's models have it: `fold` for a TinyViT's encoder, anything else as it is.
+
+    Args:
+        state: segment_anything's names, with `image_encoder.` before the encoder's.
+    """
+    root = "image_encoder."
+    if not any(name.startswith(f"{root}patch_embed.seq.") for name in state):
+        return state
+    encoder = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(root)}
+    return {root + name: tensor for name, tensor in fold(encoder).items()} | rest

@@ -19,14 +19,14 @@ from filelock import FileLock
 
 from ...utils.comfy import Progress
 from ..errors import SAMError
-from .registry import KnownCheckpoint, KnownFolder
+from .registry import KnownFolder, RemoteFile
 
 log = logging.getLogger("samkit")
 _CHUNK = 1 << 20
 
 
-def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
-    """Download `known` into the first writable of `folders`, from the hub, else from its publisher.
+def fetch(remote: RemoteFile, folders: list[Path]) -> Path:
+    """Download `remote` into the first writable of `folders`, from the hub, else from its publisher.
 
     Returns:
         The path of the verified file.
@@ -36,15 +36,15 @@ def fetch(known: KnownCheckpoint, folders: list[Path]) -> Path:
     """
     if is_offline():
         raise SAMError(
-            f"{known.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
-            f"download {_address(known)} elsewhere and put it there under that name."
+            f"{remote.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
+            f"download {_address(remote)} elsewhere and put it there under that name."
         )
     folder = _first_writable(folders)
-    staging, target = folder / ".samkit-download", folder / known.name
+    staging, target = folder / ".samkit-download", folder / remote.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{staging}.lock"):  # another graph, or another ComfyUI on the same folder, may fetch it, too
         if not target.is_file():
-            _fetch(known, staging, target)
+            _fetch(remote, staging, target)
     return target
 
 
@@ -79,24 +79,24 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _fetch(known: KnownCheckpoint, staging: Path, target: Path) -> None:
+def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:
     failures = []
-    for source in (_from_hub, _from_publisher) if known.url else (_from_hub,):
+    for source in (_from_hub, _from_publisher) if remote.url else (_from_hub,):
         try:
-            arrived = source(known, staging)
-            _verify(arrived, known)
+            arrived = source(remote, staging)
+            _verify(arrived, remote)
         except (OSError, ValueError, RuntimeError) as error:
-            log.warning("%s: %s failed: %s", known.name, source.__name__.strip("_"), error)
+            log.warning("%s: %s failed: %s", remote.name, source.__name__.strip("_"), error)
             failures.append(f"{source.__name__.strip('_')}: {error}")
             continue
         arrived.replace(target)
         shutil.rmtree(staging, ignore_errors=True)
         return
-    raise SAMError(f"could not fetch {known.name} ({'; '.join(failures)}). Download {_address(known)} to {target} by hand.")
+    raise SAMError(f"could not fetch {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} by hand.")
 
 
-def _address(known: KnownCheckpoint) -> str:
-    return known.url or f"{known.filename} of the hub's {known.repo_id}"
+def _address(remote: RemoteFile) -> str:
+    return remote.url or f"{remote.filename} of the hub's {remote.repo_id}"
 
 
 def _first_writable(folders: list[Path]) -> Path:
@@ -110,14 +110,14 @@ def _first_writable(folders: list[Path]) -> Path:
     raise SAMError(f"none of these folders can be written: {', '.join(map(str, folders))}.")
 
 
-def _from_hub(known: KnownCheckpoint, staging: Path) -> Path:
+def _from_hub(remote: RemoteFile, staging: Path) -> Path:
     """Through huggingface_hub: resume, proxies, HF_ENDPOINT and tokens are its business."""
     from huggingface_hub import hf_hub_download
 
     options = {"endpoint": endpoint()} if endpoint() else {}
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # huggingface_hub before 1.0 has no such hook
         options["tqdm_class"] = _console_and_node_bar()
-    return Path(hf_hub_download(known.repo_id, known.filename, revision=known.revision, local_dir=staging, **options))
+    return Path(hf_hub_download(remote.repo_id, remote.filename, revision=remote.revision, local_dir=staging, **options))
 
 
 def endpoint() -> str | None:
@@ -145,20 +145,20 @@ def _console_and_node_bar() -> type:
     return Bar
 
 
-def _from_publisher(known: KnownCheckpoint, staging: Path) -> Path:
-    url, size = str(known.url), known.size or 0
+def _from_publisher(remote: RemoteFile, staging: Path) -> Path:
+    url, size = str(remote.url), remote.size or 0
     staging.mkdir(parents=True, exist_ok=True)
-    target = staging / f"{known.name}.part"  # no checkpoint's ending: half a file must not be listed as one
+    target = staging / f"{remote.name}.part"  # no checkpoint's ending: half a file must not be listed as one
     progress = Progress(size)
-    log.info("fetching %s (%.0f MB) from %s", known.name, size / 1e6, url)
+    log.info("fetching %s (%.0f MB) from %s", remote.name, size / 1e6, url)
     with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
         _in_chunks(response.read, lambda chunk: (file.write(chunk), progress.advance(len(chunk))))
     return target
 
 
-def _verify(path: Path, known: KnownCheckpoint) -> None:
+def _verify(path: Path, remote: RemoteFile) -> None:
     """Raise ValueError, and remove the file, where its content is not the known one's, or what the hub says it is."""
-    wanted, size = known.sha256 or _hubs_hash(known), path.stat().st_size
+    wanted, size = remote.sha256 or _hubs_hash(remote), path.stat().st_size
     # A small file of a repository has git's own hash, which begins with a header; a large one has a SHA-256.
     digest = hashlib.sha256() if len(wanted) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
@@ -168,14 +168,14 @@ def _verify(path: Path, known: KnownCheckpoint) -> None:
         raise SAMError(f"got {size} bytes with {digest.name.upper()} {digest.hexdigest()}, not the file with {wanted}")
 
 
-def _hubs_hash(known: KnownCheckpoint) -> str:
+def _hubs_hash(remote: RemoteFile) -> str:
     """What the hub keeps of a file as its ETag: the SHA-256 of a large one, git's SHA-1 of a small one."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    url = hf_hub_url(known.repo_id, known.filename, revision=known.revision, endpoint=endpoint())
+    url = hf_hub_url(remote.repo_id, remote.filename, revision=remote.revision, endpoint=endpoint())
     etag = get_hf_file_metadata(url).etag or ""
     if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
-        raise SAMError(f"the hub has no hash of {known.filename} in {known.repo_id}, so it cannot be verified")
+        raise SAMError(f"the hub has no hash of {remote.filename} in {remote.repo_id}, so it cannot be verified")
     return etag
 
 

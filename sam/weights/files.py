@@ -32,9 +32,7 @@ def read_checkpoint(path: Path) -> object:
     Raises:
         SAMError: no such file, damaged, or a pickle that would run code.
     """
-    path = _index_of(_in_folder(path) if path.is_dir() else path)
-    if not path.is_file():
-        raise SAMError(f"there is no file {path}.")
+    path = _entry(path)
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
     with path.open("rb") as file:
@@ -44,6 +42,45 @@ def read_checkpoint(path: Path) -> object:
     if start.startswith(_PICKLE_MAGIC) and start[_HEADER_AT:] != b"{":
         return _read_torch(path, mmap=False)
     return _read_safetensors(path)
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """All files that `read_checkpoint(path)` reads: the file, or the index of shards and every shard that it names.
+
+    Raises:
+        SAMError: there is no such file, or the index cannot be read.
+    """
+    path = _entry(path)
+    return [path, *(path.parent / name for name in shard_names(path))] if path.name.endswith(INDEX_SUFFIX) else [path]
+
+
+def checkpoint_stamp(path: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes when a file of the checkpoint is written or replaced: size, times of change and number of each.
+
+    Raises:
+        SAMError: as `checkpoint_files`, or one of them is missing.
+    """
+    return tuple(_stamp(file) for file in checkpoint_files(path))
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise SAMError(f"{file.name} cannot be read: {error.strerror}.") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _entry(path: Path) -> Path:
+    """The one file that stands for a checkpoint: itself, the index of its shards, or what is in its folder."""
+    try:
+        path = _index_of(_in_folder(path) if path.is_dir() else path)
+        is_file = path.is_file()
+    except OSError as error:  # a name that no file system takes; a folder that may not be entered
+        raise SAMError(f"{path.name[:100]} cannot be read: {error.strerror}.") from error
+    if not is_file:
+        raise SAMError(f"there is no file {path}.")
+    return path
 
 
 def _in_folder(folder: Path) -> Path:

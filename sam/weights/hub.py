@@ -1,12 +1,11 @@
 """A SAM from any repository of the Hugging Face hub: which of its files are the weights, and where they go."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import SAMError
 from .download import endpoint, fetch, is_offline
 from .files import INDEX_SUFFIX, shard_names
-from .registry import KnownCheckpoint
+from .registry import RemoteFile
 
 # keras-hub's names for the original checkpoints; its own files are of another format.
 _KERAS = {f"sam_{size}_sa1b": f"facebook/sam-vit-{size}" for size in ("base", "large", "huge")}
@@ -34,11 +33,11 @@ def fetch_from_hub(repo_id: str, revision: str, filename: str, folders: list[Pat
     wanted = [filename] if filename else list(_PREFERRED)
     present = next((folder / place / one for one in wanted for folder in folders if (folder / place / one).is_file()), None)
     chosen = present.name if present and not filename else filename or _choose(f"{owner}/{name}", revision, folders)
-    source = KnownCheckpoint("", "", f"{owner}/{name}", "", licence=None, revision=revision or None)
-    path = present or fetch(replace(source, name=f"{place}/{chosen}", filename=chosen), folders)
+    path = present or fetch(RemoteFile(f"{place}/{chosen}", f"{owner}/{name}", chosen, revision or None), folders)
     for shard in shard_names(path) if path.name.endswith(INDEX_SUFFIX) else ():
         if not (path.parent / shard).is_file():
-            fetch(replace(source, name=f"{place}/{shard}", filename=shard), [path.parents[len(Path(place).parts)]])
+            remote = RemoteFile(f"{place}/{shard}", f"{owner}/{name}", shard, revision or None)
+            fetch(remote, [path.parents[len(Path(place).parts)]])
     return path
 
 

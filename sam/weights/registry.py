@@ -4,7 +4,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BUNDLED_FOLDER = Path(__file__).resolve().parent / "bundled"
+WEIGHTS = "model.safetensors"
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file: where it can be fetched, where it goes, and how its arrival is verified.
+
+    Attributes:
+        name: path inside a models folder such as `sams`, with `/`.
+        repo_id, filename, revision: where the Hugging Face hub has it; revision None is the newest.
+        url: the publisher's own address, the second source; None where the hub is the publisher's own.
+        size: bytes; None where it is not known before.
+        sha256: of the whole file, in hex; None where only the hub's own record has it.
+    """
+
+    name: str
+    repo_id: str
+    filename: str
+    revision: str | None = None
+    url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -12,37 +34,33 @@ class KnownCheckpoint:
     """A published checkpoint.
 
     Attributes:
-        name: path inside a `sams` folder, the loader's value before and after the download.
+        file: where to get it; its name is the loader's value before and after the download.
         family: which model it is, for people.
-        repo_id, filename, revision: where the Hugging Face hub has it; revision None is the newest.
-        url: the publisher's own address, the second source; None where the hub is the publisher's own.
-        size: bytes, to show progress; None where it is not known before.
-        sha256: of the whole file, in hex; None where only the hub's own record can tell.
-        licence: of the weights, where it is known.
+        licence: of the weights.
     """
 
-    name: str
+    file: RemoteFile
     family: str
-    repo_id: str
-    filename: str
-    url: str | None = None
-    size: int | None = None
-    sha256: str | None = None
-    licence: str | None = "Apache-2.0"
-    revision: str | None = None
+    licence: str = "Apache-2.0"
+
+    @property
+    def name(self) -> str:
+        """Path inside a `sams` folder."""
+        return self.file.name
 
 
 def _meta(name: str, family: str, size: int, sha256: str) -> KnownCheckpoint:
-    return KnownCheckpoint(name, family, "ybelkada/segment-anything", f"checkpoints/{name}", _META + name, size, sha256)
+    file = RemoteFile(name, "ybelkada/segment-anything", f"checkpoints/{name}", url=_META + name, size=size, sha256=sha256)
+    return KnownCheckpoint(file, family)
 
 
 def _hub(repo_id: str, family: str, sha256: str | None = None) -> KnownCheckpoint:
     """A repository of transformers' form, named after itself: its file is `model.safetensors` as everyone's is."""
-    return KnownCheckpoint(repo_id.split("/")[1] + ".safetensors", family, repo_id, "model.safetensors", sha256=sha256)
+    return KnownCheckpoint(RemoteFile(repo_id.split("/")[1] + ".safetensors", repo_id, WEIGHTS, sha256=sha256), family)
 
 
 def _hq(name: str, family: str) -> KnownCheckpoint:
-    return KnownCheckpoint(name, family, "lkeab/hq-sam", name)
+    return KnownCheckpoint(RemoteFile(name, "lkeab/hq-sam", name), family)
 
 
 # fmt: off
@@ -70,9 +88,12 @@ KNOWN: dict[str, KnownCheckpoint] = {
             "b0ee221e3d33935807a820c157fec81a537b3b9979edc88b148a8dae8bbdd5d2",
         ),
         KnownCheckpoint(
-            "mobile_sam.pt", "MobileSAM", "dhkim2810/MobileSAM", "mobile_sam.pt",
-            "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt", 40_728_226,
-            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            RemoteFile(
+                "mobile_sam.pt", "dhkim2810/MobileSAM", "mobile_sam.pt",
+                url="https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt", size=40_728_226,
+                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            ),
+            "MobileSAM",
         ),
         _hq("sam_hq_vit_b.pth", "SAM-HQ ViT-B"),
         _hq("sam_hq_vit_l.pth", "SAM-HQ ViT-L"),
@@ -104,17 +125,15 @@ class KnownFolder:
     sha256: str
 
     @property
-    def files(self) -> tuple[KnownCheckpoint, ...]:
+    def files(self) -> tuple[RemoteFile, ...]:
         """The weights last, so that where they are, everything is."""
         small = [self._file(name) for name in _SMALL_FILES]
         return (*small, self._file(WEIGHTS, self.size, self.sha256))
 
-    def _file(self, name: str, size: int | None = None, sha256: str | None = None) -> KnownCheckpoint:
-        place = f"{self.name}/{name}"
-        return KnownCheckpoint(place, self.name, self.repo_id, name, size=size, sha256=sha256, revision=self.revision)
+    def _file(self, name: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
+        return RemoteFile(f"{self.name}/{name}", self.repo_id, name, self.revision, size=size, sha256=sha256)
 
 
-WEIGHTS = "model.safetensors"
 _SMALL_FILES = (
     "special_tokens_map.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "config.json"
 )  # fmt: skip
