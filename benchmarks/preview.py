@@ -96,7 +96,7 @@ def _server(model: str, device: torch.device) -> Iterator[Server]:
 
 
 def _body(model: str, **others: Any) -> bytes:
-    return json.dumps({"picture": {"filename": "large.png"}, "model": {"model_name": f"{model}.pth"}, **others}).encode()
+    return json.dumps({"image": {"filename": "large.png"}, "model": {"model_name": f"{model}.pth"}, **others}).encode()
 
 
 def _stalls_idle(server: Server) -> list[float]:

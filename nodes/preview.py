@@ -18,7 +18,8 @@ from ..sam.weights.registry import BUNDLED
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
-from .prompt_editor import EditorPrompts, parse_editor, segment_marks
+from .editor_text import EditorPrompts, parse_editor
+from .prompt_editor import segment_marks
 
 log = logging.getLogger("samkit")
 
@@ -43,7 +44,7 @@ class RefusedError(SAMError):
 
 @dataclass(frozen=True)
 class Subject:
-    """Which picture, and which model, by ComfyUI's names."""
+    """Which image, and which model, by ComfyUI's names."""
 
     filename: str
     subfolder: str
@@ -66,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that is ready for prompts."""
+    """An image that is ready for prompts."""
 
     model: Segmenter
     embedding: SAMEmbedding
@@ -76,7 +77,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the picture."""
+    """A mask, as a PNG to lay over the image."""
 
     png: bytes
     score: float
@@ -85,19 +86,19 @@ class Answer:
 
 
 def parse_subject(body: Mapping[str, Any]) -> Subject:
-    """Check the fields `picture` and `model` of a request.
+    """Check the fields `image` and `model` of a request.
 
     Raises:
         SAMError: a field is missing, unknown, or of another type or range.
     """
-    picture = _object(body, "picture", {"filename", "subfolder", "type", "frame"})
+    image = _object(body, "image", {"filename", "subfolder", "type", "frame"})
     model = _object(body, "model", {"model_name", "precision", "identity"})
-    filename, subfolder = _text(picture, "picture.filename"), _text(picture, "picture.subfolder", "")
-    _check_name(filename, "picture.filename", parts=1)
-    _check_name(subfolder, "picture.subfolder", parts=16)
-    kind = _one_of(picture, "picture.type", PICTURE_FOLDERS, "input")
+    filename, subfolder = _text(image, "image.filename"), _text(image, "image.subfolder", "")
+    _check_name(filename, "image.filename", parts=1)
+    _check_name(subfolder, "image.subfolder", parts=16)
+    kind = _one_of(image, "image.type", PICTURE_FOLDERS, "input")
     precision = _one_of(model, "model.precision", PRECISIONS, "auto")
-    frame = _whole(picture, "picture.frame", 1 << 20)
+    frame = _whole(image, "image.frame", 1 << 20)
     if ("model_name" in model) == ("identity" in model):
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
@@ -155,7 +156,7 @@ def _check_name(name: str, field: str, parts: int) -> None:
 
 
 class Preview:
-    """Answers the editors: pictures are encoded one at a time, once each; of an editor's questions only the newest counts."""
+    """Answers the editors: images are encoded one at a time, once each; of an editor's questions only the newest counts."""
 
     def __init__(self) -> None:
         self._encoding = ThreadPoolExecutor(1, "samkit-encode")
@@ -167,7 +168,7 @@ class Preview:
         """Load and encode, or wait for whoever does, or take what was done.
 
         Raises:
-            RefusedError: 404, there is no such picture or model; 503, ComfyUI is at work.
+            RefusedError: 404, there is no such image or model; 503, ComfyUI is at work.
         """
         loop = asyncio.get_running_loop()
         key, work = await loop.run_in_executor(None, _look_up, subject)
@@ -180,7 +181,7 @@ class Preview:
         return await asyncio.shield(self._prepared[key])  # somebody who goes away does not end it for the others
 
     def _keep_only(self, model: object) -> None:
-        """Make room for one more picture; what was prepared keeps its model alive, so only one model's is kept."""
+        """Make room for one more image; what was prepared keeps its model alive, so only one model's is kept."""
         while len(self._prepared) >= _PREPARED:
             self._prepared.popitem(last=False)
         for key in [key for key in self._prepared if key.model != model]:
@@ -213,8 +214,8 @@ class Preview:
     def _answer(self, question: Question, prepared: Prepared) -> Answer:
         self._check_newest(question)
         started = time.perf_counter()
-        wired = question.prompts.wired([question.subject.frame])
-        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, wired)
+        given = question.prompts.given([question.subject.frame])
+        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, given)
         mask = masks[0].cpu().numpy() != 0
         png = mask_png(mask, _MASK_COLOUR)
         return Answer(png, min(scores), int(mask.sum()), 1000 * (time.perf_counter() - started))
@@ -236,24 +237,24 @@ def _run_quietly(work: Callable[[], Value]) -> Value:
 
 @dataclass(frozen=True)
 class _Key:
-    """What tells a picture and a model from all others, as they are on disk now."""
+    """What tells an image and a model from all others, as they are on disk now."""
 
-    picture: tuple[Path, tuple[int, int], int]
+    image: tuple[Path, tuple[int, int], int]
     model: object
 
 
 def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
-    """The key of a picture and model, and the work to prepare them.
+    """The key of an image and model, and the work to prepare them.
 
     Raises:
-        RefusedError: 404, there is no such picture or model.
+        RefusedError: 404, there is no such image or model.
     """
-    picture = picture_path(subject.filename, subject.subfolder, subject.kind)
-    stamp = _stamp(picture) if picture is not None else None
-    if picture is None or stamp is None:
-        raise RefusedError(404, f"there is no picture {subject.filename} in ComfyUI's {subject.kind} folder.")
+    image = picture_path(subject.filename, subject.subfolder, subject.kind)
+    stamp = _stamp(image) if image is not None else None
+    if image is None or stamp is None:
+        raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")
     model_key, load = _model(subject)
-    return _Key((picture, stamp, subject.frame), model_key), lambda: _prepare(subject, picture, load)
+    return _Key((image, stamp, subject.frame), model_key), lambda: _prepare(subject, image, load)
 
 
 def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
@@ -294,4 +295,4 @@ def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
         return image_to_frames(load_picture(path, subject.kind))
     except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
         log.debug("%s cannot be read: %s", path, error)
-        raise RefusedError(404, f"{subject.filename} is no picture that Load Image can read.") from error
+        raise RefusedError(404, f"{subject.filename} is no image that Load Image can read.") from error

@@ -11,7 +11,7 @@ from ..utils.comfy import inside_comfyui
 from .preview import Preview, RefusedError, parse_question, parse_subject
 
 MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
-_SUBJECT = {"picture", "model"}
+_SUBJECT = {"image", "model"}
 _QUESTION = {*_SUBJECT, "prompts", "editor", "sequence"}
 
 
@@ -29,7 +29,7 @@ Handler = Callable[[Preview, Mapping[str, Any]], Awaitable[Reply]]
 
 
 async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/prepare`: encode a picture, so that previews of it are quick."""
+    """`POST /samkit/prepare`: encode an image, so that previews of it are quick."""
     _check_keys(body, _SUBJECT)
     ready = await preview.prepare(parse_subject(body))
     height, width = ready.embedding.original_size
@@ -37,7 +37,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/preview`: marks on a picture to a mask as PNG, with its score, area and time as headers."""
+    """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
     _check_keys(body, _QUESTION)
     question = parse_question(body)
     answer = await preview.ask(question)

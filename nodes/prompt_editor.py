@@ -1,148 +1,33 @@
-"""SAM Prompt Editor: marks set by hand on the picture. The browser's half is `web/prompt_editor.js`."""
+"""SAM Prompt Editor: marks set by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
-import json
-import reprlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import Candidate, PredictOptions, PromptInputs, SAMEmbedding, SAMError, Segmenter, encode, remember, result_device
-from ..utils.boxes import BoundingBox, Boxes
+from ..sam import PredictOptions, PromptInputs, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
 from ..utils.images import image_to_frames
 from .common import CATEGORY, SAM_MODEL_INPUT
+from .editor_text import EditorPrompts, parse_editor
 from .predict import Outputs, predict
 
-VERSION = 1
-MOST_MARKS = 1000
-MOST_PICTURES = 64  # frames whose picture the editor can show
-_CANDIDATES = ("best", "smallest", "middle", "largest")
-_POINT, _BOX = {"x", "y", "label"}, {"x", "y", "width", "height"}
-_FAR = 1e6  # no picture has more pixels a side, and no float32 loses a tenth of one below
+MOST_IMAGES = 64  # frames of a batch that the editor can show
 
 
-@dataclass(frozen=True)
-class EditorPrompts:
-    """What the editor's widget holds: marks in source pixels, as JSON objects that have been checked.
-
-    Attributes:
-        marks: points `{x, y, label}` (1 = on the object, 0 = not) and boxes `{x, y, width, height}`, each for every frame or,
-            with `frame`, for one.
-        candidate: which of SAM's candidates to take.
-    """
-
-    marks: tuple[dict[str, Any], ...] = ()
-    candidate: Candidate = "best"
-
-    def wired(self, frames: Iterable[int]) -> PromptInputs:
-        """The prompts of some of a batch's pictures, by their numbers."""
-        per_frame = [[mark for mark in self.marks if mark.get("frame", index) == index] for index in frames]
-        return PromptInputs(
-            positive=[_points(marks, 1) for marks in per_frame],
-            negative=[_points(marks, 0) for marks in per_frame],
-            boxes=[_boxes(marks) for marks in per_frame],
-        )
-
-    def outputs(self, frames: int) -> tuple[str, str, list[Any]]:
-        """`positive_coords`, `negative_coords` and `bboxes`: plain lists where every frame has the same, else one per frame."""
-        plain = not any("frame" in mark for mark in self.marks)
-        wired = self.wired(range(1 if plain else frames))
-        positive, negative = ([[_xy(point) for point in part] for part in parts] for parts in (wired.positive, wired.negative))
-        boxes = [[_bounding_box(box) for box in part] for part in wired.boxes]
-        positive, negative, boxes = (parts[0] if plain else parts for parts in (positive, negative, boxes))
-        return json.dumps(positive), json.dumps(negative), boxes
-
-
-def parse_editor(value: Any) -> EditorPrompts:
-    """The widget's JSON `{"version": 1, "marks": [...], "candidate": "best"}`, as text or parsed, every key optional.
-
-    Raises:
-        SAMError: not JSON, or JSON of another form, with the field's name.
-    """
-    state = _read(value)
-    candidate, marks = state.get("candidate", "best"), state.get("marks", [])
-    if candidate not in _CANDIDATES:
-        raise SAMError(f"prompts.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(_CANDIDATES)}.")
-    if not isinstance(marks, list) or len(marks) > MOST_MARKS:
-        seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
-        raise SAMError(f"prompts.marks {seen}: it must be a list of at most {MOST_MARKS} marks.")
-    for index, mark in enumerate(marks):
-        _check_mark(mark, f"prompts.marks[{index}]")
-    return EditorPrompts(tuple(marks), candidate)
-
-
-def _read(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise SAMError(f"prompts is not JSON ({error}): it is what the editor's widget writes.") from error
-    if not isinstance(value, Mapping):
-        raise SAMError(f"prompts is a {type(value).__name__}: it must be a JSON object with marks.")
-    unknown = sorted(map(str, value.keys() - {"version", "marks", "candidate"}))
-    if unknown:
-        raise SAMError(f"prompts has an unknown key {unknown[0][:40]!r}.")
-    version = value.get("version", VERSION)
-    if isinstance(version, bool) or version != VERSION:
-        raise SAMError(f"prompts.version is {reprlib.repr(version)}: this pack reads {VERSION}. Update it.")
-    return value
-
-
-def _check_mark(mark: Any, place: str) -> None:
-    keys = set(mark) - {"frame"} if isinstance(mark, Mapping) else None
-    if keys not in (_POINT, _BOX):
-        form = "{x, y, label} or {x, y, width, height}, and may have frame"
-        raise SAMError(f"{place} is {reprlib.repr(mark)}: it must be {form}.")
-    for key in sorted(keys):
-        number = mark[key]
-        if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < _FAR:
-            raise SAMError(f"{place}.{key} is {reprlib.repr(number)}: it must be a number of pixels below {_FAR:.0f}.")
-    if "label" in keys and mark["label"] not in (0, 1):
-        raise SAMError(f"{place}.label is {mark['label']}: it must be 1 (on the object) or 0 (not on it).")
-    if "width" in keys and min(mark["width"], mark["height"]) <= 0:
-        raise SAMError(f"{place} is {mark['width']} by {mark['height']} pixels: both must be above 0.")
-    frame = mark.get("frame", 0)
-    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < _FAR:
-        raise SAMError(f"{place}.frame is {reprlib.repr(frame)}: it must be a frame's number from 0.")
-
-
-def _points(marks: list[dict[str, Any]], label: int) -> np.ndarray:
-    found = [(mark["x"], mark["y"]) for mark in marks if mark.get("label") == label]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
-
-
-def _boxes(marks: list[dict[str, Any]]) -> Boxes:
-    found = [(m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"]) for m in marks if "width" in m]
-    return np.array(found, dtype=np.float64).reshape(-1, 4)
-
-
-def _xy(point: np.ndarray) -> dict[str, float]:
-    return {"x": float(point[0]), "y": float(point[1])}
-
-
-def _bounding_box(box: np.ndarray) -> BoundingBox:
-    x1, y1, x2, y2 = box.tolist()
-    return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1)
-
-
-def segment_marks(model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, wired: PromptInputs) -> Outputs:
+def segment_marks(model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, given: PromptInputs) -> Outputs:
     """Masks of the editor's marks, one per frame, by SAM Predict Mask's own function; the preview's too."""
     multimask = "auto" if prompts.candidate == "best" else "on"
-    return predict(model, embedding, wired, PredictOptions(prompts.candidate, multimask), False)
+    return predict(model, embedding, given, PredictOptions(prompts.candidate, multimask), False)
 
 
 class PromptEditor:
     """`SAMKit_PromptEditor`."""
 
     DESCRIPTION = (
-        "Click on the picture and see the mask at once. Left click: on the object; right click: not on it; drag: a box. "
+        "Click on the image and see the mask at once. Left click: on the object; right click: not on it; drag: a box. "
         "The marks go out as points and boxes, for SAM Predict Mask, ComfyUI's SAM3 Detect and others; the mask from the "
-        "wired model goes out too."
+        "connected model goes out too."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "points editor", "click", "interactive segmentation", "sam editor", "sam3"]
     CATEGORY = CATEGORY
@@ -152,20 +37,20 @@ class PromptEditor:
         "Points on the object, as JSON.",
         "Points that are not on the object, as JSON.",
         "The boxes that were drawn.",
-        "One mask per frame, of all objects together; all zero where no model is wired or nothing is marked.",
-        "The picture, unchanged.",
+        "One mask per frame, of all objects together; all zero where no model is connected or nothing is marked.",
+        "The image, unchanged.",
     )
-    OUTPUT_NODE = True  # so that a graph that ends here runs, and shows its picture
+    OUTPUT_NODE = True  # so that a graph that ends here runs, and shows its image
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "Left click: on the object. Right click: not on it. Drag: a box. See the help page for the keys."
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
-        model = (SAM_MODEL_INPUT[0], {"tooltip": "Wire a model to see the mask as you click, and to get masks."})
+        model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the mask as you click, and to get masks."})
         return {
             "required": {
-                "image": ("IMAGE", {"tooltip": "The picture to mark; of a batch, every frame."}),
+                "image": ("IMAGE", {"tooltip": "The image to mark; of a batch, every frame."}),
                 "prompts": ("STRING", widget),
             },
             "optional": {"sam_model": model},
@@ -173,10 +58,10 @@ class PromptEditor:
 
     def execute(self, image: Tensor, prompts: str = "{}", sam_model: Segmenter | None = None) -> dict[str, Any]:
         parsed, frames = parse_editor(prompts), len(image)
-        shown = {"samkit_pictures": save_temporary(image_to_frames(image[:MOST_PICTURES]))}
+        shown = {"samkit_images": save_temporary(image_to_frames(image[:MOST_IMAGES]))}
         masks = torch.zeros(image.shape[:3], device=result_device())
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
             if parsed.marks:
-                masks = segment_marks(sam_model, encode(sam_model, image), parsed, parsed.wired(range(frames)))[0]
+                masks = segment_marks(sam_model, encode(sam_model, image), parsed, parsed.given(range(frames)))[0]
         return {"ui": shown, "result": (*parsed.outputs(frames), masks, image)}

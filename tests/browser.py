@@ -41,7 +41,7 @@ window.samkit = {
     const bounds = stage.getBoundingClientRect();
     return [bounds.left + at.x * bounds.width / stageSize.width, bounds.top + at.y * bounds.height / stageSize.height];
   },
-  // The mask as it is seen: the canvas with the overlay beside the canvas without, one sample per pixel of the picture.
+  // The mask as it is seen: the canvas with the overlay beside the canvas without, one sample per pixel of the image.
   async seen(index = 0) {
     const editor = samkit.editor(index);
     const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
@@ -53,7 +53,7 @@ window.samkit = {
     const bare = pixels();
     editor.toggleOverlay();
     await frame();
-    const { width, height } = editor.picture;
+    const { width, height } = editor.image;
     const ratio = editor.canvas.width / editor.stageSize.width;
     const mask = new Uint8Array(width * height);
     for (let y = 0; y < height; y += 1) {
@@ -68,7 +68,7 @@ window.samkit = {
   },
   // The mask that the server sent, exactly.
   exact(index = 0) {
-    const { mask, picture: { width, height } } = samkit.editor(index);
+    const { mask, image: { width, height } } = samkit.editor(index);
     const context = new OffscreenCanvas(width, height).getContext("2d");
     if (mask) context.drawImage(mask, 0, 0);
     const alpha = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3);
@@ -127,7 +127,7 @@ def _open(page, server):
 
 
 class Editor:
-    """One of the page's prompt editors; places are pixels of its picture."""
+    """One of the page's prompt editors; places are pixels of its image."""
 
     def __init__(self, page, index=0):
         self.page, self.index = page, index
@@ -153,8 +153,8 @@ class Editor:
         self.page.evaluate("(index) => samkit.settled(index)", self.index)
 
     def ready(self):
-        """Come with the pointer, and wait until the picture is shown and encoded."""
-        self.page.wait_for_function(f"samkit.editor({self.index})?.picture", timeout=20_000)
+        """Come with the pointer, and wait until the image is shown and encoded."""
+        self.page.wait_for_function(f"samkit.editor({self.index})?.image", timeout=20_000)
         self.page.mouse.move(*self.place(1, 1))
         self.page.wait_for_timeout(400)
         self.leave()
@@ -194,12 +194,12 @@ def build(page, editors=1, scale=1.0):
         """async ([count, scale]) => {
           samkit.empty();
           const { add, link } = samkit;
-          const picture = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const image = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
           const model = add("AV_SAMLoader", 20, 560, { model_name: "samkit_demo.safetensors" });
           const ids = [];
           for (let i = 0; i < count; i += 1) {
             const editor = add("SAMKit_PromptEditor", 340 + 480 * i, 120);
-            link(picture, 0, editor, "image");
+            link(image, 0, editor, "image");
             link(model, 0, editor, "sam_model");
             const image = add("MaskToImage", 340 + 480 * i, 720);
             link(editor, 3, image, "mask");

@@ -265,18 +265,18 @@ def test_it_works_inside_a_subgraph(editor, server):
     assert (np.array(Image.open(path).convert("L")) > 127).tolist() == inner.exact().tolist()
 
 
-def test_a_picture_that_comes_from_a_run_is_shown_after_it(page, server):
+def test_a_image_that_comes_from_a_run_is_shown_after_it(page, server):
     """Two frames that no file holds: upside down, and twice over."""
     page.evaluate(
         """async () => {
           samkit.empty();
           const { add, link } = samkit;
-          const picture = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const image = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
           const upside = add("ImageInvert", 20, 500);
           const twice = add("RepeatImageBatch", 20, 600, { amount: 2 });
           const model = add("AV_SAMLoader", 20, 720, { model_name: "samkit_demo.safetensors" });
           const editor = add("SAMKit_PromptEditor", 340, 120);
-          link(picture, 0, upside, "image");
+          link(image, 0, upside, "image");
           link(upside, 0, twice, "image");
           link(twice, 0, editor, "image");
           link(model, 0, editor, "sam_model");
@@ -285,8 +285,8 @@ def test_a_picture_that_comes_from_a_run_is_shown_after_it(page, server):
           await new Promise((done) => setTimeout(done, 600));
         }"""
     )
-    assert page.evaluate("samkit.editor().picture") is None
-    page.get_by_label("Load picture: run only what is upstream of it").filter(visible=True).click()
+    assert page.evaluate("samkit.editor().image") is None
+    page.get_by_label("Load image: run only what is upstream of it").filter(visible=True).click()
     editor = Editor(page).ready()
     assert page.evaluate("samkit.editor().frameCount") == 2
     editor.click(*LEAF)
@@ -399,7 +399,7 @@ def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):
     page.wait_for_timeout(1500)
     name = page.evaluate("app.graph.nodes.filter((one) => one.type === 'LoadImage').at(-1).widgets[0].value")
     file = server.base / "input" / name.removesuffix(" [input]")
-    picture = np.array(Image.open(file))
-    assert ((picture[..., 3] == 0) == mask).all()
+    image = np.array(Image.open(file))
+    assert ((image[..., 3] == 0) == mask).all()
     scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGB"))
-    assert (picture[..., :3] == scene).all(), "what is masked keeps its colours"
+    assert (image[..., :3] == scene).all(), "what is masked keeps its colours"

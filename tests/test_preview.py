@@ -26,7 +26,7 @@ MARKS = [{"x": 30, "y": 25, "label": 1}, {"x": 60, "y": 40, "label": 0}]
 
 @pytest.fixture
 def comfy(monkeypatch, tmp_path, tiny_sam):
-    """A ComfyUI with two checkpoints, pictures a to c, and a film of three frames."""
+    """A ComfyUI with two checkpoints, images a to c, and a film of three frames."""
     for folder in ("input", "temp", "models/sams"):
         (tmp_path / folder).mkdir(parents=True)
     for seed, name in enumerate("abc"):
@@ -83,12 +83,12 @@ def decoded(monkeypatch):
     return seen
 
 
-def subject_of(picture="a.png", model="tiny.pth", **others):
-    return {"picture": {"filename": picture, **others}, "model": {"model_name": model}}
+def subject_of(image="a.png", model="tiny.pth", **others):
+    return {"image": {"filename": image, **others}, "model": {"model_name": model}}
 
 
-def subject(picture="a.png", model="tiny.pth", **others):
-    return parse_subject(subject_of(picture, model, **others))
+def subject(image="a.png", model="tiny.pth", **others):
+    return parse_subject(subject_of(image, model, **others))
 
 
 def question(sequence=1, marks=MARKS, editor="one", **others):
@@ -112,7 +112,7 @@ async def until(condition):
     raise AssertionError("it never came")
 
 
-def test_one_encode_per_picture_however_many_ask_at_once(comfy, encoder):
+def test_one_encode_per_image_however_many_ask_at_once(comfy, encoder):
     async def many():
         preview = Preview()
         asked = [preview.prepare(subject()) for _ in range(30)]
@@ -125,7 +125,7 @@ def test_one_encode_per_picture_however_many_ask_at_once(comfy, encoder):
     assert len({answer.png for answer in prepared[30:]}) == 1
 
 
-def test_pictures_are_encoded_one_at_a_time(comfy, encoder):
+def test_images_are_encoded_one_at_a_time(comfy, encoder):
     async def three():
         preview = Preview()
         await asyncio.gather(*(preview.prepare(subject(f"{name}.png")) for name in "abc"))
@@ -150,7 +150,7 @@ def test_who_goes_away_does_not_end_it_for_the_others(comfy, encoder):
     assert asyncio.run(two()).frames == 1 and encoder.count == 1
 
 
-def test_a_picture_that_nobody_waits_for_any_more_is_still_kept(comfy, encoder):
+def test_a_image_that_nobody_waits_for_any_more_is_still_kept(comfy, encoder):
     async def alone():
         preview = Preview()
         encoder.go.clear()
@@ -177,7 +177,7 @@ def test_a_failure_is_forgotten_so_that_the_next_try_works(comfy, encoder, caplo
     assert "CUDA out of memory" in caplog.text
 
 
-def test_a_picture_that_changed_is_encoded_again(comfy, encoder):
+def test_a_image_that_changed_is_encoded_again(comfy, encoder):
     async def twice():
         preview = Preview()
         await preview.prepare(subject())
@@ -187,7 +187,7 @@ def test_a_picture_that_changed_is_encoded_again(comfy, encoder):
     assert asyncio.run(twice()).embedding.original_size == (50, 70) and encoder.count == 2
 
 
-def test_the_loop_stays_free_while_a_picture_is_encoded(comfy, encoder):
+def test_the_loop_stays_free_while_a_image_is_encoded(comfy, encoder):
     async def beside():
         preview = Preview()
         encoder.go.clear()
@@ -210,7 +210,7 @@ def test_an_old_question_is_refused_and_never_decoded_nor_encoded(comfy, encoder
     async def in_turn():
         preview = Preview()
         newest = await preview.ask(question(5))
-        old = await outcome(preview.ask(question(4, picture="b.png")))
+        old = await outcome(preview.ask(question(4, image="b.png")))
         again = await preview.ask(question(5))
         other = await preview.ask(question(1, editor="two"))
         return newest, old, again, other
@@ -294,12 +294,12 @@ def test_a_prompt_that_starts_during_the_encode_is_seen(comfy, encoder, decoded)
 @pytest.mark.parametrize(
     "asked",
     [
-        {"picture": "missing.png"},
-        {"picture": "broken.png"},
-        {"picture": "a.png", "subfolder": "nowhere"},
-        {"picture": "a.png", "type": "temp"},
-        {"picture": "a.png", "frame": 1},
-        {"picture": "three.gif", "frame": 3},
+        {"image": "missing.png"},
+        {"image": "broken.png"},
+        {"image": "a.png", "subfolder": "nowhere"},
+        {"image": "a.png", "type": "temp"},
+        {"image": "a.png", "frame": 1},
+        {"image": "three.gif", "frame": 3},
         {"model": "missing.pth"},
         {"model": "sub/tiny.pth"},
     ],
@@ -311,7 +311,7 @@ def test_what_is_unknown_is_404(comfy, asked):
 
 
 @pytest.mark.parametrize("error", [EOFError(), SyntaxError(), RuntimeError(), KeyError(3), struct.error(), zlib.error()])
-def test_whatever_a_damaged_picture_makes_its_reader_say_is_404(comfy, monkeypatch, error):
+def test_whatever_a_damaged_image_makes_its_reader_say_is_404(comfy, monkeypatch, error):
     def load_picture(*names):
         raise error
 
@@ -320,7 +320,7 @@ def test_whatever_a_damaged_picture_makes_its_reader_say_is_404(comfy, monkeypat
 
 
 def test_an_error_says_no_path_of_the_machine(comfy):
-    for asked in ({"picture": "broken.png"}, {"picture": "missing.png"}, {"model": "missing.pth"}):
+    for asked in ({"image": "broken.png"}, {"image": "missing.png"}, {"model": "missing.pth"}):
         with pytest.raises(RefusedError) as caught:
             asyncio.run(Preview().prepare(subject(**asked)))
         assert str(comfy.root) not in str(caught.value)
@@ -348,7 +348,7 @@ def test_a_model_of_a_run_is_found_by_its_identity(comfy, tiny_model, encoder):
     assert asyncio.run(outcome(Preview().prepare(parse_subject(body)))) == 404
 
 
-def test_only_one_models_pictures_are_held(comfy):
+def test_only_one_models_images_are_held(comfy):
     async def two_models():
         preview = Preview()
         for name in "abc":
@@ -364,7 +364,7 @@ def test_only_one_models_pictures_are_held(comfy):
     assert name == "other.pth" and len(preview._prepared) == 1
 
 
-def test_the_pictures_and_editors_that_are_held_are_bounded(comfy, monkeypatch):
+def test_the_images_and_editors_that_are_held_are_bounded(comfy, monkeypatch):
     monkeypatch.setattr(module, "_PREPARED", 2)
     monkeypatch.setattr(module, "_EDITORS", 3)
 
@@ -372,7 +372,7 @@ def test_the_pictures_and_editors_that_are_held_are_bounded(comfy, monkeypatch):
         preview = Preview()
         for name in "abac":  # a was wanted last when c came
             await preview.prepare(subject(f"{name}.png"))
-        kept = [key.picture[0].name for key in preview._prepared]
+        kept = [key.image[0].name for key in preview._prepared]
         for editor in range(5):
             await preview.ask(question(7, editor=str(editor)))
         return kept, list(preview._newest)
@@ -424,7 +424,7 @@ def test_each_frame_has_its_own_marks(comfy):
 
     async def ask():
         preview = Preview()
-        asked = [preview.ask(question(0, marks, str(n), picture="three.gif", frame=n)) for n in range(3)]
+        asked = [preview.ask(question(0, marks, str(n), image="three.gif", frame=n)) for n in range(3)]
         return await asyncio.gather(*asked), (await preview.prepare(subject("three.gif", frame=2))).frames
 
     answers, frames = asyncio.run(ask())
@@ -432,7 +432,7 @@ def test_each_frame_has_its_own_marks(comfy):
     assert answers[1].area == 0 and answers[0].png != answers[2].png
 
 
-def test_each_frame_is_a_picture_of_its_own(comfy, encoder):
+def test_each_frame_is_a_image_of_its_own(comfy, encoder):
     async def ask():
         preview = Preview()
         frames = [await preview.prepare(subject("three.gif", frame=n)) for n in (0, 1, 2, 0)]
@@ -454,33 +454,33 @@ def test_the_preview_leaves_bar_and_cancel_to_the_queue(comfy):
 @pytest.mark.parametrize(
     ("part", "value", "named"),
     [
-        ("picture", None, "picture"),
-        ("picture", "a.png", "picture"),
-        ("picture", {}, "picture.filename"),
-        ("picture", {"filename": 1}, "picture.filename"),
-        ("picture", {"filename": ""}, "picture.filename"),
-        ("picture", {"filename": "x" * 513}, "picture.filename"),
-        ("picture", {"filename": "a\0.png"}, "picture.filename"),
-        ("picture", {"filename": ".."}, "picture.filename"),
-        ("picture", {"filename": "../a.png"}, "picture.filename"),
-        ("picture", {"filename": "sub/a.png"}, "picture.filename"),
-        ("picture", {"filename": "\\\\host\\a.png"}, "picture.filename"),
-        ("picture", {"filename": "C:a.png"}, "picture.filename"),
-        ("picture", {"filename": "a.png", "subfolder": None}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "/etc"}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "sub/../.."}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "sub\\..\\.."}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "sub/"}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "/".join("a" * 17)}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "subfolder": "C:/"}, "picture.subfolder"),
-        ("picture", {"filename": "a.png", "type": "models"}, "picture.type"),
-        ("picture", {"filename": "a.png", "type": ["input"]}, "picture.type"),
-        ("picture", {"filename": "a.png", "frame": -1}, "picture.frame"),
-        ("picture", {"filename": "a.png", "frame": 1.0}, "picture.frame"),
-        ("picture", {"filename": "a.png", "frame": True}, "picture.frame"),
-        ("picture", {"filename": "a.png", "frame": "1"}, "picture.frame"),
-        ("picture", {"filename": "a.png", "frame": 1 << 20}, "picture.frame"),
-        ("picture", {"filename": "a.png", "path": "x"}, "picture has an unknown key 'path'"),
+        ("image", None, "image"),
+        ("image", "a.png", "image"),
+        ("image", {}, "image.filename"),
+        ("image", {"filename": 1}, "image.filename"),
+        ("image", {"filename": ""}, "image.filename"),
+        ("image", {"filename": "x" * 513}, "image.filename"),
+        ("image", {"filename": "a\0.png"}, "image.filename"),
+        ("image", {"filename": ".."}, "image.filename"),
+        ("image", {"filename": "../a.png"}, "image.filename"),
+        ("image", {"filename": "sub/a.png"}, "image.filename"),
+        ("image", {"filename": "\\\\host\\a.png"}, "image.filename"),
+        ("image", {"filename": "C:a.png"}, "image.filename"),
+        ("image", {"filename": "a.png", "subfolder": None}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "/etc"}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "sub/../.."}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "sub\\..\\.."}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "sub/"}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "/".join("a" * 17)}, "image.subfolder"),
+        ("image", {"filename": "a.png", "subfolder": "C:/"}, "image.subfolder"),
+        ("image", {"filename": "a.png", "type": "models"}, "image.type"),
+        ("image", {"filename": "a.png", "type": ["input"]}, "image.type"),
+        ("image", {"filename": "a.png", "frame": -1}, "image.frame"),
+        ("image", {"filename": "a.png", "frame": 1.0}, "image.frame"),
+        ("image", {"filename": "a.png", "frame": True}, "image.frame"),
+        ("image", {"filename": "a.png", "frame": "1"}, "image.frame"),
+        ("image", {"filename": "a.png", "frame": 1 << 20}, "image.frame"),
+        ("image", {"filename": "a.png", "path": "x"}, "image has an unknown key 'path'"),
         ("model", None, "model"),
         ("model", [], "model"),
         ("model", {}, "model must have either"),
@@ -513,7 +513,7 @@ def test_a_wrong_field_is_named(comfy, part, value, named):
     body = {**subject_of(), "prompts": {}, "editor": "one", "sequence": 0, part: value}
     status, said = reply(routes.ask, json.dumps(body))
     assert status == 400 and named in said["error"] and len(said["error"]) < 300
-    if part in ("picture", "model"):
+    if part in ("image", "model"):
         status, said = reply(routes.prepare, json.dumps({**subject_of(), part: value}))
         assert status == 400 and named in said["error"]
     assert not comfy.pictures_loaded
@@ -579,9 +579,9 @@ def test_values_nested_as_deep_as_json_goes_are_refused(comfy, place):
         mark = f'{{"x": {fields["x"]}, "y": 1, "label": 1, "frame": {fields["frame"]}}}'
         marks = deep if place == "marks" else f"[{mark}]"
         prompts = f'{{"marks": {marks}, "candidate": {deep if place == "candidate" else chr(34) + "best" + chr(34)}}}'
-        picture = f'{{"filename": "a.png", "type": {deep if place == "type" else chr(34) + "input" + chr(34)}}}'
+        image = f'{{"filename": "a.png", "type": {deep if place == "type" else chr(34) + "input" + chr(34)}}}'
         body = (
-            f'{{"picture": {picture}, "model": {{"model_name": "tiny.pth"}}, "editor": "one",'
+            f'{{"image": {image}, "model": {{"model_name": "tiny.pth"}}, "editor": "one",'
             f' "prompts": {deep if place == "prompts" else prompts}, "sequence": {fields["sequence"]}}}'
         )
         assert reply(routes.ask, body)[0] == 400, depth
@@ -597,7 +597,7 @@ def test_refusals_have_their_status_and_say_why(comfy):
 
     assert ask(1)[0] == 200
     assert ask(0) == (409, "a newer question of this editor came before the answer.")
-    assert ask(2, picture="none.png") == (404, "there is no picture none.png in ComfyUI's input folder.")
+    assert ask(2, image="none.png") == (404, "there is no image none.png in ComfyUI's input folder.")
     assert ask(3, model="broken.pth")[0] == 400
     comfy.running["1"] = "a prompt"
     status, said = ask(4)

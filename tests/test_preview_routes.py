@@ -49,9 +49,9 @@ def server(tmp_path_factory):
 
 
 def damage(folder, content):
-    """Pictures that are none, and one that is too large to be opened."""
+    """Images that are none, and one that is too large to be opened."""
     (folder / "cut.png").write_bytes(content[: len(content) // 2])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "empty.png").touch()
     (folder / "film.mp4").write_bytes(content)
     (folder / "list.png").write_text("ffconcat version 1.0\nfile ../outside/secret.png\n")
@@ -75,7 +75,7 @@ def no_traceback(server, request):
 
 
 def subject_of(filename=SCENE, model=None, **others):
-    return {"picture": {"filename": filename, **others}, "model": model or {"model_name": DEMO}}
+    return {"image": {"filename": filename, **others}, "model": model or {"model_name": DEMO}}
 
 
 def question_of(marks=MARKS, sequence=0, editor="one", **others):
@@ -128,10 +128,10 @@ def test_the_preview_is_what_a_run_gives(server, marks, candidate):
     saved = np.array(Image.open(server.base / "output" / image["filename"]).convert("L")) > 127
     assert status == 200 and (mask_in(png) == saved).all() and saved.any()
     left = entry["outputs"]["3"]
-    (temporary,), (identity,) = left["samkit_pictures"], left["samkit_model"]
+    (temporary,), (identity,) = left["samkit_images"], left["samkit_model"]
     body = question_of(editor=str(random.random()), model={"identity": identity}, **temporary)
     status, _, again = post(server, PREVIEW, {**body, "prompts": prompts})
-    assert status == 200 and again == png, "by the run's own picture and model, too"
+    assert status == 200 and again == png, "by the run's own image and model, too"
 
 
 def test_what_is_outside_of_comfyuis_folders_is_never_read(server):
@@ -148,10 +148,10 @@ def test_what_is_outside_of_comfyuis_folders_is_never_read(server):
     assert secret.stat().st_atime == 1
 
 
-def test_what_is_no_picture_is_404_in_words(server):
+def test_what_is_no_image_is_404_in_words(server):
     for name in ("cut.png", "text.png", "empty.png", "film.mp4", "list.png", "huge.png", "noise.png", "loop.png"):
         status, _, said = post(server, PREPARE, subject_of(name))
-        if status == 200:  # PyAV shows what there is of a picture that is cut short
+        if status == 200:  # PyAV shows what there is of an image that is cut short
             assert name in ("cut.png", "noise.png") and json.loads(said)["width"] == 640
             continue
         assert status == 404 and name in json.loads(said)["error"], (name, status)
@@ -214,7 +214,7 @@ VALUES = [
     "[" * 400 + "]" * 400, "{}", '{"marks": 1}', "<script>", "%00", "sub",
 ]  # fmt: skip
 KEYS = [
-    "picture", "model", "prompts", "editor", "sequence", "filename", "subfolder", "type", "frame", "model_name", "precision",
+    "image", "model", "prompts", "editor", "sequence", "filename", "subfolder", "type", "frame", "model_name", "precision",
     "identity", "version", "marks", "candidate", "x", "y", "label", "width", "height", "__proto__", "", "\ud800", "é" * 50,
 ]  # fmt: skip
 
@@ -243,10 +243,10 @@ def random_body(chance):
     files = [SCENE, "again.png", "cut.png", "text.png", "outer.png", "huge.png", "none.png"]
     body = question_of(editor=chance.choice("abc"), sequence=chance.randrange(50), filename=chance.choice(files), subfolder="")
     if chance.random() < 0.3:
-        body["picture"]["type"] = chance.choice(["input", "output", "temp", "models"])
+        body["image"]["type"] = chance.choice(["input", "output", "temp", "models"])
     path = chance.choice([PREPARE, PREVIEW])
     if path == PREPARE:
-        body = {key: body[key] for key in ("picture", "model")}
+        body = {key: body[key] for key in ("image", "model")}
     return path, dumped(mutated(body, chance))
 
 
@@ -254,7 +254,7 @@ def dumped(value):
     try:
         return json.dumps(value).encode()
     except RecursionError:
-        return b'{"picture": ' + b"[" * 3000
+        return b'{"image": ' + b"[" * 3000
 
 
 def test_random_bodies_bring_nothing_about(server):
@@ -287,7 +287,7 @@ def test_fifty_at_once(server):
 
 
 @pytest.mark.slow
-def test_the_server_answers_while_a_picture_is_encoded(server):
+def test_the_server_answers_while_a_image_is_encoded(server):
     """The bound is loose, for busy machines; `python dev.py bench preview` prints what it is."""
     path = server.base / "models" / "sams" / "vit_b.pth"
     torch.save(random_sam(**VIT_B).state_dict(), path)

@@ -1,4 +1,4 @@
-"""The prompt editor's node: its widget's text to points, boxes and masks, and the pictures it leaves for the browser."""
+"""The prompt editor's node: its widget's text to points, boxes and masks, and the images it leaves for the browser."""
 
 import io
 import json
@@ -11,8 +11,9 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
+from samkit.nodes.editor_text import MOST_MARKS, parse_editor
 from samkit.nodes.predict import Segment
-from samkit.nodes.prompt_editor import MOST_MARKS, MOST_PICTURES, PromptEditor, parse_editor
+from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, load_picture, picture_path, quietly, save_temporary
 from samkit.utils.overlay import mask_png, outline
@@ -31,7 +32,7 @@ def comfy(monkeypatch, tmp_path):
     return install(monkeypatch, FakeComfyUI(tmp_path))
 
 
-def pictures(count):
+def images(count):
     return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
 
 
@@ -45,32 +46,32 @@ def run(image, prompts, model=None):
 
 
 def test_marks_for_all_frames_give_flat_lists():
-    positive, negative, boxes, masks, _ = run(pictures(3), text(POINT, AWAY, BOX))
+    positive, negative, boxes, masks, _ = run(images(3), text(POINT, AWAY, BOX))
     assert json.loads(positive) == [{"x": 30, "y": 25}] and json.loads(negative) == [{"x": 60.5, "y": 40}]
     assert boxes == [{"x": 10, "y": 5, "width": 40, "height": 30}]
     assert masks.shape == (3, 60, 80) and not masks.any(), "no model, no mask"
 
 
 def test_a_mark_for_one_frame_makes_a_list_per_frame():
-    positive, negative, boxes, *_ = run(pictures(3), text(POINT, {**AWAY, "frame": 2}, {**BOX, "frame": 1}))
+    positive, negative, boxes, *_ = run(images(3), text(POINT, {**AWAY, "frame": 2}, {**BOX, "frame": 1}))
     assert json.loads(positive) == [[{"x": 30, "y": 25}]] * 3
     assert json.loads(negative) == [[], [], [{"x": 60.5, "y": 40}]]
     assert boxes == [[], [{"x": 10, "y": 5, "width": 40, "height": 30}], []]
 
 
 def test_a_mark_for_a_frame_that_is_not_there_is_kept_for_later():
-    positive, *_ = run(pictures(2), text({**POINT, "frame": 7}))
+    positive, *_ = run(images(2), text({**POINT, "frame": 7}))
     assert json.loads(positive) == [[], []]
 
 
 def test_nothing_marked_gives_empty_lists_and_zero_masks(tiny_model):
     for prompts in ("", "  ", "{}", text()):
-        positive, negative, boxes, masks, _ = run(pictures(2), prompts, tiny_model)
+        positive, negative, boxes, masks, _ = run(images(2), prompts, tiny_model)
         assert (positive, negative, boxes) == ("[]", "[]", []) and masks.shape == (2, 60, 80) and not masks.any()
 
 
-def test_the_picture_goes_out_unchanged():
-    image = pictures(2)
+def test_the_image_goes_out_unchanged():
+    image = images(2)
     before = image.clone()
     assert run(image, text(POINT))[4] is image and torch.equal(image, before)
 
@@ -89,7 +90,7 @@ def test_the_picture_goes_out_unchanged():
 )
 @pytest.mark.parametrize("candidate", ["best", "smallest", "middle", "largest"])
 def test_masks_are_those_of_sam_segment_for_the_same_prompts(tiny_model, marks, candidate):
-    image = pictures(2)
+    image = images(2)
     positive, negative, boxes, masks, _ = run(image, text(*marks, candidate=candidate), tiny_model)
     multimask = "auto" if candidate == "best" else "on"
     expected = Segment().execute(tiny_model, image, positive, negative, boxes, candidate=candidate, multimask=multimask)[0]
@@ -98,35 +99,35 @@ def test_masks_are_those_of_sam_segment_for_the_same_prompts(tiny_model, marks, 
 
 def test_every_candidate_can_be_chosen_with_several_marks_too(tiny_model):
     """Without multimask there is but one candidate, and the choice would do nothing."""
-    sizes = [run(pictures(1), text(BOX, AWAY, candidate=c), tiny_model)[3].sum() for c in ("smallest", "middle", "largest")]
+    sizes = [run(images(1), text(BOX, AWAY, candidate=c), tiny_model)[3].sum() for c in ("smallest", "middle", "largest")]
     assert sizes == sorted(sizes) and sizes[0] < sizes[2]
 
 
 def test_a_frame_without_marks_has_an_empty_mask(tiny_model):
-    masks = run(pictures(3), text({**POINT, "frame": 1}), tiny_model)[3]
+    masks = run(images(3), text({**POINT, "frame": 1}), tiny_model)[3]
     assert [bool(mask.any()) for mask in masks] == [False, True, False]
 
 
 def test_what_the_browser_is_told(comfy, tiny_model):
-    image = pictures(2)
+    image = images(2)
     shown = PromptEditor().execute(image, text(POINT), tiny_model)["ui"]
-    assert list(shown) == ["samkit_pictures", "samkit_model"] and all(isinstance(value, list) for value in shown.values())
+    assert list(shown) == ["samkit_images", "samkit_model"] and all(isinstance(value, list) for value in shown.values())
     assert recall(shown["samkit_model"][0]) is tiny_model
-    for name, frame in zip(shown["samkit_pictures"], image, strict=True):
+    for name, frame in zip(shown["samkit_images"], image, strict=True):
         assert (name["subfolder"], name["type"]) == ("", "temp")
         saved = np.array(Image.open(comfy.root / "temp" / name["filename"]))
         assert (saved == (frame * 255).round().numpy()).all()
     assert "samkit_model" not in PromptEditor().execute(image, text(POINT))["ui"]
 
 
-def test_the_pictures_of_a_long_batch_are_bounded(comfy):
-    image = torch.rand(MOST_PICTURES + 3, 4, 4, 3)
+def test_the_images_of_a_long_batch_are_bounded(comfy):
+    image = torch.rand(MOST_IMAGES + 3, 4, 4, 3)
     answer = PromptEditor().execute(image)
-    assert len(answer["ui"]["samkit_pictures"]) == MOST_PICTURES and len(answer["result"][3]) == MOST_PICTURES + 3
+    assert len(answer["ui"]["samkit_images"]) == MOST_IMAGES and len(answer["result"][3]) == MOST_IMAGES + 3
 
 
-def test_outside_comfyui_there_are_no_pictures_to_show():
-    assert PromptEditor().execute(pictures(1))["ui"] == {"samkit_pictures": []}
+def test_outside_comfyui_there_are_no_images_to_show():
+    assert PromptEditor().execute(images(1))["ui"] == {"samkit_images": []}
 
 
 def nested(depth):
@@ -204,9 +205,9 @@ def test_what_is_right_passes_as_it_was():
 def test_the_png_is_exactly_the_mask(size, share):
     mask = np.random.default_rng(1).random(size) < share
     made = mask_png(mask, (30, 144, 255))
-    picture = Image.open(io.BytesIO(made))
-    assert picture.mode == "P" and picture.size == size[::-1]
-    pixels = np.array(picture.convert("RGBA"))
+    image = Image.open(io.BytesIO(made))
+    assert image.mode == "P" and image.size == size[::-1]
+    pixels = np.array(image.convert("RGBA"))
     assert ((pixels[..., 3] > 0) == mask).all()
     assert ((pixels[..., 3] == 255) == outline(mask)).all(), "the outline is opaque"
     assert (pixels[mask][:, :3] == (30, 144, 255)).all()
@@ -221,7 +222,7 @@ def test_the_png_is_small_and_its_inside_is_tinted():
     assert pixels[500, 500].tolist() == [1, 2, 3, 51] and pixels[100, 200].tolist() == [1, 2, 3, 255]
 
 
-def test_pictures_are_named_by_their_content_and_written_once(comfy, monkeypatch):
+def test_images_are_named_by_their_content_and_written_once(comfy, monkeypatch):
     frames = [make_picture(6, 8, seed) for seed in (0, 1, 0)]
     first, second, third = save_temporary(frames)
     assert first == third != second
@@ -231,7 +232,7 @@ def test_pictures_are_named_by_their_content_and_written_once(comfy, monkeypatch
     assert sorted(file.suffix for file in (comfy.root / "temp").iterdir()) == [".png", ".png"]
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture(comfy):
+def test_the_same_bytes_in_another_shape_are_another_image(comfy):
     frame = make_picture(6, 8)
     one, other = save_temporary([frame, frame.reshape(8, 6, 3)])
     assert one != other and Image.open(comfy.root / "temp" / other["filename"]).size == (6, 8)
@@ -260,12 +261,12 @@ def test_the_temporary_folder_is_made_where_it_is_missing(comfy):
 
 @pytest.fixture
 def files(comfy):
-    """Pictures in ComfyUI's folders, one outside, and links in and out."""
-    picture = Image.fromarray(make_picture(6, 8))
+    """Images in ComfyUI's folders, one outside, and links in and out."""
+    image = Image.fromarray(make_picture(6, 8))
     (comfy.root / "input" / "sub" / "deep").mkdir(parents=True)
     (comfy.root / "outside").mkdir()
     for place in ("input/a.png", "input/sub/deep/b.png", "output/c.png", "temp/d.png", "outside/secret.png", "input2.png"):
-        picture.save(comfy.root / place)
+        image.save(comfy.root / place)
     (comfy.root / "input" / "film.mp4").touch()
     for name, target in (
         ("inner.png", "sub/deep/b.png"),
@@ -279,7 +280,7 @@ def files(comfy):
     return comfy.root
 
 
-def test_pictures_inside_comfyuis_folders_are_found(files):
+def test_images_inside_comfyuis_folders_are_found(files):
     found = {
         ("a.png", "", "input"): "input/a.png",
         ("b.png", "sub/deep", "input"): "input/sub/deep/b.png",
@@ -317,17 +318,17 @@ def test_pictures_inside_comfyuis_folders_are_found(files):
         ("x" * 5000 + ".png", "", "input"),
     ],
 )
-def test_everything_else_is_no_picture(files, filename, subfolder, kind):
+def test_everything_else_is_no_image(files, filename, subfolder, kind):
     assert picture_path(filename, subfolder, kind) is None
 
 
-def test_absolute_names_are_no_pictures(files):
+def test_absolute_names_are_no_images(files):
     secret = files / "outside" / "secret.png"
     assert picture_path(str(secret), "", "input") is None
     assert picture_path("secret.png", str(secret.parent), "input") is None
 
 
-def test_outside_comfyui_there_are_no_pictures(tmp_path):
+def test_outside_comfyui_there_are_no_images(tmp_path):
     assert picture_path("a.png", "", "input") is None and not is_running()
 
 

@@ -3,11 +3,11 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PromptEditor } from "./editor/editor.js";
-import { modelOf, pictureGraph, pictureOf } from "./editor/source.js";
+import { modelOf, imageGraph, imageOf } from "./editor/source.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
-const PROPERTY = "samkit_pictures"; // where the node remembers the pictures of its last run, for a reload
+const PROPERTY = "samkit_images"; // where the node remembers the images of its last run, for a reload
 const LEAST_HEIGHT = 260;
 const FIRST_SIZE = [460, 540];
 const SETTLE = 120;
@@ -36,8 +36,8 @@ class Binding {
       url: ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`),
       committed: () => this.#save(),
       complain: (detail) => app.extensionManager.toast.add({ severity: "error", summary: "SAM Prompt Editor", detail, life: 8000 }),
-      loadPicture: () => this.#loadPicture(),
-      sendToMaskEditor: (alpha, picture) => this.#sendToMaskEditor(alpha, picture),
+      loadImage: () => this.#loadImage(),
+      sendToMaskEditor: (alpha, image) => this.#sendToMaskEditor(alpha, image),
       needed: () => this.look(),
     });
     this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
@@ -71,9 +71,9 @@ class Binding {
     const found = await this.#graph();
     if (!found) return;
     const { graph, id } = found;
-    const file = pictureOf(graph, id);
+    const file = imageOf(graph, id);
     const ran = this.node.properties[PROPERTY];
-    this.editor.setPictures(file ? [file] : Array.isArray(ran) ? ran : []);
+    this.editor.setImages(file ? [file] : Array.isArray(ran) ? ran : []);
     const model = modelOf(graph, id);
     this.#signature = model?.signature ?? null;
     const identity = this.#models.get(this.#signature);
@@ -97,18 +97,18 @@ class Binding {
     }
   }
 
-  /** What a run has shown: pictures, and the model that it used. */
-  executed({ samkit_pictures: pictures, samkit_model: identities }) {
-    if (Array.isArray(pictures) && pictures.length) this.node.properties[PROPERTY] = pictures;
+  /** What a run has shown: images, and the model that it used. */
+  executed({ samkit_images: images, samkit_model: identities }) {
+    if (Array.isArray(images) && images.length) this.node.properties[PROPERTY] = images;
     if (identities?.[0] && this.#signature) this.#models.set(this.#signature, identities[0]);
     this.look();
     this.editor.refresh();
   }
 
-  async #loadPicture() {
+  async #loadImage() {
     const found = await this.#graph();
     if (!found) return;
-    const output = pictureGraph(found.graph, found.id);
+    const output = imageGraph(found.graph, found.id);
     try {
       await api.queuePrompt(0, { output, workflow: found.workflow });
     } catch (error) {
@@ -116,11 +116,11 @@ class Binding {
     }
   }
 
-  async #sendToMaskEditor(alpha, picture) {
+  async #sendToMaskEditor(alpha, image) {
     const body = new FormData();
     const filename = `samkit-mask-${Date.now()}.png`;
     body.append("image", alpha, filename);
-    body.append("original_ref", JSON.stringify(picture));
+    body.append("original_ref", JSON.stringify(image));
     body.append("type", "input");
     body.append("subfolder", "clipspace");
     const response = await api.fetchApi("/upload/mask", { method: "POST", body });
@@ -136,7 +136,7 @@ class Binding {
   }
 }
 
-/** A Load Image beside the node, with the picture and its mask, in ComfyUI's own mask editor. */
+/** A Load Image beside the node, with the image and its mask, in ComfyUI's own mask editor. */
 async function openMaskEditor(node, name) {
   const loader = window.LiteGraph.createNode("LoadImage");
   loader.title = "Load Image: mask of SAM Prompt Editor";

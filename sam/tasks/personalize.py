@@ -127,7 +127,8 @@ def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
     masks = as_masks(masks).cpu()
     if len(masks) != len(examples):
         raise SAMError(
-            f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. Connect one for each."
+            f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. "
+            "Connect one for each."
         )
     empty = [str(index) for index, mask in enumerate(masks) if not bool((mask > 0.5).any())]
     if empty:

@@ -5,7 +5,7 @@ import { beforeEach, test } from "node:test";
 
 import { PreviewClient, Refusal } from "../../web/editor/client.js";
 
-const QUESTION = { picture: { filename: "a.png" }, model: { model_name: "b" }, prompts: { marks: [] } };
+const QUESTION = { image: { filename: "a.png" }, model: { model_name: "b" }, prompts: { marks: [] } };
 
 let sent, waits, client;
 beforeEach(() => {
@@ -319,18 +319,18 @@ test("settled is over at once where nothing was asked", () => client.settled());
 
 // --- prepare
 
-test("prepare names picture and model, and gives the server's answer", async () => {
-  const ready = client.prepare({ picture: QUESTION.picture, model: QUESTION.model });
+test("prepare names image and model, and gives the server's answer", async () => {
+  const ready = client.prepare({ image: QUESTION.image, model: QUESTION.model });
   assert.equal(sent[0].path, "/samkit/prepare");
-  assert.deepEqual(sent[0].body, { picture: QUESTION.picture, model: QUESTION.model });
+  assert.deepEqual(sent[0].body, { image: QUESTION.image, model: QUESTION.model });
   sent[0].answer(new Response('{"width": 4, "height": 3, "frames": 1, "seconds": 0.5}'));
   assert.deepEqual(await ready, { width: 4, height: 3, frames: 1, seconds: 0.5 });
 });
 
 test("prepare is refused with the server's words", async () => {
   const ready = client.prepare({});
-  sent[0].answer(refusal(404, "picture.filename is 'a.png': there is no such file."));
-  await assert.rejects(ready, { status: 404, message: "picture.filename is 'a.png': there is no such file." });
+  sent[0].answer(refusal(404, "image.filename is 'a.png': there is no such file."));
+  await assert.rejects(ready, { status: 404, message: "image.filename is 'a.png': there is no such file." });
 });
 
 test("prepare leaves the wait for a busy server to its caller", async () => {

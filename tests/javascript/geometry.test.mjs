@@ -27,17 +27,17 @@ function near(actual, expected, tolerance = 1e-9) {
 
 // --- the view
 
-test("a new view shows the picture pixel by pixel", () => {
+test("a new view shows the image pixel by pixel", () => {
   assert.deepEqual(new View().toStage({ x: 3, y: 4 }), { x: 3, y: 4 });
 });
 
-test("a wide picture fills the width and is centred in the height", () => {
+test("a wide image fills the width and is centred in the height", () => {
   const view = new View();
   view.fit({ width: 200, height: 100 }, { width: 400, height: 400 });
   near(view, { scale: 2, x: 0, y: 100 });
 });
 
-test("a high picture fills the height and is centred in the width", () => {
+test("a high image fills the height and is centred in the width", () => {
   const view = new View();
   view.fit({ width: 100, height: 400 }, { width: 400, height: 200 });
   near(view, { scale: 0.5, x: 175, y: 0 });
@@ -49,19 +49,19 @@ test("a margin is left on each side", () => {
   near(view, { scale: 1, x: 10, y: 60 });
 });
 
-test("a stage smaller than its margins still shows the picture", () => {
+test("a stage smaller than its margins still shows the image", () => {
   const view = new View();
   view.fit({ width: 100, height: 50 }, { width: 4, height: 4 }, 10);
   near(view, { scale: 0.01, x: 1.5, y: 1.75 });
 });
 
-test("a fitted picture lies on the stage, whatever the sizes", () => {
+test("a fitted image lies on the stage, whatever the sizes", () => {
   const random = randomNumbers(2);
   for (let i = 0; i < 200; i += 1) {
-    const [picture, stage] = [0, 1].map(() => ({ width: 30 + 3000 * random(), height: 30 + 3000 * random() }));
+    const [image, stage] = [0, 1].map(() => ({ width: 30 + 3000 * random(), height: 30 + 3000 * random() }));
     const view = new View();
-    view.fit(picture, stage, 4);
-    const [first, last] = [view.toStage({ x: 0, y: 0 }), view.toStage({ x: picture.width, y: picture.height })];
+    view.fit(image, stage, 4);
+    const [first, last] = [view.toStage({ x: 0, y: 0 }), view.toStage({ x: image.width, y: image.height })];
     assert.ok(first.x >= 4 - 1e-6 && first.y >= 4 - 1e-6);
     assert.ok(last.x <= stage.width - 4 + 1e-6 && last.y <= stage.height - 4 + 1e-6);
     assert.ok(Math.min(first.x, first.y) < 4 + 1e-6, "as large as there is room");
@@ -69,12 +69,12 @@ test("a fitted picture lies on the stage, whatever the sizes", () => {
   }
 });
 
-test("stage and picture places turn into each other, whatever the view", () => {
+test("stage and image places turn into each other, whatever the view", () => {
   const random = randomNumbers(3);
   for (let i = 0; i < 200; i += 1) {
     const [view, at] = [randomView(random), { x: 2000 * random(), y: 2000 * random() }];
-    near(view.toStage(view.toPicture(at)), at, 1e-6);
-    near(view.toPicture(view.toStage(at)), at, 1e-6);
+    near(view.toStage(view.toImage(at)), at, 1e-6);
+    near(view.toImage(view.toStage(at)), at, 1e-6);
   }
 });
 
@@ -82,9 +82,9 @@ test("a zoom leaves what is under the pointer there, and scales the rest", () =>
   const random = randomNumbers(4);
   for (let i = 0; i < 200; i += 1) {
     const [view, at, factor] = [randomView(random), { x: 800 * random(), y: 600 * random() }, 0.5 + random()];
-    const [before, scale] = [view.toPicture(at), view.scale];
+    const [before, scale] = [view.toImage(at), view.scale];
     view.zoomAt(at, factor);
-    near(view.toPicture(at), before, 1e-6);
+    near(view.toImage(at), before, 1e-6);
     near(view, { scale: scale * factor });
   }
 });
@@ -94,11 +94,11 @@ for (const [factor, limit] of [[1e9, 64], [1e-9, 0.02]]) {
     const [view, at] = [new View(), { x: 30, y: 40 }];
     view.zoomAt(at, factor);
     assert.equal(view.scale, limit);
-    near(view.toPicture(at), at);
+    near(view.toImage(at), at);
   });
 }
 
-test("a pan moves the picture by pixels of the stage", () => {
+test("a pan moves the image by pixels of the stage", () => {
   const view = Object.assign(new View(), { scale: 2, x: 1, y: 2 });
   view.pan(10, -20);
   assert.deepEqual({ ...view }, { scale: 2, x: 11, y: -18 });
@@ -115,7 +115,7 @@ for (const [at, inside, nearest] of [
   [{ x: 50, y: -1 }, false, { x: 50, y: 0 }],
   [{ x: 50, y: 81 }, false, { x: 50, y: 80 }],
 ]) {
-  test(`(${at.x}, ${at.y}) is ${inside ? "on" : "off"} the picture`, () => {
+  test(`(${at.x}, ${at.y}) is ${inside ? "on" : "off"} the image`, () => {
     assert.equal(isInside(at, PICTURE), inside);
     assert.deepEqual(clamped(at, PICTURE), nearest);
   });
@@ -215,7 +215,7 @@ test("a point moves with the pointer", () => {
   assert.deepEqual(dragged(point(10, 20, 0), "point", { x: 5, y: -5 }, PICTURE), { x: 15, y: 15 });
 });
 
-test("a point stops at the picture's edge", () => {
+test("a point stops at the image's edge", () => {
   assert.deepEqual(dragged(point(10, 20), "point", { x: -50, y: 500 }, PICTURE), { x: 0, y: 80 });
 });
 
@@ -241,17 +241,17 @@ for (const [part, by, expected] of [
   ["sw", { x: -99, y: 99 }, box(0, 30, 60, 50)],
   ["se", { x: 99, y: 99 }, box(20, 30, 80, 50)],
 ]) {
-  test(`a drag of ${part} stops at the picture's corner`, () => {
+  test(`a drag of ${part} stops at the image's corner`, () => {
     assert.deepEqual(dragged(MARK, part, by, PICTURE), expected);
   });
 }
 
-test("a box stops at the picture's edges with its size", () => {
+test("a box stops at the image's edges with its size", () => {
   assert.deepEqual(dragged(MARK, "body", { x: -99, y: -99 }, PICTURE), { x: 0, y: 0 });
   assert.deepEqual(dragged(MARK, "body", { x: 99, y: 99 }, PICTURE), { x: 60, y: 60 });
 });
 
-test("a box larger than the picture stops at its top left", () => {
+test("a box larger than the image stops at its top left", () => {
   assert.deepEqual(dragged(box(0, 0, 300, 300), "body", { x: 7, y: 7 }, PICTURE), { x: 0, y: 0 });
 });
 
@@ -273,7 +273,7 @@ test("a box dragged to no width or no height stays as it was", () => {
   assert.deepEqual(dragged(MARK, "n", { x: 0, y: 20 }, PICTURE), {});
 });
 
-test("a dragged box stays on the picture, whatever the drag", () => {
+test("a dragged box stays on the image, whatever the drag", () => {
   const random = randomNumbers(5);
   const parts = ["nw", "n", "ne", "w", "body", "e", "sw", "s", "se"];
   for (let i = 0; i < 500; i += 1) {

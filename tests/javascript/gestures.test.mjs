@@ -30,7 +30,7 @@ beforeEach(() => {
   editor = {
     state,
     view: new View(),
-    picture: { width: 300, height: 300 },
+    image: { width: 300, height: 300 },
     unit: 2,
     stageSize: { width: 400, height: 400 },
     panning: false,
@@ -78,7 +78,7 @@ test("a click adds a positive point where it was", () => {
   assert.deepEqual(state.marks, [point(60, 80)]);
 });
 
-test("a click hits the right pixel of a zoomed and moved picture", () => {
+test("a click hits the right pixel of a zoomed and moved image", () => {
   Object.assign(editor.view, { scale: 4, x: -100, y: 20 });
   click(60, 80);
   assert.deepEqual(state.marks, [point(40, 15)]);
@@ -105,7 +105,7 @@ for (const button of [MIDDLE, BACK]) {
   });
 }
 
-test("a click beside the picture adds nothing", () => {
+test("a click beside the image adds nothing", () => {
   click(350, 80);
   assert.deepEqual(state.marks, []);
 });
@@ -184,12 +184,12 @@ test("a box is seen while it is drawn", () => {
   assert.equal(state.canUndo, false);
 });
 
-test("a box drawn up and to the left, past the picture's corner, ends there", () => {
+test("a box drawn up and to the left, past the image's corner, ends there", () => {
   drag([60, 80], [-50, -70]);
   assert.deepEqual(state.marks, [box(0, 0, 60, 80)]);
 });
 
-test("a drag that begins beside the picture draws nothing", () => {
+test("a drag that begins beside the image draws nothing", () => {
   drag([350, 80], [100, 100]);
   assert.deepEqual(state.marks, []);
 });
@@ -229,7 +229,7 @@ test("a drag moves a point by as much as the pointer, one step", () => {
   assert.deepEqual([state.marks, state.canUndo], [[point(60, 80, 0)], false]);
 });
 
-test("a drag on the zoomed picture moves by the picture's pixels", () => {
+test("a drag on the zoomed image moves by the image's pixels", () => {
   load(point(60, 60));
   editor.view.scale = 4;
   drag([240, 240], [280, 200]);
@@ -336,7 +336,7 @@ test("two fingers zoom about what is between them", () => {
   down(200, 100, finger(2));
   move(300, 100, finger(2));
   assert.equal(editor.view.scale, 2);
-  const { x, y } = editor.view.toPicture({ x: 200, y: 100 });
+  const { x, y } = editor.view.toImage({ x: 200, y: 100 });
   assert.deepEqual([x, y], [150, 100], "what was between them still is");
 });
 
@@ -381,7 +381,7 @@ test("the other pointer does not move what the first one drags", () => {
 
 // --- the pointer at rest
 
-test("the pointer over the picture asks for a preview of its click", () => {
+test("the pointer over the image asks for a preview of its click", () => {
   move(60, 80);
   move(60, 80, { shiftKey: true });
   editor.negative = true;
@@ -390,7 +390,7 @@ test("the pointer over the picture asks for a preview of its click", () => {
   assert.equal(stage.style.cursor, "crosshair");
 });
 
-test("no preview beside the picture, over a mark, or while Space is held", () => {
+test("no preview beside the image, over a mark, or while Space is held", () => {
   load(point(60, 80));
   move(350, 80);
   move(60, 80);
@@ -442,13 +442,13 @@ test("a press is ours: focus, capture, and no word to the graph", () => {
 
 test("a moving pointer without a press is left to the graph", () => assert.equal(move(60, 80).stopped, false));
 
-test("no menu and no double click of the graph over the picture", () => {
+test("no menu and no double click of the graph over the image", () => {
   assert.deepEqual(send("contextmenu", 60, 80), { prevented: true, stopped: true });
   assert.equal(send("dblclick", 60, 80).stopped, true);
 });
 
-test("without a picture a press gives the focus and no more", () => {
-  editor.picture = null;
+test("without an image a press gives the focus and no more", () => {
+  editor.image = null;
   click(60, 80);
   move(60, 80);
   assert.deepEqual([stage.focused, state.marks, hovers, gestures.active], [1, [], [], false]);

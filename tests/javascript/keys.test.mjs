@@ -15,7 +15,7 @@ beforeEach(() => {
   const state = Object.fromEntries(names.map((name) => [name, note(name)]));
   editor = {
     state: { ...state, selected: null, marks: [], selectNext: note("selectNext", true) },
-    picture: { width: 10, height: 10 },
+    image: { width: 10, height: 10 },
     gestures: { active: false },
     ...Object.fromEntries(["fit", "toggleOverlay", "nudge", "escape"].map((name) => [name, note(name)])),
   };
@@ -62,8 +62,8 @@ for (const [key, x, y] of [["ArrowLeft", -1, 0], ["ArrowRight", 1, 0], ["ArrowUp
     assert.deepEqual(calls, []);
   });
 
-  test(`${key} is not ours where no picture is shown`, () => {
-    Object.assign(editor, { picture: null }).state.selected = 0;
+  test(`${key} is not ours where no image is shown`, () => {
+    Object.assign(editor, { image: null }).state.selected = 0;
     assert.equal(press(key), false);
     assert.deepEqual(calls, []);
   });

@@ -1,9 +1,9 @@
-/** Where picture and model come from, on graphs in their API form. */
+/** Where image and model come from, on graphs in their API form. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { fileOf, modelOf, only, pictureGraph, pictureOf } from "../../web/editor/source.js";
+import { fileOf, modelOf, only, imageGraph, imageOf } from "../../web/editor/source.js";
 
 const EDITOR = "9";
 const node = (kind, inputs = {}) => ({ class_type: kind, inputs });
@@ -38,34 +38,34 @@ test("a name without a folder has the loader's", () => {
   assert.deepEqual(fileOf("a.png [input]", "output"), file("a.png"));
 });
 
-// --- the picture
+// --- the image
 
-test("the picture of a LoadImage", () => {
-  assert.deepEqual(pictureOf({ 1: load("sub/a.png [temp]"), 9: editor(["1", 0]) }, EDITOR), file("a.png", "sub", "temp"));
+test("the image of a LoadImage", () => {
+  assert.deepEqual(imageOf({ 1: load("sub/a.png [temp]"), 9: editor(["1", 0]) }, EDITOR), file("a.png", "sub", "temp"));
 });
 
-test("the picture of a LoadImageOutput lies in the output folder", () => {
+test("the image of a LoadImageOutput lies in the output folder", () => {
   const graph = { 1: node("LoadImageOutput", { image: "a.png" }), 9: editor(["1", 0]) };
-  assert.deepEqual(pictureOf(graph, EDITOR), file("a.png", "", "output"));
+  assert.deepEqual(imageOf(graph, EDITOR), file("a.png", "", "output"));
 });
 
 test("a link may name its node by number", () => {
-  assert.deepEqual(pictureOf({ 1: load("a.png"), 9: editor([1, 0]) }, 9), file("a.png"));
+  assert.deepEqual(imageOf({ 1: load("a.png"), 9: editor([1, 0]) }, 9), file("a.png"));
 });
 
-test("the picture comes through any number of editors", () => {
+test("the image comes through any number of editors", () => {
   const graph = { 1: load("a.png"), 2: editor(["1", 0]), 3: editor(["2", 4]), 9: editor(["3", 4]) };
-  assert.deepEqual(pictureOf(graph, EDITOR), file("a.png"));
+  assert.deepEqual(imageOf(graph, EDITOR), file("a.png"));
 });
 
-test("the picture comes out of a subgraph, and into one", () => {
+test("the image comes out of a subgraph, and into one", () => {
   const graph = { "5:3": load("a.png"), "7:2:1": editor(["5:3", 0]) };
-  assert.deepEqual(pictureOf(graph, "7:2:1"), file("a.png"));
+  assert.deepEqual(imageOf(graph, "7:2:1"), file("a.png"));
 });
 
-test("a node that is not known may change the picture", () => {
+test("a node that is not known may change the image", () => {
   const graph = { 1: load("a.png"), 2: node("ImageInvert", { image: ["1", 0] }), 9: editor(["2", 0]) };
-  assert.equal(pictureOf(graph, EDITOR), null);
+  assert.equal(imageOf(graph, EDITOR), null);
 });
 
 for (const [what, graph] of Object.entries({
@@ -76,11 +76,11 @@ for (const [what, graph] of Object.entries({
   "a name that is empty": { 1: load(""), 9: editor(["1", 0]) },
   "an editor with nothing wired": { 1: editor(), 9: editor(["1", 4]) },
 })) {
-  test(`no picture: ${what}`, () => assert.equal(pictureOf(graph, EDITOR), null));
+  test(`no image: ${what}`, () => assert.equal(imageOf(graph, EDITOR), null));
 }
 
-test("a circle has no picture, and ends", () => {
-  assert.equal(pictureOf({ 1: editor(["9", 4]), 9: editor(["1", 4]) }, EDITOR), null);
+test("a circle has no image, and ends", () => {
+  assert.equal(imageOf({ 1: editor(["9", 4]), 9: editor(["1", 4]) }, EDITOR), null);
 });
 
 // --- the model
@@ -137,7 +137,7 @@ for (const [what, change] of Object.entries({
 }
 
 for (const [what, change] of Object.entries({
-  "the picture": { 3: load("b.png") },
+  "the image": { 3: load("b.png") },
   "the prompts": { 9: { ...WIRED[9], inputs: { ...WIRED[9].inputs, prompts: '{"marks": []}' } } },
   "a title": { 1: { ...WIRED[1], _meta: { title: "Mine" } } },
   "a node beside it": { 4: node("Settings", { tiles: 9 }) },
@@ -177,19 +177,19 @@ test("nodes of subgraphs are found by their ids", () => {
   assert.deepEqual(Object.keys(only(graph, "5:4")).sort(), ["5:3", "5:4"]);
 });
 
-test("the picture's graph has what is above image, and the editor without a model", () => {
-  const graph = pictureGraph({ ...WIRED, 10: node("Preview", { images: ["9", 3] }) }, EDITOR);
+test("the image's graph has what is above image, and the editor without a model", () => {
+  const graph = imageGraph({ ...WIRED, 10: node("Preview", { images: ["9", 3] }) }, EDITOR);
   assert.deepEqual(graph, { 3: WIRED[3], 9: editor(["3", 0]) });
 });
 
-test("what makes both picture and model stays in the picture's graph", () => {
+test("what makes both image and model stays in the image's graph", () => {
   const graph = { 1: node("Both"), 9: editor(["1", 0], ["1", 1]) };
-  assert.deepEqual(pictureGraph(graph, EDITOR), { 1: graph[1], 9: editor(["1", 0]) });
+  assert.deepEqual(imageGraph(graph, EDITOR), { 1: graph[1], 9: editor(["1", 0]) });
 });
 
 test("the graph that was given stays as it was", () => {
   const graph = { 1: loader(), 3: load("a.png"), 9: editor(["3", 0], ["1", 0]) };
   const before = structuredClone(graph);
-  pictureGraph(graph, EDITOR);
+  imageGraph(graph, EDITOR);
   assert.deepEqual(graph, before);
 });

@@ -31,7 +31,7 @@ export class PreviewClient {
     this.#wait = wait;
   }
 
-  /** Encode a picture for a model. Resolves to the server's {width, height, frames, seconds}; rejects with a Refusal. */
+  /** Encode an image for a model. Resolves to the server's {width, height, frames, seconds}; rejects with a Refusal. */
   async prepare(subject) {
     const response = await this.#post("/samkit/prepare", subject);
     return response.json();
@@ -40,7 +40,7 @@ export class PreviewClient {
   /**
    * Ask for a mask. A question that is still waiting when a newer one comes is never sent, and one on its way is not
    * answered: both resolve to null.
-   * @param {object} question  {picture, model, prompts}
+   * @param {object} question  {image, model, prompts}
    * @returns {Promise<{png: Blob, score: number, area: number, milliseconds: number} | null>}
    */
   ask(question) {

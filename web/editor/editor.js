@@ -14,19 +14,19 @@ const WHEEL_PAUSE = 150;
 let editors = 0;
 
 /**
- * @typedef {{filename: string, subfolder: string, type: string}} Picture  ComfyUI's name of a file
+ * @typedef {{filename: string, subfolder: string, type: string}} Image  ComfyUI's name of a file
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
- * @property {(picture: Picture) => string} url
+ * @property {(image: Image) => string} url
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
- * @property {() => void} loadPicture  run what is upstream
- * @property {(alpha: Blob, picture: Picture) => Promise<void>} sendToMaskEditor
+ * @property {() => void} loadImage  run what is upstream
+ * @property {(alpha: Blob, image: Image) => Promise<void>} sendToMaskEditor
  * @property {() => void} needed  the user has come: find out what is wired
  */
 export class PromptEditor {
   mask = null;
-  picture = null;
+  image = null;
   hidden = false;
   hovering = true;
   negative = false;
@@ -36,7 +36,7 @@ export class PromptEditor {
   view = new View();
   #hoverMask = null;
   #hoverPlace = null;
-  #pictures = [];
+  #images = [];
   #model = null;
   #prepared = { key: null, promise: null };
   #asked = null;
@@ -62,7 +62,7 @@ export class PromptEditor {
   #build() {
     this.canvas = make("canvas", { className: "samkit-canvas" });
     this.stage = make("div", { className: "samkit-stage", tabIndex: 0, role: "application" }, this.canvas);
-    this.stage.setAttribute("aria-label", "Picture to mark: left click on the object, right click off it, drag a box");
+    this.stage.setAttribute("aria-label", "Image to mark: left click on the object, right click off it, drag a box");
     // ComfyUI leaves Ctrl+Z to whatever looks like a text field, and takes it from everything else.
     this.stage.type = "textarea";
     this.toolbar = makeToolbar(this);
@@ -70,7 +70,7 @@ export class PromptEditor {
     this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.stage, this.statusLine);
     this.element.samkit = this;
     this.gestures = new Gestures(this.stage, this);
-    this.#say("Wire a picture, and run or press Load picture.");
+    this.#say("Wire an image, and run or press Load image.");
   }
 
   #listen() {
@@ -109,20 +109,20 @@ export class PromptEditor {
     this.state.load(value);
   }
 
-  /** @param {Picture[]} pictures  one per frame */
-  setPictures(pictures) {
-    if (JSON.stringify(pictures) === JSON.stringify(this.#pictures)) return;
-    this.#pictures = pictures;
+  /** @param {Image[]} images  one per frame */
+  setImages(images) {
+    if (JSON.stringify(images) === JSON.stringify(this.#images)) return;
+    this.#images = images;
     if (this.state.frame >= this.frameCount) this.state.showFrame(0);
     this.#changed();
   }
 
-  get pictures() {
-    return this.#pictures;
+  get images() {
+    return this.#images;
   }
 
   get frameCount() {
-    return Math.max(1, this.#pictures.length);
+    return Math.max(1, this.#images.length);
   }
 
   /** @param {object | null} model  as the server's `model` wants it */
@@ -142,7 +142,7 @@ export class PromptEditor {
   // --- what the buttons and keys do
 
   fit() {
-    if (this.picture) this.view.fit(this.picture, this.stageSize, MARGIN);
+    if (this.image) this.view.fit(this.image, this.stageSize, MARGIN);
     this.redraw();
   }
 
@@ -167,13 +167,13 @@ export class PromptEditor {
     else this.element.requestFullscreen?.().catch((error) => this.host.complain(error.message));
   }
 
-  loadPicture() {
-    this.host.loadPicture();
+  loadImage() {
+    this.host.loadImage();
   }
 
   nudge(dx, dy) {
     const mark = this.state.marks[this.state.selected];
-    const room = isBox(mark) ? { width: this.picture.width - mark.width, height: this.picture.height - mark.height } : this.picture;
+    const room = isBox(mark) ? { width: this.image.width - mark.width, height: this.image.height - mark.height } : this.image;
     this.state.update(this.state.selected, clamped({ x: mark.x + dx, y: mark.y + dy }, room));
     this.state.commit();
   }
@@ -184,10 +184,10 @@ export class PromptEditor {
     else if (!document.fullscreenElement) this.stage.blur();
   }
 
-  /** The mask to ComfyUI's mask editor, as the alpha that its upload puts on the picture: clear is masked. */
+  /** The mask to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
   async sendToMaskEditor() {
-    if (!this.mask || !this.picture) return;
-    const { width, height } = this.picture;
+    if (!this.mask || !this.image) return;
+    const { width, height } = this.image;
     const context = new OffscreenCanvas(width, height).getContext("2d");
     context.drawImage(this.mask, 0, 0, width, height);
     const pixels = context.getImageData(0, 0, width, height);
@@ -195,7 +195,7 @@ export class PromptEditor {
     context.putImageData(pixels, 0, 0);
     try {
       const alpha = await context.canvas.convertToBlob({ type: "image/png" });
-      await this.host.sendToMaskEditor(alpha, this.#pictures[this.state.frame]);
+      await this.host.sendToMaskEditor(alpha, this.#images[this.state.frame]);
     } catch (error) {
       this.host.complain(error.message);
     }
@@ -217,10 +217,10 @@ export class PromptEditor {
     const ratio = window.devicePixelRatio * Math.min(3, Math.max(1, zoom));
     const [width, height] = [this.stageSize.width, this.stageSize.height].map((side) => Math.max(1, Math.round(side * ratio)));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-    const { view, picture, unit, hidden } = this;
+    const { view, image, unit, hidden } = this;
     const { marks, shown, selected } = this.state;
     const [mask, hover] = hidden ? [null, null] : [this.mask, this.#hoverMask];
-    paint(this.canvas.getContext("2d"), { ratio, unit, view, picture, mask, hover, marks, shown, selected });
+    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, mask, hover, marks, shown, selected });
   }
 
   #resized() {
@@ -236,7 +236,7 @@ export class PromptEditor {
   // --- events
 
   #wheel(event) {
-    if (document.activeElement !== this.stage || !this.picture) return;
+    if (document.activeElement !== this.stage || !this.image) return;
     event.preventDefault();
     event.stopPropagation();
     if (!event.ctrlKey) {
@@ -258,39 +258,39 @@ export class PromptEditor {
   #changed() {
     if (!this.toolbar) return;
     this.toolbar.update();
-    this.#showPicture();
+    this.#showImage();
     this.redraw();
     this.#refresh();
   }
 
-  // --- the picture and its mask
+  // --- the image and its mask
 
-  #showPicture() {
-    const name = this.#pictures[this.state.frame];
+  #showImage() {
+    const name = this.#images[this.state.frame];
     const url = name ? this.host.url(name) : null;
     if (url === this.#shownUrl) return;
     this.#shownUrl = url;
     this.#forgetMasks();
     if (!url) {
-      this.picture = null;
+      this.image = null;
       return;
     }
-    const image = new Image();
-    image.onload = () => {
+    const loaded = new Image();
+    loaded.onload = () => {
       if (url !== this.#shownUrl) return;
-      const fits = this.picture?.width !== image.width || this.picture?.height !== image.height;
-      this.picture = image;
+      const fits = this.image?.width !== loaded.width || this.image?.height !== loaded.height;
+      this.image = loaded;
       if (fits) this.fit();
       this.#describe();
       this.#changed();
     };
-    image.onerror = () => {
+    loaded.onerror = () => {
       if (url !== this.#shownUrl) return;
-      this.picture = null;
-      this.#say("The picture is no longer there: run, or press Load picture.");
+      this.image = null;
+      this.#say("The image is no longer there: run, or press Load image.");
       this.redraw();
     };
-    image.src = url;
+    loaded.src = url;
   }
 
   #forgetMasks() {
@@ -301,7 +301,7 @@ export class PromptEditor {
   }
 
   #describe(found) {
-    const { width, height } = this.picture;
+    const { width, height } = this.image;
     const size = `${width} × ${height}`;
     if (!found) return this.#say(this.#model ? size : `${size} · wire a SAM model to see masks`);
     const share = ((100 * found.area) / (width * height)).toFixed(1);
@@ -309,8 +309,8 @@ export class PromptEditor {
   }
 
   #subject() {
-    const picture = this.#pictures[this.state.frame];
-    return picture && this.#model && this.picture ? { picture, model: this.#model } : null;
+    const image = this.#images[this.state.frame];
+    return image && this.#model && this.image ? { image, model: this.#model } : null;
   }
 
   /** Bring the mask up to date with the marks, where that can be done and somebody is looking. */
@@ -358,12 +358,12 @@ export class PromptEditor {
     this.#complained = error.message;
   }
 
-  /** Have the picture encoded, once. Resolves to whether it is still the one that is wanted. */
+  /** Have the image encoded, once. Resolves to whether it is still the one that is wanted. */
   async #prepare(subject) {
     const key = JSON.stringify(subject);
     if (this.#prepared.key !== key) {
       this.element.classList.add("samkit-busy");
-      this.#say("Encoding the picture…");
+      this.#say("Encoding the image…");
       const promise = this.client.prepare(subject).catch((error) => {
         if (error.status !== 503) throw error; // a question waits for its turn; so may this
       });
@@ -377,7 +377,7 @@ export class PromptEditor {
     return this.#prepared.key === key;
   }
 
-  /** Show what a click at a place would give: {x, y, label} in picture pixels, or null for none. */
+  /** Show what a click at a place would give: {x, y, label} in image pixels, or null for none. */
   async hover(place) {
     this.#hoverPlace = place;
     if (!place || !this.hovering || this.hidden || this.#milliseconds > SLOW) {

@@ -1,11 +1,11 @@
-/** Where things are: picture pixels <-> the editor's pixels, what lies under the pointer, and how a drag moves it. No DOM. */
+/** Where things are: image pixels <-> the editor's pixels, what lies under the pointer, and how a drag moves it. No DOM. */
 
 import { isBox } from "./state.js";
 
 const LEAST_SCALE = 0.02;
 const MOST_SCALE = 64;
 
-/** How the picture lies in the editor: editor pixel = picture pixel * scale + offset. */
+/** How the image lies in the editor: editor pixel = image pixel * scale + offset. */
 export class View {
   constructor() {
     this.scale = 1;
@@ -13,15 +13,15 @@ export class View {
     this.y = 0;
   }
 
-  /** Show the whole picture, centred. Sizes are {width, height}. */
-  fit(picture, stage, margin = 0) {
+  /** Show the whole image, centred. Sizes are {width, height}. */
+  fit(image, stage, margin = 0) {
     const room = { width: Math.max(1, stage.width - 2 * margin), height: Math.max(1, stage.height - 2 * margin) };
-    this.scale = Math.min(room.width / picture.width, room.height / picture.height);
-    this.x = (stage.width - picture.width * this.scale) / 2;
-    this.y = (stage.height - picture.height * this.scale) / 2;
+    this.scale = Math.min(room.width / image.width, room.height / image.height);
+    this.x = (stage.width - image.width * this.scale) / 2;
+    this.y = (stage.height - image.height * this.scale) / 2;
   }
 
-  toPicture({ x, y }) {
+  toImage({ x, y }) {
     return { x: (x - this.x) / this.scale, y: (y - this.y) / this.scale };
   }
 
@@ -31,7 +31,7 @@ export class View {
 
   /** Zoom by `factor` so that what is under `at` (editor pixels) stays there. */
   zoomAt(at, factor) {
-    const fixed = this.toPicture(at);
+    const fixed = this.toImage(at);
     this.scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, this.scale * factor));
     this.x = at.x - fixed.x * this.scale;
     this.y = at.y - fixed.y * this.scale;
@@ -43,14 +43,14 @@ export class View {
   }
 }
 
-/** The nearest place inside the picture; its top left where it has no room at all. */
-export function clamped({ x, y }, picture) {
-  return { x: Math.max(Math.min(x, picture.width), 0), y: Math.max(Math.min(y, picture.height), 0) };
+/** The nearest place inside the image; its top left where it has no room at all. */
+export function clamped({ x, y }, image) {
+  return { x: Math.max(Math.min(x, image.width), 0), y: Math.max(Math.min(y, image.height), 0) };
 }
 
-/** Whether a place is on the picture. */
-export function isInside({ x, y }, picture) {
-  return x >= 0 && y >= 0 && x <= picture.width && y <= picture.height;
+/** Whether a place is on the image. */
+export function isInside({ x, y }, image) {
+  return x >= 0 && y >= 0 && x <= image.width && y <= image.height;
 }
 
 /** The box between two corners, whichever they are. */
@@ -77,8 +77,8 @@ function nearer(value, low, high, reach, lowName, highName) {
  * What lies under the pointer: points before edges and corners, those before insides; of several the last drawn.
  * @param {import("./state.js").Mark[]} marks
  * @param {number[]} shown  indices of the marks that can be hit
- * @param {{x: number, y: number}} at  in picture pixels
- * @param {number} reach  in picture pixels
+ * @param {{x: number, y: number}} at  in image pixels
+ * @param {number} reach  in image pixels
  * @returns {{index: number, part: string} | null}
  */
 export function hit(marks, shown, at, reach) {
@@ -101,19 +101,19 @@ function smallestBody(found, marks) {
  * Where a mark goes when one of its parts is dragged.
  * @param {import("./state.js").Mark} mark  as it was when the drag began
  * @param {string} part  from `hit`
- * @param {{x: number, y: number}} by  how far the pointer has gone, in picture pixels
- * @param {{width: number, height: number}} picture  marks stay on it
+ * @param {{x: number, y: number}} by  how far the pointer has gone, in image pixels
+ * @param {{width: number, height: number}} image  marks stay on it
  */
-export function dragged(mark, part, by, picture) {
-  if (!isBox(mark)) return clamped({ x: mark.x + by.x, y: mark.y + by.y }, picture);
+export function dragged(mark, part, by, image) {
+  if (!isBox(mark)) return clamped({ x: mark.x + by.x, y: mark.y + by.y }, image);
   if (part === "body") {
-    const room = { width: picture.width - mark.width, height: picture.height - mark.height };
+    const room = { width: image.width - mark.width, height: image.height - mark.height };
     return clamped({ x: mark.x + by.x, y: mark.y + by.y }, room);
   }
   const near = { x: part.includes("w") ? mark.x + by.x : mark.x, y: part.includes("n") ? mark.y + by.y : mark.y };
   const far = { x: mark.x + mark.width, y: mark.y + mark.height };
   if (part.includes("e")) far.x += by.x;
   if (part.includes("s")) far.y += by.y;
-  const box = boxBetween(clamped(near, picture), clamped(far, picture));
+  const box = boxBetween(clamped(near, image), clamped(far, image));
   return box.width > 0 && box.height > 0 ? box : {};
 }

@@ -16,7 +16,7 @@ export class Gestures {
 
   /**
    * @param {HTMLElement} stage  takes the events
-   * @param {object} editor  has state, view, picture, unit, stageSize, panning, negative, redraw(), and hover(place | null)
+   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, redraw(), and hover(place | null)
    */
   constructor(stage, editor) {
     this.stage = stage;
@@ -56,7 +56,7 @@ export class Gestures {
     event.stopPropagation();
     const { editor } = this;
     this.stage.focus({ preventScroll: true });
-    if (!editor.picture || event.button > 2) return; // a mouse's "back", a pen's eraser
+    if (!editor.image || event.button > 2) return; // a mouse's "back", a pen's eraser
     event.preventDefault();
     capture(this.stage, event.pointerId);
     const start = this.place(event);
@@ -68,7 +68,7 @@ export class Gestures {
     }
     if (this.#gesture) return;
     editor.hover(null);
-    const at = editor.view.toPicture(start);
+    const at = editor.view.toImage(start);
     const isPan = event.button === 1 || editor.panning;
     const found = isPan ? null : this.#hit(at);
     const negative = event.button === 2 || event.shiftKey || event.altKey || editor.negative;
@@ -79,7 +79,7 @@ export class Gestures {
 
   #move(event) {
     const { editor } = this;
-    if (!editor.picture) return;
+    if (!editor.image) return;
     const here = this.place(event);
     const before = this.#pointers.get(event.pointerId);
     if (before) this.#pointers.set(event.pointerId, here);
@@ -96,12 +96,12 @@ export class Gestures {
 
   #hover(event, here) {
     const { editor } = this;
-    const at = editor.view.toPicture(here);
+    const at = editor.view.toImage(here);
     const found = this.#hit(at);
     const onMark = found && found.part !== "body";
     this.stage.style.cursor = editor.panning ? "grab" : onMark ? CURSORS[found.part] : "crosshair";
     const negative = event.shiftKey || event.altKey || editor.negative;
-    editor.hover(onMark || editor.panning || !isInside(at, editor.picture) ? null : { ...at, label: negative ? 0 : 1 });
+    editor.hover(onMark || editor.panning || !isInside(at, editor.image) ? null : { ...at, label: negative ? 0 : 1 });
   }
 
   #pan(here) {
@@ -125,15 +125,15 @@ export class Gestures {
     const gesture = this.#gesture;
     if (!gesture.moved && Math.hypot(here.x - gesture.start.x, here.y - gesture.start.y) < SLACK * editor.unit) return;
     if (gesture.button !== 0) return;
-    const to = editor.view.toPicture(here);
-    if (!gesture.moved && !gesture.found && !isInside(gesture.at, editor.picture)) return;
+    const to = editor.view.toImage(here);
+    if (!gesture.moved && !gesture.found && !isInside(gesture.at, editor.image)) return;
     if (gesture.found && !gesture.moved) editor.state.select(gesture.found.index);
     gesture.moved = true;
     if (gesture.found) {
       const by = { x: to.x - gesture.at.x, y: to.y - gesture.at.y };
-      editor.state.update(gesture.found.index, dragged(gesture.mark, gesture.found.part, by, editor.picture));
+      editor.state.update(gesture.found.index, dragged(gesture.mark, gesture.found.part, by, editor.image));
     } else {
-      const box = boxBetween(gesture.at, clamped(to, editor.picture));
+      const box = boxBetween(gesture.at, clamped(to, editor.image));
       if (box.width <= 0 || box.height <= 0) return;
       if (gesture.box === undefined) {
         editor.state.add(box, false);
@@ -169,13 +169,13 @@ export class Gestures {
   }
 
   #click({ at, found, negative }, time) {
-    const { state, picture } = this.editor;
+    const { state, image } = this.editor;
     const { index: lastIndex, time: lastTime } = this.#lastClick;
     this.#lastClick = { index: null, time };
     if (found && found.part !== "body") {
       if (found.index === lastIndex && time - lastTime < DOUBLE_CLICK) state.remove(found.index);
       else this.#lastClick.index = found.index;
-    } else if (isInside(at, picture)) {
+    } else if (isInside(at, image)) {
       state.add({ ...at, label: negative ? 0 : 1 });
     }
   }

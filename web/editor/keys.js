@@ -6,7 +6,7 @@ const CANDIDATE_OF = { 0: "best", 1: "smallest", 2: "middle", 3: "largest" };
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, picture, gestures, fit(), toggleOverlay(), nudge(dx, dy), escape()
+ * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), nudge(dx, dy), escape()
  */
 export function onKey(event, editor) {
   const action = event.altKey ? null : actionOf(event, editor);
@@ -33,7 +33,7 @@ function actionOf(event, editor) {
     return key === "y" ? () => state.redo() : null;
   }
   if (key in ARROWS) {
-    if (state.selected === null || !editor.picture) return null;
+    if (state.selected === null || !editor.image) return null;
     const [dx, dy] = ARROWS[key].map((step) => step * (shiftKey ? 10 : 1));
     return () => editor.nudge(dx, dy);
   }

@@ -1,4 +1,4 @@
-/** Draws the editor's canvas: picture, masks, marks. Marks keep their size on the screen, whatever is zoomed. */
+/** Draws the editor's canvas: image, masks, marks. Marks keep their size on the screen, whatever is zoomed. */
 
 import { isBox } from "./state.js";
 
@@ -15,23 +15,23 @@ export const POINT_RADIUS = 8;
  * @param {number} scene.ratio  canvas pixels per editor pixel
  * @param {number} scene.unit  editor pixels per pixel of the screen (a zoomed-out graph shrinks the editor)
  * @param {import("./geometry.js").View} scene.view
- * @param {CanvasImageSource & {width: number, height: number} | null} scene.picture
+ * @param {CanvasImageSource & {width: number, height: number} | null} scene.image
  * @param {ImageBitmap | null} scene.mask  the committed marks'
  * @param {ImageBitmap | null} scene.hover  what a click at the pointer would give
  */
-export function paint(context, { ratio, unit, view, picture, mask, hover, marks, shown, selected }) {
+export function paint(context, { ratio, unit, view, image, mask, hover, marks, shown, selected }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
-  if (!picture) return;
+  if (!image) return;
   const scale = view.scale * ratio;
   context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
   context.imageSmoothingEnabled = scale < 2;
-  context.drawImage(picture, 0, 0, picture.width, picture.height);
+  context.drawImage(image, 0, 0, image.width, image.height);
   context.imageSmoothingEnabled = false;
   for (const [layer, strength] of [[mask, 1], [hover, mask ? 0.5 : 0.75]]) {
     if (!layer) continue;
     context.globalAlpha = strength;
-    context.drawImage(layer, 0, 0, picture.width, picture.height);
+    context.drawImage(layer, 0, 0, image.width, image.height);
   }
   context.globalAlpha = 1;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -89,7 +89,7 @@ function drawHandles(context, { x, y, width, height }, unit) {
   }
 }
 
-/** The line around a shape: dark and light, so that it shows on any picture; thicker where selected. */
+/** The line around a shape: dark and light, so that it shows on any image; thicker where selected. */
 function ring(context, unit, selected) {
   context.lineWidth = (selected ? 5 : 3) * unit;
   context.strokeStyle = DARK;

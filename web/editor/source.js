@@ -1,4 +1,4 @@
-/** Where the editor's picture and model come from, told by the API form of the graph (subgraphs, reroutes and bypassed
+/** Where the editor's image and model come from, told by the API form of the graph (subgraphs, reroutes and bypassed
  * nodes are resolved in it). No DOM. */
 
 const LOADERS = { LoadImage: "input", LoadImageOutput: "output" };
@@ -23,7 +23,7 @@ function feeding(graph, id, input) {
  * @param {string} id  the editor's
  * @returns {{filename: string, subfolder: string, type: string} | null}
  */
-export function pictureOf(graph, id) {
+export function imageOf(graph, id) {
   let from = feeding(graph, id, "image");
   for (let steps = 0; from && steps < 1000; steps += 1) {
     const { class_type: kind, inputs } = from.node;
@@ -63,8 +63,8 @@ export function only(graph, id) {
   return found;
 }
 
-/** The graph that makes the editor's picture and no more: what is upstream of `image`, and the editor without a model. */
-export function pictureGraph(graph, id) {
+/** The graph that makes the editor's image and no more: what is upstream of `image`, and the editor without a model. */
+export function imageGraph(graph, id) {
   const editor = { ...graph[id], inputs: { ...graph[id].inputs } };
   delete editor.inputs.sam_model;
   return only({ ...graph, [id]: editor }, id);

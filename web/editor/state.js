@@ -1,4 +1,4 @@
-/** What the prompt editor holds: marks in pixels of the picture, the chosen candidate, a selection, and undo. No DOM. */
+/** What the prompt editor holds: marks in pixels of the image, the chosen candidate, a selection, and undo. No DOM. */
 
 export const VERSION = 1;
 export const CANDIDATES = ["best", "smallest", "middle", "largest"];

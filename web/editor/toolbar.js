@@ -31,9 +31,9 @@ export function makeToolbar(editor) {
   const negative = button("minus-circle", "Clicks mark what is NOT the object (as a right click does)", () => editor.toggleNegative());
   const hide = button("eye", "Show or hide the mask (H)", () => editor.toggleOverlay());
   const hover = button("bolt", "Preview what a click would give, as the pointer moves", () => editor.toggleHover());
-  const fit = button("expand", "Fit the picture (F)", () => editor.fit());
+  const fit = button("expand", "Fit the image (F)", () => editor.fit());
   const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
-  const load = button("download", "Load picture: run only what is upstream of it", () => editor.loadPicture());
+  const load = button("download", "Load image: run only what is upstream of it", () => editor.loadImage());
   const send = button("pencil", "Send to Mask Editor: a Load Image node with this mask", () => editor.sendToMaskEditor());
   const options = Object.entries(CANDIDATE_NAMES).map(([value, text]) => make("option", { value }, text));
   const candidate = make("select", { "aria-label": "Candidate", title: "Which of SAM's candidates to take (0, 1, 2, 3)" }, ...options);
