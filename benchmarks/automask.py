@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from harness import MODELS, Report, Table, peak_memory, picture, random_sam, timed, transformers_sam
 from PIL import Image
-from samkit.sam.automask import AutoMaskOptions, segment_everything
-from samkit.sam.encode import cache
-from samkit.sam.fast_decoder import FastDecoder
+from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.tasks.embed import cache
+from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from samkit.sam.weights.formats import to_sam_names
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
@@ -129,8 +129,8 @@ def _run_timed(run: Any, frame: np.ndarray) -> tuple[float, float, int]:
         (PromptEncoder, "forward"),
         (MaskDecoder, "forward"),
         (FastDecoder, "__call__"),
-        (FastDecoder, "look_at"),
-        (sys.modules["samkit.sam.encode"], "run_encoder"),
+        (FastDecoder, "share"),
+        (sys.modules["samkit.sam.models.sam"], "run_encoder"),
     )
     with timed(*arithmetic) as spent:
         begun = time.perf_counter()

@@ -17,9 +17,9 @@ from harness import (
     transformers_sam,
 )
 from samkit.sam import encode
-from samkit.sam.encode import cache
-from samkit.sam.fast_encoder import run_encoder
-from samkit.sam.linear import bfloat16_pays
+from samkit.sam.kernels.linear import bfloat16_pays
+from samkit.sam.models.sam import run_encoder
+from samkit.sam.tasks.embed import cache
 
 SIZES = ((480, 640), (768, 1024), (1024, 1024), (1536, 2048), (3000, 4000))
 BATCHES = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 16)}

@@ -6,13 +6,13 @@ from harness import Report, Table, peak_memory
 ENCODE = {
     "segment_anything": "model = sam({name!r}).to({device!r})\nrun = model.image_encoder",
     "transformers (sdpa)": "model = transformers_sam({name!r}).to({device!r})\nrun = model.vision_encoder",
-    "ours": "from samkit.sam.fast_encoder import run_encoder\nmodel = sam({name!r}).to({device!r})\n"
+    "ours": "from samkit.sam.models.sam import run_encoder\nmodel = sam({name!r}).to({device!r})\n"
     "run = lambda x: run_encoder(model.image_encoder, x)",
 }
 DECODE = {
     "segment_anything": "run = lambda: model.mask_decoder.predict_masks(x, place, sparse, dense)",
-    "ours": "from samkit.sam.decoders import decoder_for\nfast = decoder_for(model, x.device)\n"
-    "run = lambda: fast(fast.look_at(x[0]), sparse, None, slice(1, None))",
+    "ours": "from samkit.sam.models.sam import decoder_plan\nfast = decoder_plan(model, x.device)\n"
+    "run = lambda: fast(fast.share(x[0]), sparse, None, slice(1, None))",
 }
 PROMPTS = """
 torch.set_grad_enabled(False)

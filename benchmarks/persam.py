@@ -32,8 +32,8 @@ from train_demo_checkpoint import EVAL_SEEDS, mask_iou
 load_pack()
 
 from samkit.nodes.model import SAMModelLoader  # noqa: E402
-from samkit.sam import Prompt, decode, encode, personalize  # noqa: E402
-from samkit.sam.personalize import learn  # noqa: E402
+from samkit.sam import PersonalizeOptions, Prompt, decode, encode, personalize  # noqa: E402
+from samkit.sam.tasks.personalize import learn  # noqa: E402
 
 log = logging.getLogger("benchmark")
 
@@ -61,7 +61,8 @@ def click(model: torch.nn.Module, scene: Scene, point: np.ndarray) -> Mask:
 def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
     """Show the last object of one scene, look for it in the other."""
     wanted, example = other.masks[-1], torch.from_numpy(shown.masks[-1:]).float()
-    found = [personalize(model, [shown.image], example, [other.image], guided=guided) for guided in (True, False)]
+    variants = [PersonalizeOptions(guided=guided) for guided in (True, False)]
+    found = [personalize(model, [shown.image], example, [other.image], options) for options in variants]
     masks = [one.masks[0].any(0).numpy() for one in found]
     point = found[0].points[0][0] if len(found[0].points[0]) else np.zeros(2)
     masks += [click(model, other, point), click(model, other, interior_point(wanted))]
@@ -73,8 +74,9 @@ def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
 def by_features(model: torch.nn.Module, shown: Scene, other: Scene) -> bool:
     """Whether, of the true masks, the thing's is the one whose mean feature is likest to the example's."""
     one, two = encode(model, [shown.image]), encode(model, [other.image])
-    example = learn(model, one, torch.from_numpy(shown.masks[-1:]).float(), CPU).means[0]
-    each = [learn(model, two, torch.from_numpy(mask[None]).float(), CPU).means[0] for mask in other.masks]
+    example = learn(one, torch.from_numpy(shown.masks[-1:]).float(), model.frame(one.original_size), CPU).means[0]
+    frame = model.frame(two.original_size)
+    each = [learn(two, torch.from_numpy(mask[None]).float(), frame, CPU).means[0] for mask in other.masks]
     return int(np.argmax([float(example @ mean) for mean in each])) == len(each) - 1
 
 

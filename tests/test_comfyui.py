@@ -197,7 +197,7 @@ load_pack()
 from samkit.nodes.model import SAMModelLoader
 from samkit.sam import encode
 from scenes import make_scene
-from samkit.sam.encode import cache
+from samkit.sam.tasks.embed import cache
 
 def held():
     return [loaded.model.model.inner for loaded in management.current_loaded_models]

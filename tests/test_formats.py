@@ -119,10 +119,9 @@ def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
 
 def pixels_of(model, picture):
     """What SamProcessor (PIL) gives: the long side at the model's size, normalised, padded with zeros."""
-    from samkit.sam.encode import input_size
     from samkit.utils.images import resize_pil
 
-    resized = torch.from_numpy(resize_pil(picture, input_size(picture.shape[:2], model))).permute(2, 0, 1)[None]
+    resized = torch.from_numpy(resize_pil(picture, model.frame(picture.shape[:2]).resized)).permute(2, 0, 1)[None]
     return model.preprocess(resized.float())
 
 

@@ -18,8 +18,8 @@ from samkit.nodes import grounding as nodes
 from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, available_models, find_model
 from samkit.nodes.predict import Segment
 from samkit.sam import GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
-from samkit.sam.device import _move
-from samkit.sam.grounding import _best
+from samkit.sam.placement.host import move
+from samkit.sam.tasks.words import _best
 from samkit.sam.weights.registry import GROUNDING, KnownFolder
 from samkit.utils.boxes import boxes_per_frame, flat_boxes
 from samkit.utils.overlay import paint_boxes
@@ -223,18 +223,18 @@ def test_the_model_goes_through_comfyuis_memory_manager(comfy, folder, frames, m
 
 def test_outside_comfyui_it_moves_in_and_back(grounding, frames, monkeypatch):
     moves = []
-    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append((model, device.type)))
+    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append((model, device.type)))
     find_boxes(grounding, frames[:1], TEXT, device_mode="CPU")
     assert moves == [(grounding.network, "cpu")]
 
 
 def test_a_model_moves_with_its_buffers():
     network = random_network()
-    _move(network, torch.device("meta"))
+    move(network, torch.device("meta"))
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     only_a_buffer = torch.nn.Module()
     only_a_buffer.register_buffer("mean", torch.zeros(3))
-    _move(only_a_buffer, torch.device("meta"))
+    move(only_a_buffer, torch.device("meta"))
     assert only_a_buffer.mean.device.type == "meta"
 
 
@@ -302,7 +302,7 @@ def test_segment_text_is_text_to_boxes_then_segment(grounding, frames, tiny_mode
 
 
 def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model, monkeypatch):
-    from samkit.sam.decode import FrameDecoder
+    from samkit.sam.tasks.predict import FrameDecoder
 
     calls, run = [], FrameDecoder.run
 

@@ -8,7 +8,7 @@ import torch
 from reference import random_sam
 from safetensors.torch import save_file
 from samkit.sam import SAMError, SAMModel, identity_of, load_model
-from samkit.sam.weights.architecture import read_architecture
+from samkit.sam.models.architecture import read_architecture
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 
 TINY = {"embed_dim": 32, "depth": 3, "heads": 2, "grid": 8, "window": 3, "global_blocks": (1,), "out_chans": 32, "mlp_dim": 64}
