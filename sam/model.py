@@ -69,11 +69,14 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
 
 
 def _load(path: Path, precision: Precision) -> SAMModel:
-    state = fold_checkpoint({name: tensor.float() for name, tensor in to_sam_names(read_checkpoint(path), path.name).items()})
+    state = to_sam_names(read_checkpoint(path), path.name)
     try:
+        state = fold_checkpoint(state)
         parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
     except SAMError as error:
         raise SAMError(f"{path.name}: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SAMError(f"{path.name} was not loaded: the shapes of its weights do not fit together. ({error})") from error
     model = SAMModel(*parts, checkpoint=path, precision=precision)
     _fill(model, state)
     return model.eval().requires_grad_(False)

@@ -227,16 +227,16 @@ def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
 def test_an_index_names_only_what_lies_beside_it(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for content, said in (
-        ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "no file beside it"),
-        ({"weights": {}}, "no index of shards"),
-        ([], "no index of shards"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "not a safetensors file beside it"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not a safetensors file beside it"),
+        ({"weights": {}}, "not an index of shards"),
+        ([], "not an index of shards"),
     ):
         index.write_text(json.dumps(content))
         with pytest.raises(SAMError, match=said):
             load_model(tmp_path)
     index.unlink()
-    with pytest.raises(SAMError, match="there is none of model.safetensors"):
+    with pytest.raises(SAMError, match="there is not one of model.safetensors"):
         load_model(tmp_path)
 
 
