@@ -1,7 +1,7 @@
 """Fetching: a file lands complete and verified, or not at all. The sources are a server on this machine."""
 
-import hashlib
 import errno
+import hashlib
 import http.server
 import json
 import os

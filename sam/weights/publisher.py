@@ -90,7 +90,7 @@ def _extent(response: Any, have: int) -> tuple[int, int | None]:
 
 
 def _copy(response: Any, file: BinaryIO, total: int | None, progress: Progress) -> None:
-    while chunk := response.read(_CHUNK):
+    while chunk := response.read1(_CHUNK):  # not read: what has arrived before a stall would be lost
         Progress.check_interrupted()
         file.write(chunk)
         progress.advance(len(chunk))
