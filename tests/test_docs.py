@@ -16,7 +16,7 @@ EXAMPLES = ROOT / "example_workflows"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md")]
 OUR_TEXTS = [*PAGES, *EXAMPLES.rglob("*.json")]
-SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a row of a table, or an item of a list with the type in brackets
+SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
 
 
 @pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
