@@ -98,7 +98,8 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Seconds in all and after the decoder, and peak memory; 32 points a side."""
     report = Report("automask")
     table = Table(
-        f"Segment everything, {models[0]}, 32 points a side", ["picture", "whose", "in all", "after the decoder", "memory"]
+        f"Segment everything, {models[0]}, 32 points per side",
+        ["image", "implementation", "total", "after decoder", "memory"],
     )
     for size in SIZES:
         frame = picture(*size)
@@ -119,7 +120,7 @@ def measure(models: list[str], device: torch.device) -> Report:
 def _ratios(found: dict[str, dict[str, float]]) -> list[str]:
     reference, own = found["segment_anything"], found["ours"]
     faster = [f"**{reference[key] / own[key]:.1f}x**" for key in ("seconds", "after_decoder")]
-    return ["", "ours against segment_anything", *faster, f"**{own['bytes'] / reference['bytes']:.2f}**"]
+    return ["", "ours compared with segment_anything", *faster, f"**{own['bytes'] / reference['bytes']:.2f}**"]
 
 
 def _run_timed(run: Any, frame: np.ndarray) -> tuple[float, float, int]:

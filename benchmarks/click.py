@@ -17,9 +17,9 @@ SIZES = ((1024, 1024), (1536, 2048))
 
 @torch.inference_mode()  # as ComfyUI calls nodes
 def measure(models: list[str], device: torch.device) -> Report:
-    """Medians over many clicks; "our own share" is all that is neither prompt encoder, decoder nor upscaling."""
+    """Medians over many clicks; "without the model" is the time outside the prompt encoder, the decoder and the upscaling."""
     report = Report("click")
-    table = Table(f"A moved point, {models[0]}: from SAMKit_Segment's call to its MASK", ["picture", "in all", "our own share"])
+    table = Table(f"A moved point, {models[0]}: time of one SAMKit_Segment call", ["image", "total", "without the model"])
     model = sam(models[0])
     mode = "CPU" if device.type == "cpu" else "Prefer GPU"
     for height, width in SIZES:

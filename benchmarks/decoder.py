@@ -1,4 +1,4 @@
-"""Part `decoder`: prompts on one picture, from 1 to 1,024 of them."""
+"""Part `decoder`: prompts on one image, from 1 to 1,024 of them."""
 
 import statistics
 
@@ -17,7 +17,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Ours, segment_anything's and transformers': three candidates for each of n clicks (all models share the decoder)."""
     report = Report("decoder")
     stock, theirs = sam(models[0]).to(device), transformers_sam(models[0]).to(device)
-    head = ["prompts", "segment_anything", "transformers (sdpa)", "ours", "against segment_anything", "against transformers"]
+    head = ["prompts", "segment_anything", "transformers (sdpa)", "ours", "over segment_anything", "over transformers"]
     table = Table("Mask decoder, single clicks, three candidates each", [*head, "largest difference"])
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in ("segment_anything", "transformers", "ours")}
     for count in PROMPTS:

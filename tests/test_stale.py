@@ -1,4 +1,4 @@
-"""Never a stale or wrong answer: changed weights, changed embeddings, values that are not finite, batches larger than the cache."""
+"""Never a stale or wrong answer: changed weights and embeddings, values that are not finite, batches beyond the cache."""
 
 import numpy as np
 import pytest
