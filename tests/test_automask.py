@@ -215,7 +215,7 @@ def test_only_so_many_masks_and_only_where_asked(demo_model):
     assert torch.equal(two[0], everything[0][:2]) and two[1] == [everything[1][0][:2]]
     nowhere = node(demo_model, scene, region=torch.zeros(1, 64, 64))
     assert nowhere[0].shape == (0, 240, 320) and nowhere[1] == [[]] and nowhere[2] == [0.0] and not nowhere[4].any()
-    with pytest.raises(SAMError, match="region has 3 masks for 1 frames"):
+    with pytest.raises(SAMError, match="the batch size of region is 3, but that of image is 1"):
         node(demo_model, scene, region=torch.ones(3, 240, 320))
 
 

@@ -333,13 +333,13 @@ def test_text_in_every_form_is_what_the_model_wants(text, expected):
 
 @pytest.mark.parametrize("text", ["", " \n", ". , ."])
 def test_a_text_without_words_is_refused(grounding, frames, text):
-    with pytest.raises(SAMError, match="text is .*name what to look for"):
+    with pytest.raises(SAMError, match="text is .*name at least one object"):
         find_boxes(grounding, frames, text)
 
 
 def test_a_text_that_the_model_would_cut_is_refused(grounding, frames):
     find_boxes(grounding, frames[:1], "a cat a dog")
-    with pytest.raises(SAMError, match="text has 43 tokens, but the model reads 32"):
+    with pytest.raises(SAMError, match="text has 43 tokens, but the limit of the model is 32"):
         find_boxes(grounding, frames, "a " * 40)
 
 
@@ -412,7 +412,7 @@ def drop_the_tokenizer(copy):
         (break_config, "its config.json cannot be read"),
         (another_kind, "copy is a model of type 'bert': it must be 'grounding-dino'"),
         (truncate, "copy was not loaded"),
-        (drop_a_tensor, r"its weights lack 1 tensors \(model.query_position_embeddings.weight"),
+        (drop_a_tensor, r"missing from its weights \(1, the first is model.query_position_embeddings.weight"),
         (pickle_only, "copy is not complete: it needs config.json, .* and weights such as model.safetensors"),
         (drop_the_tokenizer, "copy is not complete: .*tokenizer.json or vocab.txt"),
     ],
@@ -508,7 +508,7 @@ def test_a_known_model_is_fetched_once(published, models, frames):
 
 def test_what_arrived_is_not_fetched_again_and_half_a_model_is_none(published, models):
     weights = published.files.pop("model.safetensors")
-    with pytest.raises(SAMError, match="could not fetch grounding-dino-tiny/model.safetensors"):
+    with pytest.raises(SAMError, match="could not download grounding-dino-tiny/model.safetensors"):
         GroundingLoader().execute("grounding-dino-tiny")
     assert not (models / "grounding-dino-tiny" / "model.safetensors").exists()
     published.files["model.safetensors"] = weights

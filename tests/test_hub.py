@@ -119,7 +119,7 @@ def test_a_cut_transfer_is_taken_up_where_it_ended_or_leaves_nothing(known, cont
     try:
         assert fetched(known, tmp_path / "sams") == content
     except SAMError as error:
-        assert "could not fetch small.safetensors" in str(error)
+        assert "could not download small.safetensors" in str(error)
         assert checkpoints_in(tmp_path / "sams") == []
         assert fetched(known, tmp_path / "sams") == content
     assert checkpoints_in(tmp_path / "sams") == ["small.safetensors"]
@@ -134,14 +134,14 @@ def test_a_changed_file_gets_no_name(known, content, server, tmp_path):
 
 def test_a_page_in_place_of_a_file_gets_no_name(known, server, tmp_path):
     server.html = True
-    with pytest.raises(SAMError, match=r"could not fetch small.safetensors .*Download model.safetensors .* by hand"):
+    with pytest.raises(SAMError, match=r"could not download small.safetensors .*Download model.safetensors .* manually"):
         fetched(known, tmp_path / "sams")
     assert checkpoints_in(tmp_path / "sams") == []
 
 
 def test_a_file_that_is_gone_is_named(known, server, tmp_path):
     server.files.clear()
-    with pytest.raises(SAMError, match="could not fetch small.safetensors"):
+    with pytest.raises(SAMError, match="could not download small.safetensors"):
         fetched(known, tmp_path / "sams")
 
 
@@ -192,10 +192,10 @@ def test_the_only_weights_are_found_and_several_are_asked_about(content, server,
     server.files["config.json"] = b"{}"
     assert identity_of(SAMHubLoader().execute(REPO)[0]) == identity_of(tiny_sam)
     server.files["another.pth"] = b"?"
-    with pytest.raises(SAMError, match=r"2 files that may be weights: choose one as filename: .*another.pth"):
+    with pytest.raises(SAMError, match=r"candidates: 2\): set filename to one of .*another.pth"):
         SAMHubLoader().execute(REPO, COMMIT)
     server.files = {"config.json": b"{}"}
-    with pytest.raises(SAMError, match=r"0 files that may be weights: there is nothing that ends in"):
+    with pytest.raises(SAMError, match=r"candidates: 0\): no file name ends in"):
         SAMHubLoader().execute(REPO, "main")
 
 
@@ -220,7 +220,7 @@ def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
     for path in (place, place / "model.safetensors.index.json", place / "model-00002-of-00002.safetensors"):
         assert identity_of(load_model(path)) == identity_of(tiny_sam), "any of them stands for all"
     (place / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(SAMError, match="model-00001-of-00002.safetensors is missing beside it"):
+    with pytest.raises(SAMError, match="the shard model-00001-of-00002.safetensors is missing"):
         load_model(place)
     SAMHubLoader().execute(REPO)
     assert len(checkpoints_in(folder)) == 2, "a missing shard is fetched again"

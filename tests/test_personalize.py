@@ -270,7 +270,9 @@ def test_an_empty_reference_mask_is_named(tiny_model):
         Personalize().execute(tiny_model, pictures, masks, pictures)
     with pytest.raises(SAMError, match="reference_mask is empty for reference 0 of 1"):
         Personalize().execute(tiny_model, pictures[:1], torch.zeros(1, 64, 64), pictures)
-    with pytest.raises(SAMError, match="reference_mask has 1 masks for 3 reference images: give one for each"):
+    with pytest.raises(
+        SAMError, match="the batch size of reference_mask is 1, but that of reference_image is 3: connect one mask per image"
+    ):
         Personalize().execute(tiny_model, pictures, masks[:1], pictures)
 
 

@@ -122,7 +122,7 @@ def test_logits_go_before_the_mask(tiny_model):
 
 
 def test_logits_of_another_model_are_refused(tiny_model):
-    with pytest.raises(SAMError, match=r"logits is \(1, 1, 7, 7\), but this model's are \(N, 1, 32, 32\)"):
+    with pytest.raises(SAMError, match=r"logits has the shape \(1, 1, 7, 7\), but this model needs \(N, 1, 32, 32\)"):
         objects(tiny_model, 1, logits=torch.zeros(1, 1, 7, 7))
 
 

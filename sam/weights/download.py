@@ -70,8 +70,8 @@ def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
     if is_offline():
         names = ", ".join(file.filename for file in known.files)
         raise SAMError(
-            f"{known.name} is not complete in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
-            f"put these files of the hub's {known.repo_id} into {(begun or folders)[0] / known.name}: {names}."
+            f"{known.name} is not complete in {folders[0]}, and HF_HUB_OFFLINE forbids downloads: "
+            f"put these files from {known.repo_id} on the Hugging Face Hub into {(begun or folders)[0] / known.name}: {names}."
         )
     folder = _first_writable([*begun, *folders])
     for file in known.files:
@@ -166,7 +166,7 @@ def _first_writable(folders: list[Path]) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise SAMError(f"none of these folders can be written: {', '.join(map(str, folders))}.")
+    raise SAMError(f"none of these folders is writable: {', '.join(map(str, folders))}.")
 
 
 def _verified(path: Path, wanted: str) -> Path:
@@ -181,5 +181,7 @@ def _verified(path: Path, wanted: str) -> Path:
         os.fsync(file.fileno())
     if digest.hexdigest() != wanted:
         path.unlink()
-        raise SAMError(f"got {size} bytes with {digest.name.upper()} {digest.hexdigest()}, not the file with {wanted}")
+        raise SAMError(
+            f"the download has {size} bytes and {digest.name.upper()} {digest.hexdigest()}, but {wanted} was expected"
+        )
     return path

@@ -157,5 +157,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         state |= _read(index.parent / name, read_safetensors)
     missing = sorted(_weight_map(index).keys() - state.keys())
     if missing:
-        raise SAMError(f"{index.name} was not loaded: its shards lack {len(missing)} of its tensors ({missing[0]}, ...).")
+        raise SAMError(
+            f"{index.name} was not loaded: tensors are missing from its shards ({len(missing)}, the first is {missing[0]})."
+        )
     return state

@@ -76,7 +76,7 @@ def _check_filename(filename: str) -> None:
 def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     """The weights among a repository's files."""
     if is_offline():
-        raise SAMError(f"{repo_id} is not in {folders[0]} and HF_HUB_OFFLINE forbids asking the hub for it.")
+        raise SAMError(f"{repo_id} is not in {folders[0]}, and HF_HUB_OFFLINE forbids downloads.")
     from huggingface_hub import HfApi
 
     try:  # not list_repo_files, which asks a dead hub six times, for 24 seconds
@@ -91,5 +91,5 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
     if len(found) == 1:
         return found[0]
-    advice = f"choose one as filename: {', '.join(found)}" if found else f"there is nothing that ends in {', '.join(_SUFFIXES)}"
+    advice = f"set filename to one of {', '.join(found)}" if found else f"no file name ends in {', '.join(_SUFFIXES)}"
     raise SAMError(f"{repo_id} has {len(found)} files that may be weights: {advice}.")

@@ -34,7 +34,7 @@ def fetch_from_publisher(remote: RemoteFile, staging: Path) -> Path:
         SAMError, or one of `network_errors()`: what was transferred so far stays for the next call.
     """
     part = staging / f"{remote.name.replace('/', '_')}.part"  # no checkpoint's ending: half a file must not be listed as one
-    log.info("fetching %s (%.0f MB) from %s", remote.name, (remote.size or 0) / 1e6, remote.url)
+    log.info("downloading %s (%.0f MB) from %s", remote.name, (remote.size or 0) / 1e6, remote.url)
     progress = Progress(remote.size or 0)
     for attempt in range(1, _ATTEMPTS + 1):
         before = _size(part)

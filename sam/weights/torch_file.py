@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import SAMError
 from .limits import MOST_TENSORS
 
-DAMAGED = "the file is truncated or damaged: fetch it again"
+DAMAGED = "the file is truncated or damaged: download it again"
 _LEGACY_PICKLES = 5  # a magic number, a protocol, the system, the content, the storages' keys; the storages follow
 # What torch's own reader raises for a file that is cut or changed; each was seen.
 _UNREADABLE = (
