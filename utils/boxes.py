@@ -29,6 +29,7 @@ Boxes: TypeAlias = np.ndarray
 BOX_TYPES = "BOUNDING_BOX,BBOX,SEGS"
 """The sockets that boxes come through: core's, the community's, and those of Impact Pack's detectors."""
 
+_FAR = 1e300  # whole numbers may be larger than any float
 _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
@@ -118,7 +119,7 @@ def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray, Tensor))
+    return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
 
 
 def _is_box(value: Any) -> bool:
@@ -129,8 +130,10 @@ def _is_box(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim == 0
-    return isinstance(value, Real) and not isinstance(value, bool)
+        if value.ndim or (isinstance(value, Tensor) and value.is_complex()):
+            return False
+        value = value.item()
+    return isinstance(value, Real) and not isinstance(value, bool) and not abs(value) >= _FAR
 
 
 def _short(value: Any) -> str:

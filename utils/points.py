@@ -33,7 +33,7 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
         raise SAMError(f"{name} is of type {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
     try:
         value = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SAMError(f"{name} is not JSON ({error}): it must be {_FORM}.") from error
     if not isinstance(value, list):
         raise SAMError(f"{name} is {str(value)[:80]!r}, which is not a JSON list: it must be {_FORM}.")

@@ -56,7 +56,7 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
             are not finite, or not a model.
     """
     segmenter = as_segmenter(model)
-    frames = image_to_frames(images) if isinstance(images, Tensor) else [_as_frame(image) for image in images]
+    frames = _as_frames(images)
     original_size = _common_size(images, frames)
     keys = [image_key(frame) for frame in frames]
     with one_run():
@@ -147,6 +147,12 @@ def _refuse_not_finite(name: str, values: np.ndarray) -> None:
             f"The encoder's {name} features have values that are NaN or infinite: its precision is too low for these weights. "
             "Choose precision fp32 in the loader."
         )
+
+
+def _as_frames(images: Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:
+    if isinstance(images, (list, tuple, np.ndarray)):
+        return [_as_frame(image) for image in images]
+    return image_to_frames(images)
 
 
 def _as_frame(image: np.ndarray) -> np.ndarray:

@@ -165,7 +165,8 @@ def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
         wide, high = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
         for column, row in product(range(count), repeat=2):
             x, y = (wide - overlap) * column, (high - overlap) * row
-            yield (x, y, min(x + wide, width), min(y + high, height)), layer
+            if x < width and y < height:  # a side of few pixels has fewer crops than the layer asks for
+                yield (x, y, min(x + wide, width), min(y + high, height)), layer
 
 
 def _points(crop: Box, layer: int, options: AutoMaskOptions, region: np.ndarray | None) -> np.ndarray:
