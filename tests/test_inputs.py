@@ -1,5 +1,4 @@
-"""Hostile inputs through the nodes: only documented errors come "
-"out, and every output has the documented shape, type and range."""
+"""Hostile inputs through the nodes: only documented errors come out, and every output is as documented."""
 
 import json
 import math
