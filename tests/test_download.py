@@ -39,6 +39,7 @@ class Publisher(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.ranges, self.faults, self.resumes = {}, [], [], [], True
+        self.continued = 0
         self.go_on, self.half_arrived = threading.Event(), threading.Event()
 
     @property
@@ -69,6 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         whole = {"Content-Length": str(len(content) - start), "ETag": etag} | headers
         if start:
+            self.server.continued += 1
             whole["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         for name, value in whole.items():
             self.send_header(name, value)
@@ -318,7 +320,7 @@ def test_a_transfer_that_breaks_off_is_continued(fetched, server, content, monke
     monkeypatch.setattr(network, "STALL", 0.5)
     server.faults = [fault]
     assert fetched() == content
-    assert server.ranges == [None, f"bytes={len(content) // 2}-"]
+    assert server.ranges == [None, f"bytes={len(content) // 2}-"] and server.continued == 1
 
 
 @pytest.mark.parametrize("fault", [sends_half, resets, stalls])
