@@ -33,8 +33,8 @@ def refusal(call):
     return "no refusal"
 """
 CHECKS = {
-    "scipy": """said = refusal(lambda: everything(model, image, points_per_side=3, pred_iou_thresh=-1.0, stability_score_thresh=0.0,
-        min_mask_region_area=9))
+    "scipy": """cleaned = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "min_mask_region_area": 9}
+said = refusal(lambda: everything(model, image, points_per_side=3, **cleaned))
 assert "pip install scipy" in said, said""",
     "transformers": """from pathlib import Path
 from samkit.sam import load_grounding
