@@ -271,12 +271,12 @@ def test_a_image_that_comes_from_a_run_is_shown_after_it(page, server):
         """async () => {
           samkit.empty();
           const { add, link } = samkit;
-          const image = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
           const upside = add("ImageInvert", 20, 500);
           const twice = add("RepeatImageBatch", 20, 600, { amount: 2 });
           const model = add("AV_SAMLoader", 20, 720, { model_name: "samkit_demo.safetensors" });
           const editor = add("SAMKit_PromptEditor", 340, 120);
-          link(image, 0, upside, "image");
+          link(loader, 0, upside, "image");
           link(upside, 0, twice, "image");
           link(twice, 0, editor, "image");
           link(model, 0, editor, "sam_model");
