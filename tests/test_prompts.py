@@ -80,7 +80,7 @@ def test_numbers_and_texts_are_other_objects_and_1_is_1_point_0():
 
 
 def test_objects_come_by_name_through_the_sockets(tiny_model):
-    """Other packs' nodes ignore the key; SAM Segment gives a mask for each, and a box of one that is clipped away takes none."""
+    """A box that is clipped away takes its name along."""
     clicks = json.dumps(
         [{"x": 20, "y": 20, "object": "a"}, {"x": 60, "y": 40, "object": "b"}, {"x": 22, "y": 20, "object": "a"}]
     )
