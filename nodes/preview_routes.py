@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .preview import Preview, RefusedError, parse_choice, parse_question, parse_
 
 log = logging.getLogger("samkit")
 
+SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
 MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
@@ -119,20 +120,27 @@ def register_routes() -> None:
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     if not inside_comfyui() or getattr(server, "instance", None) is None:
         return
-    _check_folder(Path(__file__).parent.parent)
+    serve_scripts(Path(__file__).parent.parent, getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
     preview = Preview()
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
 
 
-def _check_folder(folder: Path) -> None:
-    """ComfyUI serves a pack's scripts below the folder's name as it is, and finds none of them where a URL has another form."""
+def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
+    """Give the pack's scripts an address that works, and say so, where ComfyUI cannot serve them below the folder's name.
+
+    ComfyUI puts the name into a URL as it is, and answers 404 to every file of a pack whose name a URL would write otherwise.
+
+    Args:
+        folder: the pack's.
+        web_folders: ComfyUI's `EXTENSION_WEB_DIRS`, name to folder.
+    """
     if urllib.parse.quote(folder.name) == folder.name:
         return
+    web_folders.setdefault(SCRIPTS, str(folder / "web"))
     log.warning(
-        "SAM Kit lies in the folder %r. ComfyUI cannot serve the scripts of a folder whose name has spaces, brackets or "
-        "letters beyond ASCII: SAM Prompt Editor shows plain text, and help pages are missing. Rename the folder to samkit and "
-        "restart ComfyUI.",
+        "SAM Kit lies in the folder %r. ComfyUI serves no files of a folder whose name has spaces, brackets or letters beyond "
+        "ASCII: the help pages are missing, and the browser reports errors. Rename the folder to samkit and restart ComfyUI.",
         folder.name,
     )
 

@@ -414,16 +414,19 @@ def test_a_name_that_a_local_server_does_not_have_is_foreign(host, origin, liste
 
 
 @pytest.mark.parametrize("name", ["SAM Kit (1)", "samkit [new]", "Bilder-für-mich", "50%"])
-def test_a_folder_that_comfyui_cannot_serve_is_warned_of_once(name, caplog):
-    routes._check_folder(Path("/somewhere") / name)
+def test_a_folder_that_comfyui_cannot_serve_is_warned_of_and_its_scripts_get_another_address(name, caplog):
+    folders = {name: "/somewhere/else"}
+    routes.serve_scripts(Path("/somewhere") / name, folders)
     (record,) = caplog.records
     assert name in record.getMessage() and "Rename the folder to samkit" in record.getMessage()
+    assert folders == {name: "/somewhere/else", routes.SCRIPTS: str(Path("/somewhere") / name / "web")}
 
 
 @pytest.mark.parametrize("name", ["samkit", "comfyui-samkit", "ComfyUI_SAM-Kit.v1~2"])
-def test_other_folders_are_not_warned_of(name, caplog):
-    routes._check_folder(Path("/somewhere") / name)
-    assert not caplog.records
+def test_other_folders_are_left_alone(name, caplog):
+    folders = {}
+    routes.serve_scripts(Path("/somewhere") / name, folders)
+    assert not caplog.records and not folders
 
 
 def test_a_prompt_that_starts_during_the_encode_is_seen(comfy, encoder, decoded):

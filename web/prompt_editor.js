@@ -11,8 +11,8 @@ const WIDGET = "SAMKIT_PROMPTS";
 const IMAGES = "samkit_images";
 const IMAGES_BEFORE = "samkit_pictures"; // the same, in workflows of version 1
 const SIGNATURE = "samkit_image_signature";
-const LEAST_HEIGHT = 260;
-const FIRST_SIZE = [480, 560];
+const LEAST_HEIGHT = 280;
+const FIRST_SIZE = [480, 640];
 const SETTLE = 120;
 const ENDS = ["execution_success", "execution_error", "execution_interrupted", "reconnected"];
 
