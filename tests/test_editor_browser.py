@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import random
 import shutil
 import time
 
@@ -820,3 +822,133 @@ def test_candidates_are_shown_and_taken_with_one_click(editor):
     assert choices.count() == 3 and "Whole" in choices.nth(2).inner_text()
     choices.nth(2).click()
     assert editor.state["objects"][0]["candidate"] == "largest" and choices.count() == 0
+
+
+# --- anything, in any order
+
+
+class Walk:
+    """Random pointer, keys, graph edits, images and outages, from a seed."""
+
+    KEYS = ("Delete", "n", "1", "2", "3", "0", "b", "h", "f", "Tab", "Escape", "ArrowLeft", "Shift+ArrowDown", "[", "]")
+    KEYS += ("Control+z", "Control+Shift+z", "Control+y", "Backspace")
+
+    def __init__(self, page, server, seed):
+        self.page, self.server, self.chance = page, server, random.Random(seed)
+        self.editor, self.gone, self.files = Editor(page), False, ["samkit_scene.png", small_scene(server), small_scene(server)]
+        self.actions = [self.click] * 8 + [self.drag] * 4 + [self.key] * 8 + [self.rest] * 3 + [self.button] * 3
+        self.actions += [self.connect, self.image, self.image, self.overwrite, self.outage, self.reload]
+
+    def step(self):
+        action = self.chance.choice(self.actions)
+        action()
+        return action.__name__
+
+    def place(self):
+        bounds = self.page.evaluate(
+            """() => {
+              const { left, top, width, height } = samkit.editor().stage.getBoundingClientRect();
+              return [left, top, width, height];
+            }"""
+        )
+        return bounds[0] + bounds[2] * self.chance.uniform(0.02, 0.98), bounds[1] + bounds[3] * self.chance.uniform(0.02, 0.98)
+
+    def click(self):
+        self.page.mouse.click(*self.place(), button=self.chance.choice(["left", "left", "left", "right"]))
+
+    def drag(self):
+        held = self.chance.choice([None, None, "Control"])
+        if held:
+            self.page.keyboard.down(held)
+        self.page.mouse.move(*self.place())
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(), steps=4)
+        self.page.mouse.up()
+        if held:
+            self.page.keyboard.up(held)
+
+    def key(self):
+        self.page.evaluate("() => samkit.editor().stage.focus()")
+        self.page.keyboard.press(self.chance.choice(self.KEYS))
+
+    def rest(self):
+        self.page.mouse.move(*self.place())
+        self.page.wait_for_timeout(self.chance.choice([10, 100, 400]))
+
+    def button(self):
+        buttons = self.page.locator(".samkit-object button:enabled, .samkit-note button").filter(visible=True)
+        if buttons.count():
+            buttons.nth(self.chance.randrange(buttons.count())).click()
+
+    def connect(self):
+        self.page.evaluate(
+            """(name) => {
+              const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+              const source = app.graph.nodes.find((one) => one.type === (name === "image" ? "LoadImage" : "AV_SAMLoader"));
+              const input = node.inputs.findIndex((one) => one.name === name);
+              if (node.inputs[input].link === null) source.connect(0, node, input);
+              else node.disconnectInput(input);
+            }""",
+            self.chance.choice(["image", "sam_model"]),
+        )
+
+    def image(self):
+        use_file(self.page, self.chance.choice(self.files))
+
+    def overwrite(self):
+        size = self.chance.choice([(200, 150), (320, 240), (150, 200)])
+        scene = Image.open(self.server.base / "input" / "samkit_scene.png").convert("RGB")
+        part = self.server.base / "part.png"
+        scene.rotate(self.chance.randrange(360)).resize(size).save(part)
+        part.replace(self.server.base / "input" / self.chance.choice(self.files[1:]))
+        self.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+
+    def outage(self):
+        self.gone = not self.gone
+        if self.gone:
+            self.page.route(GONE, lambda route: route.abort())
+        else:
+            self.page.unroute(GONE)
+
+    def reload(self):
+        self.page.evaluate(
+            "async () => { const graph = app.graph.serialize(); samkit.empty(); await app.loadGraphData(graph); }"
+        )
+        self.page.wait_for_timeout(600)
+
+    def finish(self):
+        """Everything connected, the server back: the editor must come to rest by itself."""
+        if self.gone:
+            self.outage()
+        for name in ("image", "sam_model"):
+            self.page.evaluate(
+                """([source, name]) => {
+                  const find = (type) => app.graph.nodes.find((one) => one.type === type);
+                  const node = find("SAMKit_PromptEditor");
+                  if (node.inputs.find((one) => one.name === name).link === null) samkit.link(find(source), 0, node, name);
+                }""",
+                ["LoadImage" if name == "image" else "AV_SAMLoader", name],
+            )
+        self.page.evaluate(
+            """() => {
+              const { state } = samkit.editor();
+              for (const index of state.objects.keys()) state.setObject(index, { hidden: false });
+            }"""
+        )
+        self.page.keyboard.press("Escape")
+        self.editor.wait("editor.image && editor.preview.state.name === 'ready'", 60_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1])
+def test_a_random_walk_ends_in_no_stuck_state_and_the_mask_of_a_fresh_run(editor, server, seed):
+    """SAMKIT_WALK_SECONDS=600 walks for ten minutes."""
+    page, wrong = editor.page, []
+    page.on("pageerror", lambda error: wrong.append(str(error)) if "samkit" in (error.stack or "") else None)
+    walk, trail = Walk(page, server, seed), []
+    end = time.monotonic() + float(os.environ.get("SAMKIT_WALK_SECONDS", "45"))
+    while time.monotonic() < end:
+        trail.append(walk.step())
+    walk.finish()
+    assert not wrong, (wrong[:3], trail[-20:])
+    assert (editor.exact() == run_graph(page, server)).all(), (editor.state, trail[-20:])
