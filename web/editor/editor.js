@@ -397,7 +397,7 @@ export class PromptEditor {
     if (!prepared || !this.image) return;
     const stamps = new Set([prepared.stamp, ...this.masks.map(({ answer }) => answer.stamp)]);
     const fits = prepared.width === this.image.width && prepared.height === this.image.height;
-    const seen = JSON.stringify([this.#file, [...stamps]]);
+    const seen = JSON.stringify([this.#file.name, [...stamps]]);
     if ((fits && stamps.size === 1) || seen === this.#compared) return;
     this.#compared = seen;
     this.#loadImage({ again: true });
@@ -438,13 +438,15 @@ export class PromptEditor {
     this.#asked = { key, time: performance.now() };
     const load = (this.#loads += 1);
     if (!name) return this.#showImage(null, null, null);
-    const version = await this.host.identify(name);
-    if (load !== this.#loads || (!again && key === this.#file.name && version === this.#file.version)) return;
+    const said = await this.host.identify(name);
+    const isSame = key === this.#file.name && said === this.#file.version;
+    if (load !== this.#loads || (isSame && !again)) return;
+    const version = isSame ? `${said}+${load}` : said; // the server knows of a change that its answer does not show
     const loaded = new Image();
     const ended = (image) => { if (load === this.#loads) this.#showImage(image, key, version); };
     loaded.onload = () => ended(loaded);
     loaded.onerror = () => ended(null);
-    loaded.src = this.host.url(name, again ? `${version}${load}` : version);
+    loaded.src = this.host.url(name, version);
   }
 
   #asked = { key: undefined, time: 0 };
@@ -475,10 +477,16 @@ export class PromptEditor {
     return this.#isSeen && !document.hidden && (this.#isVisited || this.state.marks.length > 0);
   }
 
-  /** Bring the masks up to date with the marks. */
+  /** Bring the masks up to date with the marks. What is out of date is shown on its own image only. */
   #refresh() {
-    this.preview.want(this.#isNeeded ? this.#subject() : null, this.#items());
+    const subject = this.#subject();
+    const key = JSON.stringify(subject);
+    if (key !== this.#latestOf) this.#latest.clear();
+    this.#latestOf = key;
+    this.preview.want(this.#isNeeded ? subject : null, this.#items());
   }
+
+  #latestOf = null;
 
   #item(object, more = null) {
     const question = this.state.question(object, more);
