@@ -20,6 +20,7 @@ from ..sam.weights.registry import BUNDLED
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
+from ..utils.text import counted
 from .editor_text import EditorObject, EditorPrompts, parse_editor
 from .prompt_editor import segment_marks
 
@@ -362,7 +363,7 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
     started = time.perf_counter()
     frames = _frames(path, subject)
     if subject.frame >= len(frames):
-        raise RefusedError(404, f"{subject.filename} has {len(frames)} frames: there is no frame {subject.frame}.")
+        raise RefusedError(404, f"{subject.filename} has {counted(len(frames), 'frame')}: there is no frame {subject.frame}.")
     model, frame = load(), frames[subject.frame]
     embedding = encode(model, [frame])
     version = "-".join(f"{part:x}" for part in stamp)

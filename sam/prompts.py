@@ -265,8 +265,8 @@ def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], fram
 def _checked_logits(logits: Tensor, frame: Frame) -> list[Tensor]:
     expected = (1, *frame.grid)
     if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1:] != expected:
-        seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise SAMError(f"logits is {seen}, but this model's logits are (N, {', '.join(map(str, expected))}).")
+        seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"of a {type(logits).__name__}"
+        raise SAMError(f"logits has the shape {seen}, but this model needs (N, {', '.join(map(str, expected))}).")
     if not bool(torch.isfinite(logits).all()):
         bad = int((~torch.isfinite(logits)).sum())
         raise SAMError(f"logits has {counted(bad, 'NaN or infinite value')}. Connect the logits of a prediction.")
@@ -282,7 +282,7 @@ def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Ten
     if len(each) == len(objects):
         return [item for item, count in zip(each, objects, strict=True) for _ in range(count)]
     raise SAMError(
-        f"{name} has {len(each)} masks for {counted(len(objects), 'image')} with {counted(sum(objects), 'object')}. "
+        f"{name} has {counted(len(each), 'mask')} for {counted(len(objects), 'image')} with {counted(sum(objects), 'object')}. "
         "Connect one for all, one per image, or one per object."
     )
 

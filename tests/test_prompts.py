@@ -88,8 +88,8 @@ def test_objects_come_by_name_through_the_sockets(tiny_model):
         {"x": 200, "y": 20, "width": 9, "height": 9, "object": "c"},
         {"x": 5, "y": 5, "width": 30, "height": 30, "object": "b"},
     ]
-    wired = Wired(positive=points_per_frame(clicks, 1, "positive_coords"), boxes=boxes_per_frame(outside, 1))
-    (found,) = objects_per_frame(wired, 1, (60, 80), input_size((60, 80), tiny_model), tiny_model)
+    given = PromptInputs(positive=points_per_frame(clicks, 1, "positive_coords"), boxes=boxes_per_frame(outside, 1))
+    (found,) = objects_per_frame(given, 1, tiny_model.frame((60, 80)))
     assert [shape(prompt) for prompt in found] == [
         ([(20, 20, True), (22, 20, True)], None),
         ([(60, 40, True)], (5, 5, 35, 35)),

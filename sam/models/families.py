@@ -90,7 +90,7 @@ def _fill(model: SAMModel, state: dict[str, Tensor]) -> None:
     if missing or unknown or wrong:
         examples = ", ".join((missing + unknown + wrong)[:3])
         raise SAMError(
-            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: {len(missing)} tensors are missing, "
-            f"{len(unknown)} are unknown and {len(wrong)} have another shape ({examples}, ...)."
+            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: tensors missing: "
+            f"{len(missing)}, unknown: {len(unknown)}, of another shape: {len(wrong)} ({examples}, ...)."
         )
     model.load_state_dict(state, strict=True, assign=True)

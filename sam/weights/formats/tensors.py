@@ -57,7 +57,7 @@ def _weight(tensor: Tensor, what: str) -> Tensor:
         count = weight.numel() - int(torch.isfinite(weight).sum())
         if count:
             raise SAMError(
-                f"{what} has {count} of {weight.numel()} values that are NaN or infinite: "
+                f"{what} has NaN or infinite values ({count} of {weight.numel()}): "
                 "the checkpoint is damaged, or its training failed. Get it again, or use another."
             )
     return weight
