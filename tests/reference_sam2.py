@@ -55,7 +55,7 @@ def _enliven(name, parameter):
         parameter.add_(torch.randn_like(parameter) * 0.02)
     else:  # transformers' standard deviation of 0.02 gives flat features; that of torch's own layers does not
         fan_in = parameter[0].numel()
-        scale = 2.0 if name.startswith("mask_decoder") else 1.0
+        scale = 1.4 if name.startswith("mask_decoder") else 1.0
         if "embed.weight" in name or "token" in name.rsplit(".", 2)[-2]:
             parameter.normal_(0, 1)
         else:
