@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from harness import MODELS, Report, Table, peak_memory, picture, random_sam, timed, transformers_sam
 from PIL import Image
-from samkit.sam.automask import AutoMaskOptions, segment_everything
-from samkit.sam.encode import cache
-from samkit.sam.fast_decoder import FastDecoder
+from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.tasks.embed import cache
+from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from samkit.sam.weights.formats import to_sam_names
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
@@ -98,7 +98,8 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Seconds in all and after the decoder, and peak memory; 32 points a side."""
     report = Report("automask")
     table = Table(
-        f"Segment everything, {models[0]}, 32 points a side", ["picture", "whose", "in all", "after the decoder", "memory"]
+        f"Segment everything, {models[0]}, 32 points per side",
+        ["image", "implementation", "total", "after decoder", "memory"],
     )
     for size in SIZES:
         frame = picture(*size)
@@ -119,7 +120,7 @@ def measure(models: list[str], device: torch.device) -> Report:
 def _ratios(found: dict[str, dict[str, float]]) -> list[str]:
     reference, own = found["segment_anything"], found["ours"]
     faster = [f"**{reference[key] / own[key]:.1f}x**" for key in ("seconds", "after_decoder")]
-    return ["", "ours against segment_anything", *faster, f"**{own['bytes'] / reference['bytes']:.2f}**"]
+    return ["", "ours compared with segment_anything", *faster, f"**{own['bytes'] / reference['bytes']:.2f}**"]
 
 
 def _run_timed(run: Any, frame: np.ndarray) -> tuple[float, float, int]:
@@ -129,8 +130,8 @@ def _run_timed(run: Any, frame: np.ndarray) -> tuple[float, float, int]:
         (PromptEncoder, "forward"),
         (MaskDecoder, "forward"),
         (FastDecoder, "__call__"),
-        (FastDecoder, "look_at"),
-        (sys.modules["samkit.sam.encode"], "run_encoder"),
+        (FastDecoder, "share"),
+        (sys.modules["samkit.sam.models.sam"], "run_encoder"),
     )
     with timed(*arithmetic) as spent:
         begun = time.perf_counter()

@@ -19,7 +19,7 @@ import torch
 from automask import lively
 from harness import MODELS, picture
 from samkit.nodes.model import SAMModelLoader
-from samkit.sam.automask import AutoMaskOptions, FoundMask, segment_everything
+from samkit.sam.tasks.everything import AutoMaskOptions, FoundMask, segment_everything
 from scenes import make_scene
 from segment_anything import SamAutomaticMaskGenerator
 

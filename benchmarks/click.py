@@ -7,8 +7,8 @@ import time
 import torch
 from harness import Report, Table, as_image, picture, sam, timed
 from samkit.nodes.predict import Segment
-from samkit.sam.decode import FrameDecoder
-from samkit.sam.fast_decoder import FastDecoder
+from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.tasks.predict import FrameDecoder
 from segment_anything.modeling import PromptEncoder
 
 CLICKS = 60
@@ -17,9 +17,9 @@ SIZES = ((1024, 1024), (1536, 2048))
 
 @torch.inference_mode()  # as ComfyUI calls nodes
 def measure(models: list[str], device: torch.device) -> Report:
-    """Medians over many clicks; "our own share" is all that is neither prompt encoder, decoder nor upscaling."""
+    """Medians over many clicks; "without the model" is the time outside the prompt encoder, the decoder and the upscaling."""
     report = Report("click")
-    table = Table(f"A moved point, {models[0]}: from SAMKit_Segment's call to its MASK", ["picture", "in all", "our own share"])
+    table = Table(f"A moved point, {models[0]}: time of one SAMKit_Segment call", ["image", "total", "without the model"])
     model = sam(models[0])
     mode = "CPU" if device.type == "cpu" else "Prefer GPU"
     for height, width in SIZES:
@@ -33,7 +33,7 @@ def measure(models: list[str], device: torch.device) -> Report:
 def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple[float, float]:
     image = as_image(picture(height, width))
     totals, owns = [], []
-    arithmetic = (FastDecoder, "__call__"), (FastDecoder, "look_at"), (FrameDecoder, "_upscale"), (PromptEncoder, "forward")
+    arithmetic = (FastDecoder, "__call__"), (FastDecoder, "share"), (FrameDecoder, "_upscale"), (PromptEncoder, "forward")
     with timed(*arithmetic) as spent:
         for number in range(CLICKS + 2):
             place = {"x": width * (0.2 + 0.6 * number / CLICKS / 1.1), "y": height * 0.5}

@@ -1,10 +1,10 @@
-"""Part `decoder`: prompts on one picture, from 1 to 1,024 of them."""
+"""Part `decoder`: prompts on one image, from 1 to 1,024 of them."""
 
 import statistics
 
 import torch
 from harness import Plot, Report, Table, interleaved, ratio, sam, transformers_sam
-from samkit.sam.decoders import decoder_for
+from samkit.sam.models.sam import decoder_plan
 
 PROMPTS = (1, 4, 16, 64, 256, 1024)
 OTHERS_UP_TO = 256  # prompts: beyond, their time only grows in proportion, and takes minutes
@@ -17,7 +17,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Ours, segment_anything's and transformers': three candidates for each of n clicks (all models share the decoder)."""
     report = Report("decoder")
     stock, theirs = sam(models[0]).to(device), transformers_sam(models[0]).to(device)
-    head = ["prompts", "segment_anything", "transformers (sdpa)", "ours", "against segment_anything", "against transformers"]
+    head = ["prompts", "segment_anything", "transformers (sdpa)", "ours", "over segment_anything", "over transformers"]
     table = Table("Mask decoder, single clicks, three candidates each", [*head, "largest difference"])
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in ("segment_anything", "transformers", "ours")}
     for count in PROMPTS:
@@ -40,8 +40,8 @@ def _compare(
     place = stock.prompt_encoder.get_dense_pe()
     points = torch.rand(count, 1, 2, device=device) * 1024, torch.ones(count, 1, device=device)
     sparse, dense = stock.prompt_encoder(points=points, boxes=None, masks=None)
-    fast = decoder_for(stock, device)
-    shared = fast.look_at(features[0])
+    fast = decoder_plan(stock, device)
+    shared = fast.share(features[0])
 
     def by_segment_anything() -> torch.Tensor:
         parts = zip(sparse.split(STOCK_UP_TO), dense.split(STOCK_UP_TO), strict=True)

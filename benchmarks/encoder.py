@@ -17,9 +17,9 @@ from harness import (
     transformers_sam,
 )
 from samkit.sam import encode
-from samkit.sam.encode import cache
-from samkit.sam.fast_encoder import run_encoder
-from samkit.sam.linear import bfloat16_pays
+from samkit.sam.kernels.linear import bfloat16_pays
+from samkit.sam.models.sam import run_encoder
+from samkit.sam.tasks.embed import cache
 
 SIZES = ((480, 640), (768, 1024), (1024, 1024), (1536, 2048), (3000, 4000))
 BATCHES = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 16)}
@@ -32,9 +32,9 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Ours, segment_anything's and transformers', on the same picture in one process."""
     report = Report("encoder")
     limit = gemm_rate(device)
-    head = ["model", "segment_anything", "transformers (sdpa)", "ours", "against segment_anything", "against transformers"]
+    head = ["model", "segment_anything", "transformers (sdpa)", "ours", "over segment_anything", "over transformers"]
     table = Table("Image encoder, 1024x1024, float32" if device.type == "cpu" else "Image encoder, 1024x1024, fp16", head)
-    table.columns += ["largest difference", "arithmetic limit", "share of it"]
+    table.columns += ["largest difference", "arithmetic limit", "reached"]
     for name in models:
         table.rows.append(_compare(name, device, limit, report))
     table.note = f"The limit: {limit / 1e9:.0f} GFLOP/s, this machine's best matrix product in the same run."
@@ -77,7 +77,7 @@ def _compare(name: str, device: torch.device, limit: float, report: Report) -> l
 def _sizes(name: str, device: torch.device, report: Report) -> Table:
     model = sam(name)
     mode = "CPU" if device.type == "cpu" else "Prefer GPU"
-    table = Table(f"From picture to embedding by source size, {name}", ["picture", "ours"])
+    table = Table(f"From image to embedding by source size, {name}", ["image", "ours"])
     found = {}
     for height, width in SIZES:
         image = as_image(picture(height, width))
@@ -95,7 +95,7 @@ def _sizes(name: str, device: torch.device, report: Report) -> Table:
 def _batches(name: str, device: torch.device, report: Report) -> Table:
     encoder = sam(name).image_encoder.to(device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    table = Table(f"Pictures in one call, {name}", ["batch", "seconds per picture", "pictures per second"])
+    table = Table(f"Images in one call, {name}", ["batch", "seconds per image", "images per second"])
     points = []
     for count in BATCHES[device.type]:
         images = torch.randn(count, 3, 1024, 1024, device=device)
@@ -103,6 +103,6 @@ def _batches(name: str, device: torch.device, report: Report) -> Table:
         each = statistics.median(interleaved(run, device, 1)["ours"]) / count
         points.append((count, each))
         table.rows.append([str(count), f"{each:.2f}", f"{1 / each:.2f}"])
-    report.plots.append(Plot("batch", f"{name}: seconds per picture", "pictures in a call", "seconds", {"ours": points}))
+    report.plots.append(Plot("batch", f"{name}: seconds per image", "images in a call", "seconds", {"ours": points}))
     report.numbers["batches"] = points
     return table

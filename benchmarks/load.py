@@ -32,11 +32,11 @@ def measure(models: list[str], device: torch.device) -> Report:
             name: peak_memory(code.format(path=path) + TOUCH) for name, code in (("segment_anything", THEIRS), ("ours", OURS))
         }
     faster = ratio(seconds["segment_anything"], seconds["ours"])
-    table = Table("Loading ViT-H (2.6 GB, in the system's cache)", ["whose", "seconds", "peak memory"])
+    table = Table("Loading ViT-H (2.6 GB, in the system's cache)", ["implementation", "seconds", "peak memory"])
     for name, values in seconds.items():
         table.rows.append([name, f"{statistics.median(values):.2f} s", f"{memory[name] / 1e6:.0f} MB"])
     less = memory["ours"] / memory["segment_anything"]
-    table.rows.append(["ours against segment_anything", f"**{faster:.1f}x**", f"**{less:.2f}**"])
+    table.rows.append(["ours compared with segment_anything", f"**{faster:.1f}x**", f"**{less:.2f}**"])
     report.tables.append(table)
     report.numbers = {"seconds": {k: statistics.median(v) for k, v in seconds.items()}, "ratio": faster, "bytes": memory}
     return report

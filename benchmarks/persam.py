@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How often one example finds the same thing in another picture, and what the example's guidance adds to the place alone.
+"""How often one example finds the same object in another image, and what the guidance adds to the points alone.
 
     python benchmarks/persam.py [--pairs 30] [--checkpoint samkit_demo.safetensors]
 
-Pairs of scenes hold the same thing: one shape, colour and texture, at another place and scale, on another ground, among
-other things. It is shown in the first with its mask, and looked for in the second. A thing is found where the mask's IoU
-with the truth exceeds 0.5. Beside PerSAM: the same points without its attention guidance and target prompting, and the
-positive point alone as a click.
+Each pair of scenes holds the same object: the same shape, color and texture at a different place and scale, on a different
+background, among other objects. The first scene and its mask are the reference. The second is searched. The object is
+found if the IoU with its true mask exceeds 0.5. PerSAM is compared with the same points without attention guidance and
+target prompting, and with the positive point alone.
 
-The rest tells where a failure comes from. `told where`: a click on the thing. `right point`: the location prior's peak lies
-on the thing. `true masks, ranked`: how often the likeness picks the thing when every object's true mask is given, by the
-mean of the model's features inside it and by the mean colour, to tell what these features know.
+The other figures show where a failure comes from. `a click on the object`: the decoder with a correct point. `right point`:
+the peak of the location prior is on the object. `true masks, ranked`: given the true masks of all objects, how often the
+object is the most similar one, by the mean of the model's features inside the mask and by the mean color.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from train_demo_checkpoint import EVAL_SEEDS, mask_iou
 load_pack()
 
 from samkit.nodes.model import SAMModelLoader  # noqa: E402
-from samkit.sam import Prompt, decode, encode, personalize  # noqa: E402
-from samkit.sam.personalize import learn  # noqa: E402
+from samkit.sam import PersonalizeOptions, Prompt, decode, encode, personalize  # noqa: E402
+from samkit.sam.tasks.personalize import learn  # noqa: E402
 
 log = logging.getLogger("benchmark")
 
 FIRST_SEED = EVAL_SEEDS + 3000  # apart from other benchmarks' scenes
 FOUND = 0.5
-WAYS = ("PerSAM", "the same points, not guided", "the positive point alone", "told where: a click on the thing")
+WAYS = ("PerSAM", "the same points, not guided", "the positive point alone", "a click on the object (reference)")
 CPU = torch.device("cpu")
 
 
@@ -61,7 +61,8 @@ def click(model: torch.nn.Module, scene: Scene, point: np.ndarray) -> Mask:
 def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
     """Show the last object of one scene, look for it in the other."""
     wanted, example = other.masks[-1], torch.from_numpy(shown.masks[-1:]).float()
-    found = [personalize(model, [shown.image], example, [other.image], guided=guided) for guided in (True, False)]
+    variants = [PersonalizeOptions(guided=guided) for guided in (True, False)]
+    found = [personalize(model, [shown.image], example, [other.image], options) for options in variants]
     masks = [one.masks[0].any(0).numpy() for one in found]
     point = found[0].points[0][0] if len(found[0].points[0]) else np.zeros(2)
     masks += [click(model, other, point), click(model, other, interior_point(wanted))]
@@ -73,8 +74,9 @@ def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
 def by_features(model: torch.nn.Module, shown: Scene, other: Scene) -> bool:
     """Whether, of the true masks, the thing's is the one whose mean feature is likest to the example's."""
     one, two = encode(model, [shown.image]), encode(model, [other.image])
-    example = learn(model, one, torch.from_numpy(shown.masks[-1:]).float(), CPU).means[0]
-    each = [learn(model, two, torch.from_numpy(mask[None]).float(), CPU).means[0] for mask in other.masks]
+    example = learn(one, torch.from_numpy(shown.masks[-1:]).float(), model.frame(one.original_size), CPU).means[0]
+    frame = model.frame(two.original_size)
+    each = [learn(two, torch.from_numpy(mask[None]).float(), frame, CPU).means[0] for mask in other.masks]
     return int(np.argmax([float(example @ mean) for mean in each])) == len(each) - 1
 
 
@@ -98,7 +100,7 @@ def report(measured: list[Measured], others: float) -> str:
         "",
         f"right point: {sum(one.right_point for one in measured)} of {count}; "
         f"true masks, ranked by features: {sum(one.by_features for one in measured)} of {count}, "
-        f"by mean colour: {sum(one.by_colour for one in measured)} of {count}, of {others:.1f} objects on average",
+        f"by mean color: {sum(one.by_colour for one in measured)} of {count}, of {others:.1f} objects on average",
     ]
     return "\n".join(lines)
 

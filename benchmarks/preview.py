@@ -42,9 +42,9 @@ samkit.watch = () => {
 
 
 def measure(models: list[str], device: torch.device) -> Report:
-    """Medians and 90th percentiles over many clicks; the longest time in which the server answered nobody."""
+    """Medians and 90th percentiles over many clicks; the longest time without an answer from the server."""
     report = Report("preview")
-    table = Table("The prompt editor's preview", ["what", "median", "90th percentile", "longest", "bar"])
+    table = Table("The prompt editor's preview", ["what", "median", "90th percentile", "longest", "limit"])
     report.tables.append(table)
     try:
         with _server(models[0], device) as server:
@@ -59,11 +59,11 @@ def _measure(report: Report, table: Table, server: Server, model: str) -> list[s
     idle = _stalls_idle(server)
     encoding, busy = _stalls_encoding(server, model)
     own, wall = _questions(server, model)
-    notes = [f"Loading and encoding took {encoding:.1f} s; a ping is a request for something light."]
+    notes = [f"Loading and encoding took {encoding:.1f} s; a ping is a small request."]
     measured = [
-        (f"the server's own time for a click, {model}", own, f"{BARS['server']} ms"),
+        (f"the server's time for a click, {model}", own, f"{BARS['server']} ms"),
         (f"request to PNG, {model}", wall, ""),
-        (f"ping while {model} is loaded and encodes", busy, f"{BARS['stall']} ms at the longest"),
+        (f"ping while {model} is loaded and encodes", busy, f"{BARS['stall']} ms for the longest"),
         ("ping, idle", idle, ""),
     ]
     try:

@@ -36,34 +36,48 @@ OPTION_INPUTS: dict[str, Any] = {
     "points_per_side": _option(
         "INT",
         "points_per_side",
-        "The grid has this many points a side: more find smaller things, and take longer.",
+        "Grid points per side. Higher values find smaller objects but take longer.",
         min=1,
         max=256,
     ),
     "points_per_batch": _option(
-        "INT", "points_per_batch", "Points that the decoder takes at once: fewer need less memory.", min=1, max=1024
+        "INT", "points_per_batch", "Number of points decoded at once. Lower values use less memory.", min=1, max=1024
     ),
-    "pred_iou_thresh": _option("FLOAT", "pred_iou_thresh", "Keep masks whose predicted quality is above this.", **_SHARE),
+    "pred_iou_thresh": _option(
+        "FLOAT", "pred_iou_thresh", "Discard masks whose predicted quality (IoU) is not above this value.", **_SHARE
+    ),
     "stability_score_thresh": _option(
-        "FLOAT", "stability_score_thresh", "Keep masks that change little when the threshold does; 1 is no change.", **_SHARE
+        "FLOAT",
+        "stability_score_thresh",
+        "Discard masks with a lower stability score. 1 means that shifting the mask threshold changes nothing.",
+        **_SHARE,
     ),
     "stability_score_offset": _option(
-        "FLOAT", "stability_score_offset", "How far the threshold is shifted to measure that.", min=0.0, max=10.0, step=0.05
+        "FLOAT",
+        "stability_score_offset",
+        "How far the mask threshold is shifted up and down to compute the stability score.",
+        min=0.0,
+        max=10.0,
+        step=0.05,
     ),
     "box_nms_thresh": _option(
         "FLOAT",
         "box_nms_thresh",
-        "Of two masks whose boxes overlap by more than this (IoU), the worse one is dropped.",
+        "Non-maximum suppression: if the boxes of two masks overlap by more than this IoU, the worse mask is removed.",
         **_SHARE,
     ),
     "crop_n_layers": _option(
-        "INT", "crop_n_layers", "Also look at crops of the picture: layer n has 4^n of them. Finds small things.", min=0, max=5
+        "INT",
+        "crop_n_layers",
+        "Also segment crops of the image, to find small objects. Layer n has 4^n crops. 0 disables this.",
+        min=0,
+        max=5,
     ),
-    "crop_nms_thresh": _option("FLOAT", "crop_nms_thresh", "As box_nms_thresh, between crops.", **_SHARE),
+    "crop_nms_thresh": _option("FLOAT", "crop_nms_thresh", "Same as box_nms_thresh, for masks from different crops.", **_SHARE),
     "crop_overlap_ratio": _option(
         "FLOAT",
         "crop_overlap_ratio",
-        "How much crops overlap, as a share of the short side.",
+        "How much the crops of layer 1 overlap, as a fraction of the image's shorter side. Later layers overlap less.",
         min=0.0,
         max=1.0,
         step=0.001,
@@ -72,14 +86,14 @@ OPTION_INPUTS: dict[str, Any] = {
     "crop_n_points_downscale_factor": _option(
         "INT",
         "crop_n_points_downscale_factor",
-        "Layer n's grid has this factor to the power n fewer points a side.",
+        "Divides points_per_side by this factor^n in crop layer n.",
         min=1,
         max=16,
     ),
     "min_mask_region_area": _option(
         "INT",
         "min_mask_region_area",
-        "Fill holes and drop islands of fewer pixels than this; 0 leaves all.",
+        "Fill holes and remove islands that are smaller than this number of pixels. 0 disables this.",
         min=0,
         max=1_000_000,
     ),
@@ -90,8 +104,8 @@ class AutoMask:
     """`SAMKit_AutoMask`."""
 
     DESCRIPTION = (
-        "Finds everything in a picture: SAM's automatic mask generator. A grid of clicks, the good and stable masks of it, "
-        "without duplicates, largest first."
+        "Finds all objects in an image with SAM's automatic mask generator. It decodes a grid of points, discards poor, "
+        "unstable and duplicate masks, and sorts the others from large to small."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "automatic mask generator", "segment all", "everything", "mask generator"]
     CATEGORY = CATEGORY
@@ -99,27 +113,30 @@ class AutoMask:
     RETURN_NAMES = ("masks", "bboxes", "scores", "overlay", "labels")
     OUTPUT_IS_LIST = (False, False, True, False, False)
     OUTPUT_TOOLTIPS = (
-        "Every mask of every frame, frame by frame, largest first. Each takes height x width x 4 bytes.",
-        "Tight boxes, a list per frame in the masks' order, with score, stability and frame_index.",
-        "Predicted quality (IoU) of each mask; a single 0 where nothing was found.",
-        "The picture with each mask in a colour of its own, and their number.",
-        "One map per frame: mask i of N has the value i / N, smaller ones on top, 0 where there is none.",
+        "All masks, frame by frame, largest first. Each mask takes height x width x 4 bytes.",
+        "Tight boxes, one list per frame, in the order of the masks. Each has a score, stability and frame_index.",
+        "Predicted quality (IoU) of each mask. A single 0 if no mask was found.",
+        "The image with each mask in its own color, and the number of masks.",
+        "One label map per frame. Mask i of N has the value i / N, with smaller masks on top. The background is 0.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        region = ("MASK", {"tooltip": "Only look for things at points inside this mask: one for all frames, or one per frame."})
+        region = (
+            "MASK",
+            {"tooltip": "Only use grid points inside this mask. Connect one mask for all frames, or one per frame."},
+        )
         max_masks = {
             "default": 0,
             "min": 0,
             "max": 100_000,
-            "tooltip": "Keep this many masks per frame, the largest; 0 keeps all.",
+            "tooltip": "Maximum number of masks per frame. The largest are used. 0 disables this limit.",
         }
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
-                "image": ("IMAGE", {"tooltip": "The pictures, every frame of a batch; alpha is ignored."}),
+                "image": ("IMAGE", {"tooltip": "The images, every frame of a batch. Alpha is ignored."}),
                 **OPTION_INPUTS,
                 "max_masks": ("INT", max_masks),
             },
@@ -170,7 +187,9 @@ def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[
         return [None] * frames
     masks = resize_masks(as_masks(region), size).cpu().numpy() > 0.5
     if len(masks) not in (1, frames):
-        raise SAMError(f"region has {len(masks)} masks for {frames} frames: give one for all, or one per frame.")
+        raise SAMError(
+            f"the batch size of region is {len(masks)}, but that of image is {frames}: connect one mask, or one per frame."
+        )
     return list(masks) if len(masks) == frames else list(masks) * frames
 
 

@@ -17,14 +17,14 @@ class GetSAMEmbedding:
     """`GetSAMEmbedding`: every frame of an image through the image encoder."""
 
     DESCRIPTION = (
-        "Runs SAM's image encoder, the slow part, once per picture. SAM Predict Mask turns the embedding and any number of "
-        "prompts into masks at almost no cost. Embeddings are remembered by content: the same picture is not encoded twice."
+        "Runs SAM's image encoder, the slow part, once per image. SAM Predict Mask then turns the embedding and any number of "
+        "prompts into masks at almost no cost. Embeddings are cached by content: the same image is not encoded twice."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "image embedding", "encode image", "sam encode"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("SAM_EMBEDDING",)
     RETURN_NAMES = ("sam_embedding",)
-    OUTPUT_TOOLTIPS = ("Embeddings [B, C, h, w], one per frame, that remember the pictures' size.",)
+    OUTPUT_TOOLTIPS = ("The embeddings [B, C, h, w], one per frame, with the size of the images.",)
     FUNCTION = "get_sam_embedding"
 
     @classmethod
@@ -32,7 +32,7 @@ class GetSAMEmbedding:
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
-                "image": ("IMAGE", {"tooltip": "The pictures to embed, every frame of a batch; alpha is ignored."}),
+                "image": ("IMAGE", {"tooltip": "The images to encode, every frame of a batch. Alpha is ignored."}),
             },
             "optional": {"device_mode": DEVICE_MODE_INPUT},
         }
@@ -45,25 +45,30 @@ class SAMEmbeddingToImage:
     """`SAMEmbeddingToImage`: an embedding as a picture, to save it as PNG or to look at it."""
 
     DESCRIPTION = (
-        "bytes: the embedding's raw float32 bytes as RGBA pixels, as the Art Venture node makes them; a PNG keeps them "
-        "exactly, a lossy format or premultiplied alpha destroys them. pca: a picture for people, in which things that SAM "
-        "sees as alike have like colours."
+        "Converts an embedding to an image. bytes: the raw float32 bytes as RGBA pixels, the format of the Art Venture node. "
+        "PNG preserves them exactly; a lossy format or premultiplied alpha destroys them. pca: a visualization in which "
+        "regions with similar features have similar colors."
     )
     SEARCH_ALIASES = ["sam", "save embedding", "embedding png", "pca", "visualize embedding"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("One picture per embedded frame: RGBA for bytes, RGB for pca.",)
+    OUTPUT_TOOLTIPS = ("One image per frame of the embedding: RGBA for bytes, RGB for pca.",)
     FUNCTION = "sam_embedding_to_noise_image"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"embedding": ("SAM_EMBEDDING", {"tooltip": "From Get SAM Embedding, this pack's or another's."})},
+            "required": {
+                "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, of this pack or another."})
+            },
             "optional": {
                 "mode": (
                     list(EMBEDDING_MODES),
-                    {"default": "bytes", "tooltip": "bytes: lossless, for saving. pca: the first three principal components."},
+                    {
+                        "default": "bytes",
+                        "tooltip": "bytes: lossless, to save it. pca: the first three principal components as colors.",
+                    },
                 )
             },
         }
@@ -73,7 +78,7 @@ class SAMEmbeddingToImage:
             raise SAMError(f"mode is {mode!r}: choose one of {', '.join(EMBEDDING_MODES)}.")
         if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or not embedding.size:
             seen = embedding.shape if isinstance(embedding, np.ndarray) else type(embedding).__name__
-            raise SAMError(f"embedding must be [B, C, h, w] with at least one frame, but is {seen}.")
+            raise SAMError(f"embedding must be an array [B, C, h, w] with at least one frame, but is {seen}.")
         values = np.asarray(embedding, dtype="<f4")
         if mode == "bytes":
             return (frames_to_image([_bytes_as_rgba(frame) for frame in values]),)

@@ -42,24 +42,32 @@ WORDS_INPUTS: dict[str, Any] = {
         {
             "default": "",
             "multiline": True,
-            "tooltip": 'What to look for: "cat. dog.", with commas, or one thing per line. The models know English.',
+            "tooltip": 'The objects to find: "cat. dog.", separated by full stops, commas or lines. Use English.',
         },
     ),
     "box_threshold": (
         "FLOAT",
-        {"default": _DEFAULTS["box_threshold"], **_SHARE, "tooltip": "Keep boxes whose best word scores above this."},
+        {
+            "default": _DEFAULTS["box_threshold"],
+            **_SHARE,
+            "tooltip": "Discard boxes whose best word does not score above this value.",
+        },
     ),
     "text_threshold": (
         "FLOAT",
-        {"default": _DEFAULTS["text_threshold"], **_SHARE, "tooltip": "A label is made of the words that score above this."},
+        {
+            "default": _DEFAULTS["text_threshold"],
+            **_SHARE,
+            "tooltip": "The label of a box consists of the words that score above this value.",
+        },
     ),
     "nms_threshold": (
         "FLOAT",
         {
             "default": _DEFAULTS["nms_threshold"],
             **_SHARE,
-            "tooltip": "Of two boxes that overlap by more than this (IoU), whatever their labels, the worse one is dropped; "
-            "1 keeps all.",
+            "tooltip": "Non-maximum suppression: of two boxes that overlap by more than this IoU, the one with the lower score "
+            "is removed, even if the labels differ. 1 disables this.",
         },
     ),
     "max_boxes": (
@@ -68,7 +76,7 @@ WORDS_INPUTS: dict[str, Any] = {
             "default": _DEFAULTS["max_boxes"],
             "min": 0,
             "max": 10_000,
-            "tooltip": "Keep this many boxes per frame, the best; 0 keeps all.",
+            "tooltip": "Maximum number of boxes per frame. Those with the highest scores are used. 0 disables this limit.",
         },
     ),
 }
@@ -78,8 +86,8 @@ class GroundingLoader:
     """`SAMKit_GroundingLoader`: a Grounding DINO by name, from the `grounding-dino` folders or the hub."""
 
     DESCRIPTION = (
-        "Loads a Grounding DINO, which finds things by words, from models/grounding-dino. It runs in transformers. A known one "
-        "that is not there yet is downloaded once and verified."
+        "Loads a Grounding DINO model from models/grounding-dino. It detects the objects that a text names, and runs in the "
+        "transformers library. Known models are downloaded and verified on first use."
     )
     SEARCH_ALIASES = ["grounding dino", "groundingdino", "grounded sam", "text detection", "open vocabulary", "load detector"]
     CATEGORY = CATEGORY
@@ -90,7 +98,7 @@ class GroundingLoader:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "A folder in models/grounding-dino, or a known model that is downloaded when it is first used."
+        tooltip = "A folder in models/grounding-dino, or a known model, which is downloaded on first use."
         return {"required": {"model_name": (available_models(), {"tooltip": tooltip})}}
 
     @classmethod
@@ -109,8 +117,8 @@ class TextToBoxes:
     """`SAMKit_TextToBoxes`."""
 
     DESCRIPTION = (
-        "Finds the things that a text names, and draws boxes around them: prompts for SAM Segment and SAM Predict Mask. "
-        "Where nothing is found there are no boxes, and empty masks downstream."
+        "Detects the objects that a text names and returns their boxes, as prompts for SAM Segment and SAM Predict Mask. "
+        "A frame without a detection has no boxes, and gets an empty mask downstream."
     )
     SEARCH_ALIASES = ["grounding dino", "grounded sam", "text to bbox", "detect", "open vocabulary detection", "find"]
     CATEGORY = CATEGORY
@@ -118,9 +126,9 @@ class TextToBoxes:
     RETURN_NAMES = ("bboxes", "labels", "overlay")
     OUTPUT_IS_LIST = (False, True, False)
     OUTPUT_TOOLTIPS = (
-        "A list of boxes per frame, best first, each with label and score; an empty one where nothing was found.",
-        "The boxes' labels, frame by frame; an empty text for a frame where nothing was found.",
-        "The pictures with each box, its label and its score.",
+        "The boxes, one list per frame, highest score first, each with label and score. Empty if nothing was found.",
+        "The labels of the boxes, frame by frame. One empty text for a frame without a detection.",
+        "The images with the boxes, labels and scores drawn on them.",
     )
     FUNCTION = "execute"
 
@@ -129,7 +137,7 @@ class TextToBoxes:
         return {
             "required": {
                 "grounding_model": GROUNDING_MODEL_INPUT,
-                "image": ("IMAGE", {"tooltip": "The pictures to look at, every frame of a batch; alpha is ignored."}),
+                "image": ("IMAGE", {"tooltip": "The images to search, every frame of a batch. Alpha is ignored."}),
                 **WORDS_INPUTS,
             },
             "optional": {"device_mode": DEVICE_MODE_INPUT},
@@ -156,8 +164,8 @@ class SegmentText:
     """`SAMKit_SegmentText`."""
 
     DESCRIPTION = (
-        "The things that a text names to masks, in one node: Text to Boxes, then SAM Segment with its boxes. The picture's "
-        "embedding is remembered."
+        "Segments the objects that a text names, in one node: Text to Boxes, then SAM Segment with its boxes. The image "
+        "embedding is cached."
     )
     SEARCH_ALIASES = ["grounded sam", "segment anything", "text to mask", "segment by text", "clipseg", "find and mask"]
     CATEGORY = CATEGORY
@@ -165,11 +173,11 @@ class SegmentText:
     RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay")
     OUTPUT_IS_LIST = (False, False, True, True, False)
     OUTPUT_TOOLTIPS = (
-        "Masks in frame order: one per frame, or one per thing and frame with individual_masks; an empty one for nothing.",
-        "The boxes that the words found, a list per frame, best first, each with label and score.",
-        "Predicted quality (IoU) of each thing's mask, 0 for a frame where nothing was found.",
-        "The things' labels, frame by frame; an empty text for a frame where nothing was found.",
-        "The pictures with each thing's mask, box, label and score.",
+        "Masks in frame order: one per frame, or with individual_masks one per object. Empty for a frame without a detection.",
+        "The detected boxes, one list per frame, highest score first, each with a label and a score.",
+        "Predicted quality (IoU) of each object's mask. 0 for a frame without a detection.",
+        "The labels of the objects, frame by frame. One empty text for a frame without a detection.",
+        "The images with the mask, box, label and score of each object.",
     )
     FUNCTION = "execute"
 
@@ -180,7 +188,7 @@ class SegmentText:
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
                 "grounding_model": GROUNDING_MODEL_INPUT,
-                "image": ("IMAGE", {"tooltip": "The pictures to segment, every frame of a batch; alpha is ignored."}),
+                "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
                 **WORDS_INPUTS,
             },
             "optional": options,
@@ -238,7 +246,7 @@ def find_model(name: str) -> Path:
     if name in GROUNDING:
         return fetch_folder(GROUNDING[name], grounding_folders())
     raise SAMError(
-        f"there is no complete model {name!r} in {', '.join(map(str, grounding_folders()))}: it needs a folder of that name "
+        f"there is no complete model {name!r} in {', '.join(map(str, grounding_folders()))}: create a folder of that name "
         f"with {NEEDED}."
     )
 

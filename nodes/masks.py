@@ -25,14 +25,17 @@ class SelectMasks:
     """`SAMKit_SelectMasks`."""
 
     DESCRIPTION = (
-        "Puts masks in order (largest first, best first, left to right, top to bottom), takes some of them, and merges them "
-        "if asked. Where nothing is left, the answer is one empty mask."
+        "Sorts masks (by area, score or position), selects some of them, and optionally merges the selection. "
+        "If no mask is selected, the output is one empty mask."
     )
     SEARCH_ALIASES = ["sam", "filter masks", "sort masks", "pick mask", "merge masks", "mask by index"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "BOUNDING_BOX")
     RETURN_NAMES = ("masks", "bboxes")
-    OUTPUT_TOOLTIPS = ("The chosen masks, in order; one if merged.", "Tight boxes around them, with their scores.")
+    OUTPUT_TOOLTIPS = (
+        "The selected masks, in order, or one merged mask.",
+        "The tight boxes of the selected masks, with their scores.",
+    )
     FUNCTION = "execute"
 
     @classmethod
@@ -40,23 +43,32 @@ class SelectMasks:
         whole = {"min": 0, "max": 1_000_000}
         return {
             "required": {
-                "masks": ("MASK", {"tooltip": "Masks [N, H, W], for example of SAM Predict Mask with individual_masks."}),
+                "masks": ("MASK", {"tooltip": "Masks [N, H, W], for example from SAM Predict Mask with individual_masks on."}),
                 "order_by": (
                     list(ORDERS),
                     {
                         "default": "index",
-                        "tooltip": "index: as they come. area: largest first. score: best first (needs bboxes). "
-                        "left-right, top-bottom: by the edge of the tight box.",
+                        "tooltip": "index: input order. area: largest first. score: highest first (needs bboxes). "
+                        "left-right, top-bottom: by the left or top edge of the tight box.",
                     },
                 ),
-                "start": ("INT", {"default": 0, **whole, "tooltip": "The first to take, counted from 0 in that order."}),
-                "count": ("INT", {"default": 0, **whole, "tooltip": "How many to take; 0 takes all that follow."}),
-                "merge": ("BOOLEAN", {"default": False, "tooltip": "Put the chosen masks together into one."}),
+                "start": (
+                    "INT",
+                    {"default": 0, **whole, "tooltip": "Index of the first mask to select, in sorted order, from 0."},
+                ),
+                "count": (
+                    "INT",
+                    {"default": 0, **whole, "tooltip": "Number of masks to select. 0 selects all masks from start on."},
+                ),
+                "merge": ("BOOLEAN", {"default": False, "tooltip": "Merge the selected masks into one."}),
             },
             "optional": {
                 "bboxes": (
                     "BOUNDING_BOX",
-                    {"forceInput": True, "tooltip": "The masks' boxes, from the same node: they carry scores and labels."},
+                    {
+                        "forceInput": True,
+                        "tooltip": "The boxes of the masks, from the same node. They provide scores and labels.",
+                    },
                 )
             },
         }
@@ -98,8 +110,8 @@ def _boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBo
     places = range(len(masks)) if len(given) == len(masks) else filled
     if needs_scores and (len(given) != len(places) or any("score" not in box for box in given)):
         raise SAMError(
-            f"order_by score needs a score for each of the {len(masks)} masks, but bboxes has {len(given)} boxes, "
-            f"{sum('score' in box for box in given)} with a score: wire the bboxes of the node that made the masks, with "
+            f"order_by score needs one score per mask. Masks: {len(masks)}; boxes: {len(given)}; boxes with a score: "
+            f"{sum('score' in box for box in given)}. Connect bboxes from the node that made the masks, and turn its "
             "individual_masks on."
         )
     known = dict(zip(places, given, strict=True)) if len(given) == len(places) else {}

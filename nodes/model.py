@@ -15,8 +15,8 @@ PRECISION_INPUT: tuple[Any, ...] = (
     list(PRECISIONS),
     {
         "default": "auto",
-        "tooltip": "What the image encoder computes in. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
-        "The prompt encoder and mask decoder always run in fp32.",
+        "tooltip": "Precision of the image encoder. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
+        "The prompt encoder and the mask decoder always run in fp32.",
     },
 )
 
@@ -25,14 +25,14 @@ class SAMModelLoader:
     """`AV_SAMLoader`: a checkpoint by name, from the `sams` folders, the pack itself, or its publisher."""
 
     DESCRIPTION = (
-        "Loads a SAM checkpoint from models/sams. The architecture is told by the weights, whatever the file is called. "
-        "A known checkpoint that is not there yet is downloaded once and verified."
+        "Loads a SAM checkpoint from models/sams. The model type is detected from the weights, not from the file name. "
+        "Known checkpoints are downloaded and verified on first use."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "sam loader", "load sam", "segmentation model"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("AV_SAM_MODEL",)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The model, for every node that takes a SAM model (a segment_anything Sam).",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input.",)
     FUNCTION = "load_model"
 
     @classmethod
@@ -42,8 +42,8 @@ class SAMModelLoader:
                 "model_name": (
                     available_names(),
                     {
-                        "tooltip": "A file in models/sams, or a known checkpoint that is downloaded when it is first used. "
-                        "samkit_demo.safetensors ships with the pack: a small demonstration, no substitute for SAM."
+                        "tooltip": "A file in models/sams, or a known checkpoint, which is downloaded on first use. "
+                        "samkit_demo.safetensors is bundled: a small model for demonstrations, not a substitute for SAM."
                     },
                 ),
             },
@@ -69,24 +69,28 @@ class SAMHubLoader:
     """`SAMKit_HubLoader`: a SAM from any repository of the Hugging Face hub."""
 
     DESCRIPTION = (
-        "Loads a SAM from a repository of the Hugging Face hub: Meta's layout or transformers', SlimSAM, SAM-HQ, MobileSAM, "
-        "fine-tunes. It is fetched once into models/sams, verified, and told by its weights."
+        "Loads a SAM model from a Hugging Face Hub repository: Meta's format or transformers' format, SlimSAM, SAM-HQ, "
+        "MobileSAM, or a fine-tune. The file is downloaded once to models/sams and verified. The model type is detected from "
+        "the weights."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "hugging face", "sam hub loader", "keras sam"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("AV_SAM_MODEL",)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The model, for every node that takes a SAM model (a segment_anything Sam).",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input.",)
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        repo = "owner/name or hf://owner/name; keras-hub's sam_base_sa1b, sam_large_sa1b, sam_huge_sa1b stand for Meta's own."
+        repo = "owner/name, hf://owner/name, or keras-hub's sam_base_sa1b, sam_large_sa1b or sam_huge_sa1b (Meta's weights)."
         return {
             "required": {"repo_id": ("STRING", {"default": "facebook/sam-vit-base", "tooltip": repo})},
             "optional": {
-                "revision": ("STRING", {"default": "", "tooltip": "Branch, tag or commit; empty: the newest."}),
-                "filename": ("STRING", {"default": "", "tooltip": "A file of the repository; empty: its only weights."}),
+                "revision": ("STRING", {"default": "", "tooltip": "Branch, tag or commit. Leave empty for the latest."}),
+                "filename": (
+                    "STRING",
+                    {"default": "", "tooltip": "A file in the repository. Leave empty to detect the weights."},
+                ),
                 "precision": PRECISION_INPUT,
             },
         }
@@ -122,5 +126,5 @@ def find_checkpoint(name: str) -> Path:
     if name in KNOWN:
         return fetch(KNOWN[name].file, sams_folders())
     raise SAMError(
-        f"there is no checkpoint {name!r} in {', '.join(map(str, sams_folders()))}: put it there, or choose another."
+        f"there is no checkpoint {name!r} in {', '.join(map(str, sams_folders()))}: put it there, or choose another one."
     )

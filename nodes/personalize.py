@@ -16,8 +16,8 @@ class Personalize:
     """`SAMKit_Personalize`."""
 
     DESCRIPTION = (
-        "Show a thing in one picture, and find it in others, without words and without training (PerSAM). It goes by the "
-        "model's own features: the better the checkpoint, the better it finds."
+        "Finds the object of a reference image in other images, without a text and without training (PerSAM). It compares "
+        "the model's image features, so results depend on the checkpoint."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "persam", "one shot", "reference", "example", "find the same", "personalise"]
     CATEGORY = CATEGORY
@@ -25,32 +25,32 @@ class Personalize:
     RETURN_NAMES = ("masks", "scores", "similarity", "positive_coords")
     OUTPUT_IS_LIST = (False, True, False, False)
     OUTPUT_TOOLTIPS = (
-        "Masks in frame order: one per frame, or one per thing and frame with individual_masks.",
-        "How like the example each thing is: the mean of similarity inside its mask; 0 where a frame has none.",
-        "One heat map per frame: how like the example each place is, 0 to 1.",
-        "Where each thing was looked for: JSON, a list of points per frame, for SAM Segment's positive_coords.",
+        "Masks in frame order: one per frame, or with individual_masks one per object found.",
+        "Similarity of each object to the reference: the mean of similarity inside its mask. 0 for a frame without an object.",
+        "One heat map per frame: the similarity of each pixel to the reference, 0 to 1.",
+        "The point at which each object was found: JSON, one list of points per frame, for positive_coords of SAM Segment.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        mask = {"tooltip": "The thing in the reference image; a mask for each where there are several."}
-        images = {"tooltip": "The pictures to look in, every frame of a batch; alpha is ignored."}
-        max_objects = {"default": 1, "min": 1, "max": 100, "tooltip": "Look for at most this many such things in a frame."}
+        mask = {"tooltip": "The mask of the object in the reference image. Connect one mask per reference image."}
+        images = {"tooltip": "The images to search, every frame of a batch. Alpha is ignored."}
+        max_objects = {"default": 1, "min": 1, "max": 100, "tooltip": "Maximum number of objects to find per frame."}
         min_score = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01}
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
                 "reference_image": (
                     "IMAGE",
-                    {"tooltip": "A picture of the thing; of several, what they have in common counts."},
+                    {"tooltip": "An image of the object. With several images, their similarities are averaged."},
                 ),
                 "reference_mask": ("MASK", mask),
                 "image": ("IMAGE", images),
                 "max_objects": ("INT", max_objects),
                 "min_score": (
                     "FLOAT",
-                    {**min_score, "tooltip": "Leave out what is less like the example than this; see scores."},
+                    {**min_score, "tooltip": "Discard results with a lower similarity score. See scores."},
                 ),
             },
             "optional": {name: OPTION_INPUTS[name] for name in ("individual_masks", "hq")} | {"device_mode": DEVICE_MODE_INPUT},

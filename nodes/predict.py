@@ -32,7 +32,7 @@ from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 
 Outputs = tuple[Tensor, list[list[BoundingBox]], list[float], Tensor]
 
-_POINTS = 'JSON [{{"x": 12.5, "y": 40}}, ...] in pixels of the picture, {}. A list of such lists gives points per frame.'
+_POINTS = 'JSON [{{"x": 12.5, "y": 40}}, ...] in image pixels: {}. A list of such lists gives points per frame.'
 PROMPT_INPUTS: dict[str, Any] = {
     "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points on the object")}),
     "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points that are not on the object")}),
@@ -40,17 +40,17 @@ PROMPT_INPUTS: dict[str, Any] = {
         BOX_TYPES,
         {
             "forceInput": True,
-            "tooltip": "Boxes around objects: with one, it and all points are one object; with several, each is an object. "
-            "Core's {x, y, width, height}, (x1, y1, x2, y2), or Impact Pack's SEGS; lists of lists give boxes per frame.",
+            "tooltip": "Boxes around objects. One box and all points make one object; each of several boxes is an object. "
+            "{x, y, width, height}, (x1, y1, x2, y2), or Impact Pack's SEGS. A list of lists gives boxes per frame.",
         },
     ),
     "mask_prompt": (
         "MASK",
-        {"tooltip": "A rough mask of the object, in the picture's frame. An empty one (LoadImage's, without alpha) is none."},
+        {"tooltip": "A rough mask of the object, with the aspect ratio of the image. An empty mask is ignored."},
     ),
     "logits": (
         "SAMKIT_LOGITS",
-        {"tooltip": "The logits of an earlier prediction, to refine it exactly; they go before mask_prompt."},
+        {"tooltip": "The logits of an earlier prediction, to refine it. They take precedence over mask_prompt."},
     ),
 }
 OPTION_INPUTS: dict[str, Any] = {
@@ -58,21 +58,21 @@ OPTION_INPUTS: dict[str, Any] = {
         list(CANDIDATES),
         {
             "default": "best",
-            "tooltip": "Which of SAM's candidates to keep: the best predicted score, the smallest, middle or largest area, "
-            "or all of them, best first, each as a mask of its own.",
+            "tooltip": "Which of SAM's candidate masks to use: the highest predicted score (best), the smallest, middle or "
+            "largest area, or all of them, highest score first, each as a separate mask.",
         },
     ),
     "multimask": (
         list(MULTIMASK),
         {
             "default": "auto",
-            "tooltip": "Three candidates per object (on), or one (off). auto: three for a single click, which is ambiguous, "
+            "tooltip": "on: three candidates per object. off: one. auto: three for a single point, which is ambiguous, and "
             "one otherwise.",
         },
     ),
     "individual_masks": (
         "BOOLEAN",
-        {"default": False, "tooltip": "On: one mask per object and frame. Off: one per frame, all its objects together."},
+        {"default": False, "tooltip": "On: one mask per object and frame. Off: one mask per frame that merges its objects."},
     ),
     "mask_threshold": (
         "FLOAT",
@@ -81,7 +81,7 @@ OPTION_INPUTS: dict[str, Any] = {
             "min": -20.0,
             "max": 20.0,
             "step": 0.1,
-            "tooltip": "A pixel is in the mask where its logit is above this: higher gives a smaller mask. SAM's own is 0.",
+            "tooltip": "A pixel is in the mask if its logit is above this value. Higher values give smaller masks. SAM uses 0.",
         },
     ),
     "device_mode": DEVICE_MODE_INPUT,
@@ -89,7 +89,7 @@ OPTION_INPUTS: dict[str, Any] = {
         "BOOLEAN",
         {
             "default": True,
-            "tooltip": "With a SAM-HQ checkpoint: draw its fine masks; off gives plain SAM's. Others do not mind.",
+            "tooltip": "Use SAM-HQ's masks (on) or plain SAM's (off). Ignored by models other than SAM-HQ.",
         },
     ),
 }
@@ -104,10 +104,10 @@ class _Predictor:
     RETURN_NAMES = ("masks", "bboxes", "scores", "logits")
     OUTPUT_IS_LIST = (False, False, True, False)
     OUTPUT_TOOLTIPS = (
-        "Masks in frame order: one per frame, or one per object and frame with individual_masks.",
-        "Tight boxes around the objects, a list per frame, each with its score.",
-        "Predicted quality (IoU) of each object's mask, 0 where a frame has no object.",
-        "SAM's low-resolution logits of each object, to feed back as an exact mask prompt.",
+        "Masks in frame order: one per frame, or with individual_masks one per object.",
+        "Tight boxes around the objects, one list per frame, each with its score.",
+        "Predicted quality (IoU) of each object's mask. 0 for a frame without an object.",
+        "SAM's low-resolution logits of each object. Connect them to the next prediction to refine the mask.",
     )
     FUNCTION = "execute"
 
@@ -116,17 +116,17 @@ class PredictMask(_Predictor):
     """`SAMKit_PredictMask`."""
 
     DESCRIPTION = (
-        "Turns points, boxes, masks and earlier logits, in any mix, into masks, from an embedding that is computed once. "
-        "Prompts are in pixels of the source picture. A wired prompt that is empty gives empty masks."
+        "Predicts masks from an image embedding and any combination of points, boxes, masks and logits. "
+        "Prompts are in pixels of the source image. A connected prompt that is empty gives empty masks."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        image = ("IMAGE", {"tooltip": "The embedded picture; only needed for an embedding from another pack."})
+        image = ("IMAGE", {"tooltip": "The encoded image. Only needed for an embedding from another pack."})
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
-                "embedding": ("SAM_EMBEDDING", {"tooltip": "From Get SAM Embedding, by the same model."}),
+                "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, made with the same model."}),
             },
             "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS},
         }
@@ -158,8 +158,8 @@ class Segment(_Predictor):
     """`SAMKit_Segment`."""
 
     DESCRIPTION = (
-        "Points, boxes or a rough mask on a picture to masks, in one node. The picture's embedding is remembered, so "
-        "changing a prompt never encodes it again. Prompts are in pixels of the picture."
+        "Segments the objects that points, boxes or a rough mask select, in one node. The image embedding is cached, so "
+        "changing a prompt does not encode the image again. Prompts are in image pixels."
     )
 
     @classmethod
@@ -167,7 +167,7 @@ class Segment(_Predictor):
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
-                "image": ("IMAGE", {"tooltip": "The pictures to segment, every frame of a batch; alpha is ignored."}),
+                "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
             },
             "optional": {**PROMPT_INPUTS, **OPTION_INPUTS},
         }

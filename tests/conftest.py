@@ -21,11 +21,11 @@ load_pack()
 @pytest.fixture(autouse=True)
 def empty_cache():
     """Every test starts without embeddings of the one before."""
-    from samkit.sam.decode import pictures
-    from samkit.sam.encode import cache
+    from samkit.sam.models.shared import cache as shared
+    from samkit.sam.tasks.embed import cache
 
     cache.clear()
-    pictures.clear()
+    shared.clear()
 
 
 @pytest.fixture(scope="session")

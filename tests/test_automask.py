@@ -10,7 +10,9 @@ from fakes import FakeComfyUI, Interrupted, install
 from reference import random_sam
 from samkit.nodes.automask import AutoMask
 from samkit.sam import SAMError
-from samkit.sam.automask import AutoMaskOptions, non_maximum_suppression, remove_small_regions, segment_everything
+from samkit.sam.kernels.nms import Suppression, best_first, non_maximum_suppression
+from samkit.sam.tasks import everything
+from samkit.sam.tasks.everything import AutoMaskOptions, remove_small_regions, segment_everything
 from samkit.utils.boxes import tight_box
 from scenes import make_scene
 from segment_anything import SamAutomaticMaskGenerator
@@ -107,21 +109,33 @@ def test_suppression_is_torchvisions():
     assert non_maximum_suppression(torch.zeros(0, 4), torch.zeros(0), 0.5) == []
 
 
-def test_suppression_goes_as_if_what_does_not_count_were_not_there():
+def test_boxes_that_are_skipped_remove_nothing():
     torch.manual_seed(0)
     corner = torch.rand(200, 2) * 40
     boxes, scores = torch.cat([corner, corner + torch.rand(200, 2) * 30], 1), torch.rand(200)
     counting = (torch.rand(200) < 0.6).nonzero()[:, 0]
-    asked = []
-    kept = non_maximum_suppression(boxes, scores, 0.4, lambda index: asked.append(index) or index in counting)
+    suppression, kept = Suppression(boxes, 0.4), []
+    left = [index for index in best_first(scores) if index in counting]
+    for index in left:
+        if not suppression.is_removed(index):
+            suppression.keep(index)
+            kept.append(index)
     assert kept == counting[nms(boxes[counting], scores[counting], 0.4)].tolist()
-    assert len(set(asked)) == len(asked) < len(boxes), "nobody asks for one that is suppressed already"
+
+
+def test_what_non_maximum_suppression_removes_is_never_rendered(demo_model, monkeypatch):
+    rendered, render = [], everything._Upsampler.render
+    monkeypatch.setattr(everything._Upsampler, "render", lambda self, mask: rendered.append(mask.box) or render(self, mask))
+    candidates, segment = [], everything._segment_batch
+    monkeypatch.setattr(everything, "_segment_batch", lambda *args: candidates.extend(some := segment(*args)) or some)
+    found = segment_everything(demo_model, make_scene(1_000_000_001).image, AutoMaskOptions(**LOOSE))
+    assert len(found) <= len(rendered) < len(candidates) / 2
 
 
 def test_little_memory_gives_the_same_masks(demo_model, monkeypatch):
     picture = make_scene(1_000_000_001).image
     plenty = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
-    monkeypatch.setattr("samkit.sam.automask._MOST_WAITING", 0)
+    monkeypatch.setattr("samkit.sam.tasks.everything._MOST_WAITING", 0)
     little = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
     assert len(plenty) == len(little) > 3
     for one, other in zip(plenty, little, strict=True):
@@ -201,7 +215,7 @@ def test_only_so_many_masks_and_only_where_asked(demo_model):
     assert torch.equal(two[0], everything[0][:2]) and two[1] == [everything[1][0][:2]]
     nowhere = node(demo_model, scene, region=torch.zeros(1, 64, 64))
     assert nowhere[0].shape == (0, 240, 320) and nowhere[1] == [[]] and nowhere[2] == [0.0] and not nowhere[4].any()
-    with pytest.raises(SAMError, match="region has 3 masks for 1 frames"):
+    with pytest.raises(SAMError, match="the batch size of region is 3, but that of image is 1"):
         node(demo_model, scene, region=torch.ones(3, 240, 320))
 
 

@@ -10,9 +10,10 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
 from samkit.nodes.predict import Segment
 from samkit.sam import encode
-from samkit.sam.device import _move, device_for, placed
-from samkit.sam.encode import cache
-from samkit.sam.model import encoder_dtype
+from samkit.sam.models.base import encoder_dtype
+from samkit.sam.placement.devices import device_for, placed
+from samkit.sam.placement.host import move
+from samkit.sam.tasks.embed import cache
 from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
 
 CLICK = '[{"x": 30, "y": 25}]'
@@ -107,8 +108,10 @@ def test_where_each_mode_runs(comfy):
 
 def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, monkeypatch):
     moves = []
-    monkeypatch.setattr("samkit.sam.device.device_for", lambda mode: torch.device("cpu" if mode == "CPU" else "meta"))
-    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append(device.type))
+    monkeypatch.setattr(
+        "samkit.sam.placement.devices.device_for", lambda mode: torch.device("cpu" if mode == "CPU" else "meta")
+    )
+    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append(device.type))
     for mode, expected in (("AUTO", ["meta", "cpu"]), ("Prefer GPU", ["meta"]), ("CPU", ["cpu"])):
         moves.clear()
         with placed(tiny_model, mode) as device:
@@ -118,8 +121,8 @@ def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, mon
 
 def test_auto_moves_back_after_an_error_too(tiny_model, monkeypatch):
     moves = []
-    monkeypatch.setattr("samkit.sam.device.device_for", lambda mode: torch.device("meta"))
-    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append(device.type))
+    monkeypatch.setattr("samkit.sam.placement.devices.device_for", lambda mode: torch.device("meta"))
+    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append(device.type))
     with pytest.raises(RuntimeError, match="out of memory"), placed(tiny_model, "AUTO"):
         raise RuntimeError("out of memory")
     assert moves == ["meta", "cpu"]
@@ -135,7 +138,7 @@ def test_threads_wait_for_each_other_only_where_a_model_has_several_places(
     else:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr("samkit.sam.device._place", lambda *args: None)
+    monkeypatch.setattr("samkit.sam.placement.devices._place", lambda *args: None)
     entered, leave = threading.Event(), threading.Event()
 
     def second():
@@ -165,7 +168,7 @@ def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
         with placed(tiny_model, "AUTO"):
             pass
 
-    monkeypatch.setattr("samkit.sam.device._place", place)
+    monkeypatch.setattr("samkit.sam.placement.devices._place", place)
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -177,12 +180,12 @@ def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
 def test_a_model_that_is_there_is_not_moved(tiny_model, monkeypatch):
     moves = []
     monkeypatch.setattr(type(tiny_model), "to", lambda self, device: moves.append(str(device)))
-    _move(tiny_model, torch.device("cpu"))
+    move(tiny_model, torch.device("cpu"))
     assert moves == []
-    _move(tiny_model, torch.device("meta"))
-    _move(tiny_model, torch.device("cuda", 1))
+    move(tiny_model, torch.device("meta"))
+    move(tiny_model, torch.device("cuda", 1))
     tiny_model.mask_decoder.iou_token.weight = torch.nn.Parameter(torch.empty(1, 32, device="meta"))
-    _move(tiny_model, torch.device("cpu"))
+    move(tiny_model, torch.device("cpu"))
     assert moves == ["meta", "cuda:1", "cpu"], "a part that is elsewhere, or has been replaced, is seen"
 
 

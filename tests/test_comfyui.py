@@ -197,7 +197,7 @@ load_pack()
 from samkit.nodes.model import SAMModelLoader
 from samkit.sam import encode
 from scenes import make_scene
-from samkit.sam.encode import cache
+from samkit.sam.tasks.embed import cache
 
 def held():
     return [loaded.model.model.inner for loaded in management.current_loaded_models]
@@ -357,7 +357,7 @@ def test_another_packs_bare_embedding_works_where_its_image_is_wired(server):
     for node in graph.values():
         if node["class_type"] == "SAMKit_PredictMask":
             node["inputs"].pop("image")
-    assert "wire image as well" in error_of(server.run(graph))["exception_message"]
+    assert "connect image as well" in error_of(server.run(graph))["exception_message"]
 
 
 @pytest.mark.parametrize("example", ["one_click", "embed_once", "segment_everything"])
@@ -374,12 +374,12 @@ def test_a_plain_sam_works_in_every_node(server, example):
 
 def test_another_click_never_encodes_again(server):
     server.saved(varied("one_click", filename_prefix="first"))
-    before = server.log.count("encoding 1 of 1 pictures")
+    before = server.log.count("encoding 1 of 1 images")
     moved = varied("one_click", value='[{"x": 300, "y": 250}]', filename_prefix="second")
     server.saved(moved)
     new = server.log.split("encoding ")[1:]
-    assert new and new[-1].startswith("0 of 1 pictures"), new[-1:]
-    assert server.log.count("encoding 1 of 1 pictures") == before
+    assert new and new[-1].startswith("0 of 1 images"), new[-1:]
+    assert server.log.count("encoding 1 of 1 images") == before
 
 
 def test_unloading_frees_the_model_and_the_next_run_works(server):
@@ -397,7 +397,7 @@ def test_every_device_mode_runs(server, mode):
     ("change", "words"),
     [
         ({"value": "[{]"}, "positive_coords is not JSON"),
-        ({"value": '[{"x": 9000, "y": 1}]'}, "outside the picture of 640x480 pixels"),
+        ({"value": '[{"x": 9000, "y": 1}]'}, "outside the image of 640x480 pixels"),
     ],
 )
 def test_an_error_names_the_input_and_what_was_seen(server, change, words):

@@ -22,7 +22,7 @@ def test_it_is_small_enough_to_ship():
 
 def test_the_card_says_what_it_is_and_what_it_reaches():
     card = CARD.read_text(encoding="utf-8")
-    assert "no substitute for SAM" in card and "Apache-2.0" in card and "benchmarks/demo_checkpoint.py" in card
+    assert "not a substitute for SAM" in card and "Apache-2.0" in card and "benchmarks/demo_checkpoint.py" in card
     assert re.search(r"\| all objects \| \d+ \| 0\.\d{3} \| 0\.\d{3} \| 0\.\d{3} \| 0\.\d{3} \|", card)
 
 

@@ -14,7 +14,9 @@ from scenes import make_pair, make_scene
 
 EXAMPLES = ROOT / "example_workflows"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OUR_TEXTS = [*ROOT.glob("*.md"), *(ROOT / "web").rglob("*.md"), *EXAMPLES.rglob("*.json")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md")]
+OUR_TEXTS = [*PAGES, *EXAMPLES.rglob("*.json")]
+SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
 
 
 @pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
@@ -22,7 +24,7 @@ def test_every_node_has_a_help_page_that_names_every_socket(node_id):
     node = NODE_CLASS_MAPPINGS[node_id]
     page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[node_id]}\n")
-    rows = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    rows = [row or item for row, item in SOCKET.findall(page)]
     inputs = [name for group in node.INPUT_TYPES().values() for name in group]
     assert sorted(rows) == sorted([*inputs, *node.RETURN_NAMES])
 
@@ -40,9 +42,22 @@ def test_the_readme_names_every_checkpoint():
     assert all(name in README for name in (*BUNDLED, *KNOWN))
 
 
-def test_the_readmes_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_the_readme_links_every_page_of_docs():
+    assert all(f"(docs/{path.name})" in README for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_no_address_is_invented():
+    """The repository, the publisher and the icon do not exist yet: one marked placeholder says so."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert project.count("PLACEHOLDER") == 1 and not any("PLACEHOLDER" in path.read_text(encoding="utf-8") for path in PAGES)
+    assert re.findall(r'^(Repository|PublisherId|Icon) = ""$', project, re.M) == ["Repository", "PublisherId", "Icon"]
+    assert not any(re.search(r"github\.com/samkit|git clone", path.read_text(encoding="utf-8")) for path in PAGES)
 
 
 def test_the_two_commands_are_on_the_first_screen():

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ from conftest import as_image, make_picture
 from PIL import Image
 from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMEmbedding, SAMError, encode, identity_of
-from samkit.sam.cache import ByteCache
-from samkit.sam.encode import cache, image_key
-from samkit.sam.fast_encoder import run_encoder
+from samkit.sam import SAMEmbedding, SAMError, encode
+from samkit.sam.models.sam import run_encoder
+from samkit.sam.store.keys import image_key
+from samkit.sam.store.memory import ByteCache
+from samkit.sam.tasks.embed import cache
 from samkit.utils.threads import in_threads
 from segment_anything import SamPredictor
 
@@ -26,11 +26,11 @@ def runs(monkeypatch):
     """Counts the image encoder's forward passes."""
     counted = []
 
-    def counting(encoder, images, dtype):
+    def counting(encoder, images, dtype, early):
         counted.append(len(images))
-        return run_encoder(encoder, images, dtype)
+        return run_encoder(encoder, images, dtype, early)
 
-    monkeypatch.setattr(sys.modules["samkit.sam.encode"], "run_encoder", counting)
+    monkeypatch.setattr("samkit.sam.models.sam.run_encoder", counting)
     return counted
 
 
@@ -43,15 +43,14 @@ def test_it_is_what_the_socket_says(embedding, tiny_model):
     assert isinstance(embedding, np.ndarray) and embedding.dtype == np.float32 and embedding.flags.c_contiguous
     assert embedding.shape == (3, 32, 8, 8)
     assert (embedding.original_size, embedding.input_size) == ((60, 80), (96, 128))
-    assert embedding.model_identity == identity_of(tiny_model)
+    assert embedding.encoder_identity == tiny_model.encoder_identity
     assert embedding.image_keys == tuple(image_key(make_picture(60, 80, seed)) for seed in range(3))
 
 
 def test_a_picture_that_comes_again_is_known_by_every_value(monkeypatch):
     picture = make_picture(300, 400)
     key, hashed = image_key(picture), []
-    module = sys.modules["samkit.sam.encode"]
-    monkeypatch.setattr(module, "in_threads", lambda work, items: hashed.append(1) or in_threads(work, items))
+    monkeypatch.setattr("samkit.sam.store.keys.in_threads", lambda work, items: hashed.append(1) or in_threads(work, items))
     assert image_key(picture.copy()) == key and not hashed
     assert image_key(picture.reshape(400, 300, 3)) != key and len(hashed) == 1
     for place in (1, 200_000, picture.size - 1):  # none of them among the values that tell what a picture looks like
@@ -139,7 +138,7 @@ def test_the_cache_knows_weights_from_each_other(tiny_sam, tiny_model, runs):
 
 
 def test_precisions_do_not_share_embeddings(tiny_model, runs, monkeypatch):
-    monkeypatch.setattr("samkit.sam.model.bfloat16_pays", lambda: True)
+    monkeypatch.setattr("samkit.sam.models.base.bfloat16_pays", lambda: True)
     picture = make_picture(60, 80)
     exact = encode(tiny_model, [picture])
     tiny_model.precision = "bf16"
@@ -149,7 +148,7 @@ def test_precisions_do_not_share_embeddings(tiny_model, runs, monkeypatch):
     tiny_model.precision = "fp16"
     assert np.array_equal(encode(tiny_model, [picture]), exact), "a CPU never computes in fp16"
     tiny_model.precision = "bf16"
-    monkeypatch.setattr("samkit.sam.model.bfloat16_pays", lambda: False)
+    monkeypatch.setattr("samkit.sam.models.base.bfloat16_pays", lambda: False)
     assert np.array_equal(encode(tiny_model, [picture]), exact), "nor in bf16 where that is slower"
     assert runs == [1, 1]
 
@@ -182,11 +181,11 @@ def test_the_shared_cache_starts_bounded():
 
 
 def test_different_sizes_need_calls_of_their_own(tiny_model):
-    with pytest.raises(SAMError, match="the pictures have 2 sizes"):
+    with pytest.raises(SAMError, match="the images have 2 different sizes"):
         encode(tiny_model, [make_picture(60, 80), make_picture(60, 81)])
     with pytest.raises(SAMError, match=r"uint8 array \[H, W, 3\], but is float32"):
         encode(tiny_model, [np.zeros((4, 4, 3), np.float32)])
-    with pytest.raises(SAMError, match="no pictures"):
+    with pytest.raises(SAMError, match="no images"):
         encode(tiny_model, [])
 
 

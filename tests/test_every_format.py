@@ -5,8 +5,8 @@ import torch
 from reference import random_sam
 from safetensors.torch import save_file
 from samkit.sam import load_model
-from samkit.sam.hq import HQMaskDecoder
-from samkit.sam.tiny_vit import TinyViT
+from samkit.sam.models.hq import HQMaskDecoder
+from samkit.sam.models.tiny_vit import TinyViT
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from test_formats import hugging_face_sam
 

@@ -6,11 +6,12 @@ import torch
 from conftest import as_image, make_picture
 from reference import random_sam
 from samkit.nodes.predict import PredictMask
-from samkit.sam import Prompt, decode, encode
-from samkit.sam.decode import FrameDecoder
-from samkit.sam.decoders import decoder_for, supports
-from samkit.sam.fast_decoder import FastDecoder
-from samkit.sam.linear import AtenLinear, OneDNNLinear
+from samkit.sam import PredictOptions, Prompt, decode, encode
+from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.sam import decoder_plan, supports_decoder
+from samkit.sam.tasks.predict import FrameDecoder
 from segment_anything.modeling import MaskDecoder
 from test_fast_encoder import needs_onednn
 
@@ -47,8 +48,8 @@ def reference(sam, features, sparse, dense):
 def test_it_equals_predict_masks(sam, count, points, masks, kind):
     features, (sparse, dense) = embedded(sam), prompts(sam, count, points, masks)
     expected_logits, expected_scores = reference(sam, features, sparse, dense)
-    fast = FastDecoder(sam, kind)
-    logits, scores, rows = fast(fast.look_at(features[0]), sparse, dense if masks else None, EVERY)
+    fast = FastDecoder(sam.mask_decoder, sam.prompt_encoder, kind)
+    logits, scores, rows = fast(fast.share(features[0]), sparse, dense if masks else None, EVERY)
     torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=0)
     assert rows.tolist() == list(range(count))
@@ -57,12 +58,12 @@ def test_it_equals_predict_masks(sam, count, points, masks, kind):
 
 def test_one_picture_serves_many_calls(sam):
     features, (sparse, _) = embedded(sam), prompts(sam, 3)
-    fast = FastDecoder(sam, AtenLinear)
-    picture = fast.look_at(features[0])
-    before = [part.clone() for part in picture]
+    fast = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
+    picture = fast.share(features[0])
+    before = [part.clone() for part in picture[:4]]
     first = fast(picture, sparse, None, EVERY)
     second = fast(picture, sparse, None, EVERY)
-    assert all(torch.equal(a, b) for a, b in zip(before, picture, strict=True)), "a decode changed what all share"
+    assert all(torch.equal(a, b) for a, b in zip(before, picture[:4], strict=True)), "a decode changed what all share"
     assert torch.equal(first[0], second[0])
 
 
@@ -70,8 +71,8 @@ def test_one_picture_serves_many_calls(sam):
 def test_only_wanted_masks_are_decoded(sam, wanted):
     features, (sparse, dense) = embedded(sam), prompts(sam, 3)
     expected_logits, expected_scores = reference(sam, features, sparse, dense)
-    fast = FastDecoder(sam, AtenLinear)
-    logits, scores, _ = fast(fast.look_at(features[0]), sparse, None, wanted)
+    fast = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
+    logits, scores, _ = fast(fast.share(features[0]), sparse, None, wanted)
     torch.testing.assert_close(logits, expected_logits[:, wanted], atol=1e-4, rtol=0)
     torch.testing.assert_close(scores, expected_scores[:, wanted], atol=1e-4, rtol=0)
 
@@ -83,8 +84,8 @@ def test_rejected_prompts_are_left_out(sam, share):
     best = expected_scores[:, 1:].amax(1)
     above = float(best.sort().values[min(6, int(7 * share))]) + (1 if share == 1 else -1e-6)
     wanted = (best > above).nonzero()[:, 0]
-    fast = FastDecoder(sam, AtenLinear)
-    logits, scores, rows = fast(fast.look_at(features[0]), sparse, None, slice(1, None), above)
+    fast = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
+    logits, scores, rows = fast(fast.share(features[0]), sparse, None, slice(1, None), above)
     assert torch.equal(rows, wanted) and len(wanted) == {0.0: 7, 0.5: 4, 1.0: 0}[share]
     torch.testing.assert_close(logits, expected_logits[wanted, 1:], atol=1e-4, rtol=0)
     torch.testing.assert_close(scores, expected_scores[wanted, 1:], atol=1e-4, rtol=0)
@@ -97,27 +98,27 @@ class Unknown(MaskDecoder):
 def test_an_unknown_decoder_runs_its_own_forward(tiny_sam, tiny_model):
     picture = make_picture(60, 80)
     click = Prompt(np.array([[30.0, 20.0]]), np.array([1], np.int32))
-    ours = decode(tiny_model, encode(tiny_model, [picture]), [[click]], candidate="all")
+    ours = decode(tiny_model, encode(tiny_model, [picture]), [[click]], PredictOptions("all"))
     tiny_model.mask_decoder.__class__ = Unknown
-    assert not supports(tiny_model)
-    stock = decode(tiny_model, encode(tiny_model, [picture]), [[click]], candidate="all")
+    assert not supports_decoder(tiny_model)
+    stock = decode(tiny_model, encode(tiny_model, [picture]), [[click]], PredictOptions("all"))
     torch.testing.assert_close(stock.logits[0], ours.logits[0], atol=1e-4, rtol=0)
-    frames = FrameDecoder(tiny_model, encode(tiny_model, [picture]), torch.device("cpu"), 0.0)
-    logits, scores, rows = frames.run(0, [click, click], slice(1, None), above=99.0)
+    frames = FrameDecoder(tiny_model, encode(tiny_model, [picture]), torch.device("cpu"), PredictOptions())
+    logits, scores, rows = frames.run(0, [click, click], Wanted(True, above=99.0))
     assert (len(logits), len(scores), rows.tolist()) == (0, 0, [])
 
 
-def test_a_picture_is_looked_at_once(tiny_model, monkeypatch):
-    looks = []
-    look_at = FastDecoder.look_at
-    monkeypatch.setattr(FastDecoder, "look_at", lambda self, features: looks.append(1) or look_at(self, features))
+def test_what_prompts_share_is_computed_once(tiny_model, monkeypatch):
+    shares = []
+    share = FastDecoder.share
+    monkeypatch.setattr(FastDecoder, "share", lambda self, *maps: shares.append(1) or share(self, *maps))
     embedding = encode(tiny_model, as_image(make_picture(60, 80), make_picture(60, 80, 1)))
     for x in (20, 30, 40):
         PredictMask().execute(tiny_model, embedding, positive_coords=f'[{{"x": {x}, "y": 25}}]')
-    assert len(looks) == 2, "two pictures, three prompts"
+    assert len(shares) == 2, "two pictures, three prompts"
 
 
-def test_an_embedding_that_was_changed_in_place_is_looked_at_again(tiny_model):
+def test_an_embedding_that_was_changed_in_place_is_noticed(tiny_model):
     embedding = encode(tiny_model, [make_picture(60, 80)])
     with pytest.raises(ValueError, match="read-only"):
         embedding[0, 3] += 1
@@ -131,8 +132,8 @@ def test_an_embedding_that_was_changed_in_place_is_looked_at_again(tiny_model):
 
 def test_changed_weights_are_seen(tiny_model):
     device = torch.device("cpu")
-    plan = decoder_for(tiny_model, device)
-    assert decoder_for(tiny_model, device) is plan
+    plan = decoder_plan(tiny_model, device)
+    assert decoder_plan(tiny_model, device) is plan
     with torch.no_grad():
         tiny_model.prompt_encoder.no_mask_embed.weight.add_(1)
-    assert decoder_for(tiny_model, device) is not plan
+    assert decoder_plan(tiny_model, device) is not plan

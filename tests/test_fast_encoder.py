@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from reference import random_sam
-from samkit.sam import linear
-from samkit.sam.attention import attend_fused, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
-from samkit.sam.fast_encoder import FastEncoder, WindowOrder, run_encoder, supports
-from samkit.sam.linear import AtenLinear, OneDNNLinear
+from samkit.sam.kernels import linear
+from samkit.sam.kernels.attention import attend_fused, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
+from samkit.sam.kernels.encoder import FastEncoder, WindowOrder, supports
+from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
+from samkit.sam.models.sam import run_encoder
 
 SHAPES = {
     "edge windows on both sides": {"grid": 11, "window": 4},
@@ -59,8 +60,8 @@ def test_it_equals_the_stock_forward(shape, kind, attend):
 def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
     encoder = encoder_of(grid=11, window=4)
     images = pictures(encoder, 1)
-    monkeypatch.setattr("samkit.sam.attention._PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr("samkit.sam.attention._BIAS_BYTES", piece_bytes)
+    monkeypatch.setattr("samkit.sam.kernels.attention._PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("samkit.sam.kernels.attention._BIAS_BYTES", piece_bytes)
     for attend in (attend_in_pieces, attend_with_bias):
         ours, _ = FastEncoder(encoder, torch.float32, AtenLinear, attend)(images)
         torch.testing.assert_close(ours, encoder(images), atol=2e-5, rtol=0)
@@ -73,14 +74,14 @@ def test_early_features_are_the_first_global_blocks(monkeypatch):
     encoder(images)
     hook.remove()
     torch.testing.assert_close(run_encoder(encoder, images, early=True)[1], seen[0], atol=2e-5, rtol=0)
-    monkeypatch.setattr(sys.modules["samkit.sam.fast_encoder"], "supports", lambda encoder: False)
+    monkeypatch.setattr(sys.modules["samkit.sam.kernels.encoder"], "supports", lambda encoder: False)
     assert torch.equal(run_encoder(encoder, images, early=True)[1], seen[0])
     assert not encoder.blocks[1]._forward_hooks
 
 
 def test_early_features_are_the_own_pictures_where_two_threads_run_one_encoder(monkeypatch):
     encoder = encoder_of(grid=11, window=4, global_blocks=(1, 2))
-    monkeypatch.setattr(sys.modules["samkit.sam.fast_encoder"], "supports", lambda encoder: False)
+    monkeypatch.setattr(sys.modules["samkit.sam.kernels.encoder"], "supports", lambda encoder: False)
     batches = [pictures(encoder, 1), pictures(encoder, 1) + 1]
     alone = [run_encoder(encoder, images, early=True)[1] for images in batches]
     both_in = threading.Barrier(2)
@@ -109,7 +110,7 @@ def test_lower_precision_stays_near(dtype):
 class TestGPUChoice:
     """What a CUDA GPU would do, on the CPU: both kinds of attention run there."""
 
-    ATTENTION = sys.modules["samkit.sam.attention"]
+    ATTENTION = sys.modules["samkit.sam.kernels.attention"]
 
     @pytest.fixture
     def likeness(self):
@@ -136,7 +137,7 @@ class TestGPUChoice:
     def test_it_is_looked_for_once_there_were_enough_pictures(self, monkeypatch):
         looks = []
         monkeypatch.setattr(
-            sys.modules["samkit.sam.fast_encoder"], "faster_on_gpu", lambda q, *_: looks.append(q.shape) or attend_in_pieces
+            sys.modules["samkit.sam.kernels.encoder"], "faster_on_gpu", lambda q, *_: looks.append(q.shape) or attend_in_pieces
         )
         plan = FastEncoder(encoder_of(grid=6, window=4), torch.float32, AtenLinear, attend_with_bias)
         monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: torch.empty(shape))

@@ -119,10 +119,9 @@ def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
 
 def pixels_of(model, picture):
     """What SamProcessor (PIL) gives: the long side at the model's size, normalised, padded with zeros."""
-    from samkit.sam.encode import input_size
     from samkit.utils.images import resize_pil
 
-    resized = torch.from_numpy(resize_pil(picture, input_size(picture.shape[:2], model))).permute(2, 0, 1)[None]
+    resized = torch.from_numpy(resize_pil(picture, model.frame(picture.shape[:2]).resized)).permute(2, 0, 1)[None]
     return model.preprocess(resized.float())
 
 
@@ -173,20 +172,22 @@ def test_saved_pixel_constants_are_checked_and_dropped(tiny_sam, tmp_path):
     torch.save(state, tmp_path / "saved.pth")
     assert load_model(tmp_path / "saved.pth").identity == identity_of(tiny_sam)
     torch.save(state | {"pixel_mean": torch.zeros(3, 1, 1)}, tmp_path / "other.pth")
-    with pytest.raises(SAMError, match="other.pth normalises pixels by pixel_mean"):
+    with pytest.raises(SAMError, match="other.pth normalizes pixels with pixel_mean"):
         load_model(tmp_path / "other.pth")
 
 
 def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
     state = {"sam." + name: value for name, value in tiny_sam.state_dict().items()} | {"adapter.weight": torch.zeros(2)}
     torch.save(state, tmp_path / "adapted.pth")
-    with pytest.raises(SAMError, match=r"1 unknown .*adapter.weight"):
+    with pytest.raises(SAMError, match=r"unknown: 1; .*adapter.weight"):
         load_model(tmp_path / "adapted.pth")
 
 
 def test_a_pickled_model_is_refused_with_what_to_use(tiny_sam, tmp_path):
     torch.save(tiny_sam, tmp_path / "SlimSAM-50.pth")
-    with pytest.raises(SAMError, match=r"SlimSAM-50.pth was not loaded: it is a whole model .*SlimSAM-uniform-50.safetensors"):
+    with pytest.raises(
+        SAMError, match=r"SlimSAM-50.pth was not loaded: it is a pickled model .*SlimSAM-uniform-50.safetensors"
+    ):
         load_model(tmp_path / "SlimSAM-50.pth")
 
 
@@ -201,5 +202,5 @@ def test_a_pickled_model_is_refused_with_what_to_use(tiny_sam, tmp_path):
 )
 def test_relatives_are_named_with_what_to_use(tiny_sam, tmp_path, key, family):
     torch.save(dict(tiny_sam.state_dict()) | {key: torch.zeros(1, 32)}, tmp_path / "other.pth")
-    with pytest.raises(SAMError, match=f"other.pth holds {family}, which this pack does not run: use "):
+    with pytest.raises(SAMError, match=f"other.pth is a checkpoint of {family}, which this pack does not support: use "):
         load_model(tmp_path / "other.pth")

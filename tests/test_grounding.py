@@ -18,8 +18,8 @@ from samkit.nodes import grounding as nodes
 from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, available_models, find_model
 from samkit.nodes.predict import Segment
 from samkit.sam import GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
-from samkit.sam.device import _move
-from samkit.sam.grounding import _best
+from samkit.sam.placement.host import move
+from samkit.sam.tasks.words import _best
 from samkit.sam.weights.registry import GROUNDING, KnownFolder
 from samkit.utils.boxes import boxes_per_frame, flat_boxes
 from samkit.utils.overlay import paint_boxes
@@ -223,18 +223,18 @@ def test_the_model_goes_through_comfyuis_memory_manager(comfy, folder, frames, m
 
 def test_outside_comfyui_it_moves_in_and_back(grounding, frames, monkeypatch):
     moves = []
-    monkeypatch.setattr("samkit.sam.device._move", lambda model, device: moves.append((model, device.type)))
+    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append((model, device.type)))
     find_boxes(grounding, frames[:1], TEXT, device_mode="CPU")
     assert moves == [(grounding.network, "cpu")]
 
 
 def test_a_model_moves_with_its_buffers():
     network = random_network()
-    _move(network, torch.device("meta"))
+    move(network, torch.device("meta"))
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     only_a_buffer = torch.nn.Module()
     only_a_buffer.register_buffer("mean", torch.zeros(3))
-    _move(only_a_buffer, torch.device("meta"))
+    move(only_a_buffer, torch.device("meta"))
     assert only_a_buffer.mean.device.type == "meta"
 
 
@@ -302,7 +302,7 @@ def test_segment_text_is_text_to_boxes_then_segment(grounding, frames, tiny_mode
 
 
 def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model, monkeypatch):
-    from samkit.sam.decode import FrameDecoder
+    from samkit.sam.tasks.predict import FrameDecoder
 
     calls, run = [], FrameDecoder.run
 
@@ -333,13 +333,13 @@ def test_text_in_every_form_is_what_the_model_wants(text, expected):
 
 @pytest.mark.parametrize("text", ["", " \n", ". , ."])
 def test_a_text_without_words_is_refused(grounding, frames, text):
-    with pytest.raises(SAMError, match="text is .*name what to look for"):
+    with pytest.raises(SAMError, match="text is .*name at least one object"):
         find_boxes(grounding, frames, text)
 
 
 def test_a_text_that_the_model_would_cut_is_refused(grounding, frames):
     find_boxes(grounding, frames[:1], "a cat a dog")
-    with pytest.raises(SAMError, match="text has 43 tokens, but the model reads 32"):
+    with pytest.raises(SAMError, match="text has 43 tokens, but the limit of the model is 32"):
         find_boxes(grounding, frames, "a " * 40)
 
 
@@ -412,7 +412,7 @@ def drop_the_tokenizer(copy):
         (break_config, "its config.json cannot be read"),
         (another_kind, "copy is a model of type 'bert': it must be 'grounding-dino'"),
         (truncate, "copy was not loaded"),
-        (drop_a_tensor, r"its weights lack 1 tensors \(model.query_position_embeddings.weight"),
+        (drop_a_tensor, r"missing from its weights \(1, the first is model.query_position_embeddings.weight"),
         (pickle_only, "copy is not complete: it needs config.json, .* and weights such as model.safetensors"),
         (drop_the_tokenizer, "copy is not complete: .*tokenizer.json or vocab.txt"),
     ],
@@ -508,7 +508,7 @@ def test_a_known_model_is_fetched_once(published, models, frames):
 
 def test_what_arrived_is_not_fetched_again_and_half_a_model_is_none(published, models):
     weights = published.files.pop("model.safetensors")
-    with pytest.raises(SAMError, match="could not fetch grounding-dino-tiny/model.safetensors"):
+    with pytest.raises(SAMError, match="could not download grounding-dino-tiny/model.safetensors"):
         GroundingLoader().execute("grounding-dino-tiny")
     assert not (models / "grounding-dino-tiny" / "model.safetensors").exists()
     published.files["model.safetensors"] = weights

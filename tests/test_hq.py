@@ -12,7 +12,7 @@ from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import SAMError, identity_of, load_model
-from samkit.sam.hq import HQMaskDecoder
+from samkit.sam.models.hq import HQMaskDecoder
 from test_formats import pixels_of
 
 transformers = pytest.importorskip("transformers")
@@ -171,7 +171,7 @@ def test_both_layouts_are_one_model(ours, tmp_path):
 def test_the_embedding_carries_the_fine_features(ours):
     images = as_image(make_picture(60, 80), make_picture(60, 80, 1), make_picture(60, 80, 2))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(images, ours)
-    assert embedding.fine.shape == (3, 4, 32, 32) and embedding.fine.dtype == np.float32
+    assert embedding.maps["fine"].shape == (3, 4, 32, 32) and embedding.maps["fine"].dtype == np.float32
     expected = PredictMask().execute(ours, embedding[1:2], CLICK)[3]
     for same in (pickle.loads(pickle.dumps(embedding)), copy.deepcopy(embedding), embedding.copy()):
         assert torch.equal(PredictMask().execute(ours, same[1:2], CLICK)[3], expected)
@@ -182,7 +182,7 @@ def test_an_embedding_without_them_is_explained(ours):
     image = as_image(make_picture(60, 80))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(image, ours)
     bare = np.array(embedding)
-    with pytest.raises(SAMError, match="the embedding lacks what SAM-HQ draws with: .* turn hq off"):
+    with pytest.raises(SAMError, match="lacks the fine features that SAM-HQ needs. .* turn hq off"):
         PredictMask().execute(ours, bare, CLICK, image=image)
     assert len(PredictMask().execute(ours, bare, CLICK, image=image, hq=False)[0]) == 1
 

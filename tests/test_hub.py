@@ -3,7 +3,9 @@
 import hashlib
 import http.server
 import json
+import socket
 import threading
+import time
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from samkit.nodes.model import SAMHubLoader
 from samkit.sam import SAMError, identity_of, load_model
-from samkit.sam.weights import download, hub
+from samkit.sam.weights import download, hub, hub_file
 from samkit.sam.weights.registry import RemoteFile
 from test_download import checkpoints_in
 
@@ -117,7 +119,7 @@ def test_a_cut_transfer_is_taken_up_where_it_ended_or_leaves_nothing(known, cont
     try:
         assert fetched(known, tmp_path / "sams") == content
     except SAMError as error:
-        assert "could not fetch small.safetensors" in str(error)
+        assert "could not download small.safetensors" in str(error)
         assert checkpoints_in(tmp_path / "sams") == []
         assert fetched(known, tmp_path / "sams") == content
     assert checkpoints_in(tmp_path / "sams") == ["small.safetensors"]
@@ -132,14 +134,14 @@ def test_a_changed_file_gets_no_name(known, content, server, tmp_path):
 
 def test_a_page_in_place_of_a_file_gets_no_name(known, server, tmp_path):
     server.html = True
-    with pytest.raises(SAMError, match=r"could not fetch small.safetensors .*Download model.safetensors .* by hand"):
+    with pytest.raises(SAMError, match=r"could not download small.safetensors .*Download model.safetensors .* manually"):
         fetched(known, tmp_path / "sams")
     assert checkpoints_in(tmp_path / "sams") == []
 
 
 def test_a_file_that_is_gone_is_named(known, server, tmp_path):
     server.files.clear()
-    with pytest.raises(SAMError, match="could not fetch small.safetensors"):
+    with pytest.raises(SAMError, match="could not download small.safetensors"):
         fetched(known, tmp_path / "sams")
 
 
@@ -190,10 +192,10 @@ def test_the_only_weights_are_found_and_several_are_asked_about(content, server,
     server.files["config.json"] = b"{}"
     assert identity_of(SAMHubLoader().execute(REPO)[0]) == identity_of(tiny_sam)
     server.files["another.pth"] = b"?"
-    with pytest.raises(SAMError, match=r"2 files that may be weights: choose one as filename: .*another.pth"):
+    with pytest.raises(SAMError, match=r"candidates: 2\): set filename to one of .*another.pth"):
         SAMHubLoader().execute(REPO, COMMIT)
     server.files = {"config.json": b"{}"}
-    with pytest.raises(SAMError, match=r"0 files that may be weights: there is nothing that ends in"):
+    with pytest.raises(SAMError, match=r"candidates: 0\): no file name ends in"):
         SAMHubLoader().execute(REPO, "main")
 
 
@@ -218,7 +220,7 @@ def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
     for path in (place, place / "model.safetensors.index.json", place / "model-00002-of-00002.safetensors"):
         assert identity_of(load_model(path)) == identity_of(tiny_sam), "any of them stands for all"
     (place / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(SAMError, match="model-00001-of-00002.safetensors is missing beside it"):
+    with pytest.raises(SAMError, match="the shard model-00001-of-00002.safetensors is missing"):
         load_model(place)
     SAMHubLoader().execute(REPO)
     assert len(checkpoints_in(folder)) == 2, "a missing shard is fetched again"
@@ -227,23 +229,111 @@ def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
 def test_an_index_names_only_what_lies_beside_it(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for content, said in (
-        ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "no file beside it"),
-        ({"weights": {}}, "no index of shards"),
-        ([], "no index of shards"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "not a safetensors file beside it"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not a safetensors file beside it"),
+        ({"weights": {}}, "not an index of shards"),
+        ([], "not an index of shards"),
     ):
         index.write_text(json.dumps(content))
         with pytest.raises(SAMError, match=said):
             load_model(tmp_path)
     index.unlink()
-    with pytest.raises(SAMError, match="there is none of model.safetensors"):
+    with pytest.raises(SAMError, match="there is not one of model.safetensors"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("repo_id", ["", "name", "a/b/c", "../name", "owner/..", "owner\\x/name", "sam_tiny_sa1b"])
+@pytest.mark.parametrize(
+    "repo_id", ["", "name", "a/b/c", "../name", "owner/..", "owner\\x/name", "sam_tiny_sa1b", "o:/n", "a/b\0", "a" * 300 + "/b"]
+)
 def test_what_is_no_repository_is_refused(repo_id, tmp_path):
     with pytest.raises(SAMError, match="it must be owner/name"):
         hub.fetch_from_hub(repo_id, "", "", [tmp_path])
+
+
+BAD_FILES = ["/etc/x.pth", "../x.pth", "a/../../x.pth", "..\\x.pth", "c:\\x.pth", "c:x.pth", "a//x.pth", "./x.pth", "a\0.pth"]
+BAD_FILES += [".hidden.pth", "x" * 300 + ".pth", "model.py", "a/", "a\n.pth", "nul.pth", "a./x.pth"]
+BAD_REVISIONS = [
+    "..",
+    "../..",
+    "a/../../b",
+    "/etc",
+    "a\\b",
+    "c:",
+    "a b",
+    "a//b",
+    "main/",
+    "a\0",
+    "é",
+    "x" * 2000,
+    "-/..",
+    "a?b",
+]
+
+
+@pytest.mark.parametrize(("revision", "filename"), [("", f) for f in BAD_FILES] + [(r, "x.pth") for r in BAD_REVISIONS])
+def test_nothing_is_read_or_written_outside(content, server, tmp_path, revision, filename):
+    """A file that lies there is not loaded either; the hub is not asked, and the disk not touched."""
+    for place in (tmp_path, tmp_path / "sams", tmp_path / "sams" / "owner"):
+        place.mkdir(exist_ok=True)
+        (place / "x.pth").write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SAMError, match=r"^(filename|revision) is '"):
+        hub.fetch_from_hub(REPO, revision, filename, [tmp_path / "sams" / "owner" / "sams"])
+    assert sorted(tmp_path.rglob("*")) == before and server.asked == []
+
+
+def test_a_repository_cannot_name_files_that_lead_elsewhere(content, server, tmp_path):
+    server.files = {"../../x.safetensors": content, "/etc/y.safetensors": content}
+    with pytest.raises(SAMError, match="0 files that may be weights"):
+        hub.fetch_from_hub(REPO, "", "", [tmp_path])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_in_a_folder_of_the_repository_arrive_beside_their_index(server, folder, tiny_sam, tmp_path):
+    state = tiny_sam.state_dict()
+    halves, index = shards_of(state)
+    for file, part in halves.items():
+        save_file({name: state[name] for name in part}, tmp_path / file)
+        server.files[f"deep/er/{file}"] = (tmp_path / file).read_bytes()
+    server.files["deep/er/model.safetensors.index.json"] = json.dumps(index).encode()
+    (model,) = SAMHubLoader().execute(REPO, "refs/pr/1", "deep/er/model.safetensors.index.json")
+    assert identity_of(model) == identity_of(tiny_sam)
+    assert len(checkpoints_in(folder / f"{REPO}@refs/pr/1/deep/er")) == 2
+
+
+@pytest.fixture
+def dead(monkeypatch):
+    """A hub where nobody listens; and nobody may wait for it."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waited {seconds} s to try again"))
+
+
+@pytest.mark.parametrize("filename", ["", FILE])
+def test_a_dead_hub_is_asked_once_and_named(dead, tmp_path, filename):
+    with pytest.raises(SAMError, match=r"(could not list the files of|could not fetch) .*owner/small-sam.*by hand") as caught:
+        hub.fetch_from_hub(REPO, "", filename, [tmp_path / "sams"])
+    assert "\n" not in str(caught.value) and checkpoints_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("filename", ["", FILE])
+def test_a_hub_that_never_answers_is_given_up(monkeypatch, tmp_path, filename):
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub_file, "PATIENCE", 0.2)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(SAMError, match="could not"):
+            hub.fetch_from_hub(REPO, "", filename, [tmp_path / "sams"])
+
+
+@pytest.mark.parametrize("answer", ["{", "[]", "1", '{"siblings": 5}', '{"id": 1, "siblings": [{}]}', "null"])
+def test_a_listing_that_is_not_one_is_refused(server, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(Handler, "listing", lambda self, tree: answer.encode())
+    with pytest.raises(SAMError, match=r"could not list the files|0 files that may be weights"):
+        hub.fetch_from_hub(REPO, "", "", [tmp_path])
 
 
 @pytest.mark.parametrize("size", ["base", "large", "huge"])

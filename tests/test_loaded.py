@@ -17,7 +17,7 @@ from samkit.sam.weights.files import checkpoint_files
 
 
 def table_of():
-    return sys.modules["samkit.sam.loaded"]._loaded
+    return sys.modules["samkit.sam.models.loaded"]._loaded
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_another_content_is_another_model_even_where_samples_agree(file, tmp_pat
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "b.pth").write_bytes(content)
-    monkeypatch.setattr("samkit.sam.loaded._sample", lambda path: "the same")
+    monkeypatch.setattr("samkit.sam.models.loaded._sample", lambda path: "the same")
     model = load_shared(file)
     assert load_shared(tmp_path / "b.pth") is not model
 

@@ -8,7 +8,7 @@ import torch
 from reference import random_sam
 from safetensors.torch import save_file
 from samkit.sam import SAMError, SAMModel, identity_of, load_model
-from samkit.sam.weights.architecture import read_architecture
+from samkit.sam.models.architecture import read_architecture
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 
 TINY = {"embed_dim": 32, "depth": 3, "heads": 2, "grid": 8, "window": 3, "global_blocks": (1,), "out_chans": 32, "mlp_dim": 64}
@@ -116,7 +116,7 @@ def test_an_unknown_precision_is_refused(tmp_path):
 
 def test_a_checkpoint_that_is_no_sam_is_refused(tmp_path):
     save_file({"conv.weight": torch.zeros(3, 3), "conv.bias": torch.zeros(3)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(SAMError, match=r"resnet.safetensors: this is no SAM checkpoint: none of its 2 tensors \(conv.bias"):
+    with pytest.raises(SAMError, match=r"resnet.safetensors: this is not a SAM checkpoint: .* It holds conv.bias"):
         load_model(tmp_path / "resnet.safetensors")
 
 
@@ -180,7 +180,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, kind):
 
 def test_a_whole_pickled_module_is_refused(tiny_sam, tmp_path):
     torch.save(tiny_sam, tmp_path / "module.pth")
-    with pytest.raises(SAMError, match="holds more than tensors|a whole model with its code"):
+    with pytest.raises(SAMError, match="holds more than tensors|a pickled model that includes code"):
         load_model(tmp_path / "module.pth")
 
 

@@ -7,8 +7,8 @@ from conftest import as_image, make_picture
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
 from samkit.sam import load_model
-from samkit.sam.hq import HQMaskDecoder
-from samkit.sam.tiny_vit import TinyViT
+from samkit.sam.models.hq import HQMaskDecoder
+from samkit.sam.models.tiny_vit import TinyViT
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 CLICK = '[{"x": 300, "y": 250}]'

@@ -257,9 +257,9 @@ def test_nothing_left_is_one_empty_mask(masks, start, merge):
 
 
 def test_scores_must_fit_the_masks():
-    with pytest.raises(SAMError, match="a score for each of the 4 masks, but bboxes has 0 boxes"):
+    with pytest.raises(SAMError, match="needs one score per mask. Masks: 4; boxes: 0"):
         SelectMasks().execute(squares(), "score")
-    with pytest.raises(SAMError, match="bboxes has 2 boxes, 2 with a score"):
+    with pytest.raises(SAMError, match="boxes: 2; boxes with a score: 2"):
         SelectMasks().execute(squares(), "score", bboxes=SCORED[:2])
     with pytest.raises(SAMError, match="order_by is 'size'"):
         SelectMasks().execute(squares(), "size")

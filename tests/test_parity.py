@@ -11,9 +11,9 @@ from reference import VIT_B, VIT_H, random_sam
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
 from samkit.sam import load_model
-from samkit.sam.decode import pictures
-from samkit.sam.encode import cache
-from samkit.sam.linear import AtenLinear, OneDNNLinear
+from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
+from samkit.sam.models.shared import cache as shared
+from samkit.sam.tasks.embed import cache
 from segment_anything import SamPredictor
 from test_fast_encoder import has_onednn
 
@@ -56,7 +56,7 @@ def prompts_for(width, height):
     }
 
 
-ENCODER, DECODER = (sys.modules[f"samkit.sam.{name}"] for name in ("fast_encoder", "decoders"))
+ENCODER, MODEL = (sys.modules[f"samkit.sam.{name}"] for name in ("kernels.encoder", "models.sam"))
 FAST = {"ATen": AtenLinear, "oneDNN": OneDNNLinear}
 PATHS = {**FAST, "stock": None}
 
@@ -70,13 +70,13 @@ def check_picture(sam, model, width, height, paths=PATHS):
         if kind is OneDNNLinear and not has_onednn():
             continue
         with pytest.MonkeyPatch.context() as patch:
-            for module in (ENCODER, DECODER):
+            for module in (ENCODER, MODEL):
                 patch.setattr(module, "cpu_linear", lambda dtype, kind=kind: kind)
             if kind is None:
                 patch.setattr(ENCODER, "supports", lambda encoder: False)
-                patch.setattr(sys.modules["samkit.sam.decode"], "supports", lambda model: False)
+                patch.setattr(MODEL, "supports_decoder", lambda network: False)
             cache.clear()
-            pictures.clear()
+            shared.clear()
             check_prompts(predictor, model, picture, name)
 
 

@@ -10,11 +10,11 @@ import torch
 from conftest import as_image, make_picture
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMError, encode, load_model, personalize
-from samkit.sam.decode import FrameDecoder
-from samkit.sam.decoders import decoder_for
-from samkit.sam.fast_decoder import Guidance
-from samkit.sam.personalize import extremes, guide, learn, similarity_map
+from samkit.sam import PersonalizeOptions, PredictOptions, SAMError, encode, load_model, personalize
+from samkit.sam.kernels.decoder import Guidance
+from samkit.sam.models.sam import decoder_plan
+from samkit.sam.tasks.personalize import extremes, guide, learn, similarity_map
+from samkit.sam.tasks.predict import FrameDecoder
 from scenes import make_pair
 from segment_anything.modeling import MaskDecoder
 from test_formats import hugging_face_sam
@@ -24,7 +24,7 @@ from train_demo_checkpoint import mask_iou
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.sam.modeling_sam")
 CPU = torch.device("cpu")
-MODULE = importlib.import_module("samkit.sam.personalize")  # the package's attribute of that name is the function
+MODULE = importlib.import_module("samkit.sam.tasks.personalize")
 
 
 @pytest.fixture(scope="module", params=[32, 256], ids=["32 wide", "256 wide"])
@@ -70,10 +70,10 @@ def test_guided_logits_are_transformers(theirs, ours, count, points, masks, mult
             target_embedding=guidance.target[None, :, None],
         )
         sparse, dense = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=logits)
-        fast = decoder_for(ours, CPU)
+        fast = decoder_plan(ours, CPU)
         wanted = slice(1, None) if multimask else slice(0, 1)
         dense = dense.expand(count, -1, -1, -1) if masks else None
-        picture = fast.look_at(features[0])
+        picture = fast.share(features[0])
         found, scores, _ = fast(picture, sparse, dense, wanted, guidance=guidance)
         plain, _, _ = fast(picture, sparse, dense, wanted)
     torch.testing.assert_close(found, expected.pred_masks[0], atol=1e-4, rtol=0)
@@ -85,10 +85,10 @@ def test_one_row_of_guidance_counts_for_all(ours):
     numbers = torch.Generator().manual_seed(0)
     coords, labels = torch.rand(5, 2, 2, generator=numbers) * 128, torch.ones(5, 2, dtype=torch.int)
     width = ours.prompt_encoder.embed_dim
-    guidance, fast = guidance_for(1, numbers, width), decoder_for(ours, CPU)
+    guidance, fast = guidance_for(1, numbers, width), decoder_plan(ours, CPU)
     with torch.no_grad():
         sparse, _ = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
-        picture = fast.look_at(torch.randn(width, 8, 8, generator=numbers))
+        picture = fast.share(torch.randn(width, 8, 8, generator=numbers))
         shared = fast(picture, sparse, None, slice(None), guidance=guidance)[0]
         each = fast(picture, sparse, None, slice(None), guidance=Guidance(*(row.expand(5, -1) for row in guidance)))[0]
     torch.testing.assert_close(shared, each, atol=1e-5, rtol=0)
@@ -101,9 +101,9 @@ class Foreign(MaskDecoder):
 def test_a_decoder_that_cannot_be_guided_is_named(tiny_model):
     tiny_model.mask_decoder.__class__ = Foreign
     picture = as_image(make_picture(60, 80))
-    with pytest.raises(SAMError, match="mask decoder is a Foreign, which takes no example to go by: use a model from Load SAM"):
+    with pytest.raises(SAMError, match="does not support this mask decoder .Foreign.. Use a model from Load SAM"):
         Personalize().execute(tiny_model, picture, disc(60, 80), picture)
-    assert len(personalize(tiny_model, picture, disc(60, 80), picture, guided=False).masks[0]) <= 1
+    assert len(personalize(tiny_model, picture, disc(60, 80), picture, PersonalizeOptions(guided=False)).masks[0]) <= 1
 
 
 def disc(height, width, x=30, y=25, radius=14):
@@ -134,7 +134,8 @@ def test_the_points_are_those_of_a_direct_computation(tiny_model, count):
     picture = make_picture(128, 128, 9)
     expected = direct_similarity(tiny_model, references, masks, picture)
     examples, embedding = encode(tiny_model, references), encode(tiny_model, [picture])
-    found = similarity_map(tiny_model, embedding, 0, learn(tiny_model, examples, masks, CPU))
+    frame = tiny_model.frame((128, 128))
+    found = similarity_map(embedding, 0, frame, learn(examples, masks, frame, CPU))
     means = torch.nn.functional.adaptive_avg_pool2d(found[None], 8)[0].numpy()
     assert np.corrcoef(means.ravel(), expected.ravel())[0, 1] > 0.95 and expected.std() > 0.005
     fine = torch.nn.functional.interpolate(torch.tensor(expected)[None, None], (32, 32), mode="bilinear")
@@ -152,19 +153,20 @@ def test_extremes_of_a_map_by_hand():
 
 
 def test_guidance_keeps_to_the_picture(tiny_model):
-    target = learn(tiny_model, encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), CPU)
+    frame = tiny_model.frame((60, 80))
+    target = learn(encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), frame, CPU)
     rows = torch.linspace(-1, 1, 60)[:, None].expand(60, 80)
-    attention = guide(tiny_model, rows, (96, 128), target).attention.view(8, 8)
+    attention = guide(rows, frame, (8, 8), target).attention.view(8, 8)
     assert attention[6:].eq(0).all() and (attention[1:6] > attention[:5]).all()
     assert attention[:3].max() < 0.5 < attention[3:6].min() and attention.max() < 1
-    assert torch.isfinite(guide(tiny_model, torch.ones(60, 80), (96, 128), target).attention).all()
+    assert torch.isfinite(guide(torch.ones(60, 80), frame, (8, 8), target).attention).all()
 
 
 def test_small_things_take_the_cell_that_they_cover_most(tiny_model):
     mask = torch.zeros(1, 128, 128)
     mask[0, 36:39, 70:73] = 1
     examples = encode(tiny_model, [make_picture(128, 128)])
-    target = learn(tiny_model, examples, mask, CPU)
+    target = learn(examples, mask, tiny_model.frame((128, 128)), CPU)
     np.testing.assert_allclose(target.mean, np.asarray(examples)[0, :, 2, 4], atol=1e-6)
 
 
@@ -173,8 +175,8 @@ class Scripted(FrameDecoder):
 
     truth, calls = (), []
 
-    def decode(self, index, objects, candidate, multimask, guidance=None):
-        self.calls.append((objects[0], multimask, guidance))
+    def decode(self, index, objects, options=None, guidance=None):
+        self.calls.append((objects[0], (options or self.options).multimask, guidance))
         x, y = objects[0].points[0].astype(int)
         mask = next((disc for disc in self.truth if disc[y, x]), torch.zeros(60, 80)).bool()[None]
         return mask, torch.ones(1), torch.zeros(1, 1, 32, 32)
@@ -214,7 +216,8 @@ def test_several_things_are_found_one_after_the_other(tiny_model, two_things):
 def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_things):
     found_in(tiny_model)
     (first, *_, guidance), second, third = Scripted.calls
-    target = learn(tiny_model, encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), CPU)
+    frame = tiny_model.frame((60, 80))
+    target = learn(encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), frame, CPU)
     torch.testing.assert_close(guidance.target, target.mean[None])
     level = guidance.attention.view(8, 8)
     assert level[1:3, 1:3].mean() > level[4, 1] + 0.2, "more where the peak is"
@@ -226,7 +229,7 @@ def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_things):
     assert third[0].logits is not None and third[0].box.tolist() == [12, 12, 29, 29]
     Scripted.calls.clear()
     picture = as_image(make_picture(60, 80))
-    personalize(tiny_model, picture, disc(60, 80), picture, guided=False)
+    personalize(tiny_model, picture, disc(60, 80), picture, PersonalizeOptions(guided=False))
     assert [call[2] for call in Scripted.calls] == [None] * 3
 
 
@@ -267,7 +270,9 @@ def test_an_empty_reference_mask_is_named(tiny_model):
         Personalize().execute(tiny_model, pictures, masks, pictures)
     with pytest.raises(SAMError, match="reference_mask is empty for reference 0 of 1"):
         Personalize().execute(tiny_model, pictures[:1], torch.zeros(1, 64, 64), pictures)
-    with pytest.raises(SAMError, match="reference_mask has 1 masks for 3 reference images: give one for each"):
+    with pytest.raises(
+        SAMError, match="the batch size of reference_mask is 1, but that of reference_image is 3: connect one mask per image"
+    ):
         Personalize().execute(tiny_model, pictures, masks[:1], pictures)
 
 
@@ -299,9 +304,10 @@ def test_sam_hq_is_guided_too(tmp_path):
     assert len(points) == 1
     with torch.no_grad():
         for hq in (True, False):
-            frames = FrameDecoder(model, embedding, CPU, 0.0, hq)
+            options = PredictOptions(multimask="off", hq=hq)
+            frames = FrameDecoder(model, embedding, CPU, options)
             from_click = click(30, 25)
-            plain, guided = (frames.decode(0, [from_click], "best", "off", one)[2] for one in (None, guidance))
+            plain, guided = (frames.decode(0, [from_click], options, one)[2] for one in (None, guidance))
             assert (plain - guided).abs().max() > 0.05
 
 

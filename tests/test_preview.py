@@ -405,11 +405,11 @@ def test_what_a_run_left_in_the_caches_serves_the_preview(comfy, encoder):
         return await Preview().ask(question())
 
     answers = [asyncio.run(ask())]
-    from samkit.sam.decode import pictures
-    from samkit.sam.encode import cache
+    from samkit.sam.models.shared import cache as shared
+    from samkit.sam.tasks.embed import cache
 
     cache.clear()
-    pictures.clear()
+    shared.clear()
     with torch.inference_mode():
         from samkit.sam import load_shared
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from reference import random_sam
-from samkit.sam import SAMError, Wired, group, objects_per_frame
-from samkit.sam.encode import input_size
+from samkit.sam import PromptInputs, SAMError, group, objects_per_frame
+from samkit.sam.models.families import as_segmenter
 from samkit.sam.prompts import mask_to_logits
 from samkit.utils.images import resize_masks
 
@@ -69,9 +69,9 @@ def test_a_mask_prompt_lies_where_the_picture_lies(tiny_sam, size):
     height, width = size
     rows, columns = np.mgrid[:height, :width]
     ellipse = torch.from_numpy(((rows / height - 0.45) / 0.3) ** 2 + ((columns / width - 0.55) / 0.25) ** 2 < 1)
-    resized = input_size(size, sam)
-    logits = mask_to_logits(ellipse.float(), resized, sam)
-    back = sam.postprocess_masks(logits[None], resized, size)[0, 0] > 0
+    frame = as_segmenter(sam).frame(size)
+    logits = mask_to_logits(ellipse.float(), frame)
+    back = sam.postprocess_masks(logits[None], frame.resized, size)[0, 0] > 0
     assert logits.shape == (1, 128, 128)
     assert (back & ellipse).sum() / (back | ellipse).sum() > 0.95
     assert logits.min() >= -10 and logits.max() <= 10
@@ -81,18 +81,16 @@ def test_a_mask_of_another_size_is_brought_to_the_pictures(tiny_model):
     mask = torch.zeros(30, 40)
     mask[5:20, 10:30] = 1
     same = resize_masks(mask[None], (60, 80))[0]
-    resized = input_size((60, 80), tiny_model)
-    torch.testing.assert_close(
-        mask_to_logits(mask, resized, tiny_model), mask_to_logits(same, resized, tiny_model), atol=2, rtol=0
-    )
+    frame = tiny_model.frame((60, 80))
+    torch.testing.assert_close(mask_to_logits(mask, frame), mask_to_logits(same, frame), atol=2, rtol=0)
 
 
 def test_an_empty_mask_is_no_prompt(tiny_model):
-    assert mask_to_logits(torch.zeros(64, 64), (96, 128), tiny_model) is None
+    assert mask_to_logits(torch.zeros(64, 64), tiny_model.frame((60, 80))) is None
 
 
 def objects(model, frames, **given):
-    return objects_per_frame(Wired(**given), frames, (60, 80), input_size((60, 80), model), model)
+    return objects_per_frame(PromptInputs(**given), frames, model.frame((60, 80)))
 
 
 def test_masks_go_to_all_to_frames_or_to_objects(tiny_model):
@@ -107,7 +105,7 @@ def test_masks_go_to_all_to_frames_or_to_objects(tiny_model):
     assert given(1) == [[0, 0], [0, 0]]
     assert given(2) == [[0, 0], [1, 1]]
     assert given(4) == [[0, 1], [2, 3]]
-    with pytest.raises(SAMError, match="3 masks for 2 pictures with 4 objects"):
+    with pytest.raises(SAMError, match="3 masks for 2 images with 4 objects"):
         given(3)
 
 
@@ -124,12 +122,12 @@ def test_logits_go_before_the_mask(tiny_model):
 
 
 def test_logits_of_another_model_are_refused(tiny_model):
-    with pytest.raises(SAMError, match=r"logits is \(1, 1, 7, 7\), but this model's are \(N, 1, 32, 32\)"):
+    with pytest.raises(SAMError, match=r"logits has the shape \(1, 1, 7, 7\), but this model needs \(N, 1, 32, 32\)"):
         objects(tiny_model, 1, logits=torch.zeros(1, 1, 7, 7))
 
 
 def test_a_point_outside_is_refused_with_its_numbers(tiny_model):
-    with pytest.raises(SAMError, match=r"positive_coords has 2 points outside the picture of 80x60 .*x=80.5, y=10"):
+    with pytest.raises(SAMError, match=r"positive_coords has 2 points outside the image of 80x60 .*x=80.5, y=10"):
         objects(tiny_model, 1, positive=[points((1, 1), (80.5, 10), (-1, 3))])
     assert objects(tiny_model, 1, positive=[points((0, 0), (80, 60))])[0]
 

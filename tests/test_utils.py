@@ -50,7 +50,7 @@ def test_boxes_in_every_form(value, expected):
         ("12", "bboxes is '12'"),
         ({"x": 1, "y": 2}, "bboxes is {'x': 1"),
         ([BOX, (1, 2, 3)], r"bboxes\[1\] is \(1, 2, 3\)"),
-        ([[BOX], [BOX], [BOX]], "bboxes lists 3 frames, but there are 2"),
+        ([[BOX], [BOX], [BOX]], "the number of lists in bboxes is 3"),
         ((1, 2, math.nan, 4), "must be finite"),
         ([{**BOX, "x": True}], "must be {x, y, width, height}"),
         (5, "bboxes is 5"),
@@ -99,7 +99,7 @@ def test_points_of_another_form_are_refused_by_name(text):
 
 
 def test_points_must_be_text():
-    with pytest.raises(SAMError, match="positive_coords is a list"):
+    with pytest.raises(SAMError, match="positive_coords is of type list"):
         points_per_frame([{"x": 1, "y": 2}], 2, "positive_coords")
 
 
@@ -133,15 +133,15 @@ def test_a_picture_of_many_pieces_is_converted_whole():
     frames = image_to_frames(image)
     assert np.array_equal(np.stack(frames), (image * 255).round().numpy().astype(np.uint8))
     image[1, 299, 300, 2] = math.inf
-    with pytest.raises(SAMError, match="1 values that are NaN or infinite"):
+    with pytest.raises(SAMError, match=r"values that are NaN or infinite \(1 in total"):
         image_to_frames(image)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.full((1, 4, 4, 3), math.nan), "48 values that are NaN"),
-        (torch.tensor([-math.inf, 0.0, 0.5]).reshape(1, 1, 1, 3), "1 values that are NaN"),
+        (torch.full((1, 4, 4, 3), math.nan), r"values that are NaN or infinite \(48 in total"),
+        (torch.tensor([-math.inf, 0.0, 0.5]).reshape(1, 1, 1, 3), r"values that are NaN or infinite \(1 in total"),
         (torch.zeros(4, 4, 3), r"is \(4, 4, 3\)"),
         (torch.zeros(1, 4, 4, 5), r"is \(1, 4, 4, 5\)"),
         (torch.zeros(1, 0, 4, 3), "side of 0 pixels"),

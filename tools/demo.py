@@ -1,7 +1,7 @@
-"""The pack's main job on the bundled picture with the bundled checkpoint, through the node classes.
+"""Segments the bundled image with the bundled checkpoint, through the node classes.
 
-Writes demo_output/*.png (masks, and overlays with their prompts) and prints what each step found. "IoU" is measured against
-the object that the scene generator drew there.
+Writes demo_output/*.png (masks, and overlays with their prompts) and prints what each step found. "IoU" compares a mask with
+the true mask of the object, which the scene generator knows.
 """
 
 import json
@@ -22,9 +22,9 @@ from samkit.nodes import NODE_CLASS_MAPPINGS  # noqa: E402
 from samkit.utils.images import frames_to_image  # noqa: E402
 from samkit.utils.overlay import draw_box, mark, paint_masks  # noqa: E402
 
-PICTURE = ROOT / "example_workflows" / "samkit_scene.png"
+IMAGE = ROOT / "example_workflows" / "samkit_scene.png"
 SCENE_SEED, SCENE_SIZE = 2_000_007, (480, 640)
-PAIR_SEED = 2_000_056  # of the two pictures that the example of SAM Personalize uses
+PAIR_SEED = 2_000_056  # of the two images in the example of SAM Personalize
 OUTPUT = ROOT / "demo_output"
 CHECKPOINT = "samkit_demo.safetensors"
 EVERYTHING = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
@@ -47,8 +47,8 @@ STEPS = (
     Step("1_point", "one click", positive=((212, 388),)),
     Step("2_part", "one click on a part", positive=((384, 310),)),
     Step("3_box", "box", boxes=((276, 113, 357, 196),)),
-    Step("4_rough", "one click, to be refined", positive=((300, 250),)),
-    Step("5_refined", "its logits, and a click more", positive=((300, 250), (500, 300)), refines="4_rough"),
+    Step("4_rough", "one click, refined below", positive=((300, 250),)),
+    Step("5_refined", "its logits and one more click", positive=((300, 250), (500, 300)), refines="4_rough"),
     Step("6_boxes", "three boxes at once", boxes=((330, 428, 398, 480), (579, 343, 613, 379), (336, 85, 376, 123))),
 )
 
@@ -66,25 +66,25 @@ def coords(points: tuple[tuple[float, float], ...]) -> str | None:
 def main() -> int:
     started = time.perf_counter()
     OUTPUT.mkdir(exist_ok=True)
-    frame = np.array(Image.open(PICTURE).convert("RGB"))
+    frame = np.array(Image.open(IMAGE).convert("RGB"))
     truth = make_scene(SCENE_SEED, SCENE_SIZE).masks
     (model,) = node("AV_SAMLoader")(model_name=CHECKPOINT)
-    print(f"{CHECKPOINT} on {PICTURE.name}, {frame.shape[1]}x{frame.shape[0]}\n\n{HEADER}")
+    print(f"{CHECKPOINT} on {IMAGE.name}, {frame.shape[1]}x{frame.shape[0]}\n\n{HEADER}")
     embedding = embed(model, frame)
     logits = {}
     for step in STEPS:
         logits[step.name] = run_step(step, model, embedding, frame, truth, logits.get(step.refines))
     run_everything(model, frame, truth)
-    print(f"\n{len(list(OUTPUT.glob('*.png')))} pictures in {OUTPUT.name}/, {time.perf_counter() - started:.1f} s in all.")
+    print(f"\n{len(list(OUTPUT.glob('*.png')))} images in {OUTPUT.name}/, {time.perf_counter() - started:.1f} s in total.")
     return 0
 
 
 def embed(model: Any, frame: np.ndarray) -> np.ndarray:
     began = time.perf_counter()
     (embedding,) = node("GetSAMEmbedding")(image=frames_to_image([frame]), sam_model=model)
-    print(f"{'0 embed the picture, once':<34}{'':>29}{milliseconds(began)}")
-    (picture,) = node("SAMEmbeddingToImage")(embedding=embedding, mode="pca")
-    save("0_embedding.png", (picture[0].numpy() * 255).round().astype(np.uint8))
+    print(f"{'0 encode the image, once':<34}{'':>29}{milliseconds(began)}")
+    (image,) = node("SAMEmbeddingToImage")(embedding=embedding, mode="pca")
+    save("0_embedding.png", (image[0].numpy() * 255).round().astype(np.uint8))
     return embedding
 
 
@@ -113,7 +113,7 @@ def run_step(
 
 
 def run_everything(model: Any, frame: np.ndarray, truth: np.ndarray) -> None:
-    """SAM Segment Everything; its IoU is each true object's with the mask that fits it best."""
+    """SAM Segment Everything; its IoU is the mean over the true objects, each with the mask that fits it best."""
     began = time.perf_counter()
     masks, _, scores, overlay, _ = node("SAMKit_AutoMask")(
         sam_model=model, image=frames_to_image([frame]), points_per_side=16, **EVERYTHING
@@ -134,17 +134,17 @@ def iou_of(mask: np.ndarray, other: np.ndarray) -> float:
 
 
 def overlay(frame: np.ndarray, masks: np.ndarray, step: Step) -> np.ndarray:
-    picture = paint_masks(frame, masks)
+    image = paint_masks(frame, masks)
     for box in step.boxes:
-        draw_box(picture, np.array(box))
+        draw_box(image, np.array(box))
     for points, positive in ((step.positive, True), (step.negative, False)):
         for x, y in points:
-            mark(picture, x, y, positive)
-    return picture
+            mark(image, x, y, positive)
+    return image
 
 
-def save(name: str, picture: np.ndarray) -> Path:
-    Image.fromarray(picture).save(OUTPUT / name)
+def save(name: str, image: np.ndarray) -> Path:
+    Image.fromarray(image).save(OUTPUT / name)
     return OUTPUT / name
 
 

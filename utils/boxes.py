@@ -94,7 +94,7 @@ def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
     if len(per_frame) == 1:
         return list(per_frame) * frames
     if len(per_frame) != frames:
-        raise SAMError(f"{name} lists {len(per_frame)} frames, but there are {frames}: give one list per frame, or one.")
+        raise SAMError(f"the number of lists in {name} is {len(per_frame)}: it must be 1, or one per frame ({frames}).")
     return per_frame
 
 

@@ -34,8 +34,8 @@ def image_to_frames(image: Tensor) -> list[np.ndarray]:
     if levels is None:
         bad = int((~torch.isfinite(image)).sum())
         raise SAMError(
-            f"image has {bad} values that are NaN or infinite (often a VAE that overflowed in fp16): "
-            "decode it in fp32 or bf16 before it comes here."
+            f"image has values that are NaN or infinite ({bad} in total), often because a VAE overflowed in fp16: "
+            "run the VAE in fp32 or bf16."
         )
     return list(levels)
 

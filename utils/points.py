@@ -30,13 +30,13 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
         SAMError: not JSON, or JSON of another form.
     """
     if not isinstance(text, str):
-        raise SAMError(f"{name} is a {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
+        raise SAMError(f"{name} is of type {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
     try:
         value = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         raise SAMError(f"{name} is not JSON ({error}): it must be {_FORM}.") from error
     if not isinstance(value, list):
-        raise SAMError(f"{name} is JSON, but {str(value)[:80]!r} is no list: it must be {_FORM}.")
+        raise SAMError(f"{name} is {str(value)[:80]!r}, which is not a JSON list: it must be {_FORM}.")
     if value and all(isinstance(item, list) for item in value):
         return [_parse(points, f"{name}[{i}]") for i, points in enumerate(spread(value, frames, name))]
     return [_parse(value, name)] * frames

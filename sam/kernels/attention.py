@@ -148,7 +148,7 @@ def faster_on_gpu(q: Tensor, table: Tensor, width: int) -> Attend:
         arguments = q, q, q, table, width, ours
         faster = right and _seconds(attend_fused, *arguments) < _seconds(attend_with_bias, *arguments)
     except (AttributeError, ImportError, RuntimeError) as error:  # torch's compiler wraps Triton's errors in its RuntimeError
-        log.info("no fused attention on this machine: %s", error)
+        log.info("fused attention is not available: %s", error)
         faster = False
     log.debug("global attention: %s", "fused" if faster else "with a bias")
     return attend_fused if faster else attend_with_bias

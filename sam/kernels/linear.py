@@ -115,7 +115,7 @@ def cpu_linear(dtype: torch.dtype) -> LinearKind:
         if is_right(OneDNNLinear, dtype) and speed_over_aten(OneDNNLinear, dtype) > _WORTH_IT:
             kind = OneDNNLinear
     except (AttributeError, RuntimeError) as error:  # another build of torch, another processor
-        log.debug("oneDNN's linear layer is not to be had: %s", error)
+        log.debug("the linear layer of oneDNN is not available: %s", error)
     log.debug("linear layers in %s: %s", dtype, kind.__name__)
     return kind
 

@@ -12,6 +12,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import SAMError
+
 _NORM_EPS = 1e-5  # of the folded batch norms: PyTorch's default
 _WATCHED = 1  # the stage whose output gives Light HQ-SAM its early features
 
@@ -166,6 +168,9 @@ def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: names of the encoder without a prefix.
+
+    Raises:
+        SAMError: a batch norm that does not fit its convolution.
     """
     folded = {}
     for name, value in state.items():
@@ -176,6 +181,8 @@ def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
             weight, bias, mean, variance = (
                 state[f"{root[:-2]}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
             )
+            if value.ndim != 4 or not weight.shape == bias.shape == mean.shape == variance.shape == value.shape[:1]:
+                raise SAMError(f"{name} does not fit the batch norm after it.")
             factor = weight / (variance + _NORM_EPS).sqrt()
             folded[name] = (value.double() * factor[:, None, None, None]).float()
             folded[f"{root}.bias"] = (bias - mean * factor).float()

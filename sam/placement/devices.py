@@ -39,9 +39,7 @@ def placed(network: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
     device = device_for(mode)
     with contextlib.ExitStack() as turn:
         turn.enter_context(_turn)
-        # Weights that are moved in inference mode, in which ComfyUI runs nodes, could not be changed or trained any more.
-        with torch.inference_mode(False):
-            host().unload(network) if mode == "CPU" else host().load(network)
+        _place(network, mode)
         if device_for("AUTO").type == "cpu":
             turn.close()
         try:
@@ -49,6 +47,15 @@ def placed(network: nn.Module, mode: DeviceMode) -> Iterator[torch.device]:
         finally:
             if mode == "AUTO" and device.type != "cpu":
                 host().after_auto(network)
+
+
+def _place(network: nn.Module, mode: DeviceMode) -> None:
+    # Weights that are moved in inference mode, in which ComfyUI runs nodes, could not be changed or trained any more.
+    with torch.inference_mode(False):
+        if mode == "CPU":
+            host().unload(network)
+        else:
+            host().load(network)
 
 
 def device_for(mode: DeviceMode) -> torch.device:

@@ -44,7 +44,7 @@ class GroundingOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise SAMError(f"{name} is {getattr(self, name)}: it must be 0 to 1.")
         if self.max_boxes < 0:
-            raise SAMError(f"max_boxes is {self.max_boxes}: it must be at least 0, which keeps all.")
+            raise SAMError(f"max_boxes is {self.max_boxes}: it must be at least 0 (0 disables the limit).")
 
 
 class FoundBoxes(NamedTuple):

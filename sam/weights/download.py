@@ -1,28 +1,30 @@
-"""Fetch a known checkpoint, verify it, and only then give it its name.
+"""Fetch a file, verify it, and only then give it its name.
 
-A file lands complete and verified or not at all: the transfer goes to a staging folder beside the target, the SHA-256 is
-compared there, and a rename puts it in place.
+A file lands complete and verified or not at all: the transfer goes to a staging folder beside the target, the hash is compared
+there, and a rename puts it in place. Whatever breaks off leaves its part there, to be continued by the next attempt.
 """
 
+import contextlib
 import hashlib
-import inspect
 import logging
 import os
-import re
 import shutil
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ...utils.comfy import Progress
 from ..errors import SAMError
+from .hub_file import fetch_from_hub_file
+from .network import is_disk_full, is_offline, network_errors, said
+from .paths import inside
+from .publisher import fetch_from_publisher, open_own
 from .registry import KnownFolder, RemoteFile
 
 log = logging.getLogger("samkit")
 _CHUNK = 1 << 20
+_STAGING = ".samkit-download"
 
 
 def fetch(remote: RemoteFile, folders: list[Path]) -> Path:
@@ -32,19 +34,22 @@ def fetch(remote: RemoteFile, folders: list[Path]) -> Path:
         The path of the verified file.
 
     Raises:
-        SAMError: offline, no writable folder, or no source gave the right file; the text names every reason.
+        SAMError: its name leaves the folder, offline, no writable folder, a full disk, or no source gave the right file; the
+            text names every reason.
     """
+    inside(folders[0], remote.name)
     if is_offline():
         raise SAMError(
             f"{remote.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
             f"download {_address(remote)} elsewhere and put it there under that name."
         )
     folder = _first_writable(folders)
-    staging, target = folder / ".samkit-download", folder / remote.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{staging}.lock"):  # another graph, or another ComfyUI on the same folder, may fetch it, too
+    target = inside(folder, remote.name)
+    with _turn(folder):  # another graph, or another ComfyUI on the same folder, may fetch it, too
+        if target.is_dir():
+            raise SAMError(f"{remote.name} cannot be fetched: {target} is a folder. Remove or rename it.")
         if not target.is_file():
-            _fetch(remote, staging, target)
+            _fetch(remote, folder / _STAGING, target)
     return target
 
 
@@ -65,8 +70,8 @@ def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
     if is_offline():
         names = ", ".join(file.filename for file in known.files)
         raise SAMError(
-            f"{known.name} is not complete in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
-            f"put these files of the hub's {known.repo_id} into {(begun or folders)[0] / known.name}: {names}."
+            f"{known.name} is not complete in {folders[0]}, and HF_HUB_OFFLINE forbids downloads: "
+            f"put these files from {known.repo_id} on the Hugging Face Hub into {(begun or folders)[0] / known.name}: {names}."
         )
     folder = _first_writable([*begun, *folders])
     for file in known.files:
@@ -74,25 +79,79 @@ def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
     return folder / known.name
 
 
-def is_offline() -> bool:
-    """Whether the user forbids asking the hub, as huggingface_hub reads it; that looks only once, at its import."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """In the body, nobody else fetches into `folder`, and the staging folder is there and ours. Cancel ends the wait."""
+    staging, path = folder / _STAGING, folder / f"{_STAGING}.lock"
+    try:
+        if path.is_symlink() or path.is_dir():
+            raise SAMError(f"{path} is not a file of this pack: remove it.")
+        lock = _acquired(FileLock(path))
+    except OSError as error:
+        raise SAMError(f"{folder} cannot be written ({said(error)}): change its permissions, or use another folder.") from error
+    with lock:
+        _make_own(staging)
+        yield
+
+
+def _acquired(lock: FileLock) -> FileLock:
+    while True:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1)
+            return lock
+        Progress.check_interrupted()
+
+
+def _make_own(staging: Path) -> None:
+    """A folder without a link in it, so that nothing written there lands elsewhere."""
+    if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+        raise SAMError(f"{staging} is not a folder of this pack: remove it.")
+    if any(path.is_symlink() for path in staging.rglob("*")):
+        shutil.rmtree(staging)
+    try:
+        staging.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise SAMError(f"{staging} cannot be made: {said(error)}.") from error
 
 
 def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:
     failures = []
     for source in (_from_hub, _from_publisher) if remote.url else (_from_hub,):
+        name = source.__name__.removeprefix("_from_")
         try:
-            arrived = source(remote, staging)
-            _verify(arrived, remote)
-        except (OSError, ValueError, RuntimeError) as error:
-            log.warning("%s: %s failed: %s", remote.name, source.__name__.strip("_"), error)
-            failures.append(f"{source.__name__.strip('_')}: {error}")
+            _put(source(remote, staging), target)
+        except network_errors() as error:
+            if is_disk_full(error):
+                raise _disk_full(remote, staging, error) from error
+            log.warning("%s: the %s failed: %s", remote.name, name, said(error))
+            failures.append(f"{name}: {said(error)}")
             continue
-        arrived.replace(target)
         shutil.rmtree(staging, ignore_errors=True)
         return
     raise SAMError(f"could not fetch {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} by hand.")
+
+
+def _from_hub(remote: RemoteFile, staging: Path) -> Path:
+    arrived, wanted = fetch_from_hub_file(remote, staging)
+    return _verified(arrived, wanted)
+
+
+def _from_publisher(remote: RemoteFile, staging: Path) -> Path:
+    return _verified(fetch_from_publisher(remote, staging), str(remote.sha256))
+
+
+def _put(arrived: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    arrived.replace(target)
+
+
+def _disk_full(remote: RemoteFile, staging: Path, error: Exception) -> SAMError:
+    """What has arrived is of no use while the disk is full, and takes room: it goes."""
+    shutil.rmtree(staging, ignore_errors=True)
+    size = f"{remote.size / 1e6:.0f} MB" if remote.size else "its size"
+    return SAMError(
+        f"{remote.name} could not be fetched: the disk of {staging.parent} is full ({said(error)}). Free {size} there."
+    )
 
 
 def _address(remote: RemoteFile) -> str:
@@ -107,79 +166,22 @@ def _first_writable(folders: list[Path]) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise SAMError(f"none of these folders can be written: {', '.join(map(str, folders))}.")
+    raise SAMError(f"none of these folders is writable: {', '.join(map(str, folders))}.")
 
 
-def _from_hub(remote: RemoteFile, staging: Path) -> Path:
-    """Through huggingface_hub: resume, proxies, HF_ENDPOINT and tokens are its business."""
-    from huggingface_hub import hf_hub_download
-
-    options = {"endpoint": endpoint()} if endpoint() else {}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # huggingface_hub before 1.0 has no such hook
-        options["tqdm_class"] = _console_and_node_bar()
-    return Path(hf_hub_download(remote.repo_id, remote.filename, revision=remote.revision, local_dir=staging, **options))
-
-
-def endpoint() -> str | None:
-    """The hub's address where the user set another one; huggingface_hub itself looks only once, at its import."""
-    return os.environ.get("HF_ENDPOINT") or None
-
-
-def _console_and_node_bar() -> type:
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        """The hub's console bar, which also moves ComfyUI's and hears its Cancel."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self._node = Progress(int(self.total)) if self.total else None
-
-        def update(self, n: float | None = 1) -> bool | None:
-            """Move both bars on by n bytes."""
-            Progress.check_interrupted()
-            if self._node is not None:
-                self._node.advance(int(n or 0))
-            return super().update(n)
-
-    return Bar
-
-
-def _from_publisher(remote: RemoteFile, staging: Path) -> Path:
-    url, size = str(remote.url), remote.size or 0
-    staging.mkdir(parents=True, exist_ok=True)
-    target = staging / f"{remote.name}.part"  # no checkpoint's ending: half a file must not be listed as one
-    progress = Progress(size)
-    log.info("fetching %s (%.0f MB) from %s", remote.name, size / 1e6, url)
-    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
-        _in_chunks(response.read, lambda chunk: (file.write(chunk), progress.advance(len(chunk))))
-    return target
-
-
-def _verify(path: Path, remote: RemoteFile) -> None:
-    """Raise ValueError, and remove the file, where its content is not the known one's, or what the hub says it is."""
-    wanted, size = remote.sha256 or _hubs_hash(remote), path.stat().st_size
+def _verified(path: Path, wanted: str) -> Path:
+    """The file, on the disk for good; removed, and a SAMError, where its content does not have the hash `wanted`."""
+    size = path.stat().st_size
     # A small file of a repository has git's own hash, which begins with a header; a large one has a SHA-256.
     digest = hashlib.sha256() if len(wanted) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        _in_chunks(file.read, digest.update)
+    with open_own(path) as file:
+        while chunk := file.read(_CHUNK):
+            Progress.check_interrupted()
+            digest.update(chunk)
+        os.fsync(file.fileno())
     if digest.hexdigest() != wanted:
         path.unlink()
-        raise SAMError(f"got {size} bytes with {digest.name.upper()} {digest.hexdigest()}, not the file with {wanted}")
-
-
-def _hubs_hash(remote: RemoteFile) -> str:
-    """What the hub keeps of a file as its ETag: the SHA-256 of a large one, git's SHA-1 of a small one."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    url = hf_hub_url(remote.repo_id, remote.filename, revision=remote.revision, endpoint=endpoint())
-    etag = get_hf_file_metadata(url).etag or ""
-    if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
-        raise SAMError(f"the hub has no hash of {remote.filename} in {remote.repo_id}, so it cannot be verified")
-    return etag
-
-
-def _in_chunks(read: Callable[[int], bytes], use: Callable[[bytes], object]) -> None:
-    while chunk := read(_CHUNK):
-        Progress.check_interrupted()
-        use(chunk)
+        raise SAMError(
+            f"the download has {size} bytes and {digest.name.upper()} {digest.hexdigest()}, but {wanted} was expected"
+        )
+    return path

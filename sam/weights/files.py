@@ -1,23 +1,26 @@
 """Read a checkpoint file. No code of the file is ever run."""
 
 import json
-import pickle
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import SAMError
+from .limits import MOST_BYTES, MOST_TENSORS
+from .safetensors_file import read_safetensors
+from .torch_file import read_legacy, read_zip
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _HEADER_AT = 8  # safetensors: a length in 8 bytes, whose first may well be a pickle's, then the JSON header
 INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
-_DAMAGED = "the file is truncated or damaged: fetch it again"
+_SHARD_NAME = re.compile(r"[\w][\w .()+-]*\.safetensors")  # a plain file name: no folder, no drive
+_MOST_INDEX = 16 << 20
 
 
 def read_checkpoint(path: Path) -> object:
@@ -27,31 +30,53 @@ def read_checkpoint(path: Path) -> object:
         path: the file; one of several shards, or their index, stands for all of them, and a folder for what is in it.
 
     Returns:
-        What the file holds, tensors on the CPU, mapped from the file where the format allows.
+        What the file holds, tensors on the CPU, in memory that is never the file's: whatever becomes of the file later does not
+        reach them.
 
     Raises:
-        SAMError: no such file, damaged, or a pickle that would run code.
+        SAMError: no such file, damaged, too large for a SAM, changed while it was read, or a pickle that would run code.
     """
-    path = _entry(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return _read_shards(path)
-    with path.open("rb") as file:
-        start = file.read(_HEADER_AT + 1)
+    files = checkpoint_files(path)
+    total = sum(_stamp(file)[0] for file in files)
+    if total > MOST_BYTES:
+        raise SAMError(f"{files[0].name} was not loaded: it has {total / 1e9:.0f} GB; the largest SAM has less than 6.")
+    return _read_shards(files[0]) if files[0].name.endswith(INDEX_SUFFIX) else _read(files[0])
+
+
+def _read(path: Path, reader: Callable[[BinaryIO, str], object] | None = None) -> object:
+    """What one file holds; the reader is chosen by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            content = (reader or _reader_for(file))(file, path.name)
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise SAMError(f"{path.name} was changed while it was read: load it again when it is complete.")
+    return content
+
+
+def _reader_for(file: BinaryIO) -> Callable[[BinaryIO, str], object]:
+    start = file.read(_HEADER_AT + 1)
+    file.seek(0)
     if start.startswith(_ZIP_MAGIC):
-        return _read_torch(path, mmap=True)
-    if start.startswith(_PICKLE_MAGIC) and start[_HEADER_AT:] != b"{":
-        return _read_torch(path, mmap=False)
-    return _read_safetensors(path)
+        return read_zip
+    return read_legacy if start.startswith(_PICKLE_MAGIC) and start[_HEADER_AT:] != b"{" else read_safetensors
 
 
 def checkpoint_files(path: Path) -> list[Path]:
     """All files that `read_checkpoint(path)` reads: the file, or the index of shards and every shard that it names.
 
     Raises:
-        SAMError: there is no such file, or the index cannot be read.
+        SAMError: there is no such file, the index cannot be read, or a shard of it is missing.
     """
     path = _entry(path)
-    return [path, *(path.parent / name for name in shard_names(path))] if path.name.endswith(INDEX_SUFFIX) else [path]
+    names = shard_names(path) if path.name.endswith(INDEX_SUFFIX) else []
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise SAMError(f"{path.name} was not loaded: {name} is missing beside it.")
+    return [path, *(path.parent / name for name in names)]
 
 
 def checkpoint_stamp(path: Path) -> tuple[tuple[int, ...], ...]:
@@ -88,7 +113,7 @@ def _in_folder(folder: Path) -> Path:
     names = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise SAMError(f"there is none of {', '.join(names)} in the folder {folder}.")
+        raise SAMError(f"there is not one of {', '.join(names)} in the folder {folder}.")
     return found
 
 
@@ -103,52 +128,36 @@ def shard_names(index: Path) -> list[str]:
     """The files that an index of shards names, all of them beside it.
 
     Raises:
-        SAMError: it is no such index, or names a file that lies elsewhere.
+        SAMError: it is not such an index, or names a file that lies elsewhere.
     """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file has which tensor."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SAMError(f"{index.name} was not loaded: it is no index of shards. ({error})") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
-            raise SAMError(f"{index.name} was not loaded: it names {name!r}, which is no file beside it.")
-    return names
+        if index.stat().st_size > _MOST_INDEX:
+            raise ValueError(f"it has {index.stat().st_size} bytes")
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(found, dict) or len(found) > MOST_TENSORS:
+            raise TypeError("its weight_map does not say for each tensor in which file it is")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SAMError(f"{index.name} was not loaded: it is not an index of shards. ({str(error)[:100]})") from error
+    for name in found.values():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            raise SAMError(
+                f"{index.name} was not loaded: it names {str(name)[:100]!r}, which is not a safetensors file beside it."
+            )
+    return found
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name in shard_names(index):
-        if not (index.parent / name).is_file():
-            raise SAMError(f"{index.name} was not loaded: {name} is missing beside it.")
-        state |= _read_safetensors(index.parent / name)
-    missing = sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"].keys() - state.keys())
+        state |= _read(index.parent / name, read_safetensors)
+    missing = sorted(_weight_map(index).keys() - state.keys())
     if missing:
-        raise SAMError(f"{index.name} was not loaded: its shards lack {len(missing)} of its tensors ({missing[0]}, ...).")
+        raise SAMError(
+            f"{index.name} was not loaded: tensors are missing from its shards ({len(missing)}, the first is {missing[0]})."
+        )
     return state
-
-
-def _read_torch(path: Path, mmap: bool) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        if "ImageEncoderViT" in str(error) or "segment_anything" in str(error):
-            raise SAMError(
-                f"{path.name} was not loaded: it is a whole model with its code, as SlimSAM's global ones are, and no plain "
-                f"weights. Use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors. ({reason})"
-            ) from error
-        raise SAMError(
-            f"{path.name} was not loaded: it is damaged, or holds more than tensors and would run code of its own. "
-            f"Get the checkpoint as .safetensors, or from its publisher. ({reason})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise SAMError(f"{path.name} was not loaded: {_DAMAGED}. ({str(error).splitlines()[0]})") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SAMError(
-            f"{path.name} was not loaded: it is neither a PyTorch nor a safetensors file, or {_DAMAGED}. ({error})"
-        ) from error

@@ -1,15 +1,19 @@
 """A SAM from any repository of the Hugging Face hub: which of its files are the weights, and where they go."""
 
+import re
 from pathlib import Path
 
 from ..errors import SAMError
-from .download import endpoint, fetch, is_offline
+from .download import fetch
 from .files import INDEX_SUFFIX, shard_names
+from .network import PATIENCE, endpoint, is_offline, network_errors, said
+from .paths import is_plain
 from .registry import RemoteFile
 
 # keras-hub's names for the original checkpoints; its own files are of another format.
 _KERAS = {f"sam_{size}_sa1b": f"facebook/sam-vit-{size}" for size in ("base", "large", "huge")}
 _PREFERRED = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
+_NAME, _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII), re.compile(r"[\w./-]+", re.ASCII)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -26,42 +30,66 @@ def fetch_from_hub(repo_id: str, revision: str, filename: str, folders: list[Pat
         The file, or the index of its shards.
 
     Raises:
-        SAMError: the name is none, there is no such file, or it could not be fetched.
+        SAMError: a name that is not one or would lead elsewhere, no such file, or one that could not be fetched. Names are
+            checked before the disk is touched.
     """
     owner, name = _repository(repo_id)
+    _check_revision(revision)
+    if filename:
+        _check_filename(filename)
     place = f"{owner}/{name}" + (f"@{revision}" if revision else "")
     wanted = [filename] if filename else list(_PREFERRED)
     present = next((folder / place / one for one in wanted for folder in folders if (folder / place / one).is_file()), None)
     chosen = present.name if present and not filename else filename or _choose(f"{owner}/{name}", revision, folders)
     path = present or fetch(RemoteFile(f"{place}/{chosen}", f"{owner}/{name}", chosen, revision or None), folders)
+    beside = f"{chosen.rpartition('/')[0]}/".lstrip("/")
     for shard in shard_names(path) if path.name.endswith(INDEX_SUFFIX) else ():
         if not (path.parent / shard).is_file():
-            remote = RemoteFile(f"{place}/{shard}", f"{owner}/{name}", shard, revision or None)
-            fetch(remote, [path.parents[len(Path(place).parts)]])
+            remote = RemoteFile(f"{place}/{beside}{shard}", f"{owner}/{name}", f"{beside}{shard}", revision or None)
+            fetch(remote, [path.parents[f"{place}/{chosen}".count("/")]])
     return path
 
 
 def _repository(repo_id: str) -> tuple[str, str]:
     repo_id = repo_id.strip()
     parts = _KERAS.get(repo_id, repo_id).removeprefix("hf://").strip("/").split("/")
-    if len(parts) != 2 or any(not part or part.startswith(".") or "\\" in part for part in parts):
-        raise SAMError(f"repo_id is {repo_id!r}: it must be owner/name, hf://owner/name, or one of {', '.join(_KERAS)}.")
+    if len(parts) != 2 or not all(_NAME.fullmatch(part) and is_plain(part) for part in parts):
+        shown = repr(repo_id[:200])
+        raise SAMError(f"repo_id is {shown}: it must be owner/name, hf://owner/name, or one of {', '.join(_KERAS)}.")
     return parts[0], parts[1]
+
+
+def _check_revision(revision: str) -> None:
+    if revision and not (_REVISION.fullmatch(revision) and is_plain(revision)):
+        raise SAMError(f"revision is {revision[:200]!r}: it must be a branch, a tag or a commit, such as main or refs/pr/1.")
+
+
+def _check_filename(filename: str) -> None:
+    if not is_plain(filename):
+        raise SAMError(
+            f"filename is {filename[:200]!r}: it must be a path inside the repository, with /, such as model.safetensors."
+        )
+    if not filename.endswith((*_SUFFIXES, INDEX_SUFFIX)):
+        raise SAMError(f"filename is {filename[:200]!r}: weights end in {', '.join(_SUFFIXES)} or {INDEX_SUFFIX}.")
 
 
 def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     """The weights among a repository's files."""
     if is_offline():
-        raise SAMError(f"{repo_id} is not in {folders[0]} and HF_HUB_OFFLINE forbids asking the hub for it.")
+        raise SAMError(f"{repo_id} is not in {folders[0]}, and HF_HUB_OFFLINE forbids downloads.")
     from huggingface_hub import HfApi
 
-    try:
-        names = HfApi(endpoint=endpoint()).list_repo_files(repo_id, revision=revision or None)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SAMError(f"could not list the files of {repo_id} on the hub: {error}") from error
+    try:  # not list_repo_files, which asks a dead hub six times, for 24 seconds
+        listed = HfApi(endpoint=endpoint()).model_info(repo_id, revision=revision or None, timeout=PATIENCE)
+        names = [sibling.rfilename for sibling in listed.siblings or () if is_plain(sibling.rfilename)]
+    except network_errors() as error:
+        raise SAMError(
+            f"could not list the files of {repo_id} on the hub ({said(error)}). Check the name and the connection, or put the "
+            f"file into {folders[0]} by hand and use Load SAM Model."
+        ) from error
     preferred = [name for name in _PREFERRED if name in names]
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
     if len(found) == 1:
         return found[0]
-    said = f"choose one as filename: {', '.join(found)}" if found else f"there is nothing that ends in {', '.join(_SUFFIXES)}"
-    raise SAMError(f"{repo_id} has {len(found)} files that may be weights: {said}.")
+    advice = f"set filename to one of {', '.join(found)}" if found else f"no file name ends in {', '.join(_SUFFIXES)}"
+    raise SAMError(f"{repo_id} has {len(found)} files that may be weights: {advice}.")

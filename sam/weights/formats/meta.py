@@ -19,16 +19,20 @@ _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12,
 
 
 def unwrapped(content: Any, file: str) -> dict[str, Tensor]:
-    """The state dict in what a file holds.
+    """The state dict in what a file holds: the very one, not a copy, unless it is another kind of mapping.
 
     Raises:
         SAMError: there is none.
     """
     if isinstance(content, Mapping):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise SAMError(f"{file} is not a SAM checkpoint: it does not hold a dict of tensors.")
-    return dict(content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_tensor, content.items())):
+        raise SAMError(f"{file} is not a SAM checkpoint: it does not hold a dict of tensors by name.")
+    return content if isinstance(content, dict) else dict(content)
+
+
+def _is_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,7 +50,7 @@ def with_joined_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
             joined[name] = tensor
         elif match[2] == "q":
             parts = [state.get(f"{match[1]}{part}{match[3]}") for part in "qkv"]
-            if all(part is not None for part in parts):
+            if all(part is not None and part.shape == tensor.shape for part in parts):
                 joined[f"{match[1]}qkv{match[3]}"] = torch.cat(parts)
     return joined
 
@@ -55,6 +59,6 @@ def without_pixels(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     """SAM's constants for normalising pixels, which some trainers save, are checked and dropped."""
     for name, expected in _PIXELS.items():
         found = state.pop(name, None)
-        if found is not None and not torch.allclose(found.flatten().float(), torch.tensor(expected)):
-            raise SAMError(f"{file} normalises pixels by {name} {found.flatten().tolist()}, not by SAM's {expected}.")
+        if found is not None and (found.numel() != 3 or not torch.allclose(found.flatten().float(), torch.tensor(expected))):
+            raise SAMError(f"{file} normalises pixels by {name} {found.flatten()[:3].tolist()}, not by SAM's {expected}.")
     return state

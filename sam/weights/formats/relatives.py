@@ -19,4 +19,4 @@ def refuse_relatives(state: Mapping[str, Tensor], file: str) -> None:
     """Raise SAMError, which names the family, where a state dict belongs to one of the relatives."""
     for pattern, family, instead in _RELATIVES:
         if any(re.match(pattern, name) for name in state):
-            raise SAMError(f"{file} holds {family}, which this pack does not run: use {instead}.")
+            raise SAMError(f"{file} is a checkpoint of {family}, which this pack does not support: use {instead}.")

@@ -1,0 +1,123 @@
+"""Read a `.safetensors` file into memory of our own.
+
+The library maps the file, so that a file which is overwritten later changes a loaded model's answers, or ends the process when
+it has become shorter. Here every byte is read once, into the tensor that it belongs to, and the whole header is checked first.
+"""
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import SAMError
+from .limits import MOST_TENSORS, shortened
+
+_LENGTH = 8  # bytes of the header's length, little-endian; the header, JSON, follows it
+_MOST_HEADER = 16 << 20
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the header; its bytes are `begin` to `end` after the header."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_safetensors(file: BinaryIO, name: str) -> dict[str, Tensor]:
+    """All tensors of a file, in the order in which they lie there.
+
+    Args:
+        file: open for reading, at its start.
+        name: of the file, for messages.
+
+    Raises:
+        SAMError: it is not a safetensors file, or its header does not fit it.
+    """
+    size = os.fstat(file.fileno()).st_size
+    header, start = _header(file, size, name)
+    entries = sorted((_entry(key, value, name) for key, value in header.items()), key=lambda entry: entry.begin)
+    _check_layout(entries, size - start, name)
+    return {entry.name: _read(file, entry, name) for entry in entries}
+
+
+def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
+    """The header without its metadata, and where the data begin."""
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    if length > min(_MOST_HEADER, size - _LENGTH):
+        raise _unreadable(name, f"its first {_LENGTH} bytes announce a header of {length} bytes")
+    text = file.read(length)
+    if text.count(b'"data_offsets"') > MOST_TENSORS:
+        raise SAMError(f"{name} was not loaded: it has more than {MOST_TENSORS} tensors; a SAM has some hundred.")
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(name, f"its header is not valid: {str(error)[:100]}") from error
+    if not isinstance(header, dict):
+        raise _unreadable(name, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header, _LENGTH + length
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _entry(key: str, value: Any, name: str) -> _Entry:
+    try:
+        dtype, shape, (begin, end) = _DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError("a number is negative or not an integer")
+        if len(shape) > 8 or math.prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"{shape} of {value['dtype']} does not have {end - begin} bytes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(name, f"tensor {shortened(key)} has a header that is not valid: {str(error)[:100]}") from error
+    return _Entry(key, dtype, shape, begin, end)
+
+
+def _check_layout(entries: list[_Entry], available: int, name: str) -> None:
+    """Every byte of the data belongs to one tensor: so no header can ask for more memory than the file has bytes."""
+    position = 0
+    for entry in entries:
+        if entry.begin != position:
+            raise _unreadable(name, f"tensor {shortened(entry.name)} begins at byte {entry.begin}, not {position}")
+        position = entry.end
+    if position != available:
+        raise _unreadable(name, f"its header describes {position} bytes of weights, and it has {available}")
+
+
+def _read(file: BinaryIO, entry: _Entry, name: str) -> Tensor:
+    data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+    rest = memoryview(data.numpy())
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise _unreadable(name, f"it ends within tensor {shortened(entry.name)}")
+        rest = rest[count:]
+    tensor = data.view(entry.dtype)
+    if sys.byteorder == "big":
+        tensor.untyped_storage().byteswap(entry.dtype)
+    return tensor.view(entry.shape)
+
+
+def _unreadable(name: str, reason: str) -> SAMError:
+    return SAMError(
+        f"{name} was not loaded: it is neither a PyTorch nor a safetensors file, or the file is truncated or damaged: "
+        f"fetch it again. ({reason})"
+    )
