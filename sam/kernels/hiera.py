@@ -203,7 +203,7 @@ class _Block:
         return (found[0] if len(found) == 1 else torch.cat(found, 1)).flatten(0, 1)
 
     def _padded(self, x: Tensor, which: int) -> Tensor:
-        """Keys (1) or values (2) `[W, heads, t, d]` of windows at the edge, with those of the zero tokens around it: the bias."""
+        """Keys (1) or values (2) `[W, heads, t, d]` of windows at the edge, with those of the zero tokens there: the bias."""
         missing = self.window**2 - x.shape[2]
         return torch.cat([x, self.bias[which, None, :, None].expand(len(x), -1, missing, -1)], 2)
 

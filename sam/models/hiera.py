@@ -1,8 +1,8 @@
 """Hiera with its feature pyramid, SAM 2's image encoder: its sizes, and its weights under Meta's names.
 
 "Hiera" (arXiv 2306.00989) as SAM 2 uses it (arXiv 2408.00714, appendix C.1; facebookresearch/sam2, `hieradet.py` and
-`image_encoder.py`): windows of a fixed size in each stage, a few global blocks in the third, queries max-pooled 2x2 where a stage
-begins. `sam/kernels/hiera.py` runs the same weights faster.
+`image_encoder.py`): windows of a fixed size in each stage, a few global blocks in the third, queries max-pooled 2x2 where a
+stage begins. `sam/kernels/hiera.py` runs the same weights faster.
 """
 
 import re
@@ -54,7 +54,7 @@ SIZES: dict[tuple[int, int], HieraSize] = {
 
 @dataclass(frozen=True)
 class BlockShape:
-    """One block: widths before and after it, heads, tokens on a side of its windows (0: all), and whether queries are pooled."""
+    """One block: widths before and after it, heads, tokens on a side of its windows (0: all), whether queries are pooled."""
 
     width_in: int
     width: int
@@ -113,7 +113,7 @@ def _shape_of(shapes: Mapping[str, torch.Size], size: HieraSize, depth: int) -> 
         raise SAMError(f"this SAM 2 model has {len(starts)} stages, but a published one has {len(size.windows)}.")
     stage_of = list(accumulate(int(i in starts[1:]) for i in range(depth)))
     blocks = tuple(_block(shapes, size, index, stage, index in starts[1:]) for index, stage in enumerate(stage_of))
-    ends = tuple(start - 1 for start in starts[1:]) + (depth - 1,)
+    ends = (*(start - 1 for start in starts[1:]), depth - 1)
     neck = shapes["image_encoder.neck.convs.0.conv.weight"]
     return HieraShape(size, blocks, ends, shapes[_ROOT + "pos_embed"][-1], neck[0])
 

@@ -22,8 +22,8 @@ from ..prompts import PromptTensors
 from ..store.identity import Identities
 from .base import IMAGE, Features, Precision, Wanted
 from .hiera import HieraShape, ImageEncoder, read_hiera
-from .shared import shared_image
 from .sam2_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
+from .shared import shared_image
 
 HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""

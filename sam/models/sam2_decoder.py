@@ -169,7 +169,7 @@ class FastSAM2Decoder(FastDecoder):
         return self.masks(rated, _CANDIDATES, shared), rated.scores[:, _CANDIDATES]
 
     def _single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
-        """The single mask where it is stable, else the candidate of the highest predicted IoU: `[n, 1, 4h, 4w]` and `[n, 1]`."""
+        """The single mask where it is stable, else the best candidate: logits `[n, 1, 4h, 4w]` and predicted IoUs `[n, 1]`."""
         masks = self.masks(rated, slice(None), shared)
         best = 1 + rated.scores[:, _CANDIDATES].argmax(1)
         chosen = torch.where(is_stable(masks[:, 0]), 0, best)

@@ -19,8 +19,8 @@ class RemoteFile:
         url: the publisher's own address, the second source; None where the hub is the publisher's own.
         size: bytes; None where it is not known before.
         sha256: of the whole file, in hex; None where only the hub's own record has it.
-        reported_sha256: what copies of the hub's pages say, where nobody could be found who checked it against the publisher; the
-            file is verified by its size and by the hub's own record at download, not by this.
+        reported_sha256: what copies of the hub's pages say, where it could not be checked against the publisher; the file is
+            verified by its size and by the hub's own record at download, not by this.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """SAM 2's files -> Meta's names, image part only: Meta's `.pt`, its repackaged safetensors, and transformers' layout.
 
 Meta's keys are those of facebookresearch/sam2; transformers' are those of `Sam2Model` and `Sam2VideoModel` (4.56 to 5.23), by
-its `convert_sam2_to_hf.py` the other way and anchored. Whatever a rule does not know keeps its name, so that the loader, which is
-strict, can name it.
+its `convert_sam2_to_hf.py` the other way and anchored. Whatever a rule does not know keeps its name, so that the loader,
+which is strict, can name it.
 """
 
 import re
