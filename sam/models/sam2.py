@@ -13,6 +13,7 @@ import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor, nn
 
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.hiera import FastHiera
@@ -205,8 +206,8 @@ def build_sam2(
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
         raise SAMError(
-            f"{checkpoint.name} is not a whole SAM 2 checkpoint of size {hiera.size.name}: {len(wrong)} tensors are missing, "
-            f"unknown or of another shape ({', '.join(wrong[:3])}, ...)."
+            f"{checkpoint.name} is not a whole SAM 2 checkpoint of size {hiera.size.name}: {counted(len(wrong), 'tensor')} "
+            f"missing, unknown or of another shape ({', '.join(wrong[:3])})."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.eval().requires_grad_(False)
