@@ -13,6 +13,16 @@ BASE_PLUS = {
     "window_positional_embedding_background_size": [14, 14],
     "global_attention_blocks": [12, 16, 20],
 }
+SMALL_PUBLISHED = {"hidden_size": 96, "blocks_per_stage": [1, 2, 11, 2], "global_attention_blocks": [7, 10, 13]}
+LARGE = {
+    "hidden_size": 144,
+    "num_attention_heads": 2,
+    "blocks_per_stage": [2, 6, 36, 4],
+    "embed_dim_per_stage": [144, 288, 576, 1152],
+    "num_attention_heads_per_stage": [2, 4, 8, 16],
+    "window_size_per_stage": [8, 4, 16, 8],
+    "global_attention_blocks": [23, 33, 43],
+}
 # Windows that do not divide the third stage's grid, as in the published sizes, and a side of 128 pixels.
 SMALL_SIDE = 128
 SMALL = {
@@ -65,10 +75,3 @@ def _enliven(name, parameter):
 def processor(side=1024):
     """The image processor of transformers for a square of `side` pixels."""
     return Sam2ImageProcessor(size={"height": side, "width": side}, mask_size={"height": side // 4, "width": side // 4})
-
-
-META = {  # transformers' names to Meta's, written from the other side than the pack's table
-    "vision_encoder.backbone.patch_embed.projection": "image_encoder.trunk.patch_embed.proj",
-    "vision_encoder.backbone.": "image_encoder.trunk.",
-    "no_memory_embedding": "no_mem_embed",
-}

@@ -175,8 +175,7 @@ class _Block:
 
     def __call__(self, x: Tensor, count: int, groups: list[tuple[int, int, int]] | None) -> Tensor:
         """Tokens float32 `[B*T, E]`, changed in place -> `[B*T', E']`; without `groups` all windows are whole."""
-        wide = x.new_empty(len(x), (4 if self.pools else 3) * self.width, dtype=self.dtype)
-        self.wide.into(self.norm1(x), wide)
+        wide = self.wide.plain(self.norm1(x))
         if groups is None:
             side = self.window
             groups = [(len(x) // count // side**2, side, side)] if side else [(1, len(x) // count, 1)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
-from ..kernels.linear import Linear, LinearKind
+from ..kernels.linear import LinearKind
 
 # A single mask whose area changes by more than a fiftieth where the threshold moves by 0.05 gives way to the best candidate:
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
@@ -124,12 +124,14 @@ class FastSAM2Decoder(FastDecoder):
 
     def upscale_onto(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
         """`upscale` of image tokens `[n, N, C]`, the finer maps' tokens added after each layer."""
-        (n, tokens, channels), norm = image.shape, self.norm
+        (n, tokens, _), norm = image.shape, self.norm
         width = (len(norm.weight),)
-        upscaled = _added(self.upscale_first, image.reshape(-1, channels), middle.view(tokens, -1), n).view(-1, *width)
-        upscaled = torch.ops.aten.gelu_(F.layer_norm(upscaled, width, norm.weight, norm.bias, norm.eps))
-        upscaled = torch.ops.aten.gelu_(_added(self.upscale_second, upscaled, fine.view(tokens * 4, -1), n))
-        return upscaled.view(n, tokens * 16, self.fine_channels)
+        upscaled = image.new_empty(n, tokens * 16, self.fine_channels)
+        for one, out in zip(image, upscaled, strict=True):
+            half = self.upscale_first.plus(one, middle.view(tokens, -1)).view(-1, *width)
+            half = torch.ops.aten.gelu_(F.layer_norm(half, width, norm.weight, norm.bias, norm.eps))
+            torch.ops.aten.gelu.out(self.upscale_second.plus(half, fine.view(tokens * 4, -1)), out=out.view(tokens * 4, -1))
+        return upscaled
 
     def decode(
         self,
@@ -182,10 +184,3 @@ def is_stable(logits: Tensor) -> Tensor:
     inner = (logits > STABILITY_DELTA).flatten(1).sum(1)
     outer = (logits > -STABILITY_DELTA).flatten(1).sum(1)
     return torch.where(outer > 0, inner / outer, 1.0) >= STABILITY_THRESHOLD
-
-
-def _added(layer: Linear, x: Tensor, onto: Tensor, times: int) -> Tensor:
-    """What a layer makes of `x` `[n*T, K]`, with `onto` `[T, N]` added for each of the n."""
-    out = onto.repeat(times, 1)
-    layer.add_to(x, out)
-    return out
