@@ -42,7 +42,7 @@ class GetSAMEmbedding:
 
 
 class SAMEmbeddingToImage:
-    """`SAMEmbeddingToImage`: an embedding as a picture, to save it as PNG or to look at it."""
+    """`SAMEmbeddingToImage`: an embedding as an image, to save it as PNG or to view it."""
 
     DESCRIPTION = (
         "Converts an embedding to an image. bytes: the raw float32 bytes as RGBA pixels, the format of the Art Venture node. "
@@ -77,11 +77,13 @@ class SAMEmbeddingToImage:
         if mode not in EMBEDDING_MODES:
             raise SAMError(f"mode is {mode!r}: choose one of {', '.join(EMBEDDING_MODES)}.")
         if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or not embedding.size:
-            seen = embedding.shape if isinstance(embedding, np.ndarray) else type(embedding).__name__
+            seen = embedding.shape if isinstance(embedding, np.ndarray) else f"a {type(embedding).__name__}"
             raise SAMError(f"embedding must be an array [B, C, h, w] with at least one frame, but is {seen}.")
         values = np.asarray(embedding, dtype="<f4")
         if mode == "bytes":
             return (frames_to_image([_bytes_as_rgba(frame) for frame in values]),)
+        if not np.isfinite(values).all():
+            raise SAMError("The embedding has values that are NaN or infinite. Run Get SAM Embedding again.")
         known = knows_its_image(embedding)
         size, inside = (embedding.original_size, embedding.input_size) if known else (None, None)
         return (frames_to_image([principal_components(frame, inside, size) for frame in values]),)

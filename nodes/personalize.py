@@ -1,4 +1,4 @@
-"""SAM Personalize: one example of a thing, and the same thing in other pictures."""
+"""SAM Personalize: one example of an object, and the same object in other images."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""SAM Predict Mask (from an embedding) and SAM Segment (from a picture): the same prompts, options and outputs."""
+"""SAM Predict Mask (from an embedding) and SAM Segment (from an image): the same prompts, options and outputs."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..sam import (
     objects_per_frame,
 )
 from ..utils.boxes import BOX_TYPES, BoundingBox, boxes_per_frame, tight_box
-from ..utils.images import as_masks
+from ..utils.images import as_image, as_masks
 from ..utils.points import points_per_frame
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 
@@ -188,7 +188,7 @@ class Segment(_Predictor):
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
     ) -> Outputs:
-        given = parse_prompts(len(image), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        given = parse_prompts(len(as_image(image)), positive_coords, negative_coords, bboxes, mask_prompt, logits)
         options = PredictOptions(candidate, multimask, mask_threshold, hq)
         embedding = encode(sam_model, image, device_mode)
         return predict(sam_model, embedding, given, options, individual_masks, device_mode)

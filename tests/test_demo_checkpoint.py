@@ -62,11 +62,11 @@ def test_the_most_interior_point_keeps_away_from_the_edge_of_the_picture():
     assert 4 <= x <= 6 and 4 <= y <= 16
 
 
-def test_the_bundled_picture_is_the_generators():
-    from demo import PICTURE, SCENE_SEED, SCENE_SIZE
+def test_the_bundled_image_is_the_generators():
+    from demo import IMAGE, SCENE_SEED, SCENE_SIZE
 
     drawn = make_scene(SCENE_SEED, SCENE_SIZE).image.astype(int)
-    assert np.abs(np.array(Image.open(PICTURE).convert("RGB")) - drawn).mean() < 1
+    assert np.abs(np.array(Image.open(IMAGE).convert("RGB")) - drawn).mean() < 1
 
 
 def test_the_demo_finds_what_it_asks_for(tmp_path):

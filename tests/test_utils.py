@@ -145,7 +145,7 @@ def test_a_picture_of_many_pieces_is_converted_whole():
         (torch.zeros(4, 4, 3), r"is \(4, 4, 3\)"),
         (torch.zeros(1, 4, 4, 5), r"is \(1, 4, 4, 5\)"),
         (torch.zeros(1, 0, 4, 3), "side of 0 pixels"),
-        (None, "is NoneType"),
+        (None, "is a NoneType"),
     ],
 )
 def test_images_of_another_form_are_refused(image, message):

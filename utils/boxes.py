@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import SAMError
+from .names import name_in, named
 
 
 class BoundingBox(TypedDict, total=False):
@@ -21,6 +22,7 @@ class BoundingBox(TypedDict, total=False):
     label: str
     stability: float
     frame_index: int
+    object: str | float
 
 
 Boxes: TypeAlias = np.ndarray
@@ -29,6 +31,7 @@ Boxes: TypeAlias = np.ndarray
 BOX_TYPES = "BOUNDING_BOX,BBOX,SEGS"
 """The sockets that boxes come through: core's, the community's, and those of Impact Pack's detectors."""
 
+_FAR = 1e300  # whole numbers may be larger than any float
 _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
@@ -100,7 +103,7 @@ def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
 
 def _parse(boxes: Sequence[Any], place: str) -> Boxes:
     corners = [_corners(box, f"{place}[{i}]") for i, box in enumerate(boxes)]
-    return np.array(corners, dtype=np.float64).reshape(-1, 4)
+    return named(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
 
 
 def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
@@ -118,7 +121,7 @@ def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray, Tensor))
+    return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
 
 
 def _is_box(value: Any) -> bool:
@@ -129,8 +132,10 @@ def _is_box(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim == 0
-    return isinstance(value, Real) and not isinstance(value, bool)
+        if value.ndim or (isinstance(value, Tensor) and value.is_complex()):
+            return False
+        value = value.item()
+    return isinstance(value, Real) and not isinstance(value, bool) and not abs(value) >= _FAR
 
 
 def _short(value: Any) -> str:
@@ -151,7 +156,7 @@ def flat_boxes(value: Any) -> list[BoundingBox]:
 
 def _as_dict(box: Any, place: str) -> BoundingBox:
     x1, y1, x2, y2 = _corners(box, place)
-    extra = {key: box[key] for key in ("score", "label") if key in box} if isinstance(box, Mapping) else {}
+    extra = {key: box[key] for key in ("score", "label", "object") if key in box} if isinstance(box, Mapping) else {}
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
 
 

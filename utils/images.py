@@ -11,8 +11,30 @@ from .errors import SAMError
 _PIECE = 1 << 18  # values that are converted at a time
 
 
+_FAR = 1e30  # float64 has numbers that float32 has not: they are as white
+
+
+def as_image(image: Tensor) -> Tensor:
+    """Check an IMAGE, and hand it on.
+
+    Args:
+        image: `[B, H, W, C]` floats, C is 1 to 4.
+
+    Raises:
+        SAMError: another type, rank or number of channels, or a side of 0 pixels.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
+        seen = tuple(image.shape) if isinstance(image, Tensor) else f"a {type(image).__name__}"
+        raise SAMError(f"image must be an IMAGE tensor [B, H, W, C] with 1 to 4 channels, but is {seen}.")
+    if not image.is_floating_point():
+        raise SAMError(f"image is a tensor of {image.dtype}: an IMAGE has floating point values in 0..1. Divide by 255.")
+    if 0 in image.shape[1:3]:
+        raise SAMError(f"image has a side of 0 pixels: its shape is {tuple(image.shape)}.")
+    return image
+
+
 def image_to_frames(image: Tensor) -> list[np.ndarray]:
-    """IMAGE to one uint8 picture per frame.
+    """IMAGE to one uint8 array per frame.
 
     Args:
         image: `[B, H, W, C]` floats in 0..1; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). Alpha is dropped, as
@@ -22,15 +44,14 @@ def image_to_frames(image: Tensor) -> list[np.ndarray]:
         B arrays `[H, W, 3]`, rounded to the nearest of 256 levels and clipped.
 
     Raises:
-        SAMError: another rank or number of channels, a side of 0 pixels, or values that are not finite.
+        SAMError: not an IMAGE (see `as_image`), or values that are not finite.
     """
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
-        seen = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise SAMError(f"image must be an IMAGE tensor [B, H, W, C] with 1 to 4 channels, but is {seen}.")
-    if 0 in image.shape[1:3]:
-        raise SAMError(f"image has a side of 0 pixels: its shape is {tuple(image.shape)}.")
+    image = as_image(image)
     colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
-    levels = _to_levels(colour.detach().float().cpu().contiguous().numpy())
+    colour = colour.detach().cpu()
+    if colour.dtype == torch.float64:
+        colour = torch.where(colour.isfinite(), colour.clamp(-_FAR, _FAR), colour)
+    levels = _to_levels(colour.float().contiguous().numpy())
     if levels is None:
         bad = int((~torch.isfinite(image)).sum())
         raise SAMError(
@@ -63,7 +84,7 @@ def _to_levels(values: np.ndarray) -> np.ndarray | None:
 
 
 def frames_to_image(frames: list[np.ndarray]) -> Tensor:
-    """uint8 pictures `[H, W, C]` of one size to an IMAGE `[B, H, W, C]`, float32 in 0..1."""
+    """uint8 images `[H, W, C]` of one size to an IMAGE `[B, H, W, C]`, float32 in 0..1."""
     return torch.from_numpy(np.stack(frames)).float() / 255.0
 
 
@@ -71,22 +92,24 @@ def as_masks(mask: Tensor) -> Tensor:
     """MASK in any rank that packs produce (`[H, W]`, `[N, H, W]`, `[N, 1, H, W]`) to float32 `[N, H, W]` in 0..1.
 
     Raises:
-        SAMError: another rank, or values that are not finite.
+        SAMError: another type or rank, a side of 0 pixels, or values that are not finite.
     """
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if isinstance(mask, Tensor) and mask.ndim == 2:
         mask = mask[None]
     if not isinstance(mask, Tensor) or mask.ndim != 3:
-        seen = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        seen = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise SAMError(f"a mask must be a MASK tensor [N, H, W], but is {seen}.")
+    if 0 in mask.shape[1:]:
+        raise SAMError(f"a mask has a side of 0 pixels: its shape is {tuple(mask.shape)}.")
     if not bool(torch.isfinite(mask).all()):
         raise SAMError(f"the mask of shape {tuple(mask.shape)} has values that are NaN or infinite.")
     return mask.detach().float().clamp(0.0, 1.0)
 
 
 def resize_pil(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a uint8 picture `[H, W, C]` to (h, w) with PIL's bilinear filter, the one SAM was trained with.
+    """Resize a uint8 image `[H, W, C]` to (h, w) with PIL's bilinear filter, the one SAM was trained with.
 
     Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2.
     """

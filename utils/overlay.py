@@ -1,4 +1,4 @@
-"""Pictures for people: outlines, tints, colours."""
+"""Masks, boxes, points and features made visible: outlines, tints, colours."""
 
 import colorsys
 import io
@@ -13,7 +13,7 @@ _TOKEN_PIXELS = 16
 
 
 def colour(index: int) -> np.ndarray:
-    """A distinct colour for the index-th thing: uint8 `[3]`."""
+    """A distinct colour for the index-th object: uint8 `[3]`."""
     return np.array([round(255 * part) for part in colorsys.hsv_to_rgb((0.02 + index * _GOLDEN) % 1.0, 0.85, 1.0)], np.uint8)
 
 
@@ -37,31 +37,31 @@ def paint_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.45) -> 
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask bool `[H, W]` that touch its outside, beyond the picture's edge included."""
+    """The pixels of a mask bool `[H, W]` that touch its outside, beyond the image's edge included."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
 
 
 def mask_png(mask: np.ndarray, colour: tuple[int, int, int], opacity: float = 0.45) -> bytes:
-    """A mask bool `[H, W]` as a PNG to lay over its picture: tinted inside, its outline opaque, clear outside.
+    """A mask bool `[H, W]` as a PNG to lay over its image: tinted inside, its outline opaque, clear outside.
 
     It has a palette of three and two bits a pixel, so it is small and made in some milliseconds.
     """
     levels = mask.astype(np.uint8)
     levels += outline(mask)
-    picture = Image.fromarray(levels)
-    picture.putpalette([0, 0, 0, *colour, *colour])
+    image = Image.fromarray(levels)
+    image.putpalette([0, 0, 0, *colour, *colour])
     file = io.BytesIO()
-    picture.save(file, format="PNG", bits=2, transparency=bytes([0, round(255 * opacity), 255]), compress_level=1)
+    image.save(file, format="PNG", bits=2, transparency=bytes([0, round(255 * opacity), 255]), compress_level=1)
     return file.getvalue()
 
 
 def legend(frame: np.ndarray, text: str) -> np.ndarray:
     """Write a line of text on a dark plate in the top left corner: a new uint8 `[H, W, 3]`."""
-    picture = Image.fromarray(frame)
-    _write(picture, text, (6, 4), (20, 20, 20), (255, 255, 255))
-    return np.array(picture)
+    image = Image.fromarray(frame)
+    _write(image, text, (6, 4), (20, 20, 20), (255, 255, 255))
+    return np.array(image)
 
 
 def paint_boxes(frame: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -78,16 +78,16 @@ def paint_boxes(frame: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np
     painted = frame.copy()
     for index, box in enumerate(boxes):
         draw_box(painted, box, tuple(colour(index).tolist()))
-    picture = Image.fromarray(painted)
+    image = Image.fromarray(painted)
     for index, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
         place = max(0, round(box[0])) + 8, max(0, round(box[1])) + 6
-        _write(picture, caption, place, tuple(colour(index).tolist()), (20, 20, 20))
-    return np.array(picture)
+        _write(image, caption, place, tuple(colour(index).tolist()), (20, 20, 20))
+    return np.array(image)
 
 
-def _write(picture: Image.Image, text: str, place: tuple[int, int], plate: tuple[int, ...], ink: tuple[int, ...]) -> None:
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(10, min(picture.size) // 24))
+def _write(image: Image.Image, text: str, place: tuple[int, int], plate: tuple[int, ...], ink: tuple[int, ...]) -> None:
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(max(10, min(image.size) // 24))
     left, top, right, bottom = draw.textbbox(place, text, font=font)
     draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=plate)
     draw.text(place, text, font=font, fill=ink)
@@ -95,40 +95,36 @@ def _write(picture: Image.Image, text: str, place: tuple[int, int], plate: tuple
 
 def mark(frame: np.ndarray, x: float, y: float, positive: bool, radius: int = 5) -> None:
     """Draw a point prompt into uint8 `[H, W, 3]`, in place: a ringed plus for a positive one, a minus for a negative one."""
-    rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]]
-    across, down = np.abs(columns - round(x)), np.abs(rows - round(y))
-    distance = np.hypot(across, down)
-    frame[distance <= radius + 1] = (255, 255, 255)
-    frame[distance <= radius] = (30, 160, 60) if positive else (210, 40, 40)
-    glyph = (down == 0) & (across < radius - 1)
+    image = Image.fromarray(frame)
+    draw, arm = ImageDraw.Draw(image), radius - 2
+    x, y = round(x), round(y)
+    for reach, fill in ((radius + 1, (255, 255, 255)), (radius, (30, 160, 60) if positive else (210, 40, 40))):
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill)
+    draw.line((x - arm, y, x + arm, y), (255, 255, 255))
     if positive:
-        glyph |= (across == 0) & (down < radius - 1)
-    frame[glyph] = (255, 255, 255)
+        draw.line((x, y - arm, x, y + arm), (255, 255, 255))
+    frame[:] = np.asarray(image)
 
 
 def draw_box(frame: np.ndarray, box: np.ndarray, line: tuple[int, int, int] = (255, 220, 0)) -> None:
     """Draw a box (x1, y1, x2, y2) into uint8 `[H, W, 3]`, in place, two pixels thick."""
     height, width = frame.shape[:2]
-    x1, x2 = (int(np.clip(round(x), 0, width - 2)) for x in (box[0], box[2]))
-    y1, y2 = (int(np.clip(round(y), 0, height - 2)) for y in (box[1], box[3]))
-    for rows, columns in (
-        (slice(y1, y1 + 2), slice(x1, x2 + 2)),
-        (slice(y2, y2 + 2), slice(x1, x2 + 2)),
-        (slice(y1, y2 + 2), slice(x1, x1 + 2)),
-        (slice(y1, y2 + 2), slice(x2, x2 + 2)),
-    ):
-        frame[rows, columns] = line
+    x1, x2 = (int(np.clip(round(x), 0, max(0, width - 2))) for x in (box[0], box[2]))
+    y1, y2 = (int(np.clip(round(y), 0, max(0, height - 2))) for y in (box[1], box[3]))
+    image = Image.fromarray(frame)
+    ImageDraw.Draw(image).rectangle((x1, y1, x2 + 1, y2 + 1), outline=line, width=2)
+    frame[:] = np.asarray(image)
 
 
 def principal_components(
     features: np.ndarray, inside: tuple[int, int] | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Features as a colour picture: red, green and blue are their first three principal components.
+    """Features as a colour image: red, green and blue are their first three principal components.
 
     Args:
-        features: float `[C, h, w]` of a square picture, one token per grid cell.
-        inside: (h, w) in pixels of the resized picture within that square, long side = the square's; the padding outside
-            is cut off. None: all of it is picture.
+        features: float `[C, h, w]` of a square input, one token per grid cell.
+        inside: (h, w) in pixels of the resized image within that square, long side = the square's; the padding outside
+            is cut off. None: all of it is image.
         size: (H, W) of the result; None: 16 pixels per token.
 
     Returns:

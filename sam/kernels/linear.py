@@ -99,9 +99,7 @@ class OneDNNLinear:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "gelu", [], "none")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.binary(
-            x.to(self.dtype), other.to(self.dtype), self.packed, self.bias, "add"
-        )
+        return torch.ops.mkldnn._linear_pointwise.binary(x.to(self.dtype), other.to(self.dtype), self.packed, self.bias, "add")
 
     def add_to(self, x: Tensor, residual: Tensor) -> None:
         if self.dtype != residual.dtype:

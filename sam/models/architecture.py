@@ -89,12 +89,16 @@ def read_architecture(shapes: Shapes) -> Architecture:
     missing = [part for part in _PARTS if not any(name.startswith(part) for name in shapes)]
     if missing:
         first = ", ".join(sorted(shapes)[:3])
-        raise SAMError(f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*.")
+        raise SAMError(
+            f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*."
+        )
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape.") from error
+        raise SAMError(
+            f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape."
+        ) from error
 
 
 def _tiny_vit(shapes: Shapes) -> TinyViTShape:

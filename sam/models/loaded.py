@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from segment_anything.modeling import Sam
-
 from ..errors import SAMError
 from ..weights.files import checkpoint_files, checkpoint_stamp
-from .base import Precision
+from .base import Precision, Segmenter
 from .families import identity_of, load_model
 from .sam import SAMModel
 
@@ -32,24 +30,24 @@ class _Loaded:
 
 
 _loaded: list[_Loaded] = []
-_remembered: weakref.WeakValueDictionary[str, Sam] = weakref.WeakValueDictionary()
+_remembered: weakref.WeakValueDictionary[str, Segmenter] = weakref.WeakValueDictionary()
 _turn = threading.Lock()
 
 
-def remember(model: Sam) -> str:
-    """Make a model, wherever it came from, known to `recall` for as long as anybody holds it. Returns its identity."""
+def remember(model: Segmenter) -> str:
+    """Make a model, wherever it came from, known to `recall` for as long as it is in use. Returns its identity."""
     identity = identity_of(model)
     _remembered[identity] = model
     return identity
 
 
-def recall(identity: str) -> Sam | None:
-    """The model that was remembered under `identity`, or None where it is gone."""
+def recall(identity: str) -> Segmenter | None:
+    """The model that `remember` got under `identity`, or None where it is gone."""
     return _remembered.get(identity)
 
 
 def load_shared(path: Path, precision: Precision = "auto") -> SAMModel:
-    """`load_model`, or the model that is already loaded from a checkpoint of the same content, for as long as anybody holds it.
+    """`load_model`, or the model that is already loaded from a checkpoint of the same content, for as long as it is in use.
 
     A checkpoint is all its files: an index and its shards are one. Checkpoints are told apart by sizes and samples, and
     compared whole before they are taken for one; one that has changed since is loaded anew. Raises what `load_model` raises.

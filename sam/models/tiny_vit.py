@@ -12,7 +12,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import SAMError
+from ..errors import SAMError
 
 _NORM_EPS = 1e-5  # of the folded batch norms: PyTorch's default
 _WATCHED = 1  # the stage whose output gives Light HQ-SAM its early features

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...utils.comfy import Progress
 from ...utils.images import image_to_frames, resize_pil
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
 from ..models.base import IMAGE, Segmenter, encoder_dtype
@@ -56,7 +57,7 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
             are not finite, or not a model.
     """
     segmenter = as_segmenter(model)
-    frames = image_to_frames(images) if isinstance(images, Tensor) else [_as_frame(image) for image in images]
+    frames = _as_frames(images)
     original_size = _common_size(images, frames)
     keys = [image_key(frame) for frame in frames]
     with one_run():
@@ -149,6 +150,12 @@ def _refuse_not_finite(name: str, values: np.ndarray) -> None:
         )
 
 
+def _as_frames(images: Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:
+    if isinstance(images, (list, tuple, np.ndarray)):
+        return [_as_frame(image) for image in images]
+    return image_to_frames(images)
+
+
 def _as_frame(image: np.ndarray) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
@@ -190,7 +197,8 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
     keys = None if images is None else [image_key(frame) for frame in image_to_frames(images)]
     if keys is not None and len(keys) != len(embedding):
         raise SAMError(
-            f"The image input has {len(keys)} frames, but the embedding has {len(embedding)}. Connect the embedded image."
+            f"The image input has {counted(len(keys), 'frame')}, but the embedding has {len(embedding)}. "
+            "Connect the embedded image."
         )
     if knows_its_image(embedding):
         return _checked(embedding, segmenter, keys)

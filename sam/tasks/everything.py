@@ -165,7 +165,8 @@ def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
         wide, high = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
         for column, row in product(range(count), repeat=2):
             x, y = (wide - overlap) * column, (high - overlap) * row
-            yield (x, y, min(x + wide, width), min(y + high, height)), layer
+            if x < width and y < height:  # a side of few pixels has fewer crops than the layer asks for
+                yield (x, y, min(x + wide, width), min(y + high, height)), layer
 
 
 def _points(crop: Box, layer: int, options: AutoMaskOptions, region: np.ndarray | None) -> np.ndarray:
@@ -370,8 +371,12 @@ def remove_small_regions(mask: np.ndarray, area: int, holes: bool) -> tuple[np.n
     Returns:
         The mask, and whether it was changed.
     """
-    from scipy import ndimage  # ComfyUI's own requirement; only this option needs it
-
+    try:
+        from scipy import ndimage  # ComfyUI's own requirement; only this option needs it
+    except ImportError as error:
+        raise SAMError(
+            f"min_mask_region_area needs scipy, which is not installed here: pip install scipy. ({error})"
+        ) from error
     regions, count = ndimage.label(~mask if holes else mask, structure=np.ones((3, 3)))
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     small = sizes < area

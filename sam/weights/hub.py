@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ...utils.text import counted
 from ..errors import SAMError
 from .download import fetch
 from .files import INDEX_SUFFIX, shard_names
@@ -98,4 +99,4 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     if len(found) == 1:
         return found[0]
     advice = f"set filename to one of {', '.join(found)}" if found else f"no file name ends in {', '.join(_SUFFIXES)}"
-    raise SAMError(f"{repo_id} has {len(found)} files that may be weights: {advice}.")
+    raise SAMError(f"{repo_id} has {counted(len(found), 'file')} that may be weights: {advice}.")
