@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference_sam2_automask
 import torch
 from conftest import as_image, make_picture
 from reference_sam2 import BASE_PLUS, SMALL, SMALL_SIDE, TINY, processor, random_sam2
@@ -9,11 +10,11 @@ from safetensors.torch import save_file
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import Prompt, decode, encode, load_model
 from samkit.sam.kernels.decoder import Guidance
-from samkit.sam.models import hiera
 from samkit.sam.models.base import Features, Wanted
-from samkit.sam.models.sam2 import SAM2Model
-from samkit.sam.models.sam2_decoder import is_stable
+from samkit.sam.models.sam2 import SAM2Model, hiera
+from samkit.sam.models.sam2.decoder import is_stable
 from samkit.sam.prompts import to_model_frame
+from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
 
 SMALL_SIZE = hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
@@ -362,9 +363,12 @@ class TestFiles:
             (lambda s: s.pop("sam_mask_decoder.iou_token.weight"), "iou_token.* is missing"),
             (lambda s: s.update(surplus=torch.zeros(2)), "1 tensor .*surplus"),
             (lambda s: s.update({"image_encoder.trunk.blocks.8.norm1.weight": torch.zeros(2)}), "9 blocks of width 16: .*tiny"),
-            (lambda s: s.update({"sam_mask_decoder.hf_token.weight": torch.zeros(1, 8)}), "SAM-HQ variant of SAM 2.*sam2.1_"),
-            (lambda s: s.update({"spatial_perceiver.latents": torch.zeros(2)}), "EdgeTAM, .*Use sam2.1_hiera_tiny"),
-            (lambda s: s.update({"detector.backbone.x": torch.zeros(2)}), "SAM 3, .*Use ComfyUI's own SAM3 nodes"),
+            (
+                lambda s: s.update({"sam_mask_decoder.hf_token.weight": torch.zeros(1, 8)}),
+                "SAM-HQ variant of SAM 2, .*use sam2.1_",
+            ),
+            (lambda s: s.update({"spatial_perceiver.latents": torch.zeros(2)}), "EdgeTAM, .*use sam2.1_hiera_tiny"),
+            (lambda s: s.update({"detector.backbone.x": torch.zeros(2)}), "SAM 3, .*use ComfyUI's own SAM3 nodes"),
         ],
         ids=["no norm", "no conv_s0", "no iou token", "surplus", "depth", "HQ", "EdgeTAM", "mixed with SAM 3"],
     )
@@ -432,3 +436,20 @@ def test_changed_weights_are_seen(small, place):
     assert (model.decoder_identity != decoder) == (place != "trunk")
     changed = model.features(pixels, torch.float32)["high_res_0"] - small.ours.features(pixels, torch.float32)["high_res_0"]
     assert (changed.abs().max() > 1e-3) == (place == "conv_s0")
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_segment_everything_equals_sam_2s_generator(small, layers):
+    picture = make_picture(90, 120)
+    options = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6, "crop_n_layers": layers}
+    options |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}  # random masks span the image: by their boxes all are one
+    theirs = reference_sam2_automask.generate(small.theirs, SMALL_SIDE, picture, **options)
+    ours = segment_everything(small.ours, picture, AutoMaskOptions(**options))
+    assert len(ours) == len(theirs) >= 3
+    left = [mask.full((90, 120)) for mask in ours]
+    for wanted in theirs:
+        ious = [(mask & wanted["mask"]).sum() / (mask | wanted["mask"]).sum() for mask in left]
+        match = ours[best := int(np.argmax(ious))]
+        assert ious[best] >= 0.999
+        assert np.abs(np.array(match.box) - wanted["box"]).max() <= 1
+        assert (match.score, match.stability) == pytest.approx((wanted["score"], wanted["stability"]), abs=1e-3)

@@ -1,4 +1,4 @@
-"""Hiera and its feature pyramid (sam/models/hiera.py) with the same weights and the same arithmetic, in less time and memory.
+"""Hiera and its feature pyramid (sam/models/sam2/hiera.py) with the same weights and the same arithmetic, in less time and memory.
 
 None of what differs changes the result but for the order of float32 sums:
 
@@ -31,7 +31,7 @@ class FastHiera:
     """A plan to run one image encoder on one device in one type.
 
     Args:
-        encoder: `sam.models.hiera.ImageEncoder`; its weights are used where they are.
+        encoder: `sam.models.sam2.hiera.ImageEncoder`; its weights are used where they are.
         finer: the mask decoder's 1x1 convolutions on the pyramid's finer maps, finest first.
         no_memory: `[C]`, added to the coarsest map: SAM 2's word for an image that is no frame of a video.
         dtype: of products and attention; the residual stream stays float32.

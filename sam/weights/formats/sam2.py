@@ -106,7 +106,7 @@ def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     """
     for pattern, family, instead in _RELATIVES:
         if any(re.match(pattern, name) for name in state):
-            raise SAMError(f"{file} holds {family}, which this pack does not run. Use {instead or _INSTEAD}.")
+            raise SAMError(f"{file} is a checkpoint of {family}, which this pack does not support: use {instead or _INSTEAD}.")
     prefix = next((match[1] for name in state if (match := _FIRST_LAYER.match(name))), "")
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     kept = {name: tensor for name, tensor in bare.items() if not _VIDEO.match(name)}

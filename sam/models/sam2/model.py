@@ -13,18 +13,18 @@ import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor, nn
 
-from ...utils.text import counted
-from ..errors import SAMError
-from ..geometry import Frame, Size
-from ..kernels.hiera import FastHiera
-from ..kernels.linear import AtenLinear, LinearKind, cpu_linear
-from ..kernels.plans import Plans
-from ..prompts import PromptTensors
-from ..store.identity import Identities
-from .base import IMAGE, Features, Precision, Wanted
+from ....utils.text import counted
+from ...errors import SAMError
+from ...geometry import Frame, Size
+from ...kernels.hiera import FastHiera
+from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
+from ...kernels.plans import Plans
+from ...prompts import PromptTensors
+from ...store.identity import Identities
+from ..base import IMAGE, Features, Precision, Wanted
+from ..shared import shared_image
+from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
-from .sam2_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
-from .shared import shared_image
 
 HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""

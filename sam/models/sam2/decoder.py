@@ -9,8 +9,8 @@ from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
-from ..kernels.linear import LinearKind
+from ...kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
+from ...kernels.linear import LinearKind
 
 # A single mask whose area changes by more than a fiftieth where the threshold moves by 0.05 gives way to the best candidate:
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.

@@ -16,7 +16,7 @@ from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import SAMError
+from ...errors import SAMError
 
 PATCH, STRIDE, PADDING = 7, 4, 3  # of the patch embedding, in pixels
 _POOL = 2
