@@ -1,4 +1,4 @@
-"""Hiera and its feature pyramid (sam/models/sam2/hiera.py) with the same weights and the same arithmetic, in less time and memory.
+"""Hiera and its feature pyramid (sam/models/sam2/hiera.py): the same weights and arithmetic, in less time and memory.
 
 None of what differs changes the result but for the order of float32 sums:
 
