@@ -57,6 +57,7 @@ export class PromptEditor {
   #staleSince = null;
   #drawing = 0;
   #wheeled = 0;
+  #known = new Map(); // object -> its item, until something changes
   #complained = null;
   #refused = null;
   #alive = null;
@@ -127,6 +128,7 @@ export class PromptEditor {
     this.#loads += 1;
     this.preview.dispose();
     this.image = this.state.image = null;
+    this.#known.clear();
     this.#file = { name: null, version: null, isLost: false };
   }
 
@@ -375,6 +377,7 @@ export class PromptEditor {
 
   #changed() {
     if (!this.element) return;
+    this.#known.clear();
     this.#loadImage();
     this.#refresh();
     this.#update();
@@ -460,6 +463,7 @@ export class PromptEditor {
     this.image = image;
     this.state.image = image && { width: image.width, height: image.height };
     if (isOther) this.fit();
+    this.#known.clear();
     this.#refresh();
     this.#update();
   }
@@ -488,10 +492,13 @@ export class PromptEditor {
 
   #latestOf = null;
 
+  /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
   #item(object, more = null) {
+    if (!more && this.#known.has(object)) return this.#known.get(object);
     const question = this.state.question(object, more);
     const own = question.prompts.objects?.[question.object] ?? null;
     const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, question.prompts.objects?.length > 1]);
+    if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
 
