@@ -466,8 +466,8 @@ def test_a_mask_fades_while_it_is_not_that_of_the_marks(editor):
     page.evaluate("() => samkit.editor().toggleOverlay()")
     assert 0 < np.abs(faded - bare).sum() < 0.5 * np.abs(fresh - bare).sum()
     assert editor.evaluate("editor.preview.state.name") == "stale" and len(held) == 1
-    page.unroute("**/samkit/preview")
     held[0].continue_()
+    page.unroute("**/samkit/preview")
     editor.wait("editor.preview.state.name === 'ready'")
 
 
@@ -534,11 +534,12 @@ def test_a_file_that_is_written_over_is_shown_as_it_is_now(editor, server, size)
     use_file(page, name)
     editor.wait(f"editor.images[0]?.filename === '{name}' && editor.image?.src.includes('{name}')")
     editor.click(100, 100)
-    before = editor.exact()
+    before, address = editor.exact(), editor.evaluate("editor.image.src")
     scene.transpose(Image.Transpose.ROTATE_180).resize(size).save(path)
+    page.wait_for_timeout(1000)  # it does not ask more often
     page.evaluate("() => window.dispatchEvent(new Event('focus'))")
-    editor.wait(f"editor.image?.width === {size[0]} && editor.preview.state.name === 'ready' && editor.masks.length")
-    page.wait_for_timeout(300)
+    editor.wait(f"editor.image && editor.image.src !== {address!r}")
+    editor.wait("editor.preview.state.name === 'ready' && editor.masks.length")
     shown = page.evaluate(
         """async () => {
           const { image } = samkit.editor();
@@ -764,7 +765,7 @@ def test_a_click_on_another_objects_mask_selects_it_and_clicks_go_there(editor):
     editor.settle()
     editor.click(LEAF[0] - 20, LEAF[1] + 8)
     assert editor.evaluate("editor.state.current") == 0 and len(editor.marks) == 2
-    editor.click(LEAF[0] + 15, LEAF[1])
+    editor.click(LEAF[0] + 28, LEAF[1] + 6)
     assert [len(one["marks"]) for one in editor.state["objects"]] == [2, 1]
 
 

@@ -69,6 +69,7 @@ for (const [what, before, event, after] of [
   ["an answer after all is over", IDLE, { type: "answered", missing: 0 }, IDLE],
   ["a busy server", state({ name: "stale" }), { type: "busy", message: "b" }, state({ name: "stale", busy: "b", tries: 1 })],
   ["a failure", state({ name: "stale", tries: 1 }), { type: "failed", message: "x" }, state({ name: "failed", prepared: false, message: "x", tries: 2 })],
+  ["a checkpoint that is not there", state({ name: "preparing", prepared: false }), { type: "failed", message: "x", lacks: "b.pth" }, state({ name: "failed", prepared: false, message: "x", missing: "b.pth", tries: 1 })],
   ["a failure after all is over", IDLE, { type: "failed", message: "x" }, IDLE],
   ["a new try", state({ name: "failed", prepared: false, message: "x", tries: 2 }), { type: "retry" }, state({ name: "preparing", prepared: false, message: "x", tries: 2 })],
 ]) {

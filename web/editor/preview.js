@@ -19,31 +19,32 @@ export const SLOW = 80; // milliseconds
  * @property {boolean} prepared  whether the subject has been encoded
  * @property {string | null} busy  why the server lets us wait
  * @property {string | null} message  what went wrong
+ * @property {string | null} missing  the checkpoint that a run would download, where that went wrong
  * @property {number} tries  in a row that failed or found the server busy
  */
 
 /** @type {State} */
-export const IDLE = Object.freeze({ name: "idle", subject: null, prepared: false, busy: null, message: null, tries: 0 });
+export const IDLE = Object.freeze({ name: "idle", subject: null, prepared: false, busy: null, message: null, missing: null, tries: 0 });
 
-/** The state after an event: {type: "wanted", subject, missing} | "prepared" | "answered" | "busy" | "failed" | "retry". */
+/** The state after an event: {type: "wanted", subject, missing} (masks) | "prepared" | "answered" | "busy" | "failed" | "retry". */
 export function next(state, event) {
   const settled = (missing) => (missing ? "stale" : "ready");
   switch (event.type) {
     case "wanted":
       if (event.subject === null) return IDLE;
       if (event.subject !== state.subject) return { ...IDLE, name: "preparing", subject: event.subject };
-      if (!state.prepared) return { ...state, name: "preparing", message: null };
-      return { ...state, name: settled(event.missing), message: null };
+      if (!state.prepared) return { ...state, name: "preparing", message: null, missing: null };
+      return { ...state, name: settled(event.missing), message: null, missing: null };
     case "prepared":
       if (event.subject !== state.subject) return state;
-      return { ...state, name: settled(event.missing), prepared: true, busy: null, message: null, tries: 0 };
+      return { ...state, name: settled(event.missing), prepared: true, busy: null, message: null, missing: null, tries: 0 };
     case "answered": // perhaps to a question about another subject than today's
-      return state.prepared ? { ...state, name: settled(event.missing), busy: null, message: null, tries: 0 } : state;
+      return state.prepared ? { ...state, name: settled(event.missing), busy: null, message: null, missing: null, tries: 0 } : state;
     case "busy":
       return state.name === "idle" ? state : { ...state, busy: event.message, tries: state.tries + 1 };
     case "failed":
       if (state.name === "idle") return state;
-      return { ...state, name: "failed", prepared: false, busy: null, message: event.message, tries: state.tries + 1 };
+      return { ...state, name: "failed", prepared: false, busy: null, message: event.message, missing: event.lacks ?? null, tries: state.tries + 1 };
     case "retry":
       return state.name === "failed" ? { ...state, name: "preparing" } : state;
     default:
@@ -214,7 +215,7 @@ export class Preview {
   async #recover(error) {
     const isBusy = error.status === BUSY || error.status === SUPERSEDED;
     if (!isBusy && this.state.name === "ready") this.#hover = null; // the next click says what is wrong
-    else this.#step({ type: isBusy ? "busy" : "failed", message: error.message });
+    else this.#step({ type: isBusy ? "busy" : "failed", message: error.message, lacks: error.missing });
     if (this.state.name !== "idle" && this.#todo()) await this.#rest();
   }
 
