@@ -377,10 +377,10 @@ def test_while_a_prompt_runs_the_preview_waits_and_then_answers(editor, server):
     asked = []
     editor.page.on("request", lambda request: asked.append(request.url) if "/samkit/" in request.url else None)
     queued = server.json("/prompt", {"prompt": graph})
-    time.sleep(0.3)
+    while not server.json("/queue")["queue_running"]:
+        editor.page.wait_for_timeout(50)
     editor.click(*LEAF)
-    editor.page.wait_for_timeout(300)
-    assert "running a prompt" in editor.status
+    editor.wait("editor.statusLine.textContent.includes('running a prompt')")
     deadline = time.monotonic() + 120
     while not server.json(f"/history/{queued['prompt_id']}") and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -393,7 +393,7 @@ def _everything():
     from samkit.nodes.automask import OPTION_INPUTS
 
     defaults = {name: options["default"] for name, (_, options) in OPTION_INPUTS.items()}
-    varied = {"points_per_side": 48, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    varied = {"points_per_side": 28, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     # Another number each time: ComfyUI would answer the same prompt from its cache, and not run at all.
     return {"sam_model": ["2", 0], "image": ["1", 0], **defaults, **varied, "max_masks": next(_numbers)}
 
