@@ -4,6 +4,7 @@ const MOST_CACHED = 24; // masks beyond those that are wanted
 const BUSY = 503;
 const SUPERSEDED = 409;
 const RECENT = 5; // answers whose median says whether the machine is quick enough for a mask at every move
+const FEW = 3;
 export const SLOW = 80; // milliseconds
 
 /**
@@ -71,7 +72,7 @@ export class Pace {
   }
 
   get isSlow() {
-    return this.median > SLOW;
+    return this.#recent.length >= FEW && this.median > SLOW; // the first answers warm things up
   }
 
   forget() {
