@@ -240,6 +240,14 @@ test("what is no longer wanted is not tried again", async () => {
   assert.deepEqual([asked(), preview.state, preview.busy], [["prepare"], IDLE, false]);
 });
 
+test("a mask that arrives after the editor is gone is let go of", async () => {
+  await ready();
+  preview.want(SUBJECT, [item("a")]);
+  preview.dispose();
+  await answer(mask("A"));
+  assert.deepEqual([closed, preview.find("a"), preview.state], [["A"], null, IDLE]);
+});
+
 test("every change is told of", async () => {
   await ready("a");
   const before = changes;

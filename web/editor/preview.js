@@ -208,6 +208,7 @@ export class Preview {
     if (!item || this.#found.has(item.key)) return this.#step({ type: "answered" });
     const answer = await this.#client.ask({ image: this.#subject.image, model: this.#subject.model, ...item.question });
     const bitmap = await this.#decode(answer.png);
+    if (this.state.name === "idle") return bitmap.close(); // nobody waits for it, or the editor is gone
     this.pace.add(answer.milliseconds);
     this.#keep(item.key, { bitmap, answer });
     this.#step({ type: "answered" });
