@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
-from ..sam.weights.registry import BUNDLED
+from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
@@ -39,11 +39,13 @@ class RefusedError(SAMError):
 
     Attributes:
         status: the HTTP status that says why.
+        missing: the known checkpoint that a run would download; None where that is not the reason.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, missing: str | None = None) -> None:
         super().__init__(text)
         self.status = status
+        self.missing = missing
 
 
 @dataclass(frozen=True)
@@ -346,8 +348,16 @@ def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
     path = checkpoint_path(name) or BUNDLED.get(name)
     stamp = _stamp(path) if path is not None else None
     if path is None or stamp is None:
-        raise RefusedError(404, f"there is no checkpoint {name} on this machine yet: run the graph once, and it is downloaded.")
+        raise _absent(name)
     return (path, stamp, subject.precision), lambda: load_shared(path, subject.precision)
+
+
+def _absent(name: str) -> RefusedError:
+    known = KNOWN.get(name)
+    if known is None:
+        return RefusedError(404, f"there is no checkpoint {name} on this machine.")
+    size = f" ({known.size / 1e6:,.0f} MB)" if known.size else ""
+    return RefusedError(404, f"{name}{size} is not on this machine yet. A run downloads it.", name)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -96,7 +96,7 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
     try:
         return await handler(preview, parsed)
     except RefusedError as refusal:
-        return _error(refusal.status, str(refusal))
+        return _error(refusal.status, str(refusal), missing=refusal.missing)
     except SAMError as error:
         return _error(400, str(error))
 
@@ -107,8 +107,8 @@ def _check_keys(body: Mapping[str, Any], known: set[str]) -> None:
         raise SAMError(f"the body has an unknown key {unknown[0][:40]!r}.")
 
 
-def _error(status: int, text: str) -> Reply:
-    return _as_json(status, {"error": text})
+def _error(status: int, text: str, **more: Any) -> Reply:
+    return _as_json(status, {"error": text, **{key: value for key, value in more.items() if value is not None}})
 
 
 def _as_json(status: int, value: dict[str, Any]) -> Reply:

@@ -305,9 +305,9 @@ TENSORS = {
     "quantized": (quantized, "is quantized"),
     "meta": (lambda value: value.to("meta"), "has no values"),
     "empty": (lambda value: value[:0], "has no values"),
-    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has 1 of 32 values that are NaN or infinite"),
-    "infinite": (lambda value: value.fill_(float("-inf")), "has 32 of 32 values that are NaN or infinite"),
-    "past float32": (lambda value: value.double() + 1e300, "has 32 of 32 values that are NaN or infinite"),
+    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has NaN or infinite values .1 of 32."),
+    "infinite": (lambda value: value.fill_(float("-inf")), "has NaN or infinite values .32 of 32."),
+    "past float32": (lambda value: value.double() + 1e300, "has NaN or infinite values .32 of 32."),
 }
 
 
@@ -400,9 +400,8 @@ def test_each_weight_is_refused_in_another_shape(tiny_sam, tmp_path):
 
 
 def test_each_missing_weight_is_noticed(tiny_sam, tmp_path):
-    """But one: segment_anything's encoder may be without absolute positions, and is another architecture then."""
     state = tiny_sam.state_dict()
-    for gone in state.keys() - {"image_encoder.pos_embed"}:
+    for gone in state:
         save_file({name: value for name, value in state.items() if name != gone}, tmp_path / "less.safetensors")
         with pytest.raises(SAMError, match="less.safetensors"):
             load_model(tmp_path / "less.safetensors")

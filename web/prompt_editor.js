@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PromptEditor } from "./editor/editor.js";
-import { imageGraph, imageOf, imageSignature, modelOf } from "./editor/source.js";
+import { imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
@@ -65,7 +65,8 @@ class Binding {
       identify,
       committed: () => this.#save(),
       complain: (detail) => app.extensionManager.toast.add({ severity: "error", summary: "SAM Prompt Editor", detail, life: 8000 }),
-      loadImage: () => this.#loadImage(),
+      loadImage: () => this.#run(imageGraph),
+      loadAll: () => this.#run(only),
       sendToMaskEditor: (alpha, image) => this.#sendToMaskEditor(alpha, image),
       needed: () => this.look(),
     });
@@ -145,10 +146,11 @@ class Binding {
     this.editor.wake();
   }
 
-  async #loadImage() {
+  /** Run a part of the graph: what the image needs, or what the model needs too. */
+  async #run(part) {
     const found = await this.#graph();
     if (!found) return;
-    const output = imageGraph(found.graph, found.id);
+    const output = part(found.graph, found.id);
     try {
       this.editor.setSource({ isRunning: true });
       await api.queuePrompt(0, { output, workflow: found.workflow });
@@ -210,7 +212,7 @@ function lookAll() {
 /** A run is over, or the server is back. */
 function wakeAll() {
   for (const { editor } of live) {
-    editor.setSource({ isRunning: false });
+    editor.setSource({ isRunning: false, progress: null });
     editor.wake();
   }
 }
@@ -223,6 +225,9 @@ app.registerExtension({
   },
   async setup() {
     api.addEventListener("graphChanged", lookAll);
+    api.addEventListener("progress", ({ detail: { value, max } }) => {
+      for (const { editor } of live) editor.setSource({ progress: max ? value / max : null });
+    });
     for (const end of ENDS) api.addEventListener(end, wakeAll);
     api.addEventListener("executed", ({ detail }) => {
       for (const binding of live) {

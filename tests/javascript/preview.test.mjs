@@ -69,6 +69,7 @@ for (const [what, before, event, after] of [
   ["an answer after all is over", IDLE, { type: "answered", missing: 0 }, IDLE],
   ["a busy server", state({ name: "stale" }), { type: "busy", message: "b" }, state({ name: "stale", busy: "b", tries: 1 })],
   ["a failure", state({ name: "stale", tries: 1 }), { type: "failed", message: "x" }, state({ name: "failed", prepared: false, message: "x", tries: 2 })],
+  ["a checkpoint that is not there", state({ name: "preparing", prepared: false }), { type: "failed", message: "x", lacks: "b.pth" }, state({ name: "failed", prepared: false, message: "x", missing: "b.pth", tries: 1 })],
   ["a failure after all is over", IDLE, { type: "failed", message: "x" }, IDLE],
   ["a new try", state({ name: "failed", prepared: false, message: "x", tries: 2 }), { type: "retry" }, state({ name: "preparing", prepared: false, message: "x", tries: 2 })],
 ]) {
@@ -85,6 +86,9 @@ test("waits grow, and have an end", () => {
 
 test("one slow answer is not a slow machine, and a quick machine is quick again", () => {
   const pace = new Pace();
+  pace.add(900);
+  assert.equal(pace.isSlow, false, "the first of all");
+  pace.forget();
   for (const time of [10, 10, 900, 10]) pace.add(time);
   assert.equal(pace.isSlow, false);
   for (const _ of [1, 2, 3]) pace.add(SLOW + 100);
@@ -234,6 +238,14 @@ test("what is no longer wanted is not tried again", async () => {
   preview.want(null);
   await soon();
   assert.deepEqual([asked(), preview.state, preview.busy], [["prepare"], IDLE, false]);
+});
+
+test("a mask that arrives after the editor is gone is let go of", async () => {
+  await ready();
+  preview.want(SUBJECT, [item("a")]);
+  preview.dispose();
+  await answer(mask("A"));
+  assert.deepEqual([closed, preview.find("a"), preview.state], [["A"], null, IDLE]);
 });
 
 test("every change is told of", async () => {

@@ -23,7 +23,7 @@ for (const [what, more, said] of [
   test(`the status of ${what}`, () => assert.equal(statusOf({ ...VIEW, ...more }), said));
 }
 
-const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, outside: 0, canScale: false };
+const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, outside: 0, canScale: false, lacks: null, progress: null };
 
 for (const [what, more, said, actions] of [
   ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
@@ -31,6 +31,9 @@ for (const [what, more, said, actions] of [
   ["one that is being made", { image: null, isNamed: false, isRunning: true }, "Running what the image needs…", []],
   ["one that is gone", { image: null, isLost: true }, "The image of the last run is no longer there.", ["load"]],
   ["one that is older than the graph", { isOlder: true }, "This image is older than the graph.", ["load"]],
+  ["a checkpoint that is not there", { lacks: "b.pth (375 MB) is not on this machine yet." }, "b.pth (375 MB) is not on this machine yet.", ["download"]],
+  ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", []],
+  ["its arrival, not begun", { lacks: "b.pth", isRunning: true }, "Downloading and loading the model…", []],
   ["a mark outside", { outside: 1 }, "1 mark lies outside this image and is ignored.", ["clear", "keep"]],
   ["marks outside", { outside: 3, canScale: true }, "3 marks lie outside this image and are ignored.", ["scale", "clear", "keep"]],
 ]) {

@@ -2,9 +2,10 @@
 
 /** A refusal, with the server's words. */
 export class Refusal extends Error {
-  constructor(status, text) {
+  constructor(status, text, missing = null) {
     super(text);
     this.status = status;
+    this.missing = missing; // the known checkpoint that a run would download
   }
 }
 
@@ -54,6 +55,6 @@ export class PreviewClient {
     const response = await this.#send(path, { method: "POST", headers, body: JSON.stringify(body) });
     if (response.ok) return response;
     const said = await response.json().catch(() => null);
-    throw new Refusal(response.status, said?.error ?? `The server answered ${response.status}.`);
+    throw new Refusal(response.status, said?.error ?? `The server answered ${response.status}.`, said?.missing);
   }
 }

@@ -23,14 +23,16 @@ let editors = 0;
  * @property {ImageName[]} images  one per frame
  * @property {boolean} isConnected  whether something is connected to `image`
  * @property {boolean} isOlder  whether the graph has changed since a run has made them
- * @property {boolean} isRunning  whether they are being made
+ * @property {boolean} isRunning  whether they are being made, or the model
+ * @property {number | null} progress  of that, 0 to 1
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
  * @property {(image: ImageName, version: string) => string} url
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
- * @property {() => void} loadImage  run what is upstream
+ * @property {() => void} loadImage  run what is upstream of the image
+ * @property {() => void} loadAll  run what is upstream of the image and of the model
  * @property {(alpha: Blob, image: ImageName) => Promise<void>} sendToMaskEditor
  * @property {() => void} needed  the user has come: find out what is connected
  */
@@ -44,7 +46,7 @@ export class PromptEditor {
   unit = 1;
   stageSize = { width: 1, height: 1 };
   view = new View();
-  #source = { images: [], isConnected: false, isOlder: false, isRunning: false };
+  #source = { images: [], isConnected: false, isOlder: false, isRunning: false, progress: null };
   #model = null;
   #file = { name: null, version: null, isLost: false }; // of the image that is shown
   #loads = 0;
@@ -57,6 +59,7 @@ export class PromptEditor {
   #staleSince = null;
   #drawing = 0;
   #wheeled = 0;
+  #known = new Map(); // object -> its item, until something changes
   #complained = null;
   #refused = null;
   #alive = null;
@@ -127,6 +130,7 @@ export class PromptEditor {
     this.#loads += 1;
     this.preview.dispose();
     this.image = this.state.image = null;
+    this.#known.clear();
     this.#file = { name: null, version: null, isLost: false };
   }
 
@@ -264,6 +268,7 @@ export class PromptEditor {
   #act(action) {
     const { state, image } = this;
     if (action === "load") this.loadImage();
+    if (action === "download") this.host.loadAll();
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
     if (action === "keep") {
@@ -338,7 +343,10 @@ export class PromptEditor {
   #resized() {
     const was = this.stageSize;
     this.stageSize = { width: Math.max(1, this.stage.clientWidth), height: Math.max(1, this.stage.clientHeight) };
-    if (was.width !== this.stageSize.width || was.height !== this.stageSize.height) this.fit();
+    if (was.width === this.stageSize.width && was.height === this.stageSize.height) return;
+    if (!this.image || this.view.isFitted(this.image, was, MARGIN)) return this.fit();
+    this.view.pan((this.stageSize.width - was.width) / 2, (this.stageSize.height - was.height) / 2);
+    this.redraw();
   }
 
   // --- events
@@ -375,6 +383,7 @@ export class PromptEditor {
 
   #changed() {
     if (!this.element) return;
+    this.#known.clear();
     this.#loadImage();
     this.#refresh();
     this.#update();
@@ -382,7 +391,7 @@ export class PromptEditor {
 
   #previewed() {
     const { state } = this.preview;
-    if (state.name === "failed" && state.message !== this.#complained) this.host.complain((this.#complained = state.message));
+    if (state.name === "failed" && !state.missing && state.message !== this.#complained) this.host.complain((this.#complained = state.message));
     if (state.name === "ready") this.#complained = null;
     for (const { key, object } of this.#items()) {
       if (this.preview.find(key)) this.#latest.set(slotOf(this.state.objects[object]), key);
@@ -417,14 +426,15 @@ export class PromptEditor {
 
   #describe() {
     const { image, state, preview } = this;
-    const { images, isConnected, isOlder, isRunning } = this.#source;
+    const { images, isConnected, isOlder, isRunning, progress } = this.#source;
     const answer = this.#find(state.current)?.answer ?? null;
     const object = state.objects.length > 1 ? state.object.name : null;
     const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.#file.name ? state.outside(image).length : 0;
-    const isNamed = images.length > 0;
-    this.note.update(noteOf({ image, isConnected, isNamed, isLost: this.#file.isLost, isOlder, isRunning, outside, canScale: state.size !== null }));
+    const lacks = preview.state.missing && preview.state.message;
+    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.#file.isLost, isOlder, isRunning, progress };
+    this.note.update(noteOf({ ...source, outside, canScale: state.size !== null, lacks }));
   }
 
   // --- the image
@@ -460,6 +470,7 @@ export class PromptEditor {
     this.image = image;
     this.state.image = image && { width: image.width, height: image.height };
     if (isOther) this.fit();
+    this.#known.clear();
     this.#refresh();
     this.#update();
   }
@@ -488,10 +499,13 @@ export class PromptEditor {
 
   #latestOf = null;
 
+  /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
   #item(object, more = null) {
+    if (!more && this.#known.has(object)) return this.#known.get(object);
     const question = this.state.question(object, more);
     const own = question.prompts.objects?.[question.object] ?? null;
     const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, question.prompts.objects?.length > 1]);
+    if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
 

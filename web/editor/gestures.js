@@ -46,8 +46,9 @@ export class Gestures {
   }
 
   abandon() {
-    if (this.#gesture && this.#gesture.kind !== "pan") this.editor.state.cancel();
+    const kind = this.#gesture?.kind ?? "pan";
     this.#gesture = null;
+    if (kind !== "pan") this.editor.state.cancel();
   }
 
   /** The marks as they are drawn: those that lie outside of the image are at its edge. */

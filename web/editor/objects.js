@@ -10,6 +10,7 @@ export function makeObjects(editor) {
   const element = make("div", { className: "samkit-objects", role: "listbox", "aria-label": "Objects" });
   const rows = [];
   const update = () => {
+    if (editor.gestures.active) return; // the stage must not change its size under a drag
     const { objects, current } = editor.state;
     element.hidden = objects.length < 2;
     while (rows.length > objects.length) rows.pop().element.remove();

@@ -4,6 +4,7 @@ const MOST_CACHED = 24; // masks beyond those that are wanted
 const BUSY = 503;
 const SUPERSEDED = 409;
 const RECENT = 5; // answers whose median says whether the machine is quick enough for a mask at every move
+const FEW = 3;
 export const SLOW = 80; // milliseconds
 
 /**
@@ -19,31 +20,32 @@ export const SLOW = 80; // milliseconds
  * @property {boolean} prepared  whether the subject has been encoded
  * @property {string | null} busy  why the server lets us wait
  * @property {string | null} message  what went wrong
+ * @property {string | null} missing  the checkpoint that a run would download, where that went wrong
  * @property {number} tries  in a row that failed or found the server busy
  */
 
 /** @type {State} */
-export const IDLE = Object.freeze({ name: "idle", subject: null, prepared: false, busy: null, message: null, tries: 0 });
+export const IDLE = Object.freeze({ name: "idle", subject: null, prepared: false, busy: null, message: null, missing: null, tries: 0 });
 
-/** The state after an event: {type: "wanted", subject, missing} | "prepared" | "answered" | "busy" | "failed" | "retry". */
+/** The state after an event: {type: "wanted", subject, missing} (masks) | "prepared" | "answered" | "busy" | "failed" | "retry". */
 export function next(state, event) {
   const settled = (missing) => (missing ? "stale" : "ready");
   switch (event.type) {
     case "wanted":
       if (event.subject === null) return IDLE;
       if (event.subject !== state.subject) return { ...IDLE, name: "preparing", subject: event.subject };
-      if (!state.prepared) return { ...state, name: "preparing", message: null };
-      return { ...state, name: settled(event.missing), message: null };
+      if (!state.prepared) return { ...state, name: "preparing", message: null, missing: null };
+      return { ...state, name: settled(event.missing), message: null, missing: null };
     case "prepared":
       if (event.subject !== state.subject) return state;
-      return { ...state, name: settled(event.missing), prepared: true, busy: null, message: null, tries: 0 };
+      return { ...state, name: settled(event.missing), prepared: true, busy: null, message: null, missing: null, tries: 0 };
     case "answered": // perhaps to a question about another subject than today's
-      return state.prepared ? { ...state, name: settled(event.missing), busy: null, message: null, tries: 0 } : state;
+      return state.prepared ? { ...state, name: settled(event.missing), busy: null, message: null, missing: null, tries: 0 } : state;
     case "busy":
       return state.name === "idle" ? state : { ...state, busy: event.message, tries: state.tries + 1 };
     case "failed":
       if (state.name === "idle") return state;
-      return { ...state, name: "failed", prepared: false, busy: null, message: event.message, tries: state.tries + 1 };
+      return { ...state, name: "failed", prepared: false, busy: null, message: event.message, missing: event.lacks ?? null, tries: state.tries + 1 };
     case "retry":
       return state.name === "failed" ? { ...state, name: "preparing" } : state;
     default:
@@ -70,7 +72,7 @@ export class Pace {
   }
 
   get isSlow() {
-    return this.median > SLOW;
+    return this.#recent.length >= FEW && this.median > SLOW; // the first answers warm things up
   }
 
   forget() {
@@ -206,6 +208,7 @@ export class Preview {
     if (!item || this.#found.has(item.key)) return this.#step({ type: "answered" });
     const answer = await this.#client.ask({ image: this.#subject.image, model: this.#subject.model, ...item.question });
     const bitmap = await this.#decode(answer.png);
+    if (this.state.name === "idle") return bitmap.close(); // nobody waits for it, or the editor is gone
     this.pace.add(answer.milliseconds);
     this.#keep(item.key, { bitmap, answer });
     this.#step({ type: "answered" });
@@ -214,7 +217,7 @@ export class Preview {
   async #recover(error) {
     const isBusy = error.status === BUSY || error.status === SUPERSEDED;
     if (!isBusy && this.state.name === "ready") this.#hover = null; // the next click says what is wrong
-    else this.#step({ type: isBusy ? "busy" : "failed", message: error.message });
+    else this.#step({ type: isBusy ? "busy" : "failed", message: error.message, lacks: error.missing });
     if (this.state.name !== "idle" && this.#todo()) await this.#rest();
   }
 

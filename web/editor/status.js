@@ -35,9 +35,11 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
  * @param {boolean} view.isRunning  whether the image is being made
  * @param {number} view.outside  how many marks lie outside of the image
  * @param {boolean} view.canScale  whether it is known on what size of image they were made
+ * @param {string | null} view.lacks  what to say of the checkpoint that a run would download
+ * @param {number | null} view.progress  of the run, 0 to 1
  * @returns {{text: string, actions: string[], covers: boolean} | null}
  */
-export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, outside, canScale }) {
+export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, outside, canScale, lacks, progress }) {
   const over = (text, ...actions) => ({ text, actions, covers: true });
   if (!image) {
     if (!isConnected) return over("Connect an image to this node.");
@@ -45,6 +47,8 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
     if (isLost) return over("The image of the last run is no longer there.", "load");
     return isNamed ? over("Loading the image…") : over("The image comes from other nodes. Run them to see it.", "load");
   }
+  if (lacks && isRunning) return { text: `Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`, actions: [], covers: false };
+  if (lacks) return { text: lacks, actions: ["download"], covers: false };
   if (outside) {
     const text = `${plural(outside, "mark lies", "marks lie")} outside this image and ${outside === 1 ? "is" : "are"} ignored.`;
     return { text, actions: [...(canScale ? ["scale"] : []), "clear", "keep"], covers: false };
@@ -56,6 +60,7 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
 
 export const ACTIONS = {
   load: "Run what the image needs",
+  download: "Download it",
   scale: "Scale them to this image",
   clear: "Remove them",
   keep: "Keep them",
