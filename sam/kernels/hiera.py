@@ -24,7 +24,7 @@ from .encoder import WindowOrder
 from .linear import Linear, LinearKind
 
 _MLP_TOKENS = 1024  # at a time: the hidden layer is by far the widest thing to hold
-_LOCAL_TOKENS = 8192  # of the first stage, at a time, on a CPU
+_LOCAL_TOKENS = 4096  # of the first stage, at a time, on a CPU
 
 
 class FastHiera:
