@@ -1,0 +1,136 @@
+"""The protocol that every promptable model implements; tasks, nodes and the preview know nothing else of a model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..geometry import Frame, Size
+from ..kernels.decoder import Decoded, Guidance
+from ..kernels.linear import bfloat16_pays
+from ..prompts import PromptTensors
+
+IMAGE = "image"
+"""The name of the main feature map, which a SAMEmbedding itself is."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The feature maps of one image, as a decoder takes them.
+
+    Attributes:
+        maps: name to float32 `[C, h, w]`.
+        key: content key of the image, under which a decoder may cache what it derives from the maps.
+        device: where the decoder runs.
+    """
+
+    maps: Mapping[str, np.ndarray]
+    key: str
+    device: torch.device
+
+    def tensor(self, name: str = IMAGE) -> Tensor:
+        """A map `[C, h, w]` on the device; a read-only array is copied, since torch has no read-only tensors."""
+        values = self.maps[name]
+        return torch.as_tensor(values if values.flags.writeable else values.copy(), device=self.device)
+
+
+class Wanted(NamedTuple):
+    """What to decode of each prompt.
+
+    Attributes:
+        several: SAM's candidates; otherwise the single mask.
+        above: leave out prompts of which no candidate's predicted IoU exceeds this; None leaves out none.
+        hq: with SAM-HQ, its fine masks; otherwise plain SAM's. Ignored by other models.
+        guidance: of an example, or None.
+    """
+
+    several: bool
+    above: float | None = None
+    hq: bool = True
+    guidance: Guidance | None = None
+
+
+class Segmenter(Protocol):
+    """A promptable model: images to feature maps, feature maps and prompts to mask logits."""
+
+    @property
+    def family(self) -> str:
+        """What it is, for messages: "SAM", "SAM-HQ"."""
+        ...
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that placement moves between devices."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """What the encoder computes in, see `encoder_dtype`; decoders always compute in float32."""
+        ...
+
+    @property
+    def mask_threshold(self) -> float:
+        """The logit above which a pixel is in a mask."""
+        ...
+
+    @property
+    def map_shapes(self) -> Mapping[str, tuple[int, int, int]]:
+        """(C, h, w) of each feature map by name; `IMAGE` is always among them."""
+        ...
+
+    @property
+    def encoder_identity(self) -> str:
+        """Content hash of the weights that make feature maps; embeddings are cached and checked by it."""
+        ...
+
+    @property
+    def decoder_identity(self) -> str:
+        """Content hash of the weights that make masks."""
+        ...
+
+    def frame(self, original: Size) -> Frame:
+        """How an image (H, W) lies in the model's input."""
+        ...
+
+    def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Encode images.
+
+        Args:
+            pixels: uint8 `[b, 3, h, w]` on the network's device, resized to `frame(...).resized`.
+            dtype: what to compute in.
+
+        Returns:
+            Maps float32 `[b, C, h, w]` by name.
+        """
+        ...
+
+    def decode(self, features: Features, prompts: PromptTensors, wanted: Wanted) -> Decoded:
+        """Mask logits and predicted IoUs of n prompts on one image; the W masks of a prompt are those `wanted`.
+
+        Raises:
+            SAMError: the maps lack what the model needs, or it does not support the guidance.
+        """
+        ...
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def encoder_dtype(model: Segmenter, device: torch.device) -> torch.dtype:
+    """What the image encoder computes in on `device`.
+
+    fp16 on a CPU is ten times slower than fp32 and no more exact than it is fast, so a CPU never gets it; and bf16 only where
+    it is faster there.
+    """
+    precision = model.precision
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if device.type == "cpu" and (precision == "fp16" or (precision == "bf16" and not bfloat16_pays())):
+        precision = "fp32"
+    return _DTYPES[precision]

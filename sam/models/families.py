@@ -1,0 +1,96 @@
+"""Which family a checkpoint or another pack's model belongs to."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..errors import SAMError
+from ..weights.files import read_checkpoint
+from ..weights.formats import to_sam_names
+from .architecture import build, read_architecture
+from .base import PRECISIONS, Precision, Segmenter
+from .sam import ForeignSAM, SAMFamily, SAMModel
+from .tiny_vit import fold_checkpoint
+
+log = logging.getLogger("samkit")
+
+_METHODS = ("frame", "features", "decode")
+
+
+def as_segmenter(model: Any) -> Segmenter:
+    """The protocol over whatever comes through a model socket.
+
+    Args:
+        model: ours, any other implementation of `Segmenter`, or another pack's plain `segment_anything` Sam.
+
+    Raises:
+        SAMError: it is none of these.
+    """
+    if isinstance(model, SAMFamily):
+        return model
+    if isinstance(model, Sam):
+        return ForeignSAM(model)
+    if all(callable(getattr(type(model), name, None)) for name in _METHODS):
+        return model
+    raise SAMError(f"sam_model is a {type(model).__name__}, not a SAM model. Connect Load SAM Model.")
+
+
+def identity_of(model: Any) -> str:
+    """Content hash of a model's weights, the same wherever they are and whatever file they came from.
+
+    It is computed once, and again when the weights have been changed since (see `weights_changed`).
+
+    Raises:
+        SAMError: `model` is not a SAM model, or a weight is NaN or infinite.
+    """
+    segmenter = as_segmenter(model)
+    return f"{segmenter.encoder_identity}-{segmenter.decoder_identity}"
+
+
+def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
+    """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
+
+    Args:
+        path: a `.pth` or `.safetensors` file in Meta's or Hugging Face's layout, wrapped or prefixed or not.
+        precision: of the image encoder: `auto` (fp16 on a CUDA GPU, else fp32), `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        SAMError: the file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise SAMError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    # ComfyUI runs nodes in inference mode; weights made there could not be moved or used outside it.
+    with torch.inference_mode(False), torch.no_grad():
+        return _load(Path(path), precision)
+
+
+def _load(path: Path, precision: Precision) -> SAMModel:
+    state = to_sam_names(read_checkpoint(path), path.name)
+    try:
+        state = fold_checkpoint(state)
+        parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
+    except SAMError as error:
+        raise SAMError(f"{path.name}: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SAMError(f"{path.name} was not loaded: the shapes of its weights do not fit together. ({error})") from error
+    model = SAMModel(*parts, checkpoint=path, precision=precision)
+    _fill(model, state)
+    return model.eval().requires_grad_(False)
+
+
+def _fill(model: SAMModel, state: dict[str, Tensor]) -> None:
+    """Give the model its weights: all of them, and nothing left over."""
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if missing or unknown or wrong:
+        examples = ", ".join((missing + unknown + wrong)[:3])
+        raise SAMError(
+            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: {len(missing)} tensors are missing, "
+            f"{len(unknown)} are unknown and {len(wrong)} have another shape ({examples}, ...)."
+        )
+    model.load_state_dict(state, strict=True, assign=True)
