@@ -10,7 +10,7 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
 from samkit.nodes.predict import Segment
 from samkit.sam import encode
-from samkit.sam.models.base import encoder_dtype
+from samkit.sam.placement.precision import encoder_dtype
 from samkit.sam.placement.devices import device_for, placed
 from samkit.sam.placement.host import move
 from samkit.sam.tasks.embed import cache

@@ -61,7 +61,7 @@ def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
     encoder = encoder_of(grid=11, window=4)
     images = pictures(encoder, 1)
     monkeypatch.setattr("samkit.sam.kernels.attention._PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr("samkit.sam.kernels.attention._BIAS_BYTES", piece_bytes)
+    monkeypatch.setattr("samkit.sam.kernels.attention.BIAS_BYTES", piece_bytes)
     for attend in (attend_in_pieces, attend_with_bias):
         ours, _ = FastEncoder(encoder, torch.float32, AtenLinear, attend)(images)
         torch.testing.assert_close(ours, encoder(images), atol=2e-5, rtol=0)
