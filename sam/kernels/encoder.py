@@ -23,7 +23,7 @@ from .attention import BIAS_BYTES, Attend, attend_in_pieces, attend_with_bias, f
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
 
-_COMPILE = "SAMKIT_COMPILE"  # an environment variable: 1 for those who encode hundreds of images in a process, on CUDA with Triton
+_COMPILE = "SAMKIT_COMPILE"  # environment variable: 1 where hundreds of images are encoded, on CUDA with Triton
 _MLP_TOKENS = 1024  # at a time on a CPU; finer pieces make threads wait for each other more often
 _HIDDEN_BYTES = 256 << 20  # of the MLP's hidden layer at a time on a GPU, which small pieces leave idle
 
@@ -44,7 +44,7 @@ def supports(encoder: nn.Module) -> bool:
 
 
 def lowered_weights(encoder: nn.Module) -> list[Tensor]:
-    """The parameters that `FastEncoder` only uses in the type that it computes in; norms, positions and the rest stay float32."""
+    """The parameters that `FastEncoder` only uses in the type that it computes in; norms and places stay float32."""
     if not supports(encoder):
         return []
     found = [encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, encoder.neck[0].weight]

@@ -130,7 +130,7 @@ class ComfyUIHost:
         return int(comfy.model_management.get_free_memory(device))
 
     def preferred_dtype(self, device: torch.device) -> torch.dtype:
-        """ComfyUI's own choice on NVIDIA's and AMD's cards, which knows `--force-fp32` and the cards' faults; elsewhere fp32."""
+        """ComfyUI's own choice on NVIDIA's and AMD's cards, which knows `--force-fp32` and old cards; elsewhere fp32."""
         import comfy.model_management as management
 
         if device.type != "cuda":
@@ -140,7 +140,7 @@ class ComfyUIHost:
         return torch.bfloat16 if management.should_use_bf16(device) else torch.float32
 
     def load(self, network: nn.Module, dtype: torch.dtype, memory_required: int) -> torch.device:
-        """Through the manager. With `--novram` it leaves all weights on the CPU: then by hand if they fit, else they stay there."""
+        """Through the manager; where that leaves the weights on the CPU (`--novram`) they are loaded by hand if they fit."""
         import comfy.model_management as management
 
         device = self.device()

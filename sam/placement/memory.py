@@ -44,7 +44,7 @@ def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]],
     while start < len(items):
         some = items[start : start + size]
         result = attempt(run, some)
-        if result is None:
+        if result is None:  # its tensors are gone by now
             size = halved(len(some))
         else:
             yield result[0]

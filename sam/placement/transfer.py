@@ -31,7 +31,10 @@ class Download:
             self._arrived.record()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The results, once they are here; what was begun later is not waited for. Copy what is to stay: pinned memory is scarce."""
+        """The results, once they are here; what was begun later is not waited for.
+
+        On CUDA they lie in pinned memory, of which there is little: copy what is to stay.
+        """
         if self._arrived is not None:
             self._arrived.synchronize()
         return {name: part.cpu().numpy() for name, part in self._tensors.items()}

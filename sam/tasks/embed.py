@@ -1,5 +1,6 @@
 """Images -> SAMEmbedding, and the cache by which changing a prompt never encodes an image again."""
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from ..errors import SAMError
 from ..geometry import Size
 from ..models.base import IMAGE, Segmenter
 from ..models.families import as_segmenter
+from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import attempt, fitting, halved
 from ..placement.precision import encoder_dtype
@@ -68,6 +70,20 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
     maps = {name: _together([one.maps[name] for one in encoded], shape) for name, shape in segmenter.map_shapes.items()}
     resized = segmenter.frame(original_size).resized
     return SAMEmbedding(maps.pop(IMAGE), original_size, resized, segmenter.encoder_identity, keys, maps)
+
+
+@contextlib.contextmanager
+def stay_loaded(model: Any) -> Iterator[None]:
+    """In the body, calls in the mode `AUTO` leave a model on the GPU from one to the next, also outside ComfyUI.
+
+    Args:
+        model: ours or any `segment_anything` Sam.
+
+    Raises:
+        SAMError: not a model.
+    """
+    with devices.stay_loaded(as_segmenter(model).network):
+        yield
 
 
 def _together(arrays: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
@@ -153,7 +169,7 @@ def _begin(model: Segmenter, frames: list[np.ndarray], device: torch.device, dty
 
 
 def _separate(names: list[str], done: Download, progress: Progress) -> Iterator[tuple[str, Encoded]]:
-    """A batch's results to one read-only entry per image, each in memory of its own: one in the cache must not hold them all."""
+    """A batch's results to one read-only entry per image, in memory of its own: a cached one must not hold the whole batch."""
     arrays = done.arrays()
     for key, array in arrays.items():
         _refuse_not_finite(key, array)

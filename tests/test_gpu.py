@@ -1,0 +1,284 @@
+"""The GPU's path without a GPU: what torch's kernels take, devices under fake tensors, precision, memory, transfers."""
+
+import copy
+import gc
+import threading
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import as_image, make_picture
+from fakes import FakeComfyUI, install
+from reference import random_sam
+from samkit.sam import SAMError, encode, identity_of, load_model, stay_loaded
+from samkit.sam.errors import BusyError
+from samkit.sam.geometry import Frame
+from samkit.sam.kernels import self_test
+from samkit.sam.kernels.attention import attend_in_pieces, attend_with_bias, position_table
+from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for
+from samkit.sam.kernels.linear import AtenLinear
+from samkit.sam.models.base import IMAGE, Features, Wanted
+from samkit.sam.placement import devices, memory, transfer
+from samkit.sam.placement.devices import placed
+from samkit.sam.placement.host import PlainHost
+from samkit.sam.placement.memory import fitting, in_batches
+from samkit.sam.placement.precision import encoder_dtype
+from samkit.sam.placement.resident import Resident, resident_of
+from samkit.sam.store.weights import state_of
+from samkit.sam.tasks import embed
+from samkit.sam.tasks.predict import FrameDecoder, PredictOptions
+from samkit.utils.comfy import quietly
+from torch.nn import functional as F
+
+META = torch.device("meta")
+FLASH_ON_CPU = 1  # torch's SDPBackend.FLASH_ATTENTION; MATH, which writes out all scores, is 0
+
+
+@pytest.fixture
+def comfy(monkeypatch, tmp_path):
+    fake = install(monkeypatch, FakeComfyUI(tmp_path))
+    fake.device = META
+    return fake
+
+
+class TestAttention:
+    """What `scaled_dot_product_attention` gets."""
+
+    @pytest.mark.parametrize("size", [8, 14, 16], ids=["ViT", "SlimSAM-77", "SlimSAM-50"])
+    @pytest.mark.parametrize("side", [14, 16], ids=["a window", "everywhere"])
+    def test_torch_may_use_a_fused_kernel_on_it(self, monkeypatch, size, side):
+        """torch itself is asked, on the CPU: it wants the same four dimensions there as on CUDA."""
+        calls = []
+
+        def seen(q, k, v, bias, **rest):
+            calls.append((q, k, v, bias))
+            return real(q, k, v, bias, **rest)
+
+        real = F.scaled_dot_product_attention
+        monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+        numbers = torch.Generator().manual_seed(0)
+        q, k, v = torch.randn(3, 4, side**2, size, generator=numbers)
+        table = position_table(*torch.randn(2, 2 * side - 1, size, generator=numbers))
+        ours, expected = torch.empty_like(q), torch.empty_like(q)
+        attend_with_bias(q, k, v, table, side, ours)
+        attend_in_pieces(q, k, v, table, side, expected)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        assert calls
+        for given in calls:
+            assert torch._fused_sdp_choice(*given) == FLASH_ON_CPU
+            check_cuda_takes(*given)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch answers this only where there is a GPU")
+    def test_cuda_takes_the_memory_efficient_kernel(self, monkeypatch):
+        calls, real = [], F.scaled_dot_product_attention
+        monkeypatch.setattr(
+            F, "scaled_dot_product_attention", lambda *given, **rest: calls.append(given) or real(*given, **rest)
+        )
+        q = torch.randn(4, 196, 64, device="cuda", dtype=torch.float16)
+        attend_with_bias(q, q, q, torch.randn(64, 54, device="cuda", dtype=torch.float16), 14, torch.empty_like(q))
+        wanted = torch.backends.cuda.SDPAParams(*calls[0], 0.0, False, False)
+        assert torch.backends.cuda.can_use_efficient_attention(wanted, True)
+
+
+def check_cuda_takes(q, k, v, bias):
+    """The rules of aten/native/transformers/cuda/sdp_utils.cpp for the kernel that takes a mask, in fp16."""
+    assert q.ndim == k.ndim == v.ndim == bias.ndim == 4 and q.shape[:2] == bias.shape[:2]
+    assert all(x.shape[-1] % 8 == 0 and x.stride(-1) == 1 for x in (q, k, v))
+    assert bias.stride(-1) == 1 and all(stride % 8 == 0 for stride in bias.stride()[:-1]), "torch copies any other mask"
+
+
+class TestLoweredWeights:
+    """The encoder's weights on a GPU are in the type that it computes in; the model's own stay as they are."""
+
+    @pytest.fixture
+    def half(self, tiny_model):
+        """A resident in bf16 on "another" CPU: real arithmetic with what a GPU would have."""
+        tiny_model.precision = "bf16"
+        resident = Resident(tiny_model)
+        resident.dtype = torch.bfloat16
+        resident.load(torch.device("cpu", 0))
+        return resident
+
+    def test_most_of_the_encoder_is_in_half_the_bytes(self, tiny_model, half):
+        own = {id(tensor) for tensor in lowered_weights(tiny_model.image_encoder)}
+        encoder = sum(p.numel() for p in tiny_model.image_encoder.parameters())
+        lowered = sum(p.numel() for p in tiny_model.image_encoder.parameters() if id(p) in own)
+        assert lowered > 0.6 * encoder, "at ViT-H's size it is 98 %"
+        everything = [*tiny_model.parameters(), *tiny_model.buffers()]
+        assert half.nbytes == sum(t.numel() * (2 if id(t) in own else 4) for t in everything)
+        with half.in_place():
+            types = {name: p.dtype for name, p in tiny_model.named_parameters()}
+        assert {n for n, dtype in types.items() if dtype == torch.bfloat16} == {
+            n for n, p in tiny_model.named_parameters() if id(p) in own
+        }
+        assert not any(n.startswith(("mask_decoder", "prompt_encoder")) for n, d in types.items() if d != torch.float32)
+
+    def test_the_result_is_that_of_casting_at_every_use(self, tiny_model, half):
+        images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+        expected, _ = FastEncoder(tiny_model.image_encoder, torch.bfloat16, AtenLinear, attend_in_pieces)(images)
+        with half.in_place():
+            ours, _ = FastEncoder(tiny_model.image_encoder, torch.bfloat16, AtenLinear, attend_in_pieces)(images)
+        assert torch.equal(ours, expected)
+
+    def test_identity_and_state_stay_in_the_body_and_after(self, tiny_model, half):
+        identity, state = identity_of(tiny_model), state_of(tiny_model)
+        tensors = list(map(id, tiny_model.parameters()))
+        with half.in_place():
+            assert identity_of(tiny_model) == identity and state_of(tiny_model) == state
+            fresh = copy.copy(tiny_model)  # hashed anew, not from the cache
+            assert next(tiny_model.image_encoder.blocks.parameters()) is next(fresh.image_encoder.blocks.parameters())
+            assert load_from_state(tiny_model) == identity
+        assert list(map(id, tiny_model.parameters())) == tensors and identity_of(tiny_model) == identity
+        assert {p.dtype for p in tiny_model.parameters()} == {torch.float32}
+
+    def test_what_is_changed_on_the_device_is_changed_in_the_models_own(self, tiny_model, half):
+        token = tiny_model.mask_decoder.iou_token.weight
+        before, identity = token.detach().clone(), identity_of(tiny_model)
+        # The decoder's tensors are as they are on a CPU; one is made a copy here, as on a GPU.
+        half._copies[id(token)] = half._copies[id(token)]._replace(tensor=torch.nn.Parameter(token.detach().clone(), False))
+        half._copies[id(token)] = half._copies[id(token)]._replace(version=half._copies[id(token)].tensor._version)
+        with half.in_place(), torch.no_grad():
+            tiny_model.mask_decoder.iou_token.weight.add_(1)
+        torch.testing.assert_close(token, before + 1)
+        assert tiny_model.mask_decoder.iou_token.weight is token and identity_of(tiny_model) != identity
+
+    def test_linear_layers_on_a_gpu_are_cast_once(self):
+        layer = AtenLinear(torch.empty(4, 8, device="meta"), torch.empty(4, device="meta"), torch.float16)
+        assert layer.weight.dtype == layer.bias.dtype == torch.float16
+
+    def test_pieces_are_sized_for_the_device(self):
+        encoder = random_sam(24, 2, 3, (1,), grid=8, window=4, out_chans=16, mlp_dim=32).image_encoder
+        plan = FastEncoder(encoder, torch.float16, AtenLinear, attend_with_bias)
+        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24)) == 1024
+        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) == 8 * 4096, "a GPU would idle between pieces"
+        plan.hidden = 5120
+        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) * 5120 * 2 <= 256 << 20
+
+
+def load_from_state(model):
+    """The identity of the model, without the cache of hashes."""
+    from samkit.sam.store.identity import Identities
+
+    parts = {"image_encoder": model.image_encoder}, {"prompt_encoder": model.prompt_encoder, "mask_decoder": model.mask_decoder}
+    return "-".join(Identities().of(next(iter(part.values())), part, "the model") for part in parts)
+
+
+class TestResident:
+    """Copies come and go; the model's own weights stay where they are."""
+
+    def test_another_packs_cpu_is_no_harm(self, comfy, tiny_model):
+        with placed(tiny_model, "AUTO"):
+            tiny_model.cpu = lambda: None
+            for name, value in list(tiny_model.mask_decoder.iou_token._parameters.items()):
+                value.data = torch.zeros(value.shape)  # what Module.cpu() does to a parameter
+                assert name == "weight"
+        assert not resident_of(tiny_model).is_loaded(META)
+        with placed(tiny_model, "AUTO") as device:
+            assert device == META and all(p.is_meta for p in tiny_model.parameters())
+
+    def test_changed_weights_and_another_precision_are_loaded_anew(self, comfy, tiny_model):
+        with placed(tiny_model, "AUTO"):
+            first = tiny_model.image_encoder.neck[0].weight
+        with placed(tiny_model, "AUTO"):
+            assert tiny_model.image_encoder.neck[0].weight is first
+        with torch.no_grad():
+            tiny_model.image_encoder.neck[0].weight.mul_(2)
+        with placed(tiny_model, "AUTO"):
+            second = tiny_model.image_encoder.neck[0].weight
+            assert second is not first and second.dtype == torch.float32
+        tiny_model.precision = "fp16"
+        with placed(tiny_model, "AUTO"):
+            assert tiny_model.image_encoder.neck[0].weight.dtype == torch.float16
+        assert len(comfy.loaded) == 1
+
+    def test_copies_made_in_inference_mode_are_no_inference_tensors(self, comfy, tiny_model):
+        identity = identity_of(tiny_model)
+        with torch.inference_mode(), placed(tiny_model, "AUTO"):
+            assert not any(p.is_inference() for p in [*tiny_model.parameters(), *tiny_model.buffers()])
+        comfy.loaded[0].model.model.to(torch.device("cpu"))
+        assert not any(p.is_inference() for p in tiny_model.parameters()) and identity_of(tiny_model) == identity
+
+    def test_unloading_frees_copies_and_plans_while_a_body_runs_on(self, comfy, tiny_model):
+        """ComfyUI may evict in one thread what a preview uses in another: the body ends with what it began with."""
+        with placed(tiny_model, "AUTO"):
+            plan = weakref.ref(plan_for(tiny_model.image_encoder, META, torch.float32))
+            copies = weakref.ref(tiny_model.image_encoder.neck[0].weight)
+            evict = threading.Thread(target=comfy.loaded[0].model.model.to, args=(torch.device("cpu"),))
+            evict.start()
+            evict.join()
+            assert tiny_model.image_encoder.neck[0].weight.is_meta
+            plan_for(tiny_model.image_encoder, META, torch.float32)
+        gc.collect()
+        assert plan() is None and copies() is None, "nothing of it stays on the GPU"
+        assert tiny_model.pixel_mean.is_cpu
+
+    def test_a_model_that_goes_takes_all_with_it_at_once(self, comfy, tmp_path, tiny_sam):
+        torch.save(tiny_sam.state_dict(), tmp_path / "one.pth")
+        model = load_model(tmp_path / "one.pth")
+        with placed(model, "AUTO"):
+            plan_for(model.image_encoder, META, torch.float32)
+        gone = [weakref.ref(part) for part in (model, resident_of(model), resident_of(model).patcher.model)]
+        comfy.loaded.clear()  # ComfyUI's own list has weak references only
+        gc.disable()
+        try:
+            del model
+            assert [ref() for ref in gone] == [None] * 3, "a cycle keeps it"
+        finally:
+            gc.enable()
+
+    def test_novram_loads_by_hand_where_it_fits(self, comfy, tiny_model):
+        comfy.leaves_on_cpu = True
+        with placed(tiny_model, "AUTO") as device:
+            assert device == META and tiny_model.pixel_mean.is_meta
+
+    def test_novram_without_room_runs_on_the_cpu_with_one_warning(self, comfy, tiny_model, caplog, monkeypatch):
+        monkeypatch.setattr("samkit.sam.placement.host._COMFYUI._has_warned", False)
+        comfy.leaves_on_cpu, comfy.free_bytes = True, 1000
+        for _ in range(2):
+            image = as_image(make_picture(60, 80))
+            embed.cache.clear()
+            assert np.isfinite(encode(tiny_model, image)).all()
+        assert [record.levelname for record in caplog.records if "runs on the CPU" in record.message] == ["WARNING"]
+
+    def test_a_preview_never_loads_while_a_run_is_on(self, comfy, tiny_model):
+        comfy.running[1] = "a prompt"
+        with quietly(), pytest.raises(BusyError, match="running a prompt"), placed(tiny_model, "AUTO"):
+            pass
+        assert comfy.loaded == [] and not comfy.full_loads
+        with placed(tiny_model, "AUTO"):
+            assert comfy.full_loads == [True], "the run itself does"
+
+    def test_the_preview_looks_again_after_waiting_for_its_turn(self, comfy, tiny_model):
+        """Idle when it was asked; a run has begun when its turn comes."""
+        refused, waiting = [], threading.Event()
+
+        def preview():
+            waiting.set()
+            with quietly():
+                try:
+                    with placed(tiny_model, "AUTO"):
+                        pass
+                except BusyError as error:
+                    refused.append(error)
+
+        thread = threading.Thread(target=preview)
+        with devices._turn:
+            thread.start()
+            assert waiting.wait(10)
+            comfy.running[1] = "a prompt"
+        thread.join(10)
+        assert len(refused) == 1 and not comfy.full_loads
+
+    def test_auto_outside_comfyui_keeps_it_for_a_batch_of_calls(self, tiny_model, monkeypatch):
+        monkeypatch.setattr(PlainHost, "device", lambda self: META)
+        with stay_loaded(tiny_model):
+            with placed(tiny_model, "AUTO"):
+                first = tiny_model.image_encoder.neck[0].weight
+            with stay_loaded(tiny_model), placed(tiny_model, "AUTO"):
+                assert tiny_model.image_encoder.neck[0].weight is first
+            assert resident_of(tiny_model).device == META
+        assert resident_of(tiny_model).device is None
+        with pytest.raises(SAMError), stay_loaded("no model"):
+            pass
