@@ -19,8 +19,8 @@ from samkit.sam.kernels import self_test
 from samkit.sam.kernels.attention import attend_in_pieces, attend_with_bias, position_table
 from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for
 from samkit.sam.kernels.linear import AtenLinear
-from samkit.sam.models.base import IMAGE, Features, Wanted
-from samkit.sam.placement import devices, memory, transfer
+from samkit.sam.models.base import IMAGE, Wanted
+from samkit.sam.placement import devices, transfer
 from samkit.sam.placement.devices import placed
 from samkit.sam.placement.host import PlainHost
 from samkit.sam.placement.memory import fitting, in_batches
@@ -157,6 +157,12 @@ class TestLoweredWeights:
         assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) * 5120 * 2 <= 256 << 20
 
 
+def state_own(tensor):
+    from samkit.sam.store.weights import original_of
+
+    return original_of(tensor)
+
+
 def load_from_state(model):
     """The identity of the model, without the cache of hashes."""
     from samkit.sam.store.identity import Identities
@@ -170,10 +176,9 @@ class TestResident:
 
     def test_another_packs_cpu_is_no_harm(self, comfy, tiny_model):
         with placed(tiny_model, "AUTO"):
-            tiny_model.cpu = lambda: None
-            for name, value in list(tiny_model.mask_decoder.iou_token._parameters.items()):
-                value.data = torch.zeros(value.shape)  # what Module.cpu() does to a parameter
-                assert name == "weight"
+            key = id(state_own(tiny_model.mask_decoder.iou_token.weight))
+        resident = resident_of(tiny_model)
+        resident._copies[key] = resident._copies[key]._replace(tensor=torch.zeros(1, 32))  # what `.cpu()` leaves of it
         assert not resident_of(tiny_model).is_loaded(META)
         with placed(tiny_model, "AUTO") as device:
             assert device == META and all(p.is_meta for p in tiny_model.parameters())
@@ -282,3 +287,260 @@ class TestResident:
         assert resident_of(tiny_model).device is None
         with pytest.raises(SAMError), stay_loaded("no model"):
             pass
+
+
+class TestPrecision:
+    """What `auto` means, by ComfyUI's own answers."""
+
+    @pytest.mark.parametrize(
+        ("device", "fp16", "bf16", "expected"),
+        [
+            ("cuda", True, True, torch.float16),
+            ("cuda", False, True, torch.bfloat16),
+            ("cuda", False, False, torch.float32),  # --force-fp32, or a GTX 1660
+            ("mps", True, True, torch.float32),
+            ("xpu", True, True, torch.float32),
+            ("cpu", True, True, torch.float32),
+        ],
+    )
+    def test_comfyui_is_asked(self, comfy, tiny_model, device, fp16, bf16, expected):
+        comfy.fp16, comfy.bf16 = fp16, bf16
+        assert encoder_dtype(tiny_model, torch.device(device)) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "capability", "expected"),
+        [
+            ("NVIDIA H200", (9, 0), torch.float16),
+            ("NVIDIA GeForce GTX 1660 Ti", (7, 5), torch.float32),
+            ("NVIDIA GeForce RTX 2060", (7, 5), torch.float16),
+            ("NVIDIA GeForce GTX 1080", (6, 1), torch.float32),
+        ],
+    )
+    def test_outside_comfyui_the_card_is(self, tiny_model, monkeypatch, name, capability, expected):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert encoder_dtype(tiny_model, torch.device("cuda")) == expected
+        tiny_model.precision = "fp32"
+        assert encoder_dtype(tiny_model, torch.device("cuda")) == torch.float32
+
+
+class TestSelfTest:
+    """Other devices than CPUs and CUDA GPUs run the stock forward unless the fast one is right there."""
+
+    @pytest.fixture(autouse=True)
+    def afresh(self):
+        self_test._passes.cache_clear()
+        yield
+        self_test._passes.cache_clear()
+
+    def test_it_passes_where_the_arithmetic_is_right(self, monkeypatch):
+        state = torch.random.get_rng_state()
+        monkeypatch.setattr(self_test, "_KNOWN", ())
+        assert self_test.encoder_works_on(torch.device("cpu")) and self_test.decoder_works_on(torch.device("cpu"))
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+    def test_a_wrong_view_or_an_absent_operator_fails(self, monkeypatch):
+        assert not self_test.encoder_works_on(META) and not self_test.decoder_works_on(META)
+        monkeypatch.setattr(self_test, "_KNOWN", ())
+        monkeypatch.setattr(torch.Tensor, "as_strided", lambda self, shape, *_: self.new_zeros(shape))
+        assert not self_test.encoder_works_on(torch.device("cpu"))
+
+    def test_both_stock_forwards_run_then(self, tiny_model, monkeypatch):
+        image = as_image(make_picture(60, 80))
+        expected = np.array(encode(tiny_model, image))
+        embed.cache.clear()
+        monkeypatch.setattr(self_test, "_KNOWN", ())
+        monkeypatch.setattr(self_test, "_passes", lambda *_: False)
+        stock = []
+        tiny_model.image_encoder.register_forward_hook(lambda *_: stock.append("encoder"))
+        np.testing.assert_allclose(encode(tiny_model, image), expected, atol=1e-4)
+        assert stock == ["encoder"]
+
+
+class OutOfMemoryError(RuntimeError):
+    """What torch raises, in its words."""
+
+    def __init__(self):
+        super().__init__("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class TestMemory:
+    """How many at a time, and half of them after an error."""
+
+    def test_batches_halve_down_to_one(self, comfy):
+        sizes = []
+
+        def run(some):
+            sizes.append(len(some))
+            if len(some) > 2:
+                raise OutOfMemoryError
+            return list(some)
+
+        assert [item for part in in_batches(range(9), 8, run) for item in part] == list(range(9))
+        assert sizes == [8, 4, 2, 2, 2, 2, 1]
+
+    def test_one_that_does_not_fit_is_torchs_own_error(self, comfy):
+        def run(some):
+            raise OutOfMemoryError
+
+        with pytest.raises(OutOfMemoryError):
+            list(in_batches(range(4), 4, run))
+
+        def wrong(some):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        with pytest.raises(RuntimeError, match="mat1"):
+            list(in_batches(range(4), 4, wrong))
+
+    def test_the_tensors_of_a_failed_attempt_are_gone_before_the_next(self, comfy):
+        kept = []
+
+        def run(some):
+            tensor = torch.empty(3)
+            assert all(ref() is None for ref in kept), "the error's traceback holds what did not fit"
+            kept.append(weakref.ref(tensor))
+            if len(some) > 1:
+                raise OutOfMemoryError
+            return True
+
+        assert all(in_batches(range(4), 4, run)) and len(kept) == 6
+
+    @pytest.mark.parametrize(("free", "expected"), [(64 << 30, 8), (5 << 30, 3), (100, 1)])
+    def test_as_many_as_fit(self, comfy, free, expected):
+        comfy.free_bytes = free
+        assert fitting(META, 1 << 30, 8, 1 << 30) == expected
+        assert fitting(torch.device("cpu"), 1 << 30, 8) == 8
+
+    def test_prompts_that_do_not_fit_together_are_decoded_in_parts(self, tiny_model, monkeypatch):
+        embedding = encode(tiny_model, [make_picture(60, 80)])
+        frames = FrameDecoder(tiny_model, embedding, torch.device("cpu"), PredictOptions())
+        from samkit.sam import Prompt
+
+        label = np.ones(1, np.int32)
+        prompts = [Prompt(np.array([[x, 30.0]]), label) for x in range(5, 75, 10)]
+        expected, sizes = frames.run(0, prompts, Wanted(True, 0.2)), []
+        real = type(tiny_model).decode
+
+        def short(self, features, given, wanted):
+            sizes.append(len(given.points[0]))
+            if sizes[-1] > 3:
+                raise OutOfMemoryError
+            return real(self, features, given, wanted)
+
+        monkeypatch.setattr(type(tiny_model), "decode", short)
+        parts = frames.run(0, prompts, Wanted(True, 0.2))
+        assert sizes == [7, 3, 3, 1] and len(expected.rows)
+        assert torch.equal(parts.rows, expected.rows)
+        torch.testing.assert_close(parts.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+class FakeEncoder:
+    """A segmenter of another family; what its GPU computes is marked by when it was begun."""
+
+    family, precision, mask_threshold = "fake", "auto", 0.0
+    map_shapes = {IMAGE: (2, 4, 4)}
+    encoder_identity, decoder_identity = "e", "d"
+
+    def __init__(self):
+        self.network, self.log, self.most = torch.nn.Linear(1, 1), [], 99
+
+    def frame(self, original):
+        return Frame(original, original, 128, (16, 16), True)
+
+    def working_bytes(self, dtype):
+        return 0, 1 << 30
+
+    def features(self, pixels, dtype):
+        if len(pixels) > self.most:
+            self.log.append(f"no room for {len(pixels)}")
+            raise OutOfMemoryError
+        self.log.append(f"begin {len(pixels)}")
+        return {IMAGE: torch.ones(len(pixels), 2, 4, 4)}
+
+    def decode(self, features, prompts, wanted):
+        raise NotImplementedError
+
+
+class TestEncoding:
+    """Batches on a GPU: the copy of one is under way before the next begins, and only it is waited for."""
+
+    @pytest.fixture
+    def downloads(self, monkeypatch):
+        class Logged(transfer.Download):
+            log = None
+
+            def __init__(self, tensors):
+                super().__init__(tensors)
+                self.count = len(tensors[IMAGE])
+                self.log.append(f"copy {self.count}")
+
+            def arrays(self):
+                self.log.append(f"wait {self.count}")
+                return super().arrays()
+
+        monkeypatch.setattr(embed, "Download", Logged)
+        return Logged
+
+    def test_a_batch_is_copied_before_the_next_begins_and_read_while_it_runs(self, comfy, downloads):
+        comfy.free_bytes, model = 4 << 30, FakeEncoder()
+        downloads.log = model.log
+        encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(8))))
+        assert model.log == ["begin 3", "copy 3", "begin 3", "copy 3", "wait 3", "begin 2", "copy 2", "wait 3", "wait 2"]
+        assert comfy.memory_required == [8 << 30]
+
+    def test_a_batch_that_does_not_fit_is_halved(self, comfy, downloads):
+        comfy.free_bytes, model = 64 << 30, FakeEncoder()
+        model.most, downloads.log = 2, model.log
+        assert len(encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(5))))) == 5
+        begun = [line for line in model.log if line[:4] in ("begi", "no r")]
+        assert begun == ["no room for 5", "begin 2", "begin 2", "begin 1"]
+
+    def test_a_single_image_that_does_not_fit_is_torchs_error(self, comfy):
+        model = FakeEncoder()
+        model.most = 0
+        with pytest.raises(OutOfMemoryError):
+            encode(model, as_image(make_picture(20, 20)))
+
+    def test_an_entry_of_the_cache_does_not_hold_its_batch(self, comfy):
+        model = FakeEncoder()
+        encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(4))))
+        entries = [value for value, _, _ in embed.cache._values.values()]
+        assert len(entries) == 4
+        for entry in entries:
+            values = entry.maps[IMAGE]
+            assert values.base is None and values.flags.owndata and not values.flags.writeable
+
+    def test_only_pinned_memory_is_copied_without_waiting(self, monkeypatch):
+        calls = []
+
+        class Pinned:
+            def to(self, device, non_blocking=False):
+                calls.append((str(device), non_blocking))
+
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+        transfer.upload(np.zeros((2, 2), np.uint8), torch.device("cuda"))
+        assert calls == [("cuda", True)]
+        real = torch.Tensor.to
+        monkeypatch.setattr(
+            torch.Tensor, "to", lambda self, device, **rest: calls.append((str(device), rest)) or real(self, META)
+        )
+        for name in ("mps", "xpu", "cpu"):
+            transfer.upload(np.zeros((2, 2), np.uint8), torch.device(name))
+        assert calls[1:] == [("mps", {}), ("xpu", {}), ("cpu", {})]
+
+    def test_on_cuda_the_copy_is_begun_at_once_and_its_own_event_waited_for(self, monkeypatch):
+        log = []
+
+        class Event:
+            def record(self):
+                log.append("record")
+
+            def synchronize(self):
+                log.append("synchronize")
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(transfer, "_to_pinned", lambda part: log.append("copy") or torch.zeros(1, 2))
+        part = SimpleNamespace(device=torch.device("cuda"), contiguous=lambda: part)
+        download = transfer.Download({IMAGE: part})
+        assert log == ["copy", "record"]
+        assert download.arrays()[IMAGE].shape == (1, 2) and log == ["copy", "record", "synchronize"]

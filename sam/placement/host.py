@@ -209,7 +209,7 @@ class SAMWeights(nn.Module):
         if resident is not None:
             if device.type == "cpu":
                 resident.drop()
-            else:
+            elif not resident.is_loaded(device):
                 resident.load(device)
         return self
 
