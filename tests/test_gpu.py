@@ -1,5 +1,6 @@
 """The GPU's path without a GPU: what torch's kernels take, devices under fake tensors, precision, memory, transfers."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -19,20 +20,30 @@ from samkit.sam.kernels import self_test
 from samkit.sam.kernels.attention import attend_in_pieces, attend_with_bias, position_table
 from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for
 from samkit.sam.kernels.linear import AtenLinear
+from samkit.sam.kernels.decoder import Guidance
+from samkit.sam.kernels.upsample import resize_logits
+from samkit.sam.models import sam as sam_module
 from samkit.sam.models.base import IMAGE, Wanted
+from samkit.sam.models.hq import HQMaskDecoder
+from samkit.sam.models.sam import run_encoder
+from samkit.sam.models.tiny_vit import Stage, TinyViT
 from samkit.sam.placement import devices, transfer
 from samkit.sam.placement.devices import placed
 from samkit.sam.placement.host import PlainHost
 from samkit.sam.placement.memory import fitting, in_batches
 from samkit.sam.placement.precision import encoder_dtype
 from samkit.sam.placement.resident import Resident, resident_of
-from samkit.sam.store.weights import state_of
+from samkit.sam.prompts import PromptTensors
+from samkit.sam.store.weights import original_of, state_of
 from samkit.sam.tasks import embed
 from samkit.sam.tasks.predict import FrameDecoder, PredictOptions
 from samkit.utils.comfy import quietly
+from segment_anything.modeling import TwoWayTransformer
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
 
-META = torch.device("meta")
+META, CUDA = torch.device("meta"), torch.device("cuda", 0)
 FLASH_ON_CPU = 1  # torch's SDPBackend.FLASH_ATTENTION; MATH, which writes out all scores, is 0
 
 
@@ -157,12 +168,6 @@ class TestLoweredWeights:
         assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) * 5120 * 2 <= 256 << 20
 
 
-def state_own(tensor):
-    from samkit.sam.store.weights import original_of
-
-    return original_of(tensor)
-
-
 def load_from_state(model):
     """The identity of the model, without the cache of hashes."""
     from samkit.sam.store.identity import Identities
@@ -176,7 +181,7 @@ class TestResident:
 
     def test_another_packs_cpu_is_no_harm(self, comfy, tiny_model):
         with placed(tiny_model, "AUTO"):
-            key = id(state_own(tiny_model.mask_decoder.iou_token.weight))
+            key = id(original_of(tiny_model.mask_decoder.iou_token.weight))
         resident = resident_of(tiny_model)
         resident._copies[key] = resident._copies[key]._replace(tensor=torch.zeros(1, 32))  # what `.cpu()` leaves of it
         assert not resident_of(tiny_model).is_loaded(META)
@@ -544,3 +549,93 @@ class TestEncoding:
         download = transfer.Download({IMAGE: part})
         assert log == ["copy", "record"]
         assert download.arrays()[IMAGE].shape == (1, 2) and log == ["copy", "record", "synchronize"]
+
+
+class TestFakeCuda:
+    """The whole path on fake tensors on `cuda`: shapes and devices are computed, values are not, and mixtures are refused."""
+
+    @pytest.fixture(autouse=True)
+    def no_samples(self, monkeypatch):
+        """Weights have no values to sample or to hash here."""
+        monkeypatch.setattr(sam_module._identities, "of", lambda *_: "identity")
+        monkeypatch.setattr("samkit.sam.store.weights._views", lambda tensors: None)
+        monkeypatch.setattr("samkit.sam.store.weights._sample", lambda tensors, views: b"")
+
+    @pytest.fixture
+    def mode(self, tiny_model):
+        with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True) as mode:
+            yield mode
+
+    @staticmethod
+    @contextlib.contextmanager
+    def on_cuda(network, dtype=torch.float32):
+        """The network's weights as a GPU has them, by the runtime's own way there."""
+        resident = Resident(network)
+        resident.dtype = dtype
+        resident.load(CUDA)
+        with resident.in_place():
+            assert {tensor.device.type for tensor in [*network.parameters(), *network.buffers()]} == {"cuda"}
+            yield network
+
+    def test_a_mixture_is_refused(self, mode):
+        with pytest.raises(RuntimeError, match="device"):
+            torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cpu")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_the_encoder(self, tiny_model, mode, dtype):
+        tiny_model.precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+        with self.on_cuda(tiny_model, dtype), torch.no_grad():
+            maps = tiny_model.features(torch.empty(2, 3, 96, 128, dtype=torch.uint8, device="cuda"), dtype)
+        assert maps[IMAGE].shape == (2, 32, 8, 8) and maps[IMAGE].dtype == torch.float32
+        assert {values.device.type for values in maps.values()} == {"cuda"}
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_tiny_vit(self, mode, dtype):
+        stages = (Stage(8, 1, 0, 0, 2), Stage(8, 1, 2, 4, 2), Stage(16, 1, 2, 4, 1), Stage(16, 1, 2, 4, 0))
+        with mode_off():
+            encoder = TinyViT(64, stages, 4.0, 4.0, 16).requires_grad_(False)
+        with self.on_cuda(encoder, dtype):
+            values, early = run_encoder(encoder, torch.empty(2, 3, 64, 64, device="cuda"), dtype, True)
+        assert values.device.type == early.device.type == "cuda" and values.dtype == torch.float32
+
+    @pytest.mark.parametrize("hq", [False, True], ids=["SAM", "SAM-HQ"])
+    @pytest.mark.parametrize("guided", [False, True], ids=["", "PerSAM"])
+    def test_prompts_decoder_and_upsampling(self, tiny_model, hq, guided, monkeypatch):
+        model = with_hq(tiny_model) if hq else tiny_model
+        monkeypatch.setattr(sam_module, "shared_image", shared_without_values)
+        frame = model.frame((60, 80))
+        with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), self.on_cuda(model), torch.no_grad():
+            maps = model.features(torch.empty(1, 3, 96, 128, dtype=torch.uint8, device="cuda"), torch.float32)
+            features = SimpleNamespace(device=CUDA, maps=maps, key="k", tensor=lambda name=IMAGE: maps[name][0])
+            points = torch.empty(3, 2, 2, device="cuda"), torch.ones(3, 2, dtype=torch.int32, device="cuda")
+            boxes, masks = torch.empty(3, 4, device="cuda"), torch.empty(3, 1, 32, 32, device="cuda")
+            guidance = Guidance(torch.empty(1, 64, device="cuda"), torch.empty(1, 32, device="cuda")) if guided else None
+            for given in (PromptTensors(points, None, None), PromptTensors(None, boxes, None), PromptTensors(points, boxes, masks)):
+                decoded = model.decode(features, given, Wanted(True, hq=hq, guidance=guidance))
+                assert decoded.logits.shape == (3, 3, 32, 32)
+                assert {part.device.type for part in decoded} == {"cuda"}
+            assert resize_logits(decoded.logits[:, 0], frame).device.type == "cuda"
+
+
+def with_hq(model):
+    """The model with a SAM-HQ mask decoder of random weights."""
+    decoder = HQMaskDecoder(
+        vit_dim=32,
+        transformer_dim=32,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=32, num_heads=8, mlp_dim=64),
+        num_multimask_outputs=3,
+    )
+    model.mask_decoder = decoder.eval().requires_grad_(False)
+    return model
+
+
+def shared_without_values(features, names, model, make):
+    """`shared_image`, without its look at values that fake tensors do not have."""
+    return make([features.tensor(name) for name in names])
+
+
+@contextlib.contextmanager
+def mode_off():
+    """Real tensors for a while, under FakeTensorMode."""
+    with unset_fake_temporarily():
+        yield
