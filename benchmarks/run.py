@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from harness import MODELS, Plot, Report, machine
 
-PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview")
+PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview", "sam2")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

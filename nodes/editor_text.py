@@ -1,6 +1,7 @@
 """The prompt editor's text: its form and its checks. The node reads it, and so does the preview."""
 
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,63 +11,114 @@ from typing import Any
 import numpy as np
 
 from ..sam import Candidate, PromptInputs, SAMError
-from ..utils.boxes import BoundingBox, Boxes
+from ..utils.boxes import BoundingBox
+from ..utils.names import named, names_of
 
-VERSION = 1
+VERSIONS = (1, 2)
 MOST_MARKS = 1000
+MOST_OBJECTS = 256
+_MOST_NAME = 200
+_COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
 _CANDIDATES = ("best", "smallest", "middle", "largest")
+_KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size"}}
+_OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks"}
 _POINT, _BOX = {"x", "y", "label"}, {"x", "y", "width", "height"}
 _FAR = 1e6  # no image has more pixels a side, and no float32 loses a tenth of one below
+
+Size = tuple[int, int]
+Mark = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EditorObject:
+    """One object of the editor's list.
+
+    Attributes:
+        marks: points `{x, y, label}` (1 = on the object, 0 = not) and boxes `{x, y, width, height}` in source pixels, each for
+            every frame or, with `frame`, for one; JSON objects that have been checked.
+        candidate: which of SAM's candidates to take.
+        name: for people; need not be unique.
+        colour: `#rrggbb`, of the preview.
+    """
+
+    marks: tuple[Mark, ...] = ()
+    candidate: Candidate = "best"
+    name: str = "Object 1"
+    colour: str = _COLOUR
 
 
 @dataclass(frozen=True)
 class EditorPrompts:
-    """What the editor's widget holds: marks in source pixels, as JSON objects that have been checked.
+    """What the editor's widget holds.
 
     Attributes:
-        marks: points `{x, y, label}` (1 = on the object, 0 = not) and boxes `{x, y, width, height}`, each for every frame or,
-            with `frame`, for one.
-        candidate: which of SAM's candidates to take.
+        objects: in the order of the list. The marks of one among several make one object; those of a single one follow SAM
+            Predict Mask's rule, by which each of several boxes is an object (as in version 1 of the text).
     """
 
-    marks: tuple[dict[str, Any], ...] = ()
-    candidate: Candidate = "best"
+    objects: tuple[EditorObject, ...] = ()
 
-    def given(self, frames: Iterable[int]) -> PromptInputs:
-        """The prompts of some of a batch's images, by their numbers."""
-        per_frame = [[mark for mark in self.marks if mark.get("frame", index) == index] for index in frames]
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """All objects' marks, in order."""
+        return tuple(mark for one in self.objects for mark in one.marks)
+
+    def given(self, frames: Iterable[int], size: Size, only: int | None = None) -> PromptInputs:
+        """The prompts of some of a batch's images, by their numbers. Marks that lie outside of the image are left out.
+
+        Args:
+            frames: numbers of the images.
+            size: (H, W) of each.
+            only: the place of one object; None: all objects.
+        """
+        name_of = (lambda place: place + 1) if len(self.objects) > 1 else (lambda place: None)
+        places = range(len(self.objects)) if only is None else [only]
+        listed = [(name_of(place), mark) for place in places for mark in self.objects[place].marks]
+        inside = [(name, mark) for name, mark in listed if _is_inside(mark, size)]
+        per_frame = [[pair for pair in inside if pair[1].get("frame", index) == index] for index in frames]
         return PromptInputs(
             positive=[_points(marks, 1) for marks in per_frame],
             negative=[_points(marks, 0) for marks in per_frame],
             boxes=[_boxes(marks) for marks in per_frame],
         )
 
-    def outputs(self, frames: int) -> tuple[str, str, list[Any]]:
+    def outputs(self, frames: int, size: Size) -> tuple[str, str, list[Any]]:
         """`positive_coords`, `negative_coords` and `bboxes`: plain lists where every frame has the same, else one per frame."""
         plain = not any("frame" in mark for mark in self.marks)
-        given = self.given(range(1 if plain else frames))
-        positive, negative = ([[_xy(point) for point in part] for part in parts] for parts in (given.positive, given.negative))
-        boxes = [[_bounding_box(box) for box in part] for part in given.boxes]
+        given = self.given(range(1 if plain else frames), size)
+        positive, negative = (
+            [_as_dicts(part, lambda x, y: {"x": x, "y": y}) for part in parts] for parts in (given.positive, given.negative)
+        )
+        boxes = [_as_dicts(part, _bounding_box) for part in given.boxes]
         positive, negative, boxes = (parts[0] if plain else parts for parts in (positive, negative, boxes))
         return json.dumps(positive), json.dumps(negative), boxes
 
+    def outside(self, size: Size) -> int:
+        """How many marks lie outside of an image (H, W)."""
+        return sum(not _is_inside(mark, size) for mark in self.marks)
+
 
 def parse_editor(value: Any) -> EditorPrompts:
-    """The widget's JSON `{"version": 1, "marks": [...], "candidate": "best"}`, as text or parsed, every key optional.
+    """The widget's JSON, as text or parsed, every key optional.
+
+    Version 2 is `{"version": 2, "objects": [{"name", "colour", "candidate", "marks": [...]}]}`. Version 1 is `{"version": 1,
+    "marks": [...], "candidate": "best"}`, a single object.
 
     Raises:
         SAMError: not JSON, or JSON of another form, with the field's name.
     """
     state = _read(value)
-    candidate, marks = state.get("candidate", "best"), state.get("marks", [])
-    if candidate not in _CANDIDATES:
-        raise SAMError(f"prompts.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(_CANDIDATES)}.")
-    if not isinstance(marks, list) or len(marks) > MOST_MARKS:
-        seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
-        raise SAMError(f"prompts.marks {seen}: it must be a list of at most {MOST_MARKS} marks.")
-    for index, mark in enumerate(marks):
-        _check_mark(mark, f"prompts.marks[{index}]")
-    return EditorPrompts(tuple(marks), candidate)
+    if "objects" not in state:
+        read = _parse_object({key: state[key] for key in ("marks", "candidate") if key in state}, "prompts")
+        return EditorPrompts((read,) if read.marks else ())
+    objects = state["objects"]
+    if not isinstance(objects, list) or len(objects) > MOST_OBJECTS:
+        seen = f"has {len(objects)}" if isinstance(objects, list) else f"is a {type(objects).__name__}"
+        raise SAMError(f"prompts.objects {seen}: it must be a list of at most {MOST_OBJECTS} objects.")
+    parsed = [_parse_object(one, f"prompts.objects[{index}]", f"Object {index + 1}") for index, one in enumerate(objects)]
+    if sum(len(one.marks) for one in parsed) > MOST_MARKS:
+        raise SAMError(f"prompts.objects have {sum(len(one.marks) for one in parsed)} marks together, of at most {MOST_MARKS}.")
+    return EditorPrompts(tuple(parsed) if any(one.marks for one in parsed) else ())
 
 
 def _read(value: Any) -> Mapping[str, Any]:
@@ -76,14 +128,46 @@ def _read(value: Any) -> Mapping[str, Any]:
         except (ValueError, RecursionError) as error:
             raise SAMError(f"prompts is not JSON ({error}): it is what the editor's widget writes.") from error
     if not isinstance(value, Mapping):
-        raise SAMError(f"prompts is a {type(value).__name__}: it must be a JSON object with marks.")
-    unknown = sorted(map(str, value.keys() - {"version", "marks", "candidate"}))
-    if unknown:
-        raise SAMError(f"prompts has an unknown key {unknown[0][:40]!r}.")
-    version = value.get("version", VERSION)
-    if isinstance(version, bool) or version != VERSION:
-        raise SAMError(f"prompts.version is {reprlib.repr(version)}: this pack reads {VERSION}. Update it.")
+        raise SAMError(f"prompts is a {type(value).__name__}: it must be a JSON object with objects or marks.")
+    version = value.get("version", 2 if "objects" in value else 1)
+    if isinstance(version, bool) or not isinstance(version, int) or version not in VERSIONS:
+        readable = " and ".join(map(str, VERSIONS))
+        raise SAMError(
+            f"prompts.version is {reprlib.repr(version)}: this version of the pack reads {readable}. Update the pack."
+        )
+    _check_keys(value, _KEYS[version], "prompts")
     return value
+
+
+def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
+    unknown = sorted(map(str, value.keys() - known))
+    if unknown:
+        raise SAMError(f"{place} has an unknown key {unknown[0][:40]!r}.")
+
+
+def _parse_object(value: Any, place: str, name: str = "Object 1") -> EditorObject:
+    if not isinstance(value, Mapping):
+        raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
+    _check_keys(value, _OBJECT_KEYS, place)
+    candidate, marks = value.get("candidate", "best"), value.get("marks", [])
+    if candidate not in _CANDIDATES:
+        raise SAMError(f"{place}.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(_CANDIDATES)}.")
+    if not isinstance(marks, list) or len(marks) > MOST_MARKS:
+        seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
+        raise SAMError(f"{place}.marks {seen}: it must be a list of at most {MOST_MARKS} marks.")
+    for index, mark in enumerate(marks):
+        _check_mark(mark, f"{place}.marks[{index}]")
+    name, colour = _text(value, place, "name", name), _text(value, place, "colour", _COLOUR)
+    if not re.fullmatch(r"#[0-9a-f]{6}", colour):
+        raise SAMError(f"{place}.colour is {colour[:40]!r}: it must have the form {_COLOUR}.")
+    return EditorObject(tuple(marks), candidate, name, colour)
+
+
+def _text(value: Mapping[str, Any], place: str, key: str, default: str) -> str:
+    text = value.get(key, default)
+    if not isinstance(text, str) or not 0 < len(text) <= _MOST_NAME:
+        raise SAMError(f"{place}.{key} is {reprlib.repr(text)}: it must be a text of 1 to {_MOST_NAME} characters.")
+    return text
 
 
 def _check_mark(mark: Any, place: str) -> None:
@@ -104,20 +188,29 @@ def _check_mark(mark: Any, place: str) -> None:
         raise SAMError(f"{place}.frame is {reprlib.repr(frame)}: it must be a frame's number from 0.")
 
 
-def _points(marks: list[dict[str, Any]], label: int) -> np.ndarray:
-    found = [(mark["x"], mark["y"]) for mark in marks if mark.get("label") == label]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+def _is_inside(mark: Mark, size: Size) -> bool:
+    """Whether a pixel of the image (H, W) lies under a mark; the editor's `isOutside` is the same."""
+    (height, width), x, y = size, mark["x"], mark["y"]
+    if "width" in mark:
+        return x < width and y < height and x + mark["width"] > 0 and y + mark["height"] > 0
+    return 0 <= x <= width and 0 <= y <= height
 
 
-def _boxes(marks: list[dict[str, Any]]) -> Boxes:
-    found = [(m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"]) for m in marks if "width" in m]
-    return np.array(found, dtype=np.float64).reshape(-1, 4)
+def _points(marks: list[tuple[int | None, Mark]], label: int) -> np.ndarray:
+    found = [(name, (mark["x"], mark["y"])) for name, mark in marks if mark.get("label") == label]
+    return named([place for _, place in found], [name for name, _ in found], 2)
 
 
-def _xy(point: np.ndarray) -> dict[str, float]:
-    return {"x": float(point[0]), "y": float(point[1])}
+def _boxes(marks: list[tuple[int | None, Mark]]) -> np.ndarray:
+    found = [(name, (m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"])) for name, m in marks if "width" in m]
+    return named([corners for _, corners in found], [name for name, _ in found], 4)
 
 
-def _bounding_box(box: np.ndarray) -> BoundingBox:
-    x1, y1, x2, y2 = box.tolist()
+def _as_dicts(rows: np.ndarray, form: Any) -> list[dict[str, Any]]:
+    """Points or boxes as JSON objects, each with its `object` where it has one."""
+    pairs = zip(rows.tolist(), names_of(rows), strict=True)
+    return [{**form(*row), **({} if name is None else {"object": name})} for row, name in pairs]
+
+
+def _bounding_box(x1: float, y1: float, x2: float, y2: float) -> BoundingBox:
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1)

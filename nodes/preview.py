@@ -1,30 +1,34 @@
 """The prompt editor's live preview, without a server: what a request may say, and the work for it, off the event loop."""
 
 import asyncio
+import io
 import logging
 import reprlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, BusyError, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
-from ..sam.weights.registry import BUNDLED
+from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
+from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
-from .editor_text import EditorPrompts, parse_editor
+from ..utils.text import counted
+from .editor_text import EditorObject, EditorPrompts, parse_editor
 from .prompt_editor import segment_marks
 
 log = logging.getLogger("samkit")
 
-_MASK_COLOUR = (30, 144, 255)  # the blue of SAM's own notebooks
 _MOST_NAME = 512
+_MOST_PIXELS = 1 << 26  # of all frames of a file together: 8192 x 8192
+_THUMBNAIL = 96
 _PREPARED = 16
 _EDITORS = 256
 Value = TypeVar("Value")
@@ -35,11 +39,13 @@ class RefusedError(SAMError):
 
     Attributes:
         status: the HTTP status that says why.
+        missing: the known checkpoint that a run would download; None where that is not the reason.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, missing: str | None = None) -> None:
         super().__init__(text)
         self.status = status
+        self.missing = missing
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for."""
+    """A preview that somebody asks for: of the object at the place `only`, or of all together."""
 
     subject: Subject
     prompts: EditorPrompts
-    editor: str
-    sequence: int
+    only: int | None
+    editor: str = ""
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,18 +78,31 @@ class Prepared:
 
     model: Segmenter
     embedding: SAMEmbedding
+    small: np.ndarray
     frames: int
     seconds: float
+    stamp: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the image."""
+    """A mask, as a PNG to lay over the image, and what tells the image's content."""
 
     png: bytes
     score: float
     area: int
     milliseconds: float
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of SAM's candidates, as a small PNG of its mask on the image."""
+
+    candidate: Candidate
+    score: float
+    area: int
+    png: bytes
 
 
 def parse_subject(body: Mapping[str, Any]) -> Subject:
@@ -109,19 +129,34 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
-    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `editor` and `sequence`.
+    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `object`, `editor` and `sequence`.
 
     Raises:
         SAMError: as `parse_subject` and `parse_editor`.
     """
+    choice = parse_choice(body)
+    return Question(choice.subject, choice.prompts, choice.only, _text(body, "editor"), _whole(body, "sequence", 1 << 53))
+
+
+def parse_choice(body: Mapping[str, Any]) -> Question:
+    """Check the fields of a request for candidates: those of `parse_subject`, `prompts` and `object`.
+
+    Raises:
+        SAMError: as `parse_subject` and `parse_editor`; there is no such object.
+    """
     prompts, subject = parse_editor(body.get("prompts")), parse_subject(body)
-    return Question(subject, prompts, _text(body, "editor"), _whole(body, "sequence", 1 << 53))
+    only = None if body.get("object") is None else _whole(body, "object", 1 << 20)
+    if only is not None and only >= len(prompts.objects):
+        raise SAMError(
+            f"object is {only}, but prompts has {len(prompts.objects)} objects: it must be the place of one, from 0."
+        )
+    return Question(subject, prompts, only)
 
 
 def _object(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[str, Any]:
     value = body.get(name)
     if not isinstance(value, Mapping):
-        raise SAMError(f"{name} is missing, or no JSON object.")
+        raise SAMError(f"{name} is missing, or not a JSON object.")
     if value.keys() - known:
         raise SAMError(f"{name} has an unknown key {sorted(value.keys() - known)[0][:40]!r}.")
     return value
@@ -203,30 +238,76 @@ class Preview:
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
         prepared = await self.prepare(question.subject)
-        _check_idle()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, _run_quietly, lambda: self._answer(question, prepared))
 
+    async def choices(self, question: Question) -> list[Choice]:
+        """SAM's candidates for a question's object, smallest first.
+
+        Raises:
+            RefusedError: as `prepare`.
+        """
+        prepared = await self.prepare(question.subject)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, _run_quietly, lambda: _choices(question, prepared))
+
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
-            raise RefusedError(409, "a newer question of this editor came before the answer.")
+            raise RefusedError(409, "Superseded by a newer request of this editor.")
 
     def _answer(self, question: Question, prepared: Prepared) -> Answer:
         self._check_newest(question)
         started = time.perf_counter()
-        given = question.prompts.given([question.subject.frame])
-        masks, _, scores, _ = segment_marks(prepared.model, prepared.embedding, question.prompts, given)
-        mask = masks[0].cpu().numpy() != 0
-        png = mask_png(mask, _MASK_COLOUR)
-        return Answer(png, min(scores), int(mask.sum()), 1000 * (time.perf_counter() - started))
+        mask, score = _mask(question, prepared, question.prompts)
+        objects = question.prompts.objects
+        colour = objects[question.only or 0].colour if objects else EditorObject().colour
+        png = mask_png(mask, ImageColor.getrgb(colour))
+        return Answer(png, score, int(mask.sum()), 1000 * (time.perf_counter() - started), prepared.stamp)
+
+
+def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
+    """bool `[H, W]` of the object that is asked for, or of all together, and the lowest score."""
+    places = range(len(prompts.objects)) if question.only is None else [question.only]
+    frame = [question.subject.frame]
+    found = [segment_marks(prepared.model, prepared.embedding, prompts, frame, place) for place in places]
+    if not found:
+        return np.zeros(prepared.embedding.original_size, bool), 0.0
+    masks = np.stack([masks[0].cpu().numpy() != 0 for masks, *_ in found])
+    return masks.any(0), min(score for _, _, scores, _ in found for score in scores)
+
+
+def _choices(question: Question, prepared: Prepared) -> list[Choice]:
+    made = []
+    for candidate in ("smallest", "middle", "largest"):
+        objects = tuple(replace(one, candidate=candidate) for one in question.prompts.objects)
+        mask, score = _mask(question, prepared, EditorPrompts(objects))
+        made.append(Choice(candidate, score, int(mask.sum()), _thumbnail(prepared.small, mask)))
+    return made
+
+
+def _small(frame: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(frame)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return np.array(image)
+
+
+def _thumbnail(small: np.ndarray, mask: np.ndarray) -> bytes:
+    """The small image uint8 `[h, w, 3]`, dimmed but for the mask bool `[H, W]` of the large one, as PNG."""
+    height, width = small.shape[:2]
+    inside = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    file = io.BytesIO()
+    Image.fromarray(np.where(inside[..., None], small, small // 4)).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _check_idle() -> None:
     if is_running():
-        raise RefusedError(503, "ComfyUI is running a prompt, which may hold the model: the preview waits until it is done.")
+        raise RefusedError(503, "ComfyUI is running a prompt. The preview continues when it is done.")
 
 
 def _run_quietly(work: Callable[[], Value]) -> Value:
+    """Do the work, unless a run has begun since it was queued: it would take the model, or its memory, from the run."""
+    _check_idle()
     try:
         with quietly():
             return work()
@@ -256,7 +337,7 @@ def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
     if image is None or stamp is None:
         raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")
     model_key, load = _model(subject)
-    return _Key((image, stamp, subject.frame), model_key), lambda: _prepare(subject, image, load)
+    return _Key((image, stamp, subject.frame), model_key), lambda: _prepare(subject, image, stamp, load)
 
 
 def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
@@ -269,8 +350,16 @@ def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
     path = checkpoint_path(name) or BUNDLED.get(name)
     stamp = _stamp(path) if path is not None else None
     if path is None or stamp is None:
-        raise RefusedError(404, f"there is no checkpoint {name} on this machine yet: run the graph once, and it is downloaded.")
+        raise _absent(name)
     return (path, stamp, subject.precision), lambda: load_shared(path, subject.precision)
+
+
+def _absent(name: str) -> RefusedError:
+    known = KNOWN.get(name)
+    if known is None:
+        return RefusedError(404, f"there is no checkpoint {name} on this machine.")
+    size = f" ({known.size / 1e6:,.0f} MB)" if known.size else ""
+    return RefusedError(404, f"{name}{size} is not on this machine yet. A run downloads it.", name)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -282,19 +371,38 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _prepare(subject: Subject, path: Path, load: Callable[[], Segmenter]) -> Prepared:
+def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> Prepared:
     started = time.perf_counter()
     frames = _frames(path, subject)
     if subject.frame >= len(frames):
-        raise RefusedError(404, f"{subject.filename} has {len(frames)} frames: there is no frame {subject.frame}.")
-    model = load()
-    embedding = encode(model, [frames[subject.frame]])
-    return Prepared(model, embedding, len(frames), time.perf_counter() - started)
+        raise RefusedError(404, f"{subject.filename} has {counted(len(frames), 'frame')}: there is no frame {subject.frame}.")
+    model, frame = load(), frames[subject.frame]
+    embedding = encode(model, [frame])
+    version = "-".join(f"{part:x}" for part in stamp)
+    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version)
 
 
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
+    _check_pixels(path, subject)
     try:
         return image_to_frames(load_picture(path, subject.kind))
     except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
         log.debug("%s cannot be read: %s", path, error)
-        raise RefusedError(404, f"{subject.filename} is no image that Load Image can read.") from error
+        raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error
+
+
+def _check_pixels(path: Path, subject: Subject) -> None:
+    """Refuse a file by what its header says: a few bytes on disk can be gigabytes once they are decoded."""
+    try:
+        with Image.open(path) as header:
+            pixels = header.width * header.height * getattr(header, "n_frames", 1)
+    except Image.DecompressionBombError:
+        pixels = None
+    except Exception as error:  # as above; what PIL cannot open cannot be bounded
+        log.debug("%s cannot be read: %s", path, error)
+        raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error
+    if pixels is None or pixels > _MOST_PIXELS:
+        seen = "more" if pixels is None else f"{pixels / 1e6:.0f} million"
+        raise RefusedError(
+            413, f"{subject.filename} has {seen} pixels: the preview takes at most {_MOST_PIXELS / 1e6:.0f} million."
+        )

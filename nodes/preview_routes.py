@@ -1,18 +1,27 @@
 """The prompt editor's server half: two routes on ComfyUI's server, where there is one."""
 
+import base64
+import ipaddress
 import json
+import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..sam import SAMError
 from ..utils.comfy import inside_comfyui
-from .preview import Preview, RefusedError, parse_question, parse_subject
+from .preview import Preview, RefusedError, parse_choice, parse_question, parse_subject
 
+log = logging.getLogger("samkit")
+
+SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
 MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
 _SUBJECT = {"image", "model"}
-_QUESTION = {*_SUBJECT, "prompts", "editor", "sequence"}
+_CHOICE = {*_SUBJECT, "prompts", "object"}
+_QUESTION = {*_CHOICE, "editor", "sequence"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
     _check_keys(body, _SUBJECT)
     ready = await preview.prepare(parse_subject(body))
     height, width = ready.embedding.original_size
-    return _as_json(200, {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds})
+    said = {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds, "stamp": ready.stamp}
+    return _as_json(200, said)
 
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -46,12 +56,21 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
         "X-SAMKit-Score": f"{answer.score:.4f}",
         "X-SAMKit-Area": str(answer.area),
         "X-SAMKit-Milliseconds": f"{answer.milliseconds:.1f}",
+        "X-SAMKit-Stamp": answer.stamp,
         "Cache-Control": "no-store",
     }
     return Reply(200, "image/png", answer.png, headers)
 
 
-ROUTES: dict[str, Handler] = {"/samkit/prepare": prepare, "/samkit/preview": ask}
+async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/candidates`: SAM's candidates for an object, each with a small PNG in base64, its score and area."""
+    _check_keys(body, _CHOICE)
+    found = await preview.choices(parse_choice(body))
+    listed = [{**asdict(one), "png": base64.b64encode(one.png).decode()} for one in found]
+    return _as_json(200, {"candidates": listed})
+
+
+ROUTES: dict[str, Handler] = {"/samkit/prepare": prepare, "/samkit/preview": ask, "/samkit/candidates": choices}
 
 
 async def reply_to(handler: Handler, preview: Preview, content_type: str, body: bytes | None) -> Reply:
@@ -77,7 +96,7 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
     try:
         return await handler(preview, parsed)
     except RefusedError as refusal:
-        return _error(refusal.status, str(refusal))
+        return _error(refusal.status, str(refusal), missing=refusal.missing)
     except SAMError as error:
         return _error(400, str(error))
 
@@ -88,8 +107,8 @@ def _check_keys(body: Mapping[str, Any], known: set[str]) -> None:
         raise SAMError(f"the body has an unknown key {unknown[0][:40]!r}.")
 
 
-def _error(status: int, text: str) -> Reply:
-    return _as_json(status, {"error": text})
+def _error(status: int, text: str, **more: Any) -> Reply:
+    return _as_json(status, {"error": text, **{key: value for key, value in more.items() if value is not None}})
 
 
 def _as_json(status: int, value: dict[str, Any]) -> Reply:
@@ -101,21 +120,79 @@ def register_routes() -> None:
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     if not inside_comfyui() or getattr(server, "instance", None) is None:
         return
+    serve_scripts(Path(__file__).parent.parent, getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
     preview = Preview()
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
 
 
+def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
+    """Give the pack's scripts an address that works, and say so, where ComfyUI cannot serve them below the folder's name.
+
+    ComfyUI puts the name into a URL as it is, and answers 404 to every file of a pack whose name a URL would write otherwise.
+
+    Args:
+        folder: the pack's.
+        web_folders: ComfyUI's `EXTENSION_WEB_DIRS`, name to folder.
+    """
+    if urllib.parse.quote(folder.name) == folder.name:
+        return
+    web_folders.setdefault(SCRIPTS, str(folder / "web"))
+    log.warning(
+        "SAM Kit lies in the folder %r. ComfyUI serves no files of a folder whose name has spaces, brackets or letters beyond "
+        "ASCII: the help pages are missing, and the browser reports errors. Rename the folder to samkit and restart ComfyUI.",
+        folder.name,
+    )
+
+
+def is_foreign(host: str, origin: str, listen: str) -> bool:
+    """Whether a request came under a name that a server on the local machine does not have: DNS rebinding, by which a page of
+    another site reaches 127.0.0.1 as its own host, and so passes ComfyUI's check of the origin.
+
+    Args:
+        host, origin: the headers.
+        listen: ComfyUI's addresses. On others than loopback it may have any name, and nothing is foreign.
+    """
+    if not all(_is_local(address.strip()) for address in listen.split(",")):
+        return False
+    name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+    behind_proxy = origin.startswith("https://")  # a page of another site cannot make the local server speak TLS for its name
+    return not (_is_local(name) or _is_address(name) or behind_proxy)
+
+
+def _is_local(name: str) -> bool:
+    return name == "localhost" or name.endswith(".localhost") or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _listen() -> str:
+    """The addresses that ComfyUI listens on."""
+    from comfy.cli_args import args
+
+    return args.listen
+
+
 def _aiohttp_handler(handler: Handler, preview: Preview) -> Callable[[Any], Awaitable[Any]]:
     from aiohttp import web
 
-    async def handle(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> Reply:
+        if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
+            return _error(403, "ComfyUI does not listen on this name. Start it with --listen, or open it as http://127.0.0.1.")
         try:
             body = None if (request.content_length or 0) > MOST_BYTES else await _read(request)
-        except (web.RequestPayloadError, ConnectionError) as error:  # packed wrongly, or who asked has hung up
-            reply = _error(400, f"the body cannot be read: {type(error).__name__}.")
-        else:
-            reply = await reply_to(handler, preview, request.content_type, body)
+        except (web.RequestPayloadError, ConnectionError) as error:  # packed wrongly, or the client has hung up
+            return _error(400, f"the body cannot be read: {type(error).__name__}.")
+        return await reply_to(handler, preview, request.content_type, body)
+
+    async def handle(request: web.Request) -> web.Response:
+        reply = await answer(request)
         return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
     return handle

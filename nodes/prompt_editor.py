@@ -1,44 +1,64 @@
-"""SAM Prompt Editor: marks set by hand on the image. The browser's half is `web/prompt_editor.js`."""
+"""SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..sam import PredictOptions, PromptInputs, SAMEmbedding, Segmenter, encode, remember, result_device
+from ..sam import PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
-from ..utils.images import image_to_frames
+from ..utils.images import as_image, image_to_frames
 from .common import CATEGORY, SAM_MODEL_INPUT
 from .editor_text import EditorPrompts, parse_editor
 from .predict import Outputs, predict
 
+log = logging.getLogger("samkit")
+
 MOST_IMAGES = 64  # frames of a batch that the editor can show
 
 
-def segment_marks(model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, given: PromptInputs) -> Outputs:
-    """Masks of the editor's marks, one per frame, by SAM Predict Mask's own function; the preview's too."""
-    multimask = "auto" if prompts.candidate == "best" else "on"
-    return predict(model, embedding, given, PredictOptions(prompts.candidate, multimask), False)
+def segment_marks(
+    model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, frames: Iterable[int], only: int
+) -> Outputs:
+    """Masks of one of the editor's objects, one per frame, by SAM Predict Mask's own function; the preview's too.
+
+    Args:
+        model: the one that made the embedding.
+        embedding: of the images.
+        prompts: the editor's.
+        frames: the images' numbers, as the marks have them.
+        only: the object's place.
+    """
+    candidate = prompts.objects[only].candidate
+    multimask = "auto" if candidate == "best" else "on"
+    given = prompts.given(frames, embedding.original_size, only)
+    return predict(model, embedding, given, PredictOptions(candidate, multimask), False)
 
 
 class PromptEditor:
     """`SAMKit_PromptEditor`."""
 
     DESCRIPTION = (
-        "Click on the image and see the mask at once. Left click: on the object; right click: not on it; drag: a box. "
-        "The marks go out as points and boxes, for SAM Predict Mask, ComfyUI's SAM3 Detect and others; the mask from the "
-        "connected model goes out too."
+        "Click on the image and see the mask at once. Left click: on the object; right click: not on it; drag: a box; N: "
+        "another object. The marks go out as points and boxes, for SAM Predict Mask, ComfyUI's SAM3 Detect and others; the "
+        "masks from the connected model go out too."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "points editor", "click", "interactive segmentation", "sam editor", "sam3"]
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE")
-    RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image")
+    RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE")
+    RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")
+    OUTPUT_IS_LIST = (False, False, False, False, False, True, False)
     OUTPUT_TOOLTIPS = (
-        "Points on the object, as JSON.",
-        "Points that are not on the object, as JSON.",
+        "Points on the objects, as JSON. Of several objects, each point names its own.",
+        "Points that are not on the objects, as JSON.",
         "The boxes that were drawn.",
-        "One mask per frame, of all objects together; all zero where no model is connected or nothing is marked.",
+        "One mask per frame, of all objects together, or one per object and frame with individual_masks. All zero where no "
+        "model is connected or nothing is marked.",
         "The image, unchanged.",
+        "The objects' names, in the order of the list.",
+        "The image with each mask as its alpha: transparent outside.",
     )
     OUTPUT_NODE = True  # so that a graph that ends here runs, and shows its image
     FUNCTION = "execute"
@@ -47,21 +67,46 @@ class PromptEditor:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "Left click: on the object. Right click: not on it. Drag: a box. See the help page for the keys."
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
-        model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the mask as you click, and to get masks."})
+        model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the masks as you click, and to get masks."})
+        apart = {
+            "default": False,
+            "tooltip": "On: one mask per object and frame. Off: one per frame, all its objects together.",
+        }
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The image to mark; of a batch, every frame."}),
                 "prompts": ("STRING", widget),
             },
-            "optional": {"sam_model": model},
+            "optional": {"sam_model": model, "individual_masks": ("BOOLEAN", apart)},
         }
 
-    def execute(self, image: Tensor, prompts: str = "{}", sam_model: Segmenter | None = None) -> dict[str, Any]:
-        parsed, frames = parse_editor(prompts), len(image)
+    def execute(
+        self, image: Tensor, prompts: str = "{}", sam_model: Segmenter | None = None, individual_masks: bool = False
+    ) -> dict[str, Any]:
+        parsed, (frames, *size) = parse_editor(prompts), as_image(image).shape[:3]
         shown = {"samkit_images": save_temporary(image_to_frames(image[:MOST_IMAGES]))}
-        masks = torch.zeros(image.shape[:3], device=result_device())
+        if outside := parsed.outside(tuple(size)):
+            log.warning("SAM Prompt Editor ignores %d marks that lie outside the image of %dx%d pixels.", outside, *size[::-1])
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
-            if parsed.marks:
-                masks = segment_marks(sam_model, encode(sam_model, image), parsed, parsed.given(range(frames)))[0]
-        return {"ui": shown, "result": (*parsed.outputs(frames), masks, image)}
+        per_object = _masks(sam_model, image, parsed)
+        masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
+        labels = [one.name for one in parsed.objects if one.marks] or [""]
+        result = (*parsed.outputs(frames, tuple(size)), masks, image, labels, _cutout(image, masks))
+        return {"ui": shown, "result": result}
+
+
+def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Tensor:
+    """`[N, B, H, W]`: for each object that has marks, one mask per frame; a single empty object where there is none."""
+    marked = [place for place, one in enumerate(prompts.objects) if one.marks]
+    if model is None or not marked:
+        return torch.zeros(max(1, len(marked)), *image.shape[:3], device=result_device())
+    embedding = encode(model, image)
+    return torch.stack([segment_marks(model, embedding, prompts, range(len(image)), place)[0] for place in marked])
+
+
+def _cutout(image: Tensor, masks: Tensor) -> Tensor:
+    """IMAGE `[N, H, W, 4]`: the image once for each mask `[N, H, W]`, masks in frame order, with the mask as its alpha."""
+    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
+    repeated = colour.to(masks.device).repeat_interleave(len(masks) // max(1, len(image)), 0)
+    return torch.cat([repeated, masks[..., None].to(repeated.dtype)], -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..utils.boxes import Boxes
 from ..utils.images import resize_masks
+from ..utils.names import named, names_of, rows_where
 from ..utils.text import counted
 from .errors import SAMError
 from .geometry import Frame, Size
@@ -45,20 +46,40 @@ class Prompt:
 def group(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prompt]:
     """Group the prompts of one image by the object that they belong to.
 
-    With no box, all points are one object. With one box, it and all points are one object. With several, each is an object: a
-    positive point belongs to the smallest box around it, stray positive points together make one more object; a negative
-    point belongs to every box around it, a stray one to all objects.
+    All that name the same `object` are one (several boxes of it: the box around them), in the order in which the objects first
+    appear in `positive`, `negative`, `boxes`. The others follow, grouped among themselves: with no box, all points are one
+    object. With one box, it and all points are one object. With several, each is an object: a positive point belongs to the
+    smallest box around it, stray positive points together make one more object; a negative point belongs to every box around
+    it, a stray one to all objects.
 
     Args:
-        positive, negative: `[P, 2]` (x, y).
-        boxes: `[N, 4]` (x1, y1, x2, y2).
+        positive, negative: `[P, 2]` (x, y), with or without names (see `utils.names`).
+        boxes: `[N, 4]` (x1, y1, x2, y2), with or without names.
 
     Returns:
-        One prompt per object, boxes in their order, the object of stray points last; none where there is nothing.
+        One prompt per object; of those without a name boxes in their order, the object of stray points last; none where there
+        is nothing.
     """
+    given = positive, negative, boxes
+    names = dict.fromkeys(name for rows in given for name in names_of(rows))
+    prompts = [_prompt_of(*(_with_name(rows, name) for rows in given)) for name in names if name is not None]
+    return prompts + _group_unnamed(*(_with_name(rows, None) for rows in given))
+
+
+def _with_name(rows: np.ndarray, name: str | float | None) -> np.ndarray:
+    keep = np.array([one is None if name is None else one == name for one in names_of(rows)], dtype=bool)
+    return np.asarray(rows_where(rows, keep))
+
+
+def _prompt_of(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> Prompt:
+    """One object of everything."""
+    around = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)]) if len(boxes) else None
+    return _prompt(positive, negative, around)
+
+
+def _group_unnamed(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prompt]:
     if len(boxes) <= 1:
-        box = boxes[0] if len(boxes) else None
-        return [_prompt(positive, negative, box)] if len(positive) + len(negative) + len(boxes) else []
+        return [_prompt_of(positive, negative, boxes)] if len(positive) + len(negative) + len(boxes) else []
     owner = _smallest_box_around(positive, boxes)
     inside = _contains(boxes, negative)
     stray = ~inside.any(0)
@@ -90,8 +111,8 @@ def _smallest_box_around(points: np.ndarray, boxes: Boxes) -> np.ndarray:
 def clip_boxes(boxes: Boxes, size: Size) -> Boxes:
     """Clip boxes `[N, 4]` to an image (H, W) and drop those with no area left: a detector that found nothing there."""
     height, width = size
-    clipped = np.clip(boxes, 0.0, [width, height, width, height])
-    return clipped[(clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])]
+    clipped = named(np.clip(boxes, 0.0, [width, height, width, height]), names_of(boxes), 4)
+    return rows_where(clipped, (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
 
 
 def mask_to_logits(mask: Tensor, frame: Frame) -> Tensor | None:
@@ -244,8 +265,8 @@ def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], fram
 def _checked_logits(logits: Tensor, frame: Frame) -> list[Tensor]:
     expected = (1, *frame.grid)
     if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1:] != expected:
-        seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise SAMError(f"logits is {seen}, but this model's logits are (N, {', '.join(map(str, expected))}).")
+        seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"of a {type(logits).__name__}"
+        raise SAMError(f"logits has the shape {seen}, but this model needs (N, {', '.join(map(str, expected))}).")
     if not bool(torch.isfinite(logits).all()):
         bad = int((~torch.isfinite(logits)).sum())
         raise SAMError(f"logits has {counted(bad, 'NaN or infinite value')}. Connect the logits of a prediction.")
@@ -261,7 +282,7 @@ def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Ten
     if len(each) == len(objects):
         return [item for item, count in zip(each, objects, strict=True) for _ in range(count)]
     raise SAMError(
-        f"{name} has {len(each)} masks for {counted(len(objects), 'image')} with {counted(sum(objects), 'object')}. "
+        f"{name} has {counted(len(each), 'mask')} for {counted(len(objects), 'image')} with {counted(sum(objects), 'object')}. "
         "Connect one for all, one per image, or one per object."
     )
 

@@ -66,11 +66,11 @@ window.samkit = {
     }
     return samkit.packed(mask, width, height);
   },
-  // The mask that the server sent, exactly.
-  exact(index = 0) {
-    const { mask, image: { width, height } } = samkit.editor(index);
+  // The masks that the server sent, exactly: those of all objects together, or of one.
+  exact(index = 0, only = null) {
+    const { masks, image: { width, height } } = samkit.editor(index);
     const context = new OffscreenCanvas(width, height).getContext("2d");
-    if (mask) context.drawImage(mask, 0, 0);
+    for (const { bitmap, object } of masks) if (only === null || object === only) context.drawImage(bitmap, 0, 0);
     const alpha = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3);
     return samkit.packed(alpha.map((value) => (value ? 1 : 0)), width, height);
   },
@@ -84,7 +84,7 @@ window.samkit = {
     const pause = (time) => new Promise((done) => setTimeout(done, time));
     for (let quiet = 0; quiet < 3;) {
       await pause(50);
-      quiet = editor.client.busy || editor.element.classList.contains("samkit-busy") ? 0 : quiet + 1;
+      quiet = editor.preview.busy || ["preparing", "stale"].includes(editor.preview.state.name) ? 0 : quiet + 1;
     }
   },
 };
@@ -160,13 +160,22 @@ class Editor:
         self.leave()
         return self
 
+    def wait(self, condition, timeout=20_000):
+        """Wait until a condition on `editor`, in JavaScript, holds."""
+        self.page.wait_for_function(
+            f"() => {{ const editor = samkit.editor({self.index}); return {condition}; }}", timeout=timeout
+        )
+
+    def evaluate(self, script):
+        return self.page.evaluate(f"() => {{ const editor = samkit.editor({self.index}); return {script}; }}")
+
     @property
     def state(self):
         return self.page.evaluate("(index) => JSON.parse(samkit.editor(index).text)", self.index)
 
     @property
     def marks(self):
-        return self.state.get("marks", [])
+        return [mark for one in self.state.get("objects", []) for mark in one["marks"]]
 
     @property
     def status(self):
@@ -177,10 +186,10 @@ class Editor:
         self.leave()
         return self._unpacked(self.page.evaluate("(index) => samkit.seen(index)", self.index))
 
-    def exact(self):
-        """The mask as the server sent it: bool [H, W]."""
+    def exact(self, only=None):
+        """The masks as the server sent them: bool [H, W]; of all objects together, or of one."""
         self.leave()
-        return self._unpacked(self.page.evaluate("(index) => samkit.exact(index)", self.index))
+        return self._unpacked(self.page.evaluate("([index, only]) => samkit.exact(index, only)", [self.index, only]))
 
     @staticmethod
     def _unpacked(answer):
@@ -194,16 +203,16 @@ def build(page, editors=1, scale=1.0):
         """async ([count, scale]) => {
           samkit.empty();
           const { add, link } = samkit;
-          const image = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
           const model = add("AV_SAMLoader", 20, 560, { model_name: "samkit_demo.safetensors" });
           const ids = [];
           for (let i = 0; i < count; i += 1) {
             const editor = add("SAMKit_PromptEditor", 340 + 480 * i, 120);
-            link(image, 0, editor, "image");
+            link(loader, 0, editor, "image");
             link(model, 0, editor, "sam_model");
-            const image = add("MaskToImage", 340 + 480 * i, 720);
+            const image = add("MaskToImage", 340 + 480 * i, 820);
             link(editor, 3, image, "mask");
-            const save = add("SaveImage", 560 + 480 * i, 720, { filename_prefix: `editor_${i}` });
+            const save = add("SaveImage", 560 + 480 * i, 820, { filename_prefix: `editor_${i}` });
             link(image, 0, save, "images");
             ids.push(editor.id);
           }
@@ -211,6 +220,9 @@ def build(page, editors=1, scale=1.0):
           app.canvas.ds.offset = [80 / scale, 20 / scale];
           app.canvas.setDirty(true, true);
           await new Promise((done) => setTimeout(done, 800));
+          // How quick the machine is, is not what is tested.
+          const never = { get: () => false };
+          for (let i = 0; i < count; i += 1) Object.defineProperty(samkit.editor(i).preview.pace, "isSlow", never);
           return ids;
         }""",
         [editors, scale],

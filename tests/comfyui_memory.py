@@ -90,7 +90,7 @@ def main(folder):
     gc.disable()
     del other
     found["gone"] = [books(), [type(entry.model).__name__ for entry in management.current_loaded_models]]
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

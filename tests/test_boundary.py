@@ -10,10 +10,10 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
 from samkit.nodes.predict import Segment
 from samkit.sam import encode
-from samkit.sam.placement.precision import encoder_dtype
-from samkit.sam.placement.resident import resident_of
 from samkit.sam.placement.devices import device_for, placed
 from samkit.sam.placement.host import PlainHost, move
+from samkit.sam.placement.precision import encoder_dtype
+from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.embed import cache
 from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
 

@@ -18,6 +18,7 @@ from samkit.sam import encode
 from scenes import make_pair, make_scene
 from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
 from test_grounding import folder_copy
+from world import unavailable
 
 pytestmark = pytest.mark.comfyui
 
@@ -95,7 +96,7 @@ def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
             with comfyui(base) as running:
                 yield running
         except Unavailable as reason:
-            pytest.skip(str(reason))
+            unavailable("comfyui", reason)
 
 
 def shape_of(model):
@@ -226,7 +227,7 @@ def test_the_real_memory_manager_holds_evicts_and_frees_our_models():
     try:
         home, python = find_comfyui()
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        unavailable("comfyui", reason)
     command = [python, "-c", MANAGED, str(ROOT), str(home)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=home)
     assert result.stdout.strip().endswith("managed"), result.stderr[-3000:]

@@ -39,7 +39,8 @@ class Publisher(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.ranges, self.faults, self.resumes = {}, [], [], [], True
-        self.go_on = threading.Event()
+        self.continued = 0
+        self.go_on, self.half_arrived = threading.Event(), threading.Event()
 
     @property
     def address(self):
@@ -69,6 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         whole = {"Content-Length": str(len(content) - start), "ETag": etag} | headers
         if start:
+            self.server.continued += 1
             whole["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         for name, value in whole.items():
             self.send_header(name, value)
@@ -88,6 +90,7 @@ def sends_half(handler, content):
 def resets(handler, content):
     sends_half(handler, content)
     handler.wfile.flush()
+    handler.server.half_arrived.wait(30)  # a reset takes with it what the other side has not read
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
 
@@ -287,8 +290,19 @@ def test_without_a_sha256_of_ours_the_hubs_counts(known, hub, tmp_path, content,
 
 
 @pytest.fixture
-def fetched(known, hub, tmp_path):
+def fetched(known, hub, tmp_path, server, content, monkeypatch):
     """Fetches from the publisher, as the hub is not there; whatever comes of it, nothing but the right file has its name."""
+
+    class Counting(publisher.Progress):
+        arrived = 0
+
+        def advance(self, steps=1):
+            super().advance(steps)
+            self.arrived += steps
+            if self.arrived >= len(content) // 2:
+                server.half_arrived.set()
+
+    monkeypatch.setattr(publisher, "Progress", Counting)
 
     def fetch():
         try:
@@ -306,7 +320,7 @@ def test_a_transfer_that_breaks_off_is_continued(fetched, server, content, monke
     monkeypatch.setattr(network, "STALL", 0.5)
     server.faults = [fault]
     assert fetched() == content
-    assert server.ranges == [None, f"bytes={len(content) // 2}-"]
+    assert server.ranges == [None, f"bytes={len(content) // 2}-"] and server.continued == 1
 
 
 @pytest.mark.parametrize("fault", [sends_half, resets, stalls])
@@ -517,12 +531,14 @@ def test_whatever_the_publisher_raises_is_one_sentence(known, hub, tmp_path, mon
 
 # More than one process, and processes that end.
 
+# The packages without their `__init__`: fetching needs no torch, which takes long to import.
 PROCESS = """
 import sys
-sys.path.insert(0, {tools!r})
-from load_pack import load_pack
-load_pack()
 from pathlib import Path
+from types import ModuleType
+for name in ("samkit", "samkit.sam"):
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__path__ = [str(Path({root!r}, *name.split(".")[1:]))]
 import huggingface_hub
 def dead(*_, **__):
     raise OSError("hub is not reachable")
@@ -530,12 +546,13 @@ huggingface_hub.get_hf_file_metadata = dead
 from samkit.sam.weights.download import fetch
 from samkit.sam.weights.registry import RemoteFile
 print(fetch(RemoteFile(*{file!r}), [Path(sys.argv[1])]), flush=True)
+assert "torch" not in sys.modules
 """
 
 
 def start(known, folder):
     file = (known.name, known.repo_id, known.filename, known.revision, known.url, known.size, known.sha256)
-    code = PROCESS.format(tools=str(Path(__file__).resolve().parent.parent / "tools"), file=file)
+    code = PROCESS.format(root=str(Path(__file__).resolve().parent.parent), file=file)
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

@@ -1,6 +1,9 @@
 """The prompt editor in a real browser on a real ComfyUI, by pointer and keys, read back from its canvas."""
 
 import itertools
+import json
+import os
+import random
 import shutil
 import time
 
@@ -160,7 +163,7 @@ def test_candidates_are_chosen_by_keys_and_kept(editor):
     for key, name in (("1", "smallest"), ("2", "middle"), ("3", "largest")):
         editor.page.keyboard.press(key)
         sizes[name] = editor.exact().sum()
-        assert editor.state["candidate"] == name
+        assert editor.state["objects"][0]["candidate"] == name
     assert sizes["smallest"] <= sizes["middle"] <= sizes["largest"] and sizes["smallest"] < sizes["largest"]
 
 
@@ -173,7 +176,7 @@ def test_the_wheel_zooms_at_the_pointer_and_clicks_still_hit(editor):
         editor.page.mouse.wheel(0, -240)
     editor.page.wait_for_timeout(200)
     assert editor.page.evaluate("samkit.editor().view.scale") > 2
-    assert np.allclose(editor.place(*LEAF), before, atol=1.5)
+    assert np.allclose(editor.place(*LEAF), before, atol=4), "half a pixel of the pointer, zoomed"
     editor.click(LEAF[0] + 4, LEAF[1] + 3)
     (mark,) = editor.marks
     assert abs(mark["x"] - LEAF[0] - 4) < 0.6 and abs(mark["y"] - LEAF[1] - 3) < 0.6
@@ -271,12 +274,12 @@ def test_a_image_that_comes_from_a_run_is_shown_after_it(page, server):
         """async () => {
           samkit.empty();
           const { add, link } = samkit;
-          const image = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+          const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
           const upside = add("ImageInvert", 20, 500);
           const twice = add("RepeatImageBatch", 20, 600, { amount: 2 });
           const model = add("AV_SAMLoader", 20, 720, { model_name: "samkit_demo.safetensors" });
           const editor = add("SAMKit_PromptEditor", 340, 120);
-          link(image, 0, upside, "image");
+          link(loader, 0, upside, "image");
           link(upside, 0, twice, "image");
           link(twice, 0, editor, "image");
           link(model, 0, editor, "sam_model");
@@ -371,15 +374,18 @@ def test_while_a_prompt_runs_the_preview_waits_and_then_answers(editor, server):
         "3": {"class_type": "SAMKit_AutoMask", "inputs": _everything()},
         "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 3]}},
     }
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url) if "/samkit/" in request.url else None)
     queued = server.json("/prompt", {"prompt": graph})
-    time.sleep(0.3)
+    while not server.json("/queue")["queue_running"]:
+        editor.page.wait_for_timeout(50)
     editor.click(*LEAF)
-    editor.page.wait_for_timeout(300)
-    assert "running a prompt" in editor.status
+    editor.wait("editor.statusLine.textContent.includes('running a prompt')")
     deadline = time.monotonic() + 120
     while not server.json(f"/history/{queued['prompt_id']}") and time.monotonic() < deadline:
         time.sleep(0.2)
-    editor.page.wait_for_timeout(1500)
+    assert len(asked) < 25, "it backs off"
+    editor.wait("editor.masks.length")  # and is told when the run is over
     assert iou(editor.exact(), truth(LEAF)) >= LEAST_IOU
 
 
@@ -387,9 +393,556 @@ def _everything():
     from samkit.nodes.automask import OPTION_INPUTS
 
     defaults = {name: options["default"] for name, (_, options) in OPTION_INPUTS.items()}
-    varied = {"points_per_side": 48, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    varied = {"points_per_side": 28, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     # Another number each time: ComfyUI would answer the same prompt from its cache, and not run at all.
     return {"sam_model": ["2", 0], "image": ["1", 0], **defaults, **varied, "max_masks": next(_numbers)}
+
+
+# --- never stuck
+
+
+GONE = "**/samkit/*"
+
+
+def test_it_recovers_by_itself_from_a_server_that_was_gone_and_shows_no_old_mask(editor):
+    editor.click(*LEAF)
+    editor.exact()
+    page = editor.page
+    page.route(GONE, lambda route: route.abort())
+    editor.click(*CARPET)
+    editor.wait("editor.preview.state.name === 'failed'")
+    page.mouse.move(5, 5)
+    shown = editor._unpacked(page.evaluate("() => samkit.seen()"))
+    assert shown.sum() < 500, "only the marks: the mask was that of one mark less"
+    page.unroute(GONE)
+    editor.wait("editor.preview.state.name === 'ready' && editor.masks.length")
+    assert editor.exact().sum() > 1000 and "score" in editor.status
+
+
+def test_after_a_failure_the_next_change_tries_again_in_full_screen_too(editor):
+    page = editor.page
+    editor.click(*LEAF)
+    editor.settle()
+    page.evaluate("() => samkit.editor().element.requestFullscreen()")
+    page.wait_for_timeout(500)
+    page.route(GONE, lambda route: route.abort())
+    page.keyboard.press("ArrowRight")
+    editor.wait("editor.preview.state.name === 'failed'")
+    page.unroute(GONE)
+    page.keyboard.press("ArrowLeft")
+    editor.wait("editor.preview.state.name === 'ready' && editor.masks.length")
+    assert page.evaluate("getComputedStyle(document.querySelector('.samkit-legend')).display") == "grid"
+    page.evaluate("() => document.exitFullscreen()")
+    page.wait_for_timeout(500)
+
+
+def test_a_mask_fades_while_it_is_not_that_of_the_marks(editor):
+    editor.click(*LEAF)
+    editor.leave()
+    page, held = editor.page, []
+    at = "(() => { const e = samkit.editor(), p = e.view.toStage({ x: 190, y: 395 }), r = e.canvas.width / e.stageSize.width;"
+    at += " return [...e.canvas.getContext('2d').getImageData(p.x * r, p.y * r, 1, 1).data].slice(0, 3); })()"
+    fresh = np.array(page.evaluate(at), int)
+    page.route("**/samkit/preview", lambda route: held.append(route))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(900)
+    faded = np.array(page.evaluate(at), int)
+    page.evaluate("() => samkit.editor().toggleOverlay()")
+    page.wait_for_timeout(100)
+    bare = np.array(page.evaluate(at), int)
+    page.evaluate("() => samkit.editor().toggleOverlay()")
+    assert 0 < np.abs(faded - bare).sum() < 0.5 * np.abs(fresh - bare).sum()
+    assert editor.evaluate("editor.preview.state.name") == "stale" and len(held) == 1
+    held[0].continue_()
+    page.unroute("**/samkit/preview")
+    editor.wait("editor.preview.state.name === 'ready'")
+
+
+def use_file(page, name):
+    page.evaluate(
+        """(name) => {
+          const widget = app.graph.nodes.find((one) => one.type === "LoadImage").widgets[0];
+          if (!widget.options.values.includes?.(name)) widget.options.values?.push?.(name);
+          widget.value = name;
+          widget.callback?.(name);
+          samkit.editor().host.needed();
+        }""",
+        name,
+    )
+
+
+def small_scene(server, size=(200, 150)):
+    name = f"small_{next(_numbers)}.png"
+    scene = Image.open(server.base / "input" / "samkit_scene.png").convert("RGB")
+    scene.resize(size).save(server.base / "input" / name)
+    return name
+
+
+def run_graph(page, server):
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    ((path,),) = server.saved(graph).values()
+    return np.array(Image.open(path).convert("L")) > 127
+
+
+def test_marks_outside_of_a_smaller_image_are_ignored_said_and_can_be_scaled(editor, server):
+    page = editor.page
+    editor.click(*LEAF)
+    editor.click(40, 40)
+    use_file(page, small_scene(server))
+    editor.wait("editor.image?.width === 200")
+    editor.settle()
+    note = page.locator(".samkit-note").filter(visible=True)
+    assert "1 mark lies outside this image" in note.inner_text()
+    assert (run_graph(page, server) == editor.exact()).all() and len(editor.marks) == 2
+    note.get_by_text("Scale them to this image").click()
+    assert abs(editor.marks[0]["x"] - LEAF[0] * 200 / 640) < 1 and note.count() == 0
+    assert (run_graph(page, server) == editor.exact()).all()
+
+
+def test_delete_after_a_press_on_a_button_is_the_editors(editor):
+    page, nodes = editor.page, editor.page.evaluate("app.graph.nodes.length")
+    for label in ("Show or hide the masks (H)", "Fit the image (F)", "Remove the selected mark (Delete)", "Undo (Ctrl+Z)"):
+        editor.click(*LEAF)
+        page.get_by_label(label).filter(visible=True).click()
+        for key in ("Delete", "Backspace"):
+            page.keyboard.press(key)
+        assert page.evaluate("app.graph.nodes.length") == nodes, label
+        page.evaluate("samkit.editor().text = '{}'")
+    page.keyboard.press("h")
+    assert not editor.evaluate("editor.hidden")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (320, 240)])
+def test_a_file_that_is_written_over_is_shown_as_it_is_now(editor, server, size):
+    page, name = editor.page, f"over_{next(_numbers)}.png"
+    path = server.base / "input" / name
+    scene = Image.open(server.base / "input" / "samkit_scene.png").convert("RGB")
+    scene.save(path)
+    use_file(page, name)
+    editor.wait(f"editor.images[0]?.filename === '{name}' && editor.image?.src.includes('{name}')")
+    editor.click(100, 100)
+    before, address = editor.exact(), editor.evaluate("editor.image.src")
+    scene.transpose(Image.Transpose.ROTATE_180).resize(size).save(path)
+    page.wait_for_timeout(1000)  # it does not ask more often
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    editor.wait(f"editor.image && editor.image.src !== {address!r}")
+    editor.wait("editor.preview.state.name === 'ready' && editor.masks.length")
+    shown = page.evaluate(
+        """async () => {
+          const { image } = samkit.editor();
+          const context = new OffscreenCanvas(1, 1).getContext("2d");
+          context.drawImage(image, -30, -40);
+          return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        }"""
+    )
+    assert shown == list(Image.open(path).getpixel((30, 40)))
+    after = editor.exact()
+    assert after.shape == size[::-1] and (after == run_graph(page, server)).all()
+    assert after.shape != before.shape or (after != before).any()
+
+
+def test_a_mask_whose_image_was_written_over_unseen_brings_the_new_image(editor, server):
+    """Nobody says that the file has changed: the server's answer to the next click does."""
+    page, name = editor.page, f"over_{next(_numbers)}.png"
+    path = server.base / "input" / name
+    scene = Image.open(server.base / "input" / "samkit_scene.png").convert("RGB")
+    scene.save(path)
+    use_file(page, name)
+    editor.wait(f"editor.image?.src.includes('{name}')")
+    editor.click(100, 100)
+    editor.exact()
+    address = editor.evaluate("editor.image.src")
+    scene.transpose(Image.Transpose.ROTATE_180).save(path)
+    page.evaluate("() => samkit.editor().state.add({ x: 120, y: 100, label: 1 })")
+    editor.wait(f"editor.image?.src !== {address!r} && editor.preview.state.name === 'ready' && editor.masks.length")
+    assert (editor.exact() == run_graph(page, server)).all()
+
+
+def wait_for_note(page, text):
+    """Wait until the note says so, or until there is none."""
+    seen = "document.querySelector('.samkit-note:not([hidden])')"
+    page.wait_for_function(
+        f"() => !{seen}" if text is None else f"() => {seen}?.textContent.includes({text!r})", timeout=20_000
+    )
+
+
+THROUGH = """async () => {
+  samkit.empty();
+  const { add, link } = samkit;
+  const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
+  const repeat = add("RepeatImageBatch", 20, 560, { amount: 1 });
+  const model = add("AV_SAMLoader", 20, 720, { model_name: "samkit_demo.safetensors" });
+  const editor = add("SAMKit_PromptEditor", 340, 120);
+  link(loader, 0, repeat, "image");
+  link(repeat, 0, editor, "image");
+  link(model, 0, editor, "sam_model");
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [80, 20];
+  await new Promise((done) => setTimeout(done, 800));
+}"""
+
+
+def test_an_image_that_is_older_than_the_graph_says_so_and_offers_the_run(page):
+    page.evaluate(THROUGH)
+    editor, note = Editor(page), page.locator(".samkit-note").filter(visible=True)
+    wait_for_note(page, "The image comes from other nodes")
+    note.get_by_role("button").click()
+    editor.wait("editor.image")
+    wait_for_note(page, None)
+    page.evaluate(
+        """() => {
+          app.graph.nodes.find((one) => one.type === "RepeatImageBatch").widgets[0].value = 2;
+          samkit.editor().host.needed();
+        }"""
+    )
+    wait_for_note(page, "older than the graph")
+    note.get_by_role("button").click()
+    editor.wait("editor.frameCount === 2")
+    wait_for_note(page, None)
+
+
+def test_an_image_of_a_run_that_is_gone_and_one_that_is_disconnected_are_said(page, server):
+    page.evaluate(THROUGH)
+    editor, note = Editor(page), page.locator(".samkit-note").filter(visible=True)
+    note.get_by_role("button").click()
+    editor.wait("editor.image")
+    complaints = page.evaluate("() => { samkit.editor().host.complain = (text) => (samkit.said = text); samkit.said = null; }")
+    for file in (server.base / "temp").glob("samkit_*.png"):
+        file.unlink()
+    page.evaluate(
+        """async () => {
+          const workflow = app.graph.serialize();
+          const { samkit_images: images } = workflow.nodes.find((one) => one.type === "SAMKit_PromptEditor").properties;
+          images[0].filename = "samkit_none.png";
+          samkit.empty();
+          await app.loadGraphData(workflow);
+          await new Promise((done) => setTimeout(done, 800));
+          samkit.editor().host.complain = (text) => (samkit.said = text);
+        }"""
+    )
+    page.wait_for_function(
+        "() => document.querySelector('.samkit-note:not([hidden])')?.textContent.includes('no longer there')"
+    )
+    page.evaluate(
+        """() => {
+          const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+          node.disconnectInput(node.inputs.findIndex((one) => one.name === "image"));
+        }"""
+    )
+    page.wait_for_function(
+        "() => document.querySelector('.samkit-note:not([hidden])')?.textContent.includes('Connect an image')"
+    )
+    assert complaints is None and page.evaluate("samkit.said") is None and page.evaluate("samkit.editor().image") is None
+
+
+def test_after_a_reload_the_mask_comes_without_the_pointer(editor):
+    editor.click(*LEAF)
+    mask, page = editor.exact(), editor.page
+    page.evaluate("async () => { const graph = app.graph.serialize(); samkit.empty(); await app.loadGraphData(graph); }")
+    page.wait_for_timeout(800)
+    again = Editor(page)
+    again.wait("editor?.masks.length")
+    assert (again.exact() == mask).all()
+
+
+def test_the_status_follows_what_is_connected(editor):
+    page = editor.page
+    editor.click(*LEAF)
+    editor.exact()
+    toggle = """(connect) => {
+      const find = (type) => app.graph.nodes.find((one) => one.type === type);
+      const [node, model] = [find("SAMKit_PromptEditor"), find("AV_SAMLoader")];
+      if (connect) samkit.link(model, 0, node, "sam_model");
+      else node.disconnectInput(node.inputs.findIndex((one) => one.name === "sam_model"));
+    }"""
+    page.evaluate(toggle, False)
+    editor.wait("editor.statusLine.textContent.includes('connect a SAM model') && !editor.masks.length")
+    page.evaluate(toggle, True)
+    editor.wait("editor.statusLine.textContent.includes('score') && editor.masks.length")
+
+
+def test_the_node_cannot_be_shrunk_until_nothing_is_seen(editor, request):
+    page = editor.page
+    page.evaluate("() => app.graph.nodes.find((one) => one.type === 'SAMKit_PromptEditor').setSize([200, 60])")
+    corner = page.evaluate(
+        """() => {
+          const node = samkit.editor().element.closest("[data-node-id]");
+          const bounds = node?.getBoundingClientRect();
+          return bounds && [bounds.right - 3, bounds.bottom - 3];
+        }"""
+    )
+    if corner:  # Nodes 2.0: by the handle
+        page.mouse.move(*corner)
+        page.mouse.down()
+        page.mouse.move(corner[0] - 80, corner[1] - 700, steps=8)
+        page.mouse.up()
+    page.wait_for_timeout(500)
+    assert editor.evaluate("editor.stage.clientHeight") >= 90
+
+
+def test_a_box_is_drawn_inside_another_and_from_the_margin(editor):
+    editor.drag((100, 300), (300, 440))
+    editor.page.keyboard.down("Control")
+    editor.drag((150, 350), (260, 420))
+    editor.page.keyboard.up("Control")
+    assert [len(one["marks"]) for one in editor.state["objects"]] == [1, 1], "each box is an object"
+    editor.page.keyboard.press("b")
+    editor.drag((160, 360), (200, 400))
+    editor.drag((-8, 20), (60, 90))
+    boxes = editor.marks
+    assert len(boxes) == 4 and boxes[3]["x"] == 0 and abs(boxes[3]["width"] - 60) < 2
+
+
+def test_no_tooltip_covers_the_neighbour(editor):
+    editor.page.mouse.move(*editor.place(*CARPET))
+    editor.page.wait_for_timeout(2000)
+    assert editor.page.locator(".p-tooltip").filter(visible=True).count() == 0
+
+
+def test_a_removed_editor_lets_go_of_everything(editor):
+    editor.click(*LEAF)
+    editor.exact()
+    page, asked = editor.page, []
+    page.evaluate("() => { samkit.old = samkit.editor(); samkit.bitmap = samkit.old.mask; samkit.empty(); }")
+    page.wait_for_timeout(500)
+    page.on("request", lambda request: asked.append(request.url) if "samkit" in request.url else None)
+    page.evaluate(
+        """() => {
+          window.dispatchEvent(new Event("focus"));
+          document.dispatchEvent(new Event("fullscreenchange"));
+          document.dispatchEvent(new Event("visibilitychange"));
+          samkit.old.hover({ x: 10, y: 10, label: 1 });
+        }"""
+    )
+    page.wait_for_timeout(1000)
+    assert not asked and page.evaluate("samkit.old.image") is None and page.evaluate("samkit.old.preview.state.name") == "idle"
+    assert page.evaluate("samkit.bitmap.width") == 0, "a closed bitmap has no size"
+
+
+# --- objects
+
+
+def test_three_objects_by_clicks_are_three_masks_equal_to_the_preview(editor, server):
+    page = editor.page
+    for place in (LEAF, CARPET, STICKER):
+        if place != LEAF:
+            page.keyboard.press("n")
+        editor.click(*place)
+        editor.settle()
+    apart = """() => {
+      const { widgets } = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+      widgets.find((one) => one.name === "individual_masks").value = true;
+    }"""
+    page.evaluate(apart)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    (paths,) = server.saved(graph).values()
+    masks = [np.array(Image.open(path).convert("L")) > 127 for path in paths]
+    assert len(masks) == 3
+    for index, (mask, place) in enumerate(zip(masks, (LEAF, CARPET, STICKER), strict=True)):
+        assert iou(mask, truth(place)) >= LEAST_IOU, place
+        assert (mask == editor.exact(index)).all(), place
+
+
+def test_a_click_on_another_objects_mask_selects_it_and_clicks_go_there(editor):
+    page = editor.page
+    editor.click(*LEAF)
+    editor.settle()
+    page.keyboard.press("n")
+    editor.click(*CARPET)
+    editor.settle()
+    editor.click(LEAF[0] - 20, LEAF[1] + 8)
+    assert editor.evaluate("editor.state.current") == 0 and len(editor.marks) == 2
+    editor.click(LEAF[0] + 28, LEAF[1] + 6)
+    assert [len(one["marks"]) for one in editor.state["objects"]] == [2, 1]
+
+
+def test_the_list_of_objects_hides_locks_renames_moves_and_deletes(editor):
+    page = editor.page
+    for place in (LEAF, CARPET):
+        editor.click(*place)
+        editor.settle()
+        page.keyboard.press("n")
+    rows = page.locator(".samkit-object").filter(visible=True)
+    name = rows.nth(1).get_by_label("Name")
+    name.fill("thing one")
+    name.press("Enter")
+    rows.nth(0).get_by_label("Hide or show the object here").click()
+    rows.nth(1).get_by_label("Lock: its marks cannot be changed").click()
+    rows.nth(1).get_by_label("Move up").click()
+    first, second, _ = editor.state["objects"]
+    assert (first["name"], first["locked"], second["hidden"]) == ("thing one", True, True)
+    assert rows.nth(0).get_by_label("Delete the object").is_disabled()
+    rows.nth(1).get_by_label("Delete the object").click()
+    assert editor.state["objects"][0]["name"] == "thing one" and len(editor.marks) == 1
+    page.keyboard.press("Control+z")
+    assert len(editor.marks) == 2
+
+
+def test_a_workflow_of_todays_pack_opens_with_the_same_masks(editor, server):
+    """Its text is that of version 1, with two boxes, a point in one and a stray one; its outputs keep their links."""
+    marks = [{"x": 150, "y": 335, "width": 130, "height": 110}, {"x": 209, "y": 386, "label": 1}]
+    marks += [
+        {"x": 330, "y": 250, "width": 110, "height": 130},
+        {"x": 110, "y": 260, "label": 1},
+        {"x": 300, "y": 240, "label": 0},
+    ]
+    text = json.dumps({"version": 1, "marks": marks, "candidate": "best"})
+    page = editor.page
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    old = next(node for node in graph.values() if node["class_type"] == "SAMKit_PromptEditor")
+    old["inputs"] = {name: value for name, value in old["inputs"].items() if name != "individual_masks"} | {"prompts": text}
+    ((path,),) = server.saved(graph).values()
+    page.evaluate("(text) => { samkit.editor().text = text; }", text)
+    editor.settle()
+    assert len(editor.evaluate("editor.state.objects.map((one) => one.name)")) == 3
+    assert editor.evaluate("editor.text") == text
+    expected = np.array(Image.open(path).convert("L")) > 127
+    assert (editor.exact() == expected).all() and (run_graph(page, server) == expected).all()
+
+
+def test_candidates_are_shown_and_taken_with_one_click(editor):
+    editor.click(406, 344)
+    editor.settle()
+    page = editor.page
+    page.get_by_label("Show SAM's candidates").filter(visible=True).click()
+    choices = page.locator(".samkit-candidates button").filter(visible=True)
+    choices.nth(2).wait_for()
+    assert choices.count() == 3 and "Whole" in choices.nth(2).inner_text()
+    choices.nth(2).click()
+    assert editor.state["objects"][0]["candidate"] == "largest" and choices.count() == 0
+
+
+# --- anything, in any order
+
+
+class Walk:
+    """Random pointer, keys, graph edits, images and outages, from a seed."""
+
+    KEYS = ("Delete", "n", "1", "2", "3", "0", "b", "h", "f", "Tab", "Escape", "ArrowLeft", "Shift+ArrowDown", "[", "]")
+    KEYS += ("Control+z", "Control+Shift+z", "Control+y", "Backspace")
+
+    def __init__(self, page, server, seed):
+        self.page, self.server, self.chance = page, server, random.Random(seed)
+        self.editor, self.gone, self.files = Editor(page), False, ["samkit_scene.png", small_scene(server), small_scene(server)]
+        self.actions = [self.click] * 8 + [self.drag] * 4 + [self.key] * 8 + [self.rest] * 3 + [self.button] * 3
+        self.actions += [self.connect, self.image, self.image, self.overwrite, self.outage, self.reload]
+
+    def step(self):
+        action = self.chance.choice(self.actions)
+        action()
+        return action.__name__
+
+    def place(self):
+        bounds = self.page.evaluate(
+            """() => {
+              const { left, top, width, height } = samkit.editor().stage.getBoundingClientRect();
+              return [left, top, width, height];
+            }"""
+        )
+        return bounds[0] + bounds[2] * self.chance.uniform(0.02, 0.98), bounds[1] + bounds[3] * self.chance.uniform(0.02, 0.98)
+
+    def click(self):
+        self.page.mouse.click(*self.place(), button=self.chance.choice(["left", "left", "left", "right"]))
+
+    def drag(self):
+        held = self.chance.choice([None, None, "Control"])
+        if held:
+            self.page.keyboard.down(held)
+        self.page.mouse.move(*self.place())
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(), steps=4)
+        self.page.mouse.up()
+        if held:
+            self.page.keyboard.up(held)
+
+    def key(self):
+        self.page.evaluate("() => samkit.editor().stage.focus()")
+        self.page.keyboard.press(self.chance.choice(self.KEYS))
+
+    def rest(self):
+        self.page.mouse.move(*self.place())
+        self.page.wait_for_timeout(self.chance.choice([10, 100, 400]))
+
+    def button(self):
+        buttons = self.page.locator(".samkit-object button:enabled, .samkit-note button").filter(visible=True)
+        if buttons.count():
+            buttons.nth(self.chance.randrange(buttons.count())).click()
+
+    def connect(self):
+        self.page.evaluate(
+            """(name) => {
+              const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+              const source = app.graph.nodes.find((one) => one.type === (name === "image" ? "LoadImage" : "AV_SAMLoader"));
+              const input = node.inputs.findIndex((one) => one.name === name);
+              if (node.inputs[input].link === null) source.connect(0, node, input);
+              else node.disconnectInput(input);
+            }""",
+            self.chance.choice(["image", "sam_model"]),
+        )
+
+    def image(self):
+        use_file(self.page, self.chance.choice(self.files))
+
+    def overwrite(self):
+        size = self.chance.choice([(200, 150), (320, 240), (150, 200)])
+        scene = Image.open(self.server.base / "input" / "samkit_scene.png").convert("RGB")
+        part = self.server.base / "part.png"
+        scene.rotate(self.chance.randrange(360)).resize(size).save(part)
+        part.replace(self.server.base / "input" / self.chance.choice(self.files[1:]))
+        self.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+
+    def outage(self):
+        self.gone = not self.gone
+        if self.gone:
+            self.page.route(GONE, lambda route: route.abort())
+        else:
+            self.page.unroute(GONE)
+
+    def reload(self):
+        self.page.evaluate(
+            "async () => { const graph = app.graph.serialize(); samkit.empty(); await app.loadGraphData(graph); }"
+        )
+        self.page.wait_for_timeout(600)
+
+    def finish(self):
+        """Everything connected, the server back: the editor must come to rest by itself."""
+        if self.gone:
+            self.outage()
+        for name in ("image", "sam_model"):
+            self.page.evaluate(
+                """([source, name]) => {
+                  const find = (type) => app.graph.nodes.find((one) => one.type === type);
+                  const node = find("SAMKit_PromptEditor");
+                  if (node.inputs.find((one) => one.name === name).link === null) samkit.link(find(source), 0, node, name);
+                }""",
+                ["LoadImage" if name == "image" else "AV_SAMLoader", name],
+            )
+        self.page.evaluate(
+            """() => {
+              const { state } = samkit.editor();
+              for (const index of state.objects.keys()) state.setObject(index, { hidden: false });
+            }"""
+        )
+        self.page.keyboard.press("Escape")
+        self.editor.wait("editor.image && editor.preview.state.name === 'ready'", 60_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1])
+def test_a_random_walk_ends_in_no_stuck_state_and_the_mask_of_a_fresh_run(editor, server, seed):
+    """SAMKIT_WALK_SECONDS=600 walks for ten minutes."""
+    page, wrong = editor.page, []
+    page.on("pageerror", lambda error: wrong.append(str(error)) if "samkit" in (error.stack or "") else None)
+    walk, trail = Walk(page, server, seed), []
+    end = time.monotonic() + float(os.environ.get("SAMKIT_WALK_SECONDS", "45"))
+    while time.monotonic() < end:
+        trail.append(walk.step())
+    walk.finish()
+    assert not wrong, (wrong[:3], trail[-20:])
+    assert (editor.exact() == run_graph(page, server)).all(), (editor.state, trail[-20:])
+
+
+# --- the last: it leaves the mask editor open, which covers the page
 
 
 def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):

@@ -12,15 +12,14 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
-from reference import random_sam
 from samkit.sam import SAMError, encode, identity_of, load_model, stay_loaded
 from samkit.sam.errors import BusyError
 from samkit.sam.geometry import Frame
 from samkit.sam.kernels import self_test
 from samkit.sam.kernels.attention import attend_in_pieces, attend_with_bias, position_table
-from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for
-from samkit.sam.kernels.linear import AtenLinear
 from samkit.sam.kernels.decoder import Guidance
+from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for, tokens_at_a_time
+from samkit.sam.kernels.linear import AtenLinear
 from samkit.sam.kernels.upsample import resize_logits
 from samkit.sam.models import sam as sam_module
 from samkit.sam.models.base import IMAGE, Wanted
@@ -160,12 +159,10 @@ class TestLoweredWeights:
         assert layer.weight.dtype == layer.bias.dtype == torch.float16
 
     def test_pieces_are_sized_for_the_device(self):
-        encoder = random_sam(24, 2, 3, (1,), grid=8, window=4, out_chans=16, mlp_dim=32).image_encoder
-        plan = FastEncoder(encoder, torch.float16, AtenLinear, attend_with_bias)
-        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24)) == 1024
-        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) == 8 * 4096, "a GPU would idle between pieces"
-        plan.hidden = 5120
-        assert plan._tokens_at_a_time(torch.empty(8 * 4096, 24, device="meta")) * 5120 * 2 <= 256 << 20
+        on_cpu, on_gpu = torch.empty(8 * 4096, 24), torch.empty(8 * 4096, 24, device="meta")
+        assert tokens_at_a_time(on_cpu, 96, torch.float16) == 1024
+        assert tokens_at_a_time(on_gpu, 96, torch.float16) == 8 * 4096, "a GPU would idle between pieces"
+        assert tokens_at_a_time(on_gpu, 5120, torch.float16) * 5120 * 2 <= 256 << 20
 
 
 def load_from_state(model):
@@ -610,7 +607,8 @@ class TestFakeCuda:
             points = torch.empty(3, 2, 2, device="cuda"), torch.ones(3, 2, dtype=torch.int32, device="cuda")
             boxes, masks = torch.empty(3, 4, device="cuda"), torch.empty(3, 1, 32, 32, device="cuda")
             guidance = Guidance(torch.empty(1, 64, device="cuda"), torch.empty(1, 32, device="cuda")) if guided else None
-            for given in (PromptTensors(points, None, None), PromptTensors(None, boxes, None), PromptTensors(points, boxes, masks)):
+            every = (points, None, None), (None, boxes, None), (points, boxes, masks)
+            for given in (PromptTensors(*parts) for parts in every):
                 decoded = model.decode(features, given, Wanted(True, hq=hq, guidance=guidance))
                 assert decoded.logits.shape == (3, 3, 32, 32)
                 assert {part.device.type for part in decoded} == {"cuda"}

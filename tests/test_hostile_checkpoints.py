@@ -255,8 +255,6 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path):
     """A stride of 0 makes any size of four bytes; its sum, or a copy of it, would take all memory."""
     torch.save({NAMED: torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "wide.pth")
     assert "would need 4398046511104 bytes of memory" in refusal_of(tmp_path / "wide.pth")
-    torch.save({"model": {f"t{i}": torch.zeros(1 << 16)[:] for i in range(3)}}, tmp_path / "fine.pth")
-    assert "this is no SAM" in refusal_of(tmp_path / "fine.pth") or True
 
 
 def rezipped(source, target, **changes):
@@ -307,9 +305,9 @@ TENSORS = {
     "quantized": (quantized, "is quantized"),
     "meta": (lambda value: value.to("meta"), "has no values"),
     "empty": (lambda value: value[:0], "has no values"),
-    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has 1 of 32 values that are NaN or infinite"),
-    "infinite": (lambda value: value.fill_(float("-inf")), "has 32 of 32 values that are NaN or infinite"),
-    "past float32": (lambda value: value.double() + 1e300, "has 32 of 32 values that are NaN or infinite"),
+    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has NaN or infinite values .1 of 32."),
+    "infinite": (lambda value: value.fill_(float("-inf")), "has NaN or infinite values .32 of 32."),
+    "past float32": (lambda value: value.double() + 1e300, "has NaN or infinite values .32 of 32."),
 }
 
 
@@ -365,7 +363,7 @@ def test_a_big_endian_file_loads(tiny_sam, tmp_path):
 NAMES = {
     "a number as name": (lambda state: state | {0: torch.zeros(1)}, "does not hold a dict of tensors by name"),
     "a very long name": (lambda state: state | {"x" * 100_000: torch.zeros(1)}, "has a name of 100000 letters"),
-    "a line break": (lambda state: state | {"a\nb": torch.zeros(1)}, "1 unknown"),
+    "a line break": (lambda state: state | {"a\nb": torch.zeros(1)}, "cannot be printed (a?b)"),
     "a billionth block": (
         lambda state: state | {"mask_decoder.transformer.layers.1000000000.norm1.weight": torch.zeros(1)},
         "no SAM has as many blocks",
@@ -388,13 +386,14 @@ def test_absurd_names_and_shapes_are_refused(tiny_sam, tmp_path, kind):
     assert said in refusal_of(tmp_path / "absurd.pth")
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (1, 1, 1, 1), (2, 3, 4, 5, 6)], ids=str)
-def test_a_weight_of_any_other_shape_is_refused(tiny_sam, tmp_path, shape):
-    """Each weight in turn, so that whatever the architecture is read from is met."""
+SHAPES = [(), (1,), (3, 5), (1, 1, 1, 1), (2, 3, 4, 5, 6)]
+
+
+def test_each_weight_is_refused_in_another_shape(tiny_sam, tmp_path):
+    """So that whatever the architecture is read from is met."""
     state = tiny_sam.state_dict()
-    for name in state:
-        if state[name].shape == shape:
-            continue
+    for number, name in enumerate(state):
+        shape = next(shape for shape in SHAPES[number % 5 :] + SHAPES if len(shape) != state[name].ndim)
         save_file(state | {name: torch.zeros(shape)}, tmp_path / "odd.safetensors")
         with pytest.raises(SAMError, match="odd.safetensors"):
             load_model(tmp_path / "odd.safetensors")

@@ -4,8 +4,8 @@ import re
 import shutil
 import subprocess
 
-import pytest
 from load_pack import ROOT
+from world import unavailable
 
 LEAST_NODE = 18  # the first with `node --test`
 FOLDER = ROOT / "tests" / "javascript"
@@ -15,11 +15,11 @@ def node():
     """Where node is; skips the test where it is missing or too old."""
     found = shutil.which("node")
     if found is None:
-        pytest.skip("node is not installed")
+        unavailable("node", "node is not installed")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.strip()
     number = re.match(r"v(\d+)\.", version)
     if number is None or int(number[1]) < LEAST_NODE:
-        pytest.skip(f"node {version or 'does not start'}: the tests need {LEAST_NODE} or newer")
+        unavailable("node", f"node {version or 'does not start'}: the tests need {LEAST_NODE} or newer")
     return found
 
 

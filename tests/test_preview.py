@@ -1,6 +1,7 @@
 """The live preview's engine, by asyncio and without a server: what is asked at once, what is refused, what is kept."""
 
 import asyncio
+import base64
 import gc
 import io
 import json
@@ -8,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from samkit.nodes.preview import Preview, RefusedError, parse_question, parse_su
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError, remember
 
+IMAGES = ("a.png", "b.png", "c.png")
 MARKS = [{"x": 30, "y": 25, "label": 1}, {"x": 60, "y": 40, "label": 0}]
 
 
@@ -75,9 +78,9 @@ def decoded(monkeypatch):
     """The prompts that were decoded, in order."""
     seen, real = [], module.segment_marks
 
-    def segment_marks(model, embedding, prompts, wired):
+    def segment_marks(model, embedding, prompts, frames, only):
         seen.append(prompts)
-        return real(model, embedding, prompts, wired)
+        return real(model, embedding, prompts, frames, only)
 
     monkeypatch.setattr(module, "segment_marks", segment_marks)
     return seen
@@ -276,6 +279,154 @@ def test_while_a_prompt_runs_the_preview_waits(comfy, encoder, decoded):
     new, frames, asked, answer = asyncio.run(refused())
     assert (new, frames, asked) == (503, 1, 503) and answer.png
     assert encoder.count == len(decoded) == 1
+
+
+def test_work_that_was_queued_before_a_run_does_not_start_during_it(comfy, encoder, decoded):
+    """Three are queued while ComfyUI is idle, and a run begins during the first: it may need the memory."""
+
+    async def three():
+        preview = Preview()
+        encoder.go.clear()
+        asked = [asyncio.create_task(outcome(preview.prepare(subject(image)))) for image in IMAGES]
+        await until(lambda: encoder.begun.is_set() and len(preview._prepared) == 3)
+        comfy.running["1"] = "a prompt"
+        encoder.go.set()
+        return await asyncio.gather(*asked)
+
+    answers = asyncio.run(three())
+    assert encoder.count == 1 and answers.count(503) == len(answers) - 1
+
+
+def test_a_question_that_was_queued_before_a_run_is_not_decoded_during_it(comfy, decoded, monkeypatch):
+    go, begun, real = threading.Event(), threading.Event(), module.segment_marks
+
+    def slowly(*args):
+        begun.set()
+        assert go.wait(20)
+        return real(*args)
+
+    async def two():
+        preview = Preview()
+        await preview.prepare(subject())
+        monkeypatch.setattr(module, "segment_marks", slowly)
+        first = asyncio.create_task(outcome(preview.ask(question(1, editor="one"))))
+        second = asyncio.create_task(outcome(preview.ask(question(1, editor="two"))))
+        await until(lambda: begun.is_set() and preview._decoding._work_queue.qsize() == 1)
+        comfy.running["1"] = "a prompt"
+        go.set()
+        return await asyncio.gather(first, second)
+
+    first, second = asyncio.run(two())
+    assert first.png and second == 503 and len(decoded) == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(comfy, mode):
+    """A file of some kilobytes: 81 million pixels, which as an IMAGE tensor are a gigabyte."""
+    Image.new(mode, (9000, 9000)).save(comfy.root / "input" / "large.png")
+    assert (comfy.root / "input" / "large.png").stat().st_size < 100_000
+    assert asyncio.run(outcome(Preview().prepare(subject("large.png")))) == 413 and not comfy.pictures_loaded
+    Image.new("1", (20_000, 20_000)).save(comfy.root / "input" / "bomb.png")  # PIL refuses to open it
+    assert asyncio.run(outcome(Preview().prepare(subject("bomb.png")))) == 413
+
+
+def test_the_pixels_of_all_frames_are_counted(comfy, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_PIXELS", 2 * 60 * 80)
+    assert asyncio.run(outcome(Preview().prepare(subject("three.gif")))) == 413
+    assert asyncio.run(Preview().prepare(subject("a.png"))).frames == 1
+
+
+def test_an_answer_tells_the_images_content(comfy):
+    async def stamps():
+        preview = Preview()
+        first = await preview.ask(question(1))
+        same = await preview.ask(question(2))
+        Image.fromarray(make_picture(60, 80, 9)).save(comfy.root / "input" / "a.png")
+        return first.stamp, same.stamp, (await preview.ask(question(3))).stamp, (await preview.prepare(subject())).stamp
+
+    first, same, changed, prepared = asyncio.run(stamps())
+    assert first == same != changed == prepared
+
+
+TWO = {
+    "version": 2,
+    "objects": [
+        {"marks": MARKS, "colour": "#ff0000", "candidate": "smallest"},
+        {"marks": [{"x": 10, "y": 5, "width": 40, "height": 30}], "colour": "#00ff00"},
+    ],
+}
+
+
+def masks_in(png):
+    return np.array(Image.open(io.BytesIO(png)).convert("RGBA"))[..., 3] > 0
+
+
+def test_each_object_is_previewed_on_its_own_as_the_node_gives_it(comfy):
+    async def ask():
+        preview = Preview()
+        bodies = [{**subject_of(), "prompts": TWO, "editor": "one", "sequence": n} for n in range(3)]
+        for body, only in zip(bodies, (0, 1, None), strict=True):
+            body["object"] = only
+        return [await preview.ask(parse_question(body)) for body in bodies], (await preview.prepare(subject())).model
+
+    (first, second, both), model = asyncio.run(ask())
+    image = as_image(make_picture(60, 80))
+    with torch.inference_mode():
+        masks = PromptEditor().execute(image, json.dumps(TWO), model, individual_masks=True)["result"][3].numpy() > 0
+    assert (masks_in(first.png) == masks[0]).all() and (masks_in(second.png) == masks[1]).all()
+    assert (masks_in(both.png) == masks.any(0)).all() and masks[0].any() and masks[1].any()
+    for answer, colour in ((first, (255, 0, 0)), (second, (0, 255, 0))):
+        assert (np.array(Image.open(io.BytesIO(answer.png)).convert("RGB"))[masks_in(answer.png)] == colour).all()
+
+
+def test_candidates_are_those_that_the_node_would_give(comfy):
+    status, said = reply(routes.choices, json.dumps({**subject_of(), "prompts": TWO, "object": 0}))
+    assert status == 200 and [one["candidate"] for one in said["candidates"]] == ["smallest", "middle", "largest"]
+    model = asyncio.run(Preview().prepare(subject())).model
+    for one in said["candidates"]:
+        prompts = {"version": 2, "objects": [{**TWO["objects"][0], "candidate": one["candidate"]}, TWO["objects"][1]]}
+        with torch.inference_mode():
+            answer = PromptEditor().execute(as_image(make_picture(60, 80)), json.dumps(prompts), model, individual_masks=True)
+        assert one["area"] == int(answer["result"][3][0].sum())
+        small = Image.open(io.BytesIO(base64.b64decode(one["png"])))
+        assert max(small.size) <= 96 and small.size[0] > small.size[1]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "listen", "foreign"),
+    [
+        ("127.0.0.1:8188", "http://127.0.0.1:8188", "127.0.0.1", False),
+        ("localhost:8188", "http://localhost:8188", "127.0.0.1", False),
+        ("[::1]:8188", "http://[::1]:8188", "127.0.0.1,::1", False),
+        ("comfy.localhost:8188", "", "localhost", False),
+        ("evil.example:8188", "http://evil.example:8188", "127.0.0.1", True),
+        ("evil.example:8188", "", "127.0.0.1", True),
+        ("127.0.0.1.evil.example", "http://127.0.0.1.evil.example", "127.0.0.1", True),
+        ("", "", "127.0.0.1", True),
+        ("mine.trycloudflare.com", "https://mine.trycloudflare.com", "127.0.0.1", False),
+        ("studio.lan:8188", "http://studio.lan:8188", "0.0.0.0,::", False),
+        ("studio.lan:8188", "http://studio.lan:8188", "127.0.0.1,192.168.1.5", False),
+    ],
+)
+def test_a_name_that_a_local_server_does_not_have_is_foreign(host, origin, listen, foreign):
+    """DNS rebinding: the page's own name leads to 127.0.0.1, and its origin agrees with its host."""
+    assert routes.is_foreign(host, origin, listen) is foreign
+
+
+@pytest.mark.parametrize("name", ["SAM Kit (1)", "samkit [new]", "Bilder-für-mich", "50%"])
+def test_a_folder_that_comfyui_cannot_serve_is_warned_of_and_its_scripts_get_another_address(name, caplog):
+    folders = {name: "/somewhere/else"}
+    routes.serve_scripts(Path("/somewhere") / name, folders)
+    (record,) = caplog.records
+    assert name in record.getMessage() and "Rename the folder to samkit" in record.getMessage()
+    assert folders == {name: "/somewhere/else", routes.SCRIPTS: str(Path("/somewhere") / name / "web")}
+
+
+@pytest.mark.parametrize("name", ["samkit", "comfyui-samkit", "ComfyUI_SAM-Kit.v1~2"])
+def test_other_folders_are_left_alone(name, caplog):
+    folders = {}
+    routes.serve_scripts(Path("/somewhere") / name, folders)
+    assert not caplog.records and not folders
 
 
 def test_a_prompt_that_starts_during_the_encode_is_seen(comfy, encoder, decoded):
@@ -497,6 +648,9 @@ def test_the_preview_leaves_bar_and_cancel_to_the_queue(comfy):
         ("model", {"model_name": "tiny.pth", "device": "cpu"}, "model has an unknown key 'device'"),
         ("prompts", None, "prompts"),
         ("prompts", {"marks": [{"x": "a", "y": 1, "label": 1}]}, "prompts.marks"),
+        ("object", 1, "object is 1, but prompts has 0 objects"),
+        ("object", -1, "object"),
+        ("object", "0", "object"),
         ("editor", None, "editor"),
         ("editor", "", "editor"),
         ("editor", 3, "editor"),
@@ -528,7 +682,7 @@ def reply(handler, body, content_type="application/json", preview=None):
 
 def test_prepare_says_what_it_found(comfy):
     status, said = reply(routes.prepare, json.dumps(subject_of("three.gif")))
-    assert status == 200 and said.pop("seconds") > 0 and said == {"width": 80, "height": 60, "frames": 3}
+    assert status == 200 and said.pop("seconds") > 0 and said.pop("stamp") and said == {"width": 80, "height": 60, "frames": 3}
 
 
 def test_a_preview_is_a_png_with_its_figures_in_headers(comfy):
@@ -596,7 +750,7 @@ def test_refusals_have_their_status_and_say_why(comfy):
         return status, said["error"] if isinstance(said, dict) else ""
 
     assert ask(1)[0] == 200
-    assert ask(0) == (409, "a newer question of this editor came before the answer.")
+    assert ask(0) == (409, "Superseded by a newer request of this editor.")
     assert ask(2, image="none.png") == (404, "there is no image none.png in ComfyUI's input folder.")
     assert ask(3, model="broken.pth")[0] == 400
     comfy.running["1"] = "a prompt"

@@ -20,7 +20,7 @@ from reference import VIT_B, random_sam
 pytestmark = pytest.mark.comfyui
 
 SCENE, DEMO = "samkit_scene.png", "samkit_demo.safetensors"
-PREPARE, PREVIEW = "/samkit/prepare", "/samkit/preview"
+PREPARE, PREVIEW, CANDIDATES = "/samkit/prepare", "/samkit/preview", "/samkit/candidates"
 MARKS = [{"x": 209, "y": 386, "label": 1}, {"x": 300, "y": 240, "label": 0}, {"x": 150, "y": 330, "width": 120, "height": 110}]
 EXPECTED = {200, 400, 404, 409, 413, 503}
 SECRET_SIZE = (123, 77)
@@ -173,6 +173,57 @@ def test_other_sites_are_refused(server):
         if not server.json("/system_stats")["system"]["comfyui_version"].startswith("0.3."):
             assert server.send(path, body, Sec_Fetch_Site="cross-site")[0] == 403
             assert server.send(path, body, Sec_Fetch_Site="same-origin")[0] != 403
+
+
+@pytest.mark.parametrize("path", [PREPARE, PREVIEW, CANDIDATES])
+def test_a_name_that_a_local_server_does_not_have_is_refused(server, path):
+    """DNS rebinding: host and origin agree, so that ComfyUI's own check has nothing to say (its answer would be empty)."""
+    body = json.dumps(subject_of()).encode()
+    port = server.url.rsplit(":", 1)[1]
+    status, _, said = server.send(path, body, Host=f"evil.example:{port}", Origin=f"http://evil.example:{port}")
+    assert status == 403 and "--listen" in json.loads(said)["error"]
+    assert server.send(path, body, Host=f"localhost:{port}")[0] != 403
+
+
+def test_an_image_of_too_many_pixels_is_413_at_once(server):
+    Image.new("1", (9000, 9000)).save(server.base / "input" / "many.png")
+    status, _, said = post(server, PREPARE, subject_of("many.png"))
+    assert status == 413 and "81 million pixels" in json.loads(said)["error"]
+
+
+def test_candidates_answer(server):
+    body = {**subject_of(), "prompts": {"version": 1, "marks": MARKS[:1]}, "object": 0}
+    status, _, said = post(server, CANDIDATES, body)
+    found = json.loads(said)["candidates"]
+    assert status == 200 and [one["candidate"] for one in found] == ["smallest", "middle", "largest"]
+    assert found[0]["area"] <= found[1]["area"] <= found[2]["area"]
+
+
+def test_an_answer_tells_the_images_content_as_view_does(server):
+    """By aiohttp's own ETag: the browser compares neither, but both change with the file."""
+    stamps = []
+    for shade in (10, 20):
+        Image.new("RGB", (64, 48), (shade, 0, 0)).save(server.base / "input" / "stamp.png")
+        stamp = json.loads(post(server, PREPARE, subject_of("stamp.png"))[2])["stamp"]
+        _, headers, _ = server.send("/view?filename=stamp.png&type=input", method="HEAD")
+        stamps.append((stamp, headers["ETag"]))
+    assert stamps[0][0] != stamps[1][0] and stamps[0][1] != stamps[1][1]
+
+
+def test_in_a_folder_with_any_name_the_scripts_are_served_and_the_log_says_what_to_do(tmp_path):
+    for folder in ("custom_nodes", "input"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "custom_nodes" / "SAM Kit (1)").symlink_to(ROOT, target_is_directory=True)
+    with comfyui(tmp_path) as running:
+        warnings = [
+            line for line in running.log.splitlines() if "'SAM Kit (1)'" in line and "Rename the folder to samkit" in line
+        ]
+        assert len(warnings) == 1
+        scripts = [path for path in running.json("/extensions") if path.endswith("/prompt_editor.js")]
+        found = [running.send(path, method="GET")[0] for path in scripts]
+        assert 200 in found, scripts
+        page = scripts[found.index(200)].replace("prompt_editor.js", "editor/editor.js")
+        assert running.send(page, method="GET")[0] == 200
 
 
 @pytest.mark.parametrize("path", [PREPARE, PREVIEW])

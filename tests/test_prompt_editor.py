@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes.editor_text import MOST_MARKS, parse_editor
+from samkit.nodes.editor_text import MOST_MARKS, MOST_OBJECTS, parse_editor
 from samkit.nodes.predict import Segment
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
@@ -46,7 +47,7 @@ def run(image, prompts, model=None):
 
 
 def test_marks_for_all_frames_give_flat_lists():
-    positive, negative, boxes, masks, _ = run(images(3), text(POINT, AWAY, BOX))
+    positive, negative, boxes, masks, *_ = run(images(3), text(POINT, AWAY, BOX))
     assert json.loads(positive) == [{"x": 30, "y": 25}] and json.loads(negative) == [{"x": 60.5, "y": 40}]
     assert boxes == [{"x": 10, "y": 5, "width": 40, "height": 30}]
     assert masks.shape == (3, 60, 80) and not masks.any(), "no model, no mask"
@@ -66,7 +67,7 @@ def test_a_mark_for_a_frame_that_is_not_there_is_kept_for_later():
 
 def test_nothing_marked_gives_empty_lists_and_zero_masks(tiny_model):
     for prompts in ("", "  ", "{}", text()):
-        positive, negative, boxes, masks, _ = run(images(2), prompts, tiny_model)
+        positive, negative, boxes, masks, *_ = run(images(2), prompts, tiny_model)
         assert (positive, negative, boxes) == ("[]", "[]", []) and masks.shape == (2, 60, 80) and not masks.any()
 
 
@@ -91,7 +92,7 @@ def test_the_image_goes_out_unchanged():
 @pytest.mark.parametrize("candidate", ["best", "smallest", "middle", "largest"])
 def test_masks_are_those_of_sam_segment_for_the_same_prompts(tiny_model, marks, candidate):
     image = images(2)
-    positive, negative, boxes, masks, _ = run(image, text(*marks, candidate=candidate), tiny_model)
+    positive, negative, boxes, masks, *_ = run(image, text(*marks, candidate=candidate), tiny_model)
     multimask = "auto" if candidate == "best" else "on"
     expected = Segment().execute(tiny_model, image, positive, negative, boxes, candidate=candidate, multimask=multimask)[0]
     assert torch.equal(masks, expected) and masks.shape == (2, 60, 80)
@@ -150,7 +151,18 @@ def nested(depth):
         (b"{}", "prompts is a bytes"),
         ('{"points": []}', "unknown key 'points'"),
         ({1: 2}, "unknown key '1'"),
-        ('{"version": 2}', "prompts.version is 2"),
+        ('{"version": 3}', "prompts.version is 3"),
+        ('{"version": 2, "marks": []}', "prompts has an unknown key 'marks'"),
+        ('{"version": 1, "objects": []}', "prompts has an unknown key 'objects'"),
+        ('{"objects": {}}', "prompts.objects is a dict"),
+        ('{"objects": [3]}', "prompts.objects[0] is 3"),
+        ('{"objects": [{"marks": [], "id": 1}]}', "prompts.objects[0] has an unknown key 'id'"),
+        ('{"objects": [{}, {"name": 3}]}', "prompts.objects[1].name is 3"),
+        ('{"objects": [{"name": ""}]}', "prompts.objects[0].name is ''"),
+        ('{"objects": [{"colour": "red"}]}', "prompts.objects[0].colour is 'red'"),
+        ('{"objects": [{"candidate": "all"}]}', "prompts.objects[0].candidate is 'all'"),
+        ({"objects": [{}] * (MOST_OBJECTS + 1)}, f"prompts.objects has {MOST_OBJECTS + 1}"),
+        ({"objects": [{"marks": [POINT] * 600}] * 2}, "prompts.objects have 1200 marks"),
         ('{"version": true}', "prompts.version is True"),
         ('{"version": "1"}', "prompts.version is '1'"),
         ('{"candidate": "all"}', "prompts.candidate is 'all'"),
@@ -195,9 +207,83 @@ def test_a_wrong_mark_is_named(mark, named):
 
 def test_what_is_right_passes_as_it_was():
     marks = [POINT, {"x": -0.5, "y": 999_999, "label": 0, "frame": 999_999}, {**BOX, "frame": 0}]
-    parsed = parse_editor(text(*marks, candidate="middle"))
+    (parsed,) = parse_editor(text(*marks, candidate="middle")).objects
     assert list(parsed.marks) == marks and parsed.candidate == "middle"
     assert len(parse_editor({"marks": [POINT] * MOST_MARKS}).marks) == MOST_MARKS
+
+
+def objects(*listed, size=None):
+    """A text of version 2; an object is its marks, or a whole one."""
+    whole = [one if isinstance(one, dict) else {"marks": one} for one in listed]
+    return json.dumps({"version": 2, **({"size": size} if size else {}), "objects": whole})
+
+
+OTHER = [{"x": 60, "y": 45, "label": 1}, {"x": 40, "y": 30, "width": 30, "height": 20}]
+
+
+def test_marks_of_several_objects_name_theirs_and_those_of_one_do_not():
+    positive, negative, boxes, *_, labels, _ = run(images(1), objects([POINT, AWAY], {"marks": OTHER, "name": "cup"}))
+    assert json.loads(positive) == [{"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 45, "object": 2}]
+    assert json.loads(negative) == [{"x": 60.5, "y": 40, "object": 1}]
+    assert boxes == [{"x": 40, "y": 30, "width": 30, "height": 20, "object": 2}] and labels == ["Object 1", "cup"]
+    assert json.loads(run(images(1), objects([POINT]))[0]) == [{"x": 30, "y": 25}]
+
+
+@pytest.mark.parametrize("candidates", [("best", "best"), ("smallest", "largest")])
+def test_one_mask_per_object_is_what_sam_segment_gives_for_each(tiny_model, candidates):
+    """Truth is the node for graphs, with each object's prompts on their own."""
+    image, listed = images(2), ([POINT, AWAY], OTHER)
+    both = objects(*({"marks": marks, "candidate": one} for marks, one in zip(listed, candidates, strict=True)))
+    apart = PromptEditor().execute(image, both, tiny_model, individual_masks=True)["result"][3]
+    expected = [run(image, text(*marks, candidate=one), tiny_model)[3] for marks, one in zip(listed, candidates, strict=True)]
+    assert torch.equal(apart, torch.stack(expected, 1).flatten(0, 1)) and apart.shape == (4, 60, 80)
+    assert torch.equal(run(image, both, tiny_model)[3], torch.stack(expected).amax(0))
+
+
+def test_what_goes_out_makes_the_same_objects_in_sam_segment(tiny_model):
+    """Both candidates best: the one that SAM Segment takes for all."""
+    both = objects([POINT, AWAY], OTHER)
+    positive, negative, boxes, masks, *_ = PromptEditor().execute(images(2), both, tiny_model, individual_masks=True)["result"]
+    given = (tiny_model, images(2), positive, negative, boxes)
+    assert torch.equal(Segment().execute(*given, individual_masks=True)[0], masks)
+
+
+def test_a_cutout_is_the_image_with_the_mask_as_alpha(tiny_model):
+    image = images(2)
+    *_, masks, _, labels, cutout = run(image, objects([POINT], OTHER), tiny_model)
+    assert cutout.shape == (2, 60, 80, 4) and torch.equal(cutout[..., :3], image) and torch.equal(cutout[..., 3], masks)
+    answer = PromptEditor().execute(image, objects([POINT], OTHER), tiny_model, individual_masks=True)["result"]
+    assert torch.equal(answer[6][..., :3], image.repeat_interleave(2, 0)) and torch.equal(answer[6][..., 3], answer[3])
+    grey = run(image[..., :1], objects([POINT]))[6]
+    assert grey.shape == (2, 60, 80, 4) and not grey[..., 3].any() and torch.equal(grey[..., 2:3], image[..., :1])
+
+
+def test_an_object_without_marks_gives_no_mask_and_no_label(tiny_model):
+    answer = PromptEditor().execute(images(1), objects([POINT], [], OTHER), tiny_model, individual_masks=True)["result"]
+    assert len(answer[3]) == 2 and answer[5] == ["Object 1", "Object 3"]
+    assert run(images(1), objects([], []), tiny_model)[5] == [""]
+
+
+OUTSIDE = [{"x": 81, "y": 10, "label": 1}, {"x": 10, "y": -1, "label": 0}, {"x": 90, "y": 70, "width": 9, "height": 9}]
+
+
+@pytest.mark.parametrize("form", [text, lambda *marks: objects(list(marks)), lambda *marks: objects(list(marks), OTHER)])
+def test_marks_outside_of_the_image_are_ignored_by_the_run_and_said(tiny_model, form, caplog):
+    image, kept = images(2), [POINT, {"x": 70, "y": 50, "width": 30, "height": 30}]
+    with_them, without = run(image, form(*kept, *OUTSIDE), tiny_model), run(image, form(*kept), tiny_model)
+    assert with_them[:3] == without[:3] and torch.equal(with_them[3], without[3]) and with_them[3].any()
+    assert "ignores 3 marks that lie outside the image of 80x60 pixels" in caplog.text
+    Segment().execute(tiny_model, image, *with_them[:3])
+
+
+def test_the_errors_name_is_short_and_it_can_be_pickled():
+    """ComfyUI's dialog begins with the exception's module, which for a custom node is a path."""
+    from samkit.nodes.preview import RefusedError
+
+    assert (SAMError.__module__, SAMError.__qualname__) == ("samkit", "SAMError")
+    for error in (SAMError("bad input"), RefusedError(503, "busy")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and again.args == error.args and vars(again) == vars(error)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (7, 8), (60, 81), (33, 62), (9, 127)])

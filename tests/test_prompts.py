@@ -1,5 +1,8 @@
 """Which prompts make one object, and how masks reach the decoder's grid."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,10 @@ from reference import random_sam
 from samkit.sam import PromptInputs, SAMError, group, objects_per_frame
 from samkit.sam.models.families import as_segmenter
 from samkit.sam.prompts import mask_to_logits
+from samkit.utils.boxes import boxes_per_frame, flat_boxes
 from samkit.utils.images import resize_masks
+from samkit.utils.names import named
+from samkit.utils.points import points_per_frame
 
 NONE = np.zeros((0, 2))
 NO_BOXES = np.zeros((0, 4))
@@ -54,6 +60,53 @@ def test_with_several_boxes_each_is_an_object_and_points_find_theirs():
         ([(400, 400, False)], other),
         ([(300, 300, True), (301, 300, True), (400, 400, False)], None),
     ]
+
+
+def test_marks_that_name_an_object_are_one_object_whatever_boxes_lie_around_them():
+    positive = named([(15, 15), (1, 1), (16, 15), (90, 90)], ["cup", 2, 2, None], 2)
+    negative = named([(12, 12), (13, 13)], [None, "cup"], 2)
+    given = named([(0, 0, 100, 100), (10, 10, 20, 20), (30, 30, 40, 50), (80, 80, 99, 99)], [None, 2, 2, "late"], 4)
+    assert [shape(prompt) for prompt in group(positive, negative, given)] == [
+        ([(15, 15, True), (13, 13, False)], None),
+        ([(1, 1, True), (16, 15, True)], (10, 10, 40, 50)),
+        ([], (80, 80, 99, 99)),
+        ([(90, 90, True), (12, 12, False)], (0, 0, 100, 100)),
+    ]
+
+
+def test_numbers_and_texts_are_other_objects_and_1_is_1_point_0():
+    positive = named([(1, 1), (2, 2), (3, 3)], [1, "1", 1.0], 2)
+    assert [len(prompt.points) for prompt in group(positive, NONE, NO_BOXES)] == [2, 1]
+
+
+def test_objects_come_by_name_through_the_sockets(tiny_model):
+    """A box that is clipped away takes its name along."""
+    clicks = json.dumps(
+        [{"x": 20, "y": 20, "object": "a"}, {"x": 60, "y": 40, "object": "b"}, {"x": 22, "y": 20, "object": "a"}]
+    )
+    outside = [
+        {"x": 200, "y": 20, "width": 9, "height": 9, "object": "c"},
+        {"x": 5, "y": 5, "width": 30, "height": 30, "object": "b"},
+    ]
+    given = PromptInputs(positive=points_per_frame(clicks, 1, "positive_coords"), boxes=boxes_per_frame(outside, 1))
+    (found,) = objects_per_frame(given, 1, tiny_model.frame((60, 80)))
+    assert [shape(prompt) for prompt in found] == [
+        ([(20, 20, True), (22, 20, True)], None),
+        ([(60, 40, True)], (5, 5, 35, 35)),
+    ]
+
+
+@pytest.mark.parametrize("name", [True, [1], {}, math.nan, math.inf])
+def test_an_object_is_a_text_or_a_number(name):
+    text = json.dumps([{"x": 1, "y": 1, "object": name}])
+    with pytest.raises(SAMError, match=r"positive_coords\[0\].object"):
+        points_per_frame(text, 1, "positive_coords")
+    with pytest.raises(SAMError, match=r"bboxes\[0\].object"):
+        boxes_per_frame([{"x": 1, "y": 1, "width": 2, "height": 2, "object": name}], 1)
+
+
+def test_names_are_kept_with_boxes_that_are_selected():
+    assert flat_boxes([{"x": 1, "y": 1, "width": 2, "height": 2, "object": "cup"}])[0]["object"] == "cup"
 
 
 def test_a_single_click_is_one_point_and_nothing_else():

@@ -2,12 +2,13 @@
 
     python tools/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
 
-The defaults make a like checkpoint, not the bundled one: its model card tells that run. A run can be stopped and continued
-with --resume: the full state is written next to the log in --work-dir. The exported weights are the exponential moving
-average.
+The defaults make a similar checkpoint, not the bundled one: its model card describes that run. A run can be stopped and
+continued with --resume: the full state is written next to the log in --work-dir. The exported weights are the exponential
+moving average.
 
-Modules come from `segment_anything.modeling`, so the file loads in the stock package. Training calls them through the
-batched functions below, which compute the same numbers for many pictures and prompts at once.
+Modules come from `segment_anything.modeling`, so the file loads in the stock package. Training runs their weights through the
+batched functions below. They are not the runtime's: those have no gradient and one image at a time, as stock code has, and a
+training step needs both, many images and their prompts together.
 """
 
 from __future__ import annotations

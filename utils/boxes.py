@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import SAMError
+from .names import name_in, named
 
 
 class BoundingBox(TypedDict, total=False):
@@ -21,6 +22,7 @@ class BoundingBox(TypedDict, total=False):
     label: str
     stability: float
     frame_index: int
+    object: str | float
 
 
 Boxes: TypeAlias = np.ndarray
@@ -101,7 +103,7 @@ def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
 
 def _parse(boxes: Sequence[Any], place: str) -> Boxes:
     corners = [_corners(box, f"{place}[{i}]") for i, box in enumerate(boxes)]
-    return np.array(corners, dtype=np.float64).reshape(-1, 4)
+    return named(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
 
 
 def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
@@ -154,7 +156,7 @@ def flat_boxes(value: Any) -> list[BoundingBox]:
 
 def _as_dict(box: Any, place: str) -> BoundingBox:
     x1, y1, x2, y2 = _corners(box, place)
-    extra = {key: box[key] for key in ("score", "label") if key in box} if isinstance(box, Mapping) else {}
+    extra = {key: box[key] for key in ("score", "label", "object") if key in box} if isinstance(box, Mapping) else {}
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from .boxes import spread
 from .errors import SAMError
+from .names import name_in, named
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
 _FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
@@ -19,12 +20,12 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
 
     Args:
         text: JSON `[{"x":, "y":}, ...]` in source pixels (the same points for every frame), or a list of such lists (one per
-            frame; a single one counts for every frame). An empty text is an empty list.
+            frame; a single one is used for every frame). An empty text is an empty list. A point may name its `object`.
         frames: number of frames B.
         name: the input's name, for messages.
 
     Returns:
-        B float64 arrays `[P, 2]` (x, y).
+        B float64 arrays `[P, 2]` (x, y); see `names_of` for the objects.
 
     Raises:
         SAMError: not JSON, or JSON of another form.
@@ -46,7 +47,8 @@ def _parse(points: list[Any], place: str) -> np.ndarray:
     for index, point in enumerate(points):
         if not _is_point(point):
             raise SAMError(f"{place}[{index}] is {str(point)[:80]!r}: it must be an object with finite numbers x and y.")
-    return np.array([(point["x"], point["y"]) for point in points], dtype=np.float64).reshape(-1, 2)
+    names = [name_in(point, f"{place}[{index}]") for index, point in enumerate(points)]
+    return named([(point["x"], point["y"]) for point in points], names, 2)
 
 
 def _is_point(point: Any) -> bool:

@@ -3,14 +3,18 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PromptEditor } from "./editor/editor.js";
-import { modelOf, imageGraph, imageOf } from "./editor/source.js";
+import { imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
-const PROPERTY = "samkit_images"; // where the node remembers the images of its last run, for a reload
-const LEAST_HEIGHT = 260;
-const FIRST_SIZE = [460, 540];
+// Where the node keeps the images of its last run and what they were made of, for a reload.
+const IMAGES = "samkit_images";
+const IMAGES_BEFORE = "samkit_pictures"; // the same, in workflows of version 1
+const SIGNATURE = "samkit_image_signature";
+const LEAST_HEIGHT = 280;
+const FIRST_SIZE = [480, 640];
 const SETTLE = 120;
+const ENDS = ["execution_success", "execution_error", "execution_interrupted", "reconnected"];
 
 const live = new Set();
 /** Elements of nodes that are gone, which Nodes 2.0 may still show: it keeps what it drew for a node when another takes its id
@@ -18,25 +22,51 @@ const live = new Set();
 const left = new Map();
 
 /** Ids, as the API form has them ("3", or "5:3" inside a subgraph), of the places where a node's graph is used. */
-function idsOf(node, graph = app.graph, prefix = "") {
+function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
   if (graph === node.graph) return [`${prefix}${node.id}`];
   return (graph?.nodes ?? []).filter((one) => one.subgraph).flatMap((one) => idsOf(node, one.subgraph, `${prefix}${one.id}:`));
+}
+
+const query = ({ filename, subfolder, type }, more) => `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
+
+/** What the server says of a file's content; nothing where it does not say, or where the name says it already. */
+async function identify(image) {
+  if (image.type === "temp" && image.filename.startsWith("samkit_")) return "";
+  try {
+    const response = await api.fetchApi(query(image), { method: "HEAD", cache: "no-store" });
+    return response.headers.get("ETag") ?? response.headers.get("Last-Modified") ?? "";
+  } catch {
+    return ""; // the server is gone: what is shown stays
+  }
+}
+
+/** The graph of a run in its API form, by its id: of the queue while it runs, of the history afterwards. */
+async function graphOfRun(id) {
+  const read = async (path) => (await api.fetchApi(path)).json();
+  try {
+    const { queue_running: running } = await read("/queue");
+    const entry = running.find((one) => one[1] === id) ?? (await read(`/history/${id}`))[id]?.prompt;
+    return entry?.[2] ?? null;
+  } catch {
+    return null;
+  }
 }
 
 /** The editor of one node, and its ties to the graph. */
 class Binding {
   #timer = 0;
-  #models = new Map(); // signature of what is wired -> the identity that the last run gave it
-  #signature = null;
+  #models = new Map(); // signature of what is connected -> the identity that a run gave it
 
   constructor(node, name) {
     this.node = node;
     this.editor = new PromptEditor({
       send: (path, init) => api.fetchApi(path, init),
-      url: ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`),
+      url: (image, version) => api.apiURL(query(image, version && { samkit: version })),
+      identify,
       committed: () => this.#save(),
       complain: (detail) => app.extensionManager.toast.add({ severity: "error", summary: "SAM Prompt Editor", detail, life: 8000 }),
-      loadImage: () => this.#loadImage(),
+      loadImage: () => this.#run(imageGraph),
+      loadAll: () => this.#run(only),
       sendToMaskEditor: (alpha, image) => this.#sendToMaskEditor(alpha, image),
       needed: () => this.look(),
     });
@@ -46,6 +76,7 @@ class Binding {
       getMinHeight: () => LEAST_HEIGHT,
       hideOnZoom: false,
     });
+    this.widget.serializeValue = () => this.editor.state.runText;
     // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
     Object.defineProperty(this.widget, "width", { get: () => undefined, set: () => {}, configurable: true });
     live.add(this);
@@ -59,24 +90,26 @@ class Binding {
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the older name serves older frontends
   }
 
-  /** Look soon at what is wired; many changes at once are one. */
+  /** Look soon at what is connected; many changes at once are one. */
   look() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#look(), SETTLE);
   }
 
   async #look() {
-    if (!this.node.graph) return;
+    if (!this.node.graph || !live.has(this)) return;
     this.#takePlace();
     const found = await this.#graph();
-    if (!found) return;
+    if (!found || !live.has(this)) return;
     const { graph, id } = found;
+    const signature = imageSignature(graph, id);
     const file = imageOf(graph, id);
-    const ran = this.node.properties[PROPERTY];
-    this.editor.setImages(file ? [file] : Array.isArray(ran) ? ran : []);
+    const { [IMAGES]: ran = this.node.properties[IMAGES_BEFORE], [SIGNATURE]: before } = this.node.properties;
+    const made = signature && Array.isArray(ran) ? ran : [];
+    const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
+    this.editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder });
     const model = modelOf(graph, id);
-    this.#signature = model?.signature ?? null;
-    const identity = this.#models.get(this.#signature);
+    const identity = this.#models.get(model?.signature);
     this.editor.setModel(model?.name ?? (identity ? { identity } : null));
   }
 
@@ -93,25 +126,36 @@ class Binding {
       const id = idsOf(this.node).find((one) => one in output);
       return id ? { graph: output, workflow, id } : null;
     } catch {
-      return null; // half-wired graphs are normal while somebody works
+      return null; // incomplete graphs are normal while somebody works
     }
   }
 
-  /** What a run has shown: images, and the model that it used. */
-  executed({ samkit_images: images, samkit_model: identities }) {
-    if (Array.isArray(images) && images.length) this.node.properties[PROPERTY] = images;
-    if (identities?.[0] && this.#signature) this.#models.set(this.#signature, identities[0]);
+  /** What a run has shown: images, and the model that it used. They belong to the graph that ran, which may not be today's. */
+  async executed({ prompt_id: run, output: { samkit_images: images, samkit_model: identities } }) {
+    this.editor.setSource({ isRunning: false });
+    const graph = await graphOfRun(run);
+    const id = graph && idsOf(this.node).find((one) => one in graph);
+    if (Array.isArray(images) && images.length) {
+      this.node.properties[IMAGES] = images;
+      delete this.node.properties[IMAGES_BEFORE];
+      if (id) this.node.properties[SIGNATURE] = imageSignature(graph, id);
+    }
+    const model = id && modelOf(graph, id);
+    if (identities?.[0] && model) this.#models.set(model.signature, identities[0]);
     this.look();
-    this.editor.refresh();
+    this.editor.wake();
   }
 
-  async #loadImage() {
+  /** Run a part of the graph: what the image needs, or what the model needs too. */
+  async #run(part) {
     const found = await this.#graph();
     if (!found) return;
-    const output = imageGraph(found.graph, found.id);
+    const output = part(found.graph, found.id);
     try {
+      this.editor.setSource({ isRunning: true });
       await api.queuePrompt(0, { output, workflow: found.workflow });
     } catch (error) {
+      this.editor.setSource({ isRunning: false });
       this.editor.host.complain(error.response?.error?.message ?? error.message);
     }
   }
@@ -129,10 +173,20 @@ class Binding {
     await openMaskEditor(this.node, `${saved.subfolder}/${saved.name} [${saved.type}]`);
   }
 
+  /** The node is in a graph again: undo of some frontends puts the same one back. */
+  begin() {
+    if (live.has(this)) return;
+    live.add(this);
+    this.editor.attach();
+    this.look();
+  }
+
   end() {
     live.delete(this);
+    for (const [id, element] of left) if (!element.isConnected) left.delete(id);
     left.set(String(this.node.id), this.editor.element);
     clearTimeout(this.#timer);
+    this.editor.dispose();
   }
 }
 
@@ -155,6 +209,14 @@ function lookAll() {
   for (const binding of live) binding.look();
 }
 
+/** A run is over, or the server is back. */
+function wakeAll() {
+  for (const { editor } of live) {
+    editor.setSource({ isRunning: false, progress: null });
+    editor.wake();
+  }
+}
+
 app.registerExtension({
   name: "SAMKit.PromptEditor",
   async init() {
@@ -163,18 +225,30 @@ app.registerExtension({
   },
   async setup() {
     api.addEventListener("graphChanged", lookAll);
+    api.addEventListener("progress", ({ detail: { value, max } }) => {
+      for (const { editor } of live) editor.setSource({ progress: max ? value / max : null });
+    });
+    for (const end of ENDS) api.addEventListener(end, wakeAll);
     api.addEventListener("executed", ({ detail }) => {
       for (const binding of live) {
         const ids = binding.node.graph ? idsOf(binding.node) : [];
-        if (detail.output && ids.some((id) => id === String(detail.node) || id === String(detail.display_node))) binding.executed(detail.output);
+        if (detail.output && ids.some((id) => id === String(detail.node) || id === String(detail.display_node))) binding.executed(detail);
       }
     });
+  },
+  /** In Nodes 2.0 a widget's tooltip covers the node beside it for as long as the pointer is on the image. */
+  async beforeRegisterNodeDef(_, definition) {
+    if (definition.name === NODE) delete definition.input?.required?.prompts?.[1]?.tooltip;
   },
   getCustomWidgets() {
     return {
       [WIDGET](node, name) {
         const binding = new Binding(node, name);
-        const { onRemoved, onConnectionsChange, onConfigure } = node;
+        const { onAdded, onRemoved, onConnectionsChange, onConfigure } = node;
+        node.onAdded = function added(...args) {
+          binding.begin();
+          return onAdded?.apply(this, args);
+        };
         node.onRemoved = function removed(...args) {
           binding.end();
           return onRemoved?.apply(this, args);

@@ -63,6 +63,14 @@ def working_bytes(encoder: ImageEncoderViT, dtype: torch.dtype) -> tuple[int, in
     return BIAS_BYTES + 2 * _HIDDEN_BYTES, tokens + 3 * 3 * 4 * encoder.img_size**2
 
 
+def tokens_at_a_time(x: Tensor, hidden: int, dtype: torch.dtype) -> int:
+    """How many of the tokens `x` `[T, E]` go through an MLP with a hidden layer of that width at a time."""
+    pieces = math.ceil(len(x) / _MLP_TOKENS)
+    if not x.is_cpu:
+        pieces = math.ceil(len(x) * hidden * dtype.itemsize / _HIDDEN_BYTES)
+    return math.ceil(len(x) / max(1, pieces))
+
+
 class WindowOrder:
     """The order of a grid's tokens in which each window's lie together, whole windows first.
 
@@ -163,14 +171,10 @@ class FastEncoder:
     def _add_back(self, block: "_Block", mixed: Tensor, order: Tensor | None, x: Tensor) -> None:
         """What attention gave, then the block's MLP, added to the residual stream in place."""
         block.proj.add_to(mixed if order is None else mixed[order], x)
-        for part in x.split(self._tokens_at_a_time(x)):  # the hidden layer is by far the widest thing to hold
+        for part in x.split(
+            tokens_at_a_time(x, self.hidden, self.dtype)
+        ):  # the hidden layer is by far the widest thing to hold
             block.lin2.add_to(block.lin1.gelu(block.norm2(part)), part)
-
-    def _tokens_at_a_time(self, x: Tensor) -> int:
-        pieces = math.ceil(len(x) / _MLP_TOKENS)
-        if not x.is_cpu:
-            pieces = math.ceil(len(x) * self.hidden * self.dtype.itemsize / _HIDDEN_BYTES)
-        return math.ceil(len(x) / pieces)
 
     def _attend_globally(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
         """qkv `[B, h*w, 3, heads, d]` -> mixed `[B, h*w, heads, d]`, both in raster order."""

@@ -19,13 +19,19 @@ _WORTH_IT = 1.05  # prepacked weights are a second copy of them: a tie is no rea
 
 
 class Linear(Protocol):
-    """`y = x W^T + b` on tokens `[T, K]`, in three forms."""
+    """`y = x W^T + b` on tokens `[T, K]`, in several forms."""
+
+    def plain(self, x: Tensor) -> Tensor:
+        """It, `[T, N]` in the type that the layer computes in."""
 
     def into(self, x: Tensor, out: Tensor) -> None:
         """Write it to `out` `[T, N]`, in the type that the layer computes in."""
 
     def gelu(self, x: Tensor) -> Tensor:
         """The exact GELU of it, `[T, N]` in the type that the layer computes in."""
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """Its sum with `other` `[T, N]`, in the type that the layer computes in."""
 
     def add_to(self, x: Tensor, residual: Tensor) -> None:
         """Add it to `residual` float32 `[T, N]` in place."""
@@ -53,17 +59,20 @@ class AtenLinear:
             torch.addmm(self.bias.to(self.dtype), x, weight, out=out)
 
     def gelu(self, x: Tensor) -> Tensor:
-        return torch.ops.aten.gelu_(self._plain(x))
+        return torch.ops.aten.gelu_(self.plain(x))
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.plain(x).add_(other)
 
     def add_to(self, x: Tensor, residual: Tensor) -> None:
         if self.dtype != residual.dtype:
-            residual += self._plain(x)
+            residual += self.plain(x)
             return
         residual.addmm_(x, self.weight.t())
         if self.bias is not None:
             residual += self.bias
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(self.dtype)
         return F.linear(x.to(self.dtype), self.weight.to(self.dtype), bias)
 
@@ -86,19 +95,21 @@ class OneDNNLinear:
         self.bias = None if bias is None else bias.to(dtype)
 
     def into(self, x: Tensor, out: Tensor) -> None:
-        out.copy_(self._plain(x))
+        out.copy_(self.plain(x))
 
     def gelu(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "gelu", [], "none")
 
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x.to(self.dtype), other.to(self.dtype), self.packed, self.bias, "add")
+
     def add_to(self, x: Tensor, residual: Tensor) -> None:
         if self.dtype != residual.dtype:
-            residual += self._plain(x)
+            residual += self.plain(x)
             return
-        operator = torch.ops.mkldnn._linear_pointwise.binary
-        residual.copy_(operator(x, residual, self.packed, self.bias, "add"))
+        residual.copy_(self.plus(x, residual))
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
 
 

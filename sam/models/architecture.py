@@ -41,7 +41,6 @@ class ViTShape:
     window_size: int
     global_attn_indexes: tuple[int, ...]
     qkv_bias: bool
-    use_abs_pos: bool
     out_chans: int
 
     @property
@@ -89,12 +88,16 @@ def read_architecture(shapes: Shapes) -> Architecture:
     missing = [part for part in _PARTS if not any(name.startswith(part) for name in shapes)]
     if missing:
         first = ", ".join(sorted(shapes)[:3])
-        raise SAMError(f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*.")
+        raise SAMError(
+            f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*."
+        )
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape.") from error
+        raise SAMError(
+            f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape."
+        ) from error
 
 
 def _tiny_vit(shapes: Shapes) -> TinyViTShape:
@@ -135,15 +138,13 @@ def _vit(shapes: Shapes) -> ViTShape:
         window_size=window,
         global_attn_indexes=tuple(i for i, (length, _) in enumerate(rel_pos) if length == 2 * grid - 1),
         qkv_bias=root + "blocks.0.attn.qkv.bias" in shapes,
-        use_abs_pos=root + "pos_embed" in shapes,
         out_chans=shapes[root + "neck.0.weight"][0],
     )
 
 
 def _grid_and_window(shapes: Shapes, spans: list[int]) -> tuple[int, int]:
     """Tokens a side of the whole image and of a window (0 where every block is global), from the blocks' spans."""
-    pos_embed = shapes.get("image_encoder.pos_embed")
-    grid = pos_embed[1] if pos_embed else max(spans)
+    grid = shapes["image_encoder.pos_embed"][1]
     return grid, next((span for span in spans if span != grid), 0)
 
 
@@ -190,7 +191,7 @@ def _build_vit(a: ViTShape) -> ImageEncoderViT:
         out_chans=a.out_chans,
         qkv_bias=a.qkv_bias,
         norm_layer=partial(nn.LayerNorm, eps=_LAYER_NORM_EPS),
-        use_abs_pos=a.use_abs_pos,
+        use_abs_pos=True,  # every SAM has them; a file without them has lost them
         use_rel_pos=True,
         window_size=a.window_size,
         global_attn_indexes=a.global_attn_indexes,

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..errors import SAMError
 from ..weights.files import read_checkpoint
-from ..weights.formats import to_sam_names
+from ..weights.formats import sam_names, weights_in
+from ..weights.formats.sam2 import is_sam2, to_sam2_names, version_of
 from .architecture import build, read_architecture
 from .base import PRECISIONS, Precision, Segmenter
 from .sam import ForeignSAM, SAMFamily, SAMModel
+from .sam2 import SAM2Model, build_sam2
 from .tiny_vit import fold_checkpoint
 
 log = logging.getLogger("samkit")
@@ -51,7 +53,7 @@ def identity_of(model: Any) -> str:
     return f"{segmenter.encoder_identity}-{segmenter.decoder_identity}"
 
 
-def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
+def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SAM2Model:
     """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
 
     Args:
@@ -68,15 +70,24 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel:
         return _load(Path(path), precision)
 
 
-def _load(path: Path, precision: Precision) -> SAMModel:
-    state = to_sam_names(read_checkpoint(path), path.name)
+def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
+    state = weights_in(read_checkpoint(path), path.name)
+    try:
+        if is_sam2(state):
+            return build_sam2(to_sam2_names(state, path.name), path, precision, version_of(state))
+        return _build_sam(sam_names(state, path.name), path, precision)
+    except SAMError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SAMError(f"{path.name} was not loaded: the shapes of its weights do not fit together. ({error})") from error
+
+
+def _build_sam(state: dict[str, Tensor], path: Path, precision: Precision) -> SAMModel:
     try:
         state = fold_checkpoint(state)
         parts = build(read_architecture({name: tensor.shape for name, tensor in state.items()}))
     except SAMError as error:
         raise SAMError(f"{path.name}: {error}") from error
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise SAMError(f"{path.name} was not loaded: the shapes of its weights do not fit together. ({error})") from error
     model = SAMModel(*parts, checkpoint=path, precision=precision)
     _fill(model, state)
     return model.eval().requires_grad_(False)
@@ -90,7 +101,7 @@ def _fill(model: SAMModel, state: dict[str, Tensor]) -> None:
     if missing or unknown or wrong:
         examples = ", ".join((missing + unknown + wrong)[:3])
         raise SAMError(
-            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: {len(missing)} tensors are missing, "
-            f"{len(unknown)} are unknown and {len(wrong)} have another shape ({examples}, ...)."
+            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: tensors missing: "
+            f"{len(missing)}, unknown: {len(unknown)}, of another shape: {len(wrong)} ({examples}, ...)."
         )
     model.load_state_dict(state, strict=True, assign=True)

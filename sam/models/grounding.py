@@ -96,7 +96,9 @@ def _check_kind(folder: Path) -> None:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise SAMError(f"{folder} does not hold a model in transformers' format: its config.json cannot be read. ({error})") from error
+        raise SAMError(
+            f"{folder} does not hold a model in transformers' format: its config.json cannot be read. ({error})"
+        ) from error
     if kind != MODEL_TYPE:
         raise SAMError(f"{folder.name} is a model of type {kind!r}: it must be {MODEL_TYPE!r}.")
 
@@ -113,7 +115,9 @@ def _load(transformers: ModuleType, folder: Path) -> GroundingModel:
         raise SAMError(f"{folder.name} was not loaded from {folder}: {_first_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise SAMError(f"{folder.name} was not loaded: tensors are missing from its weights ({len(missing)}, the first is {missing[0]}).")
+        raise SAMError(
+            f"{folder.name} was not loaded: tensors are missing from its weights ({len(missing)}, the first is {missing[0]})."
+        )
     log.info("loaded %s with transformers %s", folder.name, transformers.__version__)
     return GroundingModel(network.float().eval().requires_grad_(False), processor, folder)
 

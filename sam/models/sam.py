@@ -121,7 +121,8 @@ class SAMFamily:
         decoder = self.network.mask_decoder
         if wanted.guidance is not None:
             raise SAMError(
-                f"SAM Personalize does not support this mask decoder ({type(decoder).__name__}). Use a model from Load SAM Model."
+                f"SAM Personalize does not support this mask decoder "
+                f"({type(decoder).__name__}). Use a model from Load SAM Model."
             )
         places = self.network.prompt_encoder.get_dense_pe()
         logits, scores = decoder.predict_masks(features.tensor()[None], places, sparse, dense)

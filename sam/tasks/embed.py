@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...utils.comfy import Progress
 from ...utils.images import image_to_frames, resize_pil
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
 from ..models.base import IMAGE, Segmenter
@@ -236,7 +237,8 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
     keys = None if images is None else [image_key(frame) for frame in image_to_frames(images)]
     if keys is not None and len(keys) != len(embedding):
         raise SAMError(
-            f"The image input has {len(keys)} frames, but the embedding has {len(embedding)}. Connect the embedded image."
+            f"The image input has {counted(len(keys), 'frame')}, but the embedding has {len(embedding)}. "
+            "Connect the embedded image."
         )
     if knows_its_image(embedding):
         return _checked(embedding, segmenter, keys)

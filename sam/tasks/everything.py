@@ -371,8 +371,12 @@ def remove_small_regions(mask: np.ndarray, area: int, holes: bool) -> tuple[np.n
     Returns:
         The mask, and whether it was changed.
     """
-    from scipy import ndimage  # ComfyUI's own requirement; only this option needs it
-
+    try:
+        from scipy import ndimage  # ComfyUI's own requirement; only this option needs it
+    except ImportError as error:
+        raise SAMError(
+            f"min_mask_region_area needs scipy, which is not installed here: pip install scipy. ({error})"
+        ) from error
     regions, count = ndimage.label(~mask if holes else mask, structure=np.ones((3, 3)))
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     small = sizes < area

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...utils.comfy import Progress
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame
 from ..kernels.decoder import Decoded, Guidance
@@ -93,7 +94,7 @@ def decode(
     """
     segmenter, embedding = as_segmenter(model), as_embedding(embedding, model)
     if len(prompts) != len(embedding):
-        raise SAMError(f"There are prompts for {len(prompts)} images, but embeddings of {len(embedding)}.")
+        raise SAMError(f"There are prompts for {counted(len(prompts), 'image')}, but embeddings of {len(embedding)}.")
     options = options or PredictOptions()
     results = []
     progress = Progress(len(prompts))

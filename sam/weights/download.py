@@ -106,12 +106,12 @@ def _make_own(staging: Path) -> None:
     """A folder without a link in it, so that nothing written there lands elsewhere."""
     if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
         raise SAMError(f"{staging} is not a folder of this pack: remove it.")
-    if any(path.is_symlink() for path in staging.rglob("*")):
-        shutil.rmtree(staging)
     try:
+        if any(path.is_symlink() for path in staging.rglob("*")):
+            shutil.rmtree(staging)
         staging.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
-        raise SAMError(f"{staging} cannot be made: {said(error)}.") from error
+        raise SAMError(f"{staging} cannot be written: {said(error)}.") from error
 
 
 def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from ..errors import SAMError
+from .formats import keras
 from .limits import MOST_BYTES, MOST_TENSORS
 from .safetensors_file import read_safetensors
 from .torch_file import read_legacy, read_zip
@@ -24,7 +25,7 @@ _MOST_INDEX = 16 << 20
 
 
 def read_checkpoint(path: Path) -> object:
-    """Read a `.pth` (zip or legacy pickle, tensors only) or `.safetensors` file, told apart by content.
+    """Read a `.pth` (zip or legacy pickle, tensors only), `.safetensors` or Keras `.h5` file, told apart by content.
 
     Args:
         path: the file; one of several shards, or their index, stands for all of them, and a folder for what is in it.
@@ -62,6 +63,8 @@ def _reader_for(file: BinaryIO) -> Callable[[BinaryIO, str], object]:
     file.seek(0)
     if start.startswith(_ZIP_MAGIC):
         return read_zip
+    if start.startswith(keras.MAGIC):
+        return keras.read_keras
     return read_legacy if start.startswith(_PICKLE_MAGIC) and start[_HEADER_AT:] != b"{" else read_safetensors
 
 
@@ -109,8 +112,8 @@ def _entry(path: Path) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The weights in a folder as transformers saves one."""
-    names = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
+    """The weights in a folder as transformers or keras-hub saves one."""
+    names = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", keras.WEIGHTS)
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise SAMError(f"there is not one of {', '.join(names)} in the folder {folder}.")

@@ -3,18 +3,21 @@
 import re
 from pathlib import Path
 
+from ...utils.text import counted
 from ..errors import SAMError
 from .download import fetch
 from .files import INDEX_SUFFIX, shard_names
+from .formats import keras
 from .network import PATIENCE, endpoint, is_offline, network_errors, said
 from .paths import is_plain
 from .registry import RemoteFile
 
-# keras-hub's names for the original checkpoints; its own files are of another format.
+# keras-hub's names, alone, stand for the original checkpoints, which need no h5py; hf://keras/... is keras-hub's own file.
 _KERAS = {f"sam_{size}_sa1b": f"facebook/sam-vit-{size}" for size in ("base", "large", "huge")}
-_PREFERRED = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
+_PREFERRED = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", keras.WEIGHTS)
 _NAME, _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII), re.compile(r"[\w./-]+", re.ASCII)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_KAGGLE = "kaggle://"
 
 
 def fetch_from_hub(repo_id: str, revision: str, filename: str, folders: list[Path]) -> Path:
@@ -52,6 +55,10 @@ def fetch_from_hub(repo_id: str, revision: str, filename: str, folders: list[Pat
 
 def _repository(repo_id: str) -> tuple[str, str]:
     repo_id = repo_id.strip()
+    if repo_id.startswith(_KAGGLE):
+        name = next((name for name in _KERAS if name in repo_id.split("/")), None)
+        use = f"use hf://keras/{name}, which has the same weights" if name else "download the preset and load its folder"
+        raise SAMError(f"repo_id is {repo_id[:200]!r}, but Kaggle gives files to its own client only: {use}.")
     parts = _KERAS.get(repo_id, repo_id).removeprefix("hf://").strip("/").split("/")
     if len(parts) != 2 or not all(_NAME.fullmatch(part) and is_plain(part) for part in parts):
         shown = repr(repo_id[:200])
@@ -69,7 +76,7 @@ def _check_filename(filename: str) -> None:
         raise SAMError(
             f"filename is {filename[:200]!r}: it must be a path inside the repository, with /, such as model.safetensors."
         )
-    if not filename.endswith((*_SUFFIXES, INDEX_SUFFIX)):
+    if not filename.endswith((*_SUFFIXES, INDEX_SUFFIX, keras.WEIGHTS)):
         raise SAMError(f"filename is {filename[:200]!r}: weights end in {', '.join(_SUFFIXES)} or {INDEX_SUFFIX}.")
 
 
@@ -92,4 +99,4 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     if len(found) == 1:
         return found[0]
     advice = f"set filename to one of {', '.join(found)}" if found else f"no file name ends in {', '.join(_SUFFIXES)}"
-    raise SAMError(f"{repo_id} has {len(found)} files that may be weights: {advice}.")
+    raise SAMError(f"{repo_id} has {counted(len(found), 'file')} that may be weights: {advice}.")

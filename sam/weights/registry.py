@@ -6,6 +6,7 @@ from pathlib import Path
 _BUNDLED_FOLDER = Path(__file__).resolve().parent / "bundled"
 WEIGHTS = "model.safetensors"
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
+_META_2_1 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class RemoteFile:
         url: the publisher's own address, the second source; None where the hub is the publisher's own.
         size: bytes; None where it is not known before.
         sha256: of the whole file, in hex; None where only the hub's own record has it.
+        reported_sha256: what copies of the hub's pages say, where it could not be checked against the publisher; the file is
+            verified by its size and by the hub's own record at download, not by this.
     """
 
     name: str
@@ -27,6 +30,7 @@ class RemoteFile:
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    reported_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,19 @@ def _hub(repo_id: str, family: str, sha256: str | None = None) -> KnownCheckpoin
 
 def _hq(name: str, family: str) -> KnownCheckpoint:
     return KnownCheckpoint(RemoteFile(name, "lkeab/hq-sam", name), family)
+
+
+def _meta_2_1(size_name: str, family: str, size: int, sha256: str) -> KnownCheckpoint:
+    """Meta's own file; sizes and sums are those by which other projects verify downloads from Meta's address."""
+    name = f"sam2.1_hiera_{size_name}.pt"
+    repo_id = f"facebook/sam2.1-hiera-{size_name.replace('_', '-')}"
+    return KnownCheckpoint(RemoteFile(name, repo_id, name, url=_META_2_1 + name, size=size, sha256=sha256), family)
+
+
+def _kijai(name: str, family: str, size: int | None = None, reported: str | None = None) -> KnownCheckpoint:
+    """Meta's tensors as safetensors; the file name that ComfyUI's SAM 2 packs use."""
+    file = RemoteFile(name, "Kijai/sam2-safetensors", name, size=size, reported_sha256=reported)
+    return KnownCheckpoint(file, family)
 
 
 # fmt: off
@@ -100,6 +117,36 @@ KNOWN: dict[str, KnownCheckpoint] = {
         _hq("sam_hq_vit_h.pth", "SAM-HQ ViT-H"),
         _hq("sam_hq_vit_tiny.pth", "Light HQ-SAM"),
         _hub("wanglab/medsam-vit-base", "MedSAM ViT-B"),
+        _meta_2_1(
+            "tiny", "SAM 2.1 tiny", 156_008_466,
+            "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+        ),
+        _meta_2_1(
+            "small", "SAM 2.1 small", 184_416_285,
+            "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+        ),
+        _meta_2_1(
+            "base_plus", "SAM 2.1 base+", 323_606_802,
+            "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+        ),
+        _meta_2_1(
+            "large", "SAM 2.1 large", 898_083_611,
+            "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+        ),
+        _kijai("sam2.1_hiera_tiny.safetensors", "SAM 2.1 tiny"),
+        _kijai("sam2.1_hiera_small.safetensors", "SAM 2.1 small"),
+        _kijai("sam2.1_hiera_base_plus.safetensors", "SAM 2.1 base+"),
+        _kijai(
+            "sam2.1_hiera_large.safetensors", "SAM 2.1 large",
+            reported="da2b64780d0226cf37773b88a050d6df64552971b4bf97a90d39728377309ebb",
+        ),
+        _kijai("sam2.1_hiera_tiny-fp16.safetensors", "SAM 2.1 tiny, half precision"),
+        _kijai("sam2.1_hiera_small-fp16.safetensors", "SAM 2.1 small, half precision"),
+        _kijai("sam2.1_hiera_base_plus-fp16.safetensors", "SAM 2.1 base+, half precision", size=161_773_292),
+        _kijai(
+            "sam2.1_hiera_large-fp16.safetensors", "SAM 2.1 large, half precision",
+            reported="278af5296fcc153aa94645a4981e93fe8b7a936a9fa27dbd71e8c850df6d7038",
+        ),
     )
 }
 # fmt: on

@@ -283,3 +283,13 @@ test("a dragged box stays on the image, whatever the drag", () => {
     assert.ok(end.x + end.width <= 100 + 1e-9 && end.y + end.height <= 80 + 1e-9);
   }
 });
+
+test("a view knows whether it is still fitted", () => {
+  const [image, stage] = [{ width: 30, height: 20 }, { width: 300, height: 300 }];
+  const view = new View();
+  view.fit(image, stage, 4);
+  assert.equal(view.isFitted(image, stage, 4), true);
+  assert.equal(view.isFitted(image, { width: 300, height: 200 }, 4), false);
+  view.zoomAt({ x: 10, y: 10 }, 1.5);
+  assert.equal(view.isFitted(image, stage, 4), false);
+});

@@ -8,8 +8,9 @@ import { Gestures } from "../../web/editor/gestures.js";
 import { EditorState } from "../../web/editor/state.js";
 
 const LEFT = 0, MIDDLE = 1, RIGHT = 2, BACK = 3;
-const point = (x, y, label = 1) => ({ x, y, label });
-const box = (x, y, width, height) => ({ x, y, width, height });
+const point = (x, y, label = 1) => ({ x, y, label, object: 0 });
+const box = (x, y, width, height) => ({ x, y, width, height, object: 0 });
+const place = (x, y, label = 1) => ({ x, y, label });
 
 let editor, state, stage, gestures, hovers, redraws, now;
 
@@ -35,6 +36,11 @@ beforeEach(() => {
     stageSize: { width: 400, height: 400 },
     panning: false,
     negative: false,
+    boxTool: false,
+    other: null,
+    refused: 0,
+    objectAt() { return this.other; },
+    refuse() { this.refused += 1; },
     redraw: () => (redraws += 1),
     hover: (place) => hovers.push(place),
   };
@@ -189,9 +195,65 @@ test("a box drawn up and to the left, past the image's corner, ends there", () =
   assert.deepEqual(state.marks, [box(0, 0, 60, 80)]);
 });
 
-test("a drag that begins beside the image draws nothing", () => {
+test("a drag that begins beside the image draws a box that is cut off at its edge", () => {
   drag([350, 80], [100, 100]);
-  assert.deepEqual(state.marks, []);
+  assert.deepEqual(state.marks, [box(100, 80, 200, 20)]);
+});
+
+test("a drag beside the image draws nothing", () => {
+  drag([350, 80], [390, 100]);
+  assert.deepEqual([state.marks, state.canUndo], [[], false]);
+});
+
+for (const key of ["ctrlKey", "metaKey"]) {
+  test(`a drag with ${key} draws a new box, inside of one and on a mark too`, () => {
+    load(box(20, 20, 200, 200), point(100, 100));
+    down(100, 100, { [key]: true });
+    move(160, 150);
+    up(160, 150);
+    assert.deepEqual(state.marks.at(-1), { ...box(100, 100, 60, 50), object: 1 });
+    assert.deepEqual(state.marks.slice(0, 2), [box(20, 20, 200, 200), point(100, 100)]);
+  });
+}
+
+test("with the box tool every drag draws a new box, and a click still selects", () => {
+  load(box(20, 20, 200, 200));
+  editor.boxTool = true;
+  drag([20, 100], [60, 150]);
+  assert.deepEqual(state.marks.map(({ x, width }) => [x, width]), [[20, 200], [20, 40]]);
+  click(220, 120);
+  assert.equal(state.selected, 0);
+});
+
+test("a mark that lies outside of the image is reached at its edge", () => {
+  load(point(900, 80));
+  drag([300, 80], [250, 90]);
+  assert.deepEqual(state.marks, [point(250, 90)]);
+});
+
+test("a click on another object's mask selects it, one that is off the object or forced does not", () => {
+  state.load(JSON.stringify({ version: 2, objects: [{ marks: [place(10, 10)] }, { marks: [place(20, 200)] }] }));
+  editor.other = 1;
+  click(150, 150);
+  assert.deepEqual([state.current, state.marks.length], [1, 2]);
+  editor.other = 0;
+  click(150, 150, { button: RIGHT });
+  click(160, 150, { ctrlKey: true });
+  assert.deepEqual([state.current, state.marks.slice(2)], [1, [{ ...point(150, 150, 0), object: 1 }, { ...point(160, 150), object: 1 }]]);
+});
+
+test("over another object's mask the pointer says so, and nothing is previewed", () => {
+  editor.other = 1;
+  move(150, 150);
+  assert.deepEqual([stage.style.cursor, hovers], ["pointer", [null]]);
+});
+
+test("a locked object takes neither a click nor a box, and it is said why", () => {
+  state.setObject(0, { locked: true });
+  click(150, 150);
+  drag([50, 50], [100, 100]);
+  assert.equal(state.marks.length, 0);
+  assert.ok(editor.refused >= 2);
 });
 
 test("a drag with the right button draws no box", () => {
@@ -386,7 +448,7 @@ test("the pointer over the image asks for a preview of its click", () => {
   move(60, 80, { shiftKey: true });
   editor.negative = true;
   move(60, 80);
-  assert.deepEqual(hovers, [point(60, 80), point(60, 80, 0), point(60, 80, 0)]);
+  assert.deepEqual(hovers, [place(60, 80), place(60, 80, 0), place(60, 80, 0)]);
   assert.equal(stage.style.cursor, "crosshair");
 });
 
@@ -402,7 +464,7 @@ test("no preview beside the image, over a mark, or while Space is held", () => {
 test("a preview inside a box, where a click would add a point", () => {
   load(box(20, 20, 200, 200));
   move(120, 120);
-  assert.deepEqual(hovers, [point(120, 120)]);
+  assert.deepEqual(hovers, [place(120, 120)]);
 });
 
 test("no preview under a finger, nor while a button is down", () => {

@@ -11,13 +11,13 @@ let calls, editor;
 beforeEach(() => {
   calls = [];
   const note = (name, answer) => (...values) => (calls.push([name, ...values]), answer);
-  const names = ["undo", "redo", "remove", "chooseCandidate"];
+  const names = ["undo", "redo", "remove", "chooseCandidate", "newObject", "selectNextObject"];
   const state = Object.fromEntries(names.map((name) => [name, note(name)]));
   editor = {
     state: { ...state, selected: null, marks: [], selectNext: note("selectNext", true) },
     image: { width: 10, height: 10 },
     gestures: { active: false },
-    ...Object.fromEntries(["fit", "toggleOverlay", "nudge", "escape"].map((name) => [name, note(name)])),
+    ...Object.fromEntries(["fit", "toggleOverlay", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
   };
 });
 
@@ -35,6 +35,10 @@ for (const [what, key, held, call] of [
   ["H", "h", {}, ["toggleOverlay"]],
   ["H with caps lock", "H", {}, ["toggleOverlay"]],
   ["F", "f", {}, ["fit"]],
+  ["B", "b", {}, ["toggleBoxTool"]],
+  ["N", "n", {}, ["newObject"]],
+  ["[", "[", {}, ["selectNextObject", -1]],
+  ["]", "]", {}, ["selectNextObject", 1]],
   ["Escape", "Escape", {}, ["escape"]],
   ["Tab", "Tab", {}, ["selectNext", 1]],
   ["Shift+Tab", "Tab", SHIFT, ["selectNext", -1]],

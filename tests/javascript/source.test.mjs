@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { fileOf, modelOf, only, imageGraph, imageOf } from "../../web/editor/source.js";
+import { fileOf, imageGraph, imageOf, imageSignature, modelOf, only } from "../../web/editor/source.js";
 
 const EDITOR = "9";
 const node = (kind, inputs = {}) => ({ class_type: kind, inputs });
@@ -193,3 +193,33 @@ test("the graph that was given stays as it was", () => {
   imageGraph(graph, EDITOR);
   assert.deepEqual(graph, before);
 });
+
+// --- whether an image is that of the graph
+
+const MADE = { 1: load("a.png"), 2: node("ImageBlur", { image: ["1", 0], radius: 3 }), 8: editor(["2", 0]), 9: editor(["8", 4], ["5", 0]) };
+
+test("an image's signature is short, and there is none where nothing is connected", () => {
+  assert.ok(imageSignature(MADE, EDITOR).length < 16);
+  assert.equal(imageSignature({ 9: editor() }, EDITOR), null);
+});
+
+for (const [what, change] of Object.entries({
+  "a widget above it": { 2: node("ImageBlur", { image: ["1", 0], radius: 4 }) },
+  "the file": { 1: load("b.png") },
+  "the output": { 9: editor(["8", 3]) },
+})) {
+  test(`an image is another one after a change of ${what}`, () => {
+    assert.notEqual(imageSignature({ ...MADE, ...change }, EDITOR), imageSignature(MADE, EDITOR));
+  });
+}
+
+for (const [what, change] of Object.entries({
+  "a title": { 2: { ...MADE[2], _meta: { title: "Mine" } } },
+  "the marks of an editor that it passes": { 8: { ...MADE[8], inputs: { ...MADE[8].inputs, prompts: '{"version": 2}' } } },
+  "the editor's own marks": { 9: { ...MADE[9], inputs: { ...MADE[9].inputs, prompts: '{"version": 2}' } } },
+  "the model": { 9: editor(["8", 4], ["6", 0]) },
+})) {
+  test(`an image stays the same with ${what} changed`, () => {
+    assert.equal(imageSignature({ ...MADE, ...change }, EDITOR), imageSignature(MADE, EDITOR));
+  });
+}

@@ -3,12 +3,27 @@
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
-import { CANDIDATES, EditorState, isBox, parse, serialise } from "../../web/editor/state.js";
+import { CANDIDATES, COLOURS, EditorState, isBox, isOutside } from "../../web/editor/state.js";
+import { readText, writeText } from "../../web/editor/text.js";
 
 const EMPTY = { marks: [], candidate: "best" };
-const point = (x, y, label = 1) => ({ x, y, label });
-const box = (x, y, width, height) => ({ x, y, width, height });
-const text = (marks, candidate = "best") => JSON.stringify({ version: 1, marks, candidate });
+const point = (x, y, label = 1) => ({ x, y, label, object: 0 });
+const box = (x, y, width, height) => ({ x, y, width, height, object: 0 });
+const bare = ({ object: _, ...mark }) => mark;
+const first = (candidate = "best") => ({ name: "Object 1", colour: COLOURS[0], candidate });
+const text = (marks, candidate = "best") => JSON.stringify({ version: 2, objects: [{ ...first(candidate), marks: marks.map(bare) }] });
+
+/** A text of several objects, each a list of marks. */
+const several = (...lists) => {
+  const objects = lists.map((marks, i) => ({ name: `Object ${i + 1}`, colour: COLOURS[i], candidate: "best", marks: marks.map(bare) }));
+  return JSON.stringify({ version: 2, objects });
+};
+const of = (object, mark) => ({ ...mark, object });
+const parse = (value) => {
+  const { objects, marks } = readText(value);
+  return { marks, candidate: objects[0].candidate };
+};
+const serialise = ({ marks, candidate }) => writeText({ objects: [first(candidate)], marks, size: null });
 
 let changes, commits, state;
 beforeEach(() => {
@@ -62,7 +77,7 @@ test("a box narrower than what is stored stays a box", () => {
 
 test("keys that a mark does not have are dropped, and the others put in order", () => {
   const [mark] = parse('{"marks": [{"label": 0, "colour": "red", "y": 2, "x": 1}]}').marks;
-  assert.equal(JSON.stringify(mark), '{"x":1,"y":2,"label":0}');
+  assert.equal(JSON.stringify(bare(mark)), '{"x":1,"y":2,"label":0}');
 });
 
 test("a box has no label", () => assert.deepEqual(parse(text([{ ...box(1, 2, 3, 4), label: 1 }])).marks, [box(1, 2, 3, 4)]));
@@ -216,6 +231,7 @@ test("a mark without a frame is shown on each, one with a frame on its own", () 
 });
 
 test("marks are added for all frames, or for this one", () => {
+  state.setFrames(3);
   state.showFrame(2);
   state.add(point(1, 2));
   state.onlyThisFrame = true;
@@ -223,10 +239,12 @@ test("marks are added for all frames, or for this one", () => {
   assert.deepEqual(state.marks, [point(1, 2), { ...box(1, 2, 3, 4), frame: 2 }]);
 });
 
-test("the text of the frame that is shown has its marks without their frame", () => {
+test("a question has the marks of the frame that is shown, without their frame", () => {
+  state.setFrames(2);
   state.load(text([{ ...point(1, 2), frame: 1 }, box(1, 2, 3, 4), { ...point(5, 6), frame: 0 }], "middle"));
   state.showFrame(1);
-  assert.equal(state.shownText, text([point(1, 2), box(1, 2, 3, 4)], "middle"));
+  const { prompts, object } = state.question(0);
+  assert.deepEqual([prompts, object], [JSON.parse(text([point(1, 2), box(1, 2, 3, 4)], "middle")), 0]);
 });
 
 test("the text that is stored has all frames", () => {
@@ -241,9 +259,21 @@ test("another frame takes the selection, is told of, and is no step", () => {
   assert.deepEqual([state.selected, changes, commits], [null, 2, 0]);
 });
 
-test("clear leaves the marks of other frames", () => {
+test("of several frames, clear takes this one's own marks: those of all frames stay", () => {
+  state.setFrames(2);
   stateOf(point(1, 2), { ...point(3, 4), frame: 0 }, { ...point(5, 6), frame: 1 }).clear();
-  assert.deepEqual(state.marks, [{ ...point(5, 6), frame: 1 }]);
+  assert.deepEqual(state.marks, [point(1, 2), { ...point(5, 6), frame: 1 }]);
+  state.clearAll();
+  assert.deepEqual(state.marks, []);
+});
+
+test("'this frame only' ends with the frames", () => {
+  state.setFrames(3);
+  state.onlyThisFrame = true;
+  state.showFrame(2);
+  state.setFrames(1);
+  state.add(point(1, 2));
+  assert.deepEqual([state.frame, state.marks], [0, [point(1, 2)]]);
 });
 
 // --- candidates
@@ -414,4 +444,186 @@ test("loading what is there already changes nothing, history included", () => {
 test("a text that cannot be read empties the editor", () => {
   stateOf(point(1, 2)).load("{");
   assert.equal(state.text, "{}");
+});
+
+test("a text of today's that is not changed is given back as it was", () => {
+  const old = '{"version":1,"marks":[{"x":236,"y":180,"width":320,"height":276},{"x":380,"y":312,"label":0}],"candidate":"best"}';
+  state.load(old);
+  assert.equal(state.text, old);
+  state.add(point(1, 2));
+  assert.equal(JSON.parse(state.text).version, 2);
+});
+
+// --- objects
+
+test("version 1 with several boxes is several objects, as SAM Predict Mask groups them", () => {
+  const [big, small] = [box(0, 0, 100, 100), box(10, 10, 10, 10)];
+  const points = [point(15, 15), point(50, 50), point(300, 300), point(12, 12, 0), point(400, 400, 0)];
+  state.load(JSON.stringify({ version: 1, marks: [...points, big, small], candidate: "middle" }));
+  const marks = (object) => state.marksOf(object).map(({ x, y }) => [x, y]);
+  assert.deepEqual([0, 1, 2].map(marks), [
+    [[50, 50], [12, 12], [400, 400], [0, 0]],
+    [[15, 15], [12, 12], [400, 400], [10, 10]],
+    [[300, 300], [400, 400]],
+  ]);
+  assert.deepEqual(state.objects.map(({ name, candidate }) => [name, candidate]), [1, 2, 3].map((n) => [`Object ${n}`, "middle"]));
+});
+
+test("clicks go to the selected object", () => {
+  state.add(point(1, 2));
+  state.newObject();
+  state.add(point(3, 4));
+  state.selectObject(0);
+  state.add(point(5, 6, 0));
+  assert.deepEqual(state.marks, [point(1, 2), of(1, point(3, 4)), point(5, 6, 0)]);
+  assert.equal(state.text, several([point(1, 2), point(5, 6, 0)], [point(3, 4)]));
+});
+
+test("a second new object is not made while the first has no marks", () => {
+  state.add(point(1, 2));
+  state.newObject();
+  state.newObject();
+  assert.deepEqual([state.objects.length, state.current], [2, 1]);
+});
+
+test("a second box is another object's, one step", () => {
+  state.add(box(0, 0, 9, 9));
+  state.add(box(20, 20, 9, 9), false);
+  state.update(1, box(20, 20, 30, 30));
+  state.commit();
+  assert.equal(state.text, several([box(0, 0, 9, 9)], [box(20, 20, 30, 30)]));
+  state.undo();
+  assert.deepEqual([state.objects.length, state.marks], [1, [box(0, 0, 9, 9)]]);
+});
+
+test("a box on another frame is the same object's", () => {
+  state.setFrames(2);
+  state.onlyThisFrame = true;
+  state.add(box(0, 0, 9, 9));
+  state.showFrame(1);
+  state.add(box(20, 20, 9, 9));
+  assert.equal(state.objects.length, 1);
+});
+
+test("selecting a mark selects its object", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.select(1);
+  assert.equal(state.current, 1);
+});
+
+test("each object has its own candidate", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.selectObject(1);
+  state.chooseCandidate("largest");
+  assert.deepEqual(state.objects.map(({ candidate }) => candidate), ["best", "largest"]);
+});
+
+test("an object that is deleted takes its marks, and the others keep theirs", () => {
+  state.load(several([point(1, 2)], [point(3, 4)], [point(5, 6)]));
+  state.selectObject(2);
+  state.removeObject(1);
+  assert.deepEqual([state.marks, state.current], [[point(1, 2), of(1, point(5, 6))], 1]);
+  state.removeObject(0);
+  state.removeObject(0);
+  assert.deepEqual([state.marks, state.objects.length, state.text], [[], 1, "{}"]);
+});
+
+test("objects change places with their marks", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.moveObject(0, 1);
+  assert.deepEqual([state.objects[0].name, state.current, state.marksOf(0)], ["Object 2", 1, [point(3, 4)]]);
+  state.moveObject(1, 1);
+  state.moveObject(0, -1);
+  assert.equal(state.objects[0].name, "Object 2");
+});
+
+test("a locked object is not changed", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.setObject(0, { locked: true });
+  assert.equal(state.add(point(7, 8)), false);
+  state.remove(0);
+  state.chooseCandidate("largest");
+  state.removeObject(0);
+  state.clearAll();
+  assert.deepEqual([state.marks, state.touchable, state.object.candidate], [[point(1, 2)], [], "best"]);
+});
+
+test("a hidden object's marks are neither drawn nor hit, and are used all the same", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.setObject(0, { hidden: true });
+  assert.deepEqual([state.drawn, state.touchable, state.shown], [[1], [1], [0, 1]]);
+  assert.equal(JSON.parse(state.runText).objects.length, 2);
+});
+
+test("what a run needs does not change with a colour, an eye, a lock, or an object without marks", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  const before = state.runText;
+  state.setObject(0, { colour: "#123456" });
+  state.setObject(0, { hidden: true });
+  state.setObject(1, { locked: true });
+  state.newObject();
+  assert.equal(state.runText, before);
+  assert.equal(JSON.parse(state.text).objects.length, 3);
+  state.setObject(0, { name: "cup" });
+  assert.notEqual(state.runText, before, "names go out as labels");
+});
+
+test("hide and lock are stored, and are no steps of undo", () => {
+  state.load(several([point(1, 2)], [point(3, 4)]));
+  state.setObject(0, { hidden: true });
+  assert.deepEqual([state.canUndo, commits, readText(state.text).objects[0].hidden], [false, 1, true]);
+});
+
+test("a question names the object's place among those with marks", () => {
+  state.load(several([point(1, 2)], [], [point(3, 4)]));
+  const { prompts, object } = state.question(2, { x: 9, y: 9, label: 0 });
+  assert.deepEqual([prompts.objects.map(({ name }) => name), object], [["Object 1", "Object 3"], 1]);
+  assert.deepEqual(prompts.objects[1].marks, [bare(point(3, 4)), bare(point(9, 9, 0))]);
+  assert.equal(state.question(1, point(5, 5)).object, 1);
+});
+
+test("an object's marks are copied to the next frame, in place of those that it has there", () => {
+  state.setFrames(3);
+  const [here, there] = [{ ...point(1, 2), frame: 0 }, { ...point(9, 9), frame: 1 }];
+  state.load(several([here, there], [{ ...point(5, 6), frame: 1 }]));
+  state.copyToNext();
+  assert.equal(state.frame, 1);
+  assert.deepEqual(state.shown.map((index) => state.marks[index]), [of(1, { ...point(5, 6), frame: 1 }), { ...here, frame: 1 }]);
+  state.undo();
+  assert.equal(state.text, several([here, there], [{ ...point(5, 6), frame: 1 }]));
+});
+
+test("an object's marks of a frame become those of all", () => {
+  state.setFrames(3);
+  state.load(several([{ ...point(1, 2), frame: 0 }, { ...point(9, 9), frame: 1 }]));
+  state.copyToAll();
+  assert.deepEqual(state.marks, [point(1, 2)]);
+});
+
+// --- another image
+
+test("marks outside of the image are found as the node finds them", () => {
+  const image = { width: 100, height: 50 };
+  const inside = [point(0, 0), point(100, 50), box(99, 49, 20, 20), box(-5, -5, 6, 6)];
+  const outside = [point(101, 5), point(5, -1), box(100, 0, 5, 5), box(0, -5, 5, 5)];
+  assert.deepEqual(inside.map((mark) => isOutside(mark, image)), [false, false, false, false]);
+  assert.deepEqual(outside.map((mark) => isOutside(mark, image)), [true, true, true, true]);
+});
+
+test("marks know the size of the image that they were made on, and are scaled to another", () => {
+  state.image = { width: 200, height: 100 };
+  state.add(point(150, 80));
+  state.add(box(100, 50, 40, 20));
+  state.image = { width: 100, height: 50 };
+  assert.deepEqual(state.outside(state.image), [0, 1]);
+  state.scaleTo(state.image);
+  assert.deepEqual(state.marks, [point(75, 40), box(50, 25, 20, 10)]);
+  assert.deepEqual(readText(state.text).size, state.image);
+  state.undo();
+  assert.deepEqual([state.marks[0], state.size], [point(150, 80), { width: 200, height: 100 }]);
+});
+
+test("marks outside of the image can be removed, one step", () => {
+  stateOf(point(150, 80), point(20, 20)).clearOutside({ width: 100, height: 50 });
+  assert.deepEqual([state.marks, commits], [[point(20, 20)], 1]);
 });

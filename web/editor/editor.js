@@ -1,94 +1,149 @@
-/** The editor itself: a toolbar, a canvas and a status line, over the state, the geometry and the client. Knows no ComfyUI. */
+/** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
 import { PreviewClient } from "./client.js";
 import { clamped, View } from "./geometry.js";
 import { Gestures } from "./gestures.js";
 import { onKey } from "./keys.js";
+import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
-import { EditorState, isBox, parse, serialise } from "./state.js";
-import { make, makeToolbar } from "./toolbar.js";
+import { Preview } from "./preview.js";
+import { EditorState, isBox } from "./state.js";
+import { noteOf, statusOf } from "./status.js";
+import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 
-const SLOW = 80; // milliseconds: a hover preview that takes longer is more in the way than a help
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
+const CHECK_PAUSE = 1000;
+const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
 let editors = 0;
 
 /**
- * @typedef {{filename: string, subfolder: string, type: string}} Image  ComfyUI's name of a file
+ * @typedef {{filename: string, subfolder: string, type: string}} ImageName  ComfyUI's name of a file
+ * @typedef {object} Source  where the image comes from
+ * @property {ImageName[]} images  one per frame
+ * @property {boolean} isConnected  whether something is connected to `image`
+ * @property {boolean} isOlder  whether the graph has changed since a run has made them
+ * @property {boolean} isRunning  whether they are being made, or the model
+ * @property {number | null} progress  of that, 0 to 1
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
- * @property {(image: Image) => string} url
+ * @property {(image: ImageName, version: string) => string} url
+ * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
- * @property {() => void} loadImage  run what is upstream
- * @property {(alpha: Blob, image: Image) => Promise<void>} sendToMaskEditor
- * @property {() => void} needed  the user has come: find out what is wired
+ * @property {() => void} loadImage  run what is upstream of the image
+ * @property {() => void} loadAll  run what is upstream of the image and of the model
+ * @property {(alpha: Blob, image: ImageName) => Promise<void>} sendToMaskEditor
+ * @property {() => void} needed  the user has come: find out what is connected
  */
 export class PromptEditor {
-  mask = null;
   image = null;
   hidden = false;
   hovering = true;
   negative = false;
+  boxTool = false;
   panning = false;
   unit = 1;
   stageSize = { width: 1, height: 1 };
   view = new View();
-  #hoverMask = null;
-  #hoverPlace = null;
-  #images = [];
+  #source = { images: [], isConnected: false, isOlder: false, isRunning: false, progress: null };
   #model = null;
-  #prepared = { key: null, promise: null };
-  #asked = null;
-  #pending = false;
-  #milliseconds = 0;
-  #needed = false;
+  #file = { name: null, version: null, isLost: false }; // of the image that is shown
+  #loads = 0;
+  #isSeen = false;
+  #isVisited = false;
+  #insists = false; // hover previews although they are slow
+  #place = null;
+  #kept = null; // the image beyond which marks may lie
+  #latest = new Map(); // object -> key of its latest mask
+  #staleSince = null;
   #drawing = 0;
   #wheeled = 0;
-  #shownUrl = null;
+  #known = new Map(); // object -> its item, until something changes
   #complained = null;
+  #refused = null;
+  #alive = null;
 
   /** @param {Host} host */
   constructor(host) {
     this.host = host;
     this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed() });
-    this.client = new PreviewClient({ send: host.send, editor: `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}` });
-    this.client.onBusy = (text) => this.#say(text);
+    const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
+    this.client = new PreviewClient({ send: host.send, editor });
+    this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
     this.#build();
-    this.#listen();
-    this.toolbar.update();
+    this.attach();
+    this.#changed();
   }
 
   #build() {
     this.canvas = make("canvas", { className: "samkit-canvas" });
-    this.stage = make("div", { className: "samkit-stage", tabIndex: 0, role: "application" }, this.canvas);
+    this.note = makeNote((action) => this.#act(action));
+    const legend = makeLegend();
+    this.stage = make("div", { className: "samkit-stage", tabIndex: 0, role: "application" }, this.canvas, this.note.element, legend);
     this.stage.setAttribute("aria-label", "Image to mark: left click on the object, right click off it, drag a box");
     // ComfyUI leaves Ctrl+Z to whatever looks like a text field, and takes it from everything else.
     this.stage.type = "textarea";
     this.toolbar = makeToolbar(this);
+    this.objects = makeObjects(this);
     this.statusLine = make("div", { className: "samkit-status", role: "status" });
-    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.stage, this.statusLine);
+    const middle = make("div", { className: "samkit-middle" }, this.stage, this.objects.element);
+    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, middle, this.statusLine);
     this.element.samkit = this;
-    this.gestures = new Gestures(this.stage, this);
-    this.#say("Wire an image, and run or press Load image.");
   }
 
-  #listen() {
-    const { stage } = this;
-    new ResizeObserver(() => this.#resized()).observe(stage);
-    stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    stage.addEventListener("keydown", (event) => this.#key(event));
-    stage.addEventListener("keyup", (event) => { if (event.key === " ") this.panning = false; });
-    stage.addEventListener("focus", () => this.#focused(true));
-    stage.addEventListener("blur", () => this.#focused(false));
-    this.element.addEventListener("pointerenter", () => this.#come());
-    for (const type of ["pointerdown", "dblclick"]) this.element.addEventListener(type, (event) => event.stopPropagation());
-    document.addEventListener("fullscreenchange", () => requestAnimationFrame(() => this.fit()));
+  /** Begin to listen: at first, and when the node is put back into a graph. */
+  attach() {
+    if (this.#alive) return;
+    this.#alive = new AbortController();
+    const { signal } = this.#alive;
+    const { stage, element } = this;
+    const on = (target, type, handle, options) => target.addEventListener(type, handle, { signal, ...options });
+    this.gestures = new Gestures(stage, this, signal);
+    this.#watch(signal);
+    on(stage, "wheel", (event) => this.#wheel(event), { passive: false });
+    on(stage, "focus", () => this.#focused(true));
+    on(stage, "blur", () => this.#focused(false));
+    on(element, "keydown", (event) => this.#key(event));
+    on(element, "keyup", (event) => { if (event.key === " ") this.panning = false; });
+    on(element, "mousedown", (event) => this.#keepFocus(event));
+    on(element, "pointerenter", () => this.#come());
+    for (const type of ["pointerdown", "dblclick"]) on(element, type, (event) => event.stopPropagation());
+    on(document, "fullscreenchange", () => requestAnimationFrame(() => this.fit()));
+    on(document, "visibilitychange", () => this.#seen(this.#isSeen));
+    on(window, "focus", () => this.#loadImage({ check: true }));
+  }
+
+  #watch(signal) {
+    const size = new ResizeObserver(() => this.#resized());
+    const sight = new IntersectionObserver((entries) => this.#seen(entries.at(-1).isIntersecting));
+    size.observe(this.stage);
+    sight.observe(this.stage);
+    signal.addEventListener("abort", () => [size, sight].forEach((one) => one.disconnect()));
+  }
+
+  /** Let go of everything that outlives the node: listeners, masks, the image. */
+  dispose() {
+    this.#alive?.abort();
+    this.#alive = null;
+    this.#isSeen = false;
+    this.#loads += 1;
+    this.preview.dispose();
+    this.image = this.state.image = null;
+    this.#known.clear();
+    this.#file = { name: null, version: null, isLost: false };
+  }
+
+  #seen(isSeen) {
+    if (isSeen && !this.#isSeen) this.host.needed();
+    this.#isSeen = isSeen;
+    this.#refresh();
   }
 
   #come() {
-    this.#needed = true;
+    this.#isVisited = true;
     this.host.needed();
+    this.#loadImage({ check: true });
     this.#refresh();
   }
 
@@ -99,7 +154,14 @@ export class PromptEditor {
     this.panning &&= has;
   }
 
-  // --- what ComfyUI tells us
+  /** Whatever is pressed in the editor, the keys stay the editor's: a button would take them along when it is disabled. */
+  #keepFocus(event) {
+    if (isField(event.target) || this.stage.contains(event.target)) return;
+    event.preventDefault();
+    this.stage.focus({ preventScroll: true });
+  }
+
+  // --- what ComfyUI says
 
   get text() {
     return this.state.text;
@@ -109,34 +171,34 @@ export class PromptEditor {
     this.state.load(value);
   }
 
-  /** @param {Image[]} images  one per frame */
-  setImages(images) {
-    if (JSON.stringify(images) === JSON.stringify(this.#images)) return;
-    this.#images = images;
-    if (this.state.frame >= this.frameCount) this.state.showFrame(0);
+  /** @param {Source} source */
+  setSource(source) {
+    const before = JSON.stringify(this.#source);
+    this.#source = { ...this.#source, ...source };
+    if (JSON.stringify(this.#source) === before) return;
+    this.state.setFrames(Math.max(1, this.#source.images.length));
     this.#changed();
   }
 
   get images() {
-    return this.#images;
+    return this.#source.images;
   }
 
   get frameCount() {
-    return Math.max(1, this.#images.length);
+    return this.state.frames;
   }
 
   /** @param {object | null} model  as the server's `model` wants it */
   setModel(model) {
     if (JSON.stringify(model) === JSON.stringify(this.#model)) return;
     this.#model = model;
-    this.#forgetMasks();
     this.#changed();
   }
 
-  /** A run is over: what it changed on disk or in memory may answer now. */
-  refresh() {
-    this.#asked = null;
-    this.#refresh();
+  /** ComfyUI has finished something: what it changed on disk or in memory may answer now. */
+  wake() {
+    this.#loadImage({ check: true });
+    this.preview.wake();
   }
 
   // --- what the buttons and keys do
@@ -151,14 +213,26 @@ export class PromptEditor {
     this.#changed();
   }
 
+  /** Off; or on, and where it is paused because the machine is slow: on all the same. */
   toggleHover() {
-    this.hovering = !this.hovering;
+    const isPaused = this.isHoverPaused;
+    this.hovering = isPaused || !this.hovering;
+    this.#insists = isPaused;
     this.hover(null);
     this.#changed();
   }
 
+  get isHoverPaused() {
+    return this.hovering && !this.#insists && this.preview.pace.isSlow;
+  }
+
   toggleNegative() {
     this.negative = !this.negative;
+    this.#changed();
+  }
+
+  toggleBoxTool() {
+    this.boxTool = !this.boxTool;
     this.#changed();
   }
 
@@ -184,18 +258,39 @@ export class PromptEditor {
     else if (!document.fullscreenElement) this.stage.blur();
   }
 
-  /** The mask to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
+  /** Say why a mark was not added. */
+  refuse() {
+    this.#refused = `${this.state.object.name} is locked.`;
+    this.#describe();
+    this.#refused = null;
+  }
+
+  #act(action) {
+    const { state, image } = this;
+    if (action === "load") this.loadImage();
+    if (action === "download") this.host.loadAll();
+    if (action === "scale") state.scaleTo(image);
+    if (action === "clear") state.clearOutside(image);
+    if (action === "keep") {
+      this.#kept = this.#file.name;
+      state.keepFor(image);
+    }
+    this.#changed();
+  }
+
+  /** The masks to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
   async sendToMaskEditor() {
-    if (!this.mask || !this.image) return;
+    const masks = this.masks;
+    if (!masks.length || !this.image) return;
     const { width, height } = this.image;
     const context = new OffscreenCanvas(width, height).getContext("2d");
-    context.drawImage(this.mask, 0, 0, width, height);
+    for (const { bitmap } of masks) context.drawImage(bitmap, 0, 0, width, height);
     const pixels = context.getImageData(0, 0, width, height);
     for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = pixels.data[i] ? 0 : 255;
     context.putImageData(pixels, 0, 0);
     try {
       const alpha = await context.canvas.convertToBlob({ type: "image/png" });
-      await this.host.sendToMaskEditor(alpha, this.#images[this.state.frame]);
+      await this.host.sendToMaskEditor(alpha, this.images[this.state.frame]);
     } catch (error) {
       this.host.complain(error.message);
     }
@@ -217,20 +312,41 @@ export class PromptEditor {
     const ratio = window.devicePixelRatio * Math.min(3, Math.max(1, zoom));
     const [width, height] = [this.stageSize.width, this.stageSize.height].map((side) => Math.max(1, Math.round(side * ratio)));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-    const { view, image, unit, hidden } = this;
-    const { marks, shown, selected } = this.state;
-    const [mask, hover] = hidden ? [null, null] : [this.mask, this.#hoverMask];
-    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, mask, hover, marks, shown, selected });
+    const { view, image, unit, state } = this;
+    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: this.#layers(), state });
+  }
+
+  /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
+  #layers() {
+    const items = this.#items();
+    if (this.hidden || !items.length && !this.#place) return [];
+    const isMissing = items.some(({ key }) => !this.preview.find(key));
+    this.#staleSince = isMissing ? this.#staleSince ?? performance.now() : null;
+    const fresh = 1 - (performance.now() - (this.#staleSince ?? Infinity) - FADE.after) / FADE.during;
+    const strength = Math.max(FADE.least, Math.min(1, fresh));
+    if (isMissing && strength > FADE.least) this.redraw();
+    const layers = items.reverse().map(({ key, object }) => this.#layer(key, object, strength)).filter(Boolean);
+    const hovered = this.#hoverItem();
+    const hover = hovered && this.preview.find(hovered.key);
+    if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75 });
+    return layers;
+  }
+
+  #layer(key, object, strength) {
+    const rank = object === this.state.current ? 1 : 0.7;
+    const found = this.preview.find(key);
+    if (found) return { bitmap: found.bitmap, strength: rank };
+    const old = this.preview.state.name === "failed" ? null : this.preview.find(this.#latest.get(slotOf(this.state.objects[object])));
+    return old && { bitmap: old.bitmap, strength: rank * strength };
   }
 
   #resized() {
     const was = this.stageSize;
     this.stageSize = { width: Math.max(1, this.stage.clientWidth), height: Math.max(1, this.stage.clientHeight) };
-    if (was.width !== this.stageSize.width || was.height !== this.stageSize.height) this.fit();
-  }
-
-  #say(text) {
-    if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
+    if (was.width === this.stageSize.width && was.height === this.stageSize.height) return;
+    if (!this.image || this.view.isFitted(this.image, was, MARGIN)) return this.fit();
+    this.view.pan((this.stageSize.width - was.width) / 2, (this.stageSize.height - was.height) / 2);
+    this.redraw();
   }
 
   // --- events
@@ -249,155 +365,214 @@ export class PromptEditor {
   }
 
   #key(event) {
-    if (event.key === " ") this.panning = true;
-    if (event.key !== " " && !onKey(event, this)) return;
+    const { key, target } = event;
+    const isButton = target.tagName === "BUTTON";
+    if (isField(target)) {
+      event.stopPropagation(); // Delete in a name is no word to the graph
+      if (key === "Escape" || key === "Enter") this.stage.focus({ preventScroll: true });
+      return;
+    }
+    if (isButton && (key === " " || key === "Enter" || key === "Tab")) return event.stopPropagation();
+    if (key === " ") this.panning = true;
+    if (key !== " " && !onKey(event, this)) return;
     event.preventDefault();
     event.stopPropagation();
   }
 
+  // --- what follows from a change
+
   #changed() {
-    if (!this.toolbar) return;
-    this.toolbar.update();
-    this.#showImage();
-    this.redraw();
+    if (!this.element) return;
+    this.#known.clear();
+    this.#loadImage();
     this.#refresh();
+    this.#update();
   }
 
-  // --- the image and its mask
-
-  #showImage() {
-    const name = this.#images[this.state.frame];
-    const url = name ? this.host.url(name) : null;
-    if (url === this.#shownUrl) return;
-    this.#shownUrl = url;
-    this.#forgetMasks();
-    if (!url) {
-      this.image = null;
-      return;
+  #previewed() {
+    const { state } = this.preview;
+    if (state.name === "failed" && !state.missing && state.message !== this.#complained) this.host.complain((this.#complained = state.message));
+    if (state.name === "ready") this.#complained = null;
+    for (const { key, object } of this.#items()) {
+      if (this.preview.find(key)) this.#latest.set(slotOf(this.state.objects[object]), key);
     }
+    this.#compare();
+    this.#update();
+  }
+
+  /** What the server has read must be what is shown: a file may be written over in place. */
+  #compare() {
+    const { prepared } = this.preview;
+    if (!prepared || !this.image) return;
+    const stamps = new Set([prepared.stamp, ...this.masks.map(({ answer }) => answer.stamp)]);
+    const fits = prepared.width === this.image.width && prepared.height === this.image.height;
+    const seen = JSON.stringify([this.#file.name, [...stamps]]);
+    if ((fits && stamps.size === 1) || seen === this.#compared) return;
+    this.#compared = seen;
+    this.#loadImage({ again: true });
+  }
+
+  #compared = null;
+
+  #update() {
+    const { preview } = this;
+    this.element.classList.toggle("samkit-busy", preview.state.name === "preparing" && !preview.state.busy);
+    this.element.dataset.state = preview.state.name;
+    this.toolbar.update();
+    this.objects.update();
+    this.#describe();
+    this.redraw();
+  }
+
+  #describe() {
+    const { image, state, preview } = this;
+    const { images, isConnected, isOlder, isRunning, progress } = this.#source;
+    const answer = this.#find(state.current)?.answer ?? null;
+    const object = state.objects.length > 1 ? state.object.name : null;
+    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object });
+    if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
+    const outside = image && this.#kept !== this.#file.name ? state.outside(image).length : 0;
+    const lacks = preview.state.missing && preview.state.message;
+    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.#file.isLost, isOlder, isRunning, progress };
+    this.note.update(noteOf({ ...source, outside, canScale: state.size !== null, lacks }));
+  }
+
+  // --- the image
+
+  /** Show the image that is named. With `check`, also where it is shown already: its file may have changed; with `again`, it has. */
+  async #loadImage({ check = false, again = false } = {}) {
+    const name = this.images[this.state.frame] ?? null;
+    const key = name && JSON.stringify(name);
+    const isRecent = !check || performance.now() - this.#asked.time < CHECK_PAUSE;
+    if (!again && key === this.#asked.key && isRecent) return;
+    this.#asked = { key, time: performance.now() };
+    const load = (this.#loads += 1);
+    if (!name) return this.#showImage(null, null, null);
+    const said = await this.host.identify(name);
+    const isSame = key === this.#file.name && said === this.#file.version;
+    if (load !== this.#loads || (isSame && !again)) return;
+    const version = isSame ? `${said}+${load}` : said; // the server knows of a change that its answer does not show
     const loaded = new Image();
-    loaded.onload = () => {
-      if (url !== this.#shownUrl) return;
-      const fits = this.image?.width !== loaded.width || this.image?.height !== loaded.height;
-      this.image = loaded;
-      if (fits) this.fit();
-      this.#describe();
-      this.#changed();
-    };
-    loaded.onerror = () => {
-      if (url !== this.#shownUrl) return;
-      this.image = null;
-      this.#say("The image is no longer there: run, or press Load image.");
-      this.redraw();
-    };
-    loaded.src = url;
+    const ended = (image) => { if (load === this.#loads) this.#showImage(image, key, version); };
+    loaded.onload = () => ended(loaded);
+    loaded.onerror = () => ended(null);
+    loaded.src = this.host.url(name, version);
   }
 
-  #forgetMasks() {
-    this.client.drop();
-    this.mask = this.#hoverMask = this.#asked = null;
-    this.#milliseconds = 0;
-    this.#pending = false;
+  #asked = { key: undefined, time: 0 };
+
+  #showImage(image, name, version) {
+    const { width, height } = this.image ?? {};
+    const isOther = image && (width !== image.width || height !== image.height);
+    if (isOther && width && !this.state.size) this.state.keepFor({ width, height });
+    if (name !== this.#file.name) this.#kept = null;
+    this.#file = { name, version, isLost: name !== null && image === null };
+    this.image = image;
+    this.state.image = image && { width: image.width, height: image.height };
+    if (isOther) this.fit();
+    this.#known.clear();
+    this.#refresh();
+    this.#update();
   }
 
-  #describe(found) {
-    const { width, height } = this.image;
-    const size = `${width} × ${height}`;
-    if (!found) return this.#say(this.#model ? size : `${size} · wire a SAM model to see masks`);
-    const share = ((100 * found.area) / (width * height)).toFixed(1);
-    this.#say(`score ${found.score.toFixed(3)} · ${found.area.toLocaleString("en")} px (${share} %) · ${Math.round(found.milliseconds)} ms · ${size}`);
-  }
+  // --- the masks
 
   #subject() {
-    const image = this.#images[this.state.frame];
-    return image && this.#model && this.image ? { image, model: this.#model } : null;
+    const image = this.images[this.state.frame];
+    if (!image || !this.#model || !this.image || this.#file.name !== JSON.stringify(image)) return null;
+    return { image, model: this.#model, version: this.#file.version };
   }
 
-  /** Bring the mask up to date with the marks, where that can be done and somebody is looking. */
-  async #refresh() {
-    const subject = this.#needed ? this.#subject() : null;
-    if (!subject) return;
-    const { shown, shownText } = this.state;
-    const key = JSON.stringify([subject, shownText]);
-    if (key === this.#asked) return;
-    this.#asked = key;
-    this.#pending = true;
-    this.#hoverMask = null;
-    try {
-      if (!(await this.#prepare(subject)) || key !== this.#asked) return;
-      if (!shown.length) {
-        this.client.drop();
-        this.#show(null, key);
-        return;
-      }
-      const answer = await this.client.ask({ ...subject, prompts: JSON.parse(shownText) });
-      if (answer) this.#show(await createImageBitmap(answer.png), key, answer);
-    } catch (error) {
-      if (key === this.#asked) this.#failed(error);
-    } finally {
-      if (key === this.#asked) this.#pending = false;
-    }
+  /** Whether masks are wanted: somebody looks, and has marked something or has come to do so. */
+  get #isNeeded() {
+    return this.#isSeen && !document.hidden && (this.#isVisited || this.state.marks.length > 0);
   }
 
-  #show(bitmap, key, answer) {
-    if (key !== this.#asked) return;
-    this.mask = bitmap;
-    this.#complained = null;
-    if (answer) this.#milliseconds = answer.milliseconds;
-    this.#describe(answer);
-    this.toolbar.update();
-    this.redraw();
-  }
-
-  #failed(error) {
-    this.#asked = null;
-    this.#prepared.key = null;
-    this.#needed = false; // until the user comes again: no storm of requests at a server that is gone
-    this.#say(error.message);
-    if (error.message !== this.#complained) this.host.complain(error.message);
-    this.#complained = error.message;
-  }
-
-  /** Have the image encoded, once. Resolves to whether it is still the one that is wanted. */
-  async #prepare(subject) {
+  /** Bring the masks up to date with the marks. What is out of date is shown on its own image only. */
+  #refresh() {
+    const subject = this.#subject();
     const key = JSON.stringify(subject);
-    if (this.#prepared.key !== key) {
-      this.element.classList.add("samkit-busy");
-      this.#say("Encoding the image…");
-      const promise = this.client.prepare(subject).catch((error) => {
-        if (error.status !== 503) throw error; // a question waits for its turn; so may this
-      });
-      this.#prepared = { key, promise };
-    }
-    try {
-      await this.#prepared.promise;
-    } finally {
-      if (this.#prepared.key === key) this.element.classList.remove("samkit-busy");
-    }
-    return this.#prepared.key === key;
+    if (key !== this.#latestOf) this.#latest.clear();
+    this.#latestOf = key;
+    this.preview.want(this.#isNeeded ? subject : null, this.#items());
+  }
+
+  #latestOf = null;
+
+  /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
+  #item(object, more = null) {
+    if (!more && this.#known.has(object)) return this.#known.get(object);
+    const question = this.state.question(object, more);
+    const own = question.prompts.objects?.[question.object] ?? null;
+    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, question.prompts.objects?.length > 1]);
+    if (!more) this.#known.set(object, { key, question, object });
+    return { key, question, object };
+  }
+
+  /** What is wanted: a mask for each object that is seen and has marks here, the selected one's first. */
+  #items() {
+    const { state } = this;
+    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && state.marksOf(object).length);
+    return places.sort((a, b) => (b === state.current) - (a === state.current)).map((object) => this.#item(object));
+  }
+
+  #find(object) {
+    const found = this.state.objects[object].hidden || !this.state.marksOf(object).length ? null : this.#item(object);
+    return found && this.preview.find(found.key);
+  }
+
+  /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order. */
+  get masks() {
+    const found = [...this.state.objects.keys()].map((object) => ({ object, ...this.#find(object) }));
+    return found.filter(({ bitmap }) => bitmap);
+  }
+
+  /** The selected object's mask, where it is up to date. */
+  get mask() {
+    return this.#find(this.state.current)?.bitmap ?? null;
+  }
+
+  /** The other object whose mask is at a place of the image: the smallest; null where there is none, or the selected one's is
+   * there too. An object that has no marks yet takes any click. */
+  objectAt(place) {
+    const { state } = this;
+    if (!state.marksOf(state.current).length) return null;
+    const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place));
+    if (there.some(({ object }) => object === state.current)) return null;
+    return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;
   }
 
   /** Show what a click at a place would give: {x, y, label} in image pixels, or null for none. */
-  async hover(place) {
-    this.#hoverPlace = place;
-    if (!place || !this.hovering || this.hidden || this.#milliseconds > SLOW) {
-      if (this.#hoverMask) this.redraw();
-      this.#hoverMask = null;
-      return;
-    }
-    const subject = this.#subject();
-    if (!subject || this.#pending || !this.#needed || this.#asked === null) return;
-    const asked = this.#asked;
-    const { marks, candidate } = parse(this.state.shownText);
-    const prompts = JSON.parse(serialise({ marks: [...marks, place], candidate }));
-    try {
-      const answer = await this.client.ask({ ...subject, prompts });
-      if (!answer || asked !== this.#asked || !this.#hoverPlace) return;
-      this.#milliseconds = answer.milliseconds;
-      this.#hoverMask = await createImageBitmap(answer.png);
-      this.redraw();
-    } catch {
-      this.#hoverMask = null; // the next click says what is wrong
-    }
+  hover(place) {
+    const isShown = place && this.hovering && !this.isHoverPaused && !this.hidden && !this.state.object.locked;
+    if (!isShown && !this.#place) return;
+    this.#place = isShown ? place : null;
+    this.preview.hover(this.#hoverItem());
+    this.redraw();
   }
+
+  #hoverItem() {
+    return this.#place && this.#subject() ? this.#item(this.state.current, this.#place) : null;
+  }
+
+  /** SAM's candidates for the selected object; null where there is nothing to choose from. */
+  async candidates() {
+    const { state } = this;
+    const subject = this.#subject();
+    if (!subject || !state.marksOf(state.current).length) return null;
+    return this.client.candidates({ image: subject.image, model: subject.model, ...state.question(state.current) });
+  }
+}
+
+const slotOf = ({ name, colour }) => `${name}\n${colour}`;
+
+const isField = (target) => target.tagName === "SELECT" || (target.tagName === "INPUT" && target.type !== "checkbox");
+
+const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+
+/** Whether a mask has the pixel at a place. */
+function isIn(bitmap, { x, y }) {
+  probe.clearRect(0, 0, 1, 1);
+  probe.drawImage(bitmap, -Math.floor(x), -Math.floor(y));
+  return probe.getImageData(0, 0, 1, 1).data[3] > 0;
 }

@@ -21,6 +21,13 @@ export class View {
     this.y = (stage.height - image.height * this.scale) / 2;
   }
 
+  /** Whether it is as `fit` has left it. */
+  isFitted(image, stage, margin = 0) {
+    const fitted = new View();
+    fitted.fit(image, stage, margin);
+    return fitted.scale === this.scale && fitted.x === this.x && fitted.y === this.y;
+  }
+
   toImage({ x, y }) {
     return { x: (x - this.x) / this.scale, y: (y - this.y) / this.scale };
   }

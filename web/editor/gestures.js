@@ -2,6 +2,7 @@
 
 import { boxBetween, clamped, dragged, hit, isInside } from "./geometry.js";
 import { POINT_RADIUS } from "./paint.js";
+import { isOutside } from "./state.js";
 
 const SLACK = 4; // screen pixels that a click may move
 const DOUBLE_CLICK = 350; // milliseconds
@@ -16,12 +17,14 @@ export class Gestures {
 
   /**
    * @param {HTMLElement} stage  takes the events
-   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, redraw(), and hover(place | null)
+   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, boxTool, redraw(), objectAt(place), and
+   *   hover(place | null)
+   * @param {AbortSignal} [signal]  ends the listening
    */
-  constructor(stage, editor) {
+  constructor(stage, editor, signal) {
     this.stage = stage;
     this.editor = editor;
-    const on = (type, handle) => stage.addEventListener(type, handle);
+    const on = (type, handle) => stage.addEventListener(type, handle, { signal });
     on("pointerdown", (event) => this.#down(event));
     on("pointermove", (event) => this.#move(event));
     on("pointerup", (event) => this.#up(event));
@@ -43,13 +46,20 @@ export class Gestures {
   }
 
   abandon() {
-    if (this.#gesture && this.#gesture.kind !== "pan") this.editor.state.cancel();
+    const kind = this.#gesture?.kind ?? "pan";
     this.#gesture = null;
+    if (kind !== "pan") this.editor.state.cancel();
+  }
+
+  /** The marks as they are drawn: those that lie outside of the image are at its edge. */
+  #marks() {
+    const { state, image } = this.editor;
+    return state.marks.map((mark) => (isOutside(mark, image) ? { ...mark, ...clamped(mark, image) } : mark));
   }
 
   #hit(at) {
     const { state, view, unit } = this.editor;
-    return hit(state.marks, state.shown, at, ((POINT_RADIUS + 2) * unit) / view.scale);
+    return hit(this.#marks(), state.touchable, at, ((POINT_RADIUS + 2) * unit) / view.scale);
   }
 
   #down(event) {
@@ -70,11 +80,13 @@ export class Gestures {
     editor.hover(null);
     const at = editor.view.toImage(start);
     const isPan = event.button === 1 || editor.panning;
-    const found = isPan ? null : this.#hit(at);
+    const forced = event.ctrlKey || event.metaKey; // a new mark, whatever lies there
+    const found = isPan || forced ? null : this.#hit(at);
     const negative = event.button === 2 || event.shiftKey || event.altKey || editor.negative;
-    const mark = found && { ...editor.state.marks[found.index] };
-    this.#gesture = { kind: isPan ? "pan" : "mark", pointer: event.pointerId, button: event.button, start, last: start, at, found, mark, negative, moved: false };
-    if (found && found.part !== "body") editor.state.select(found.index);
+    const mark = found && this.#marks()[found.index];
+    const kind = isPan ? "pan" : "mark";
+    this.#gesture = { kind, pointer: event.pointerId, button: event.button, start, last: start, at, found, mark, negative, forced, moved: false };
+    if (found && found.part !== "body" && !editor.boxTool) editor.state.select(found.index);
   }
 
   #move(event) {
@@ -98,10 +110,13 @@ export class Gestures {
     const { editor } = this;
     const at = editor.view.toImage(here);
     const found = this.#hit(at);
-    const onMark = found && found.part !== "body";
-    this.stage.style.cursor = editor.panning ? "grab" : onMark ? CURSORS[found.part] : "crosshair";
+    const onMark = found && found.part !== "body" && !editor.boxTool;
     const negative = event.shiftKey || event.altKey || editor.negative;
-    editor.hover(onMark || editor.panning || !isInside(at, editor.image) ? null : { ...at, label: negative ? 0 : 1 });
+    const other = onMark || negative || event.ctrlKey || event.metaKey ? null : editor.objectAt(at);
+    const cursor = other === null ? "crosshair" : "pointer";
+    this.stage.style.cursor = editor.panning ? "grab" : onMark ? CURSORS[found.part] : cursor;
+    const nothing = onMark || other !== null || editor.panning || !isInside(at, editor.image);
+    editor.hover(nothing ? null : { ...at, label: negative ? 0 : 1 });
   }
 
   #pan(here) {
@@ -126,22 +141,24 @@ export class Gestures {
     if (!gesture.moved && Math.hypot(here.x - gesture.start.x, here.y - gesture.start.y) < SLACK * editor.unit) return;
     if (gesture.button !== 0) return;
     const to = editor.view.toImage(here);
-    if (!gesture.moved && !gesture.found && !isInside(gesture.at, editor.image)) return;
-    if (gesture.found && !gesture.moved) editor.state.select(gesture.found.index);
+    const moves = gesture.found && !editor.boxTool;
+    if (moves && !gesture.moved) editor.state.select(gesture.found.index);
     gesture.moved = true;
-    if (gesture.found) {
+    if (moves) {
       const by = { x: to.x - gesture.at.x, y: to.y - gesture.at.y };
       editor.state.update(gesture.found.index, dragged(gesture.mark, gesture.found.part, by, editor.image));
     } else {
-      const box = boxBetween(gesture.at, clamped(to, editor.image));
-      if (box.width <= 0 || box.height <= 0) return;
-      if (gesture.box === undefined) {
-        editor.state.add(box, false);
-        gesture.box = editor.state.selected;
-      } else {
-        editor.state.update(gesture.box, box);
-      }
+      this.#stretch(boxBetween(clamped(gesture.at, editor.image), clamped(to, editor.image)));
     }
+  }
+
+  /** Draw the new box as far as the pointer has come; what lies outside of the image is cut off. */
+  #stretch(box) {
+    const { state } = this.editor;
+    if (box.width <= 0 || box.height <= 0) return;
+    if (this.#gesture.box !== undefined) state.update(this.#gesture.box, box);
+    else if (state.add(box, false)) this.#gesture.box = state.selected;
+    else this.editor.refuse();
   }
 
   #up(event) {
@@ -168,16 +185,20 @@ export class Gestures {
     else state.commit();
   }
 
-  #click({ at, found, negative }, time) {
+  #click({ at, found, negative, forced }, time) {
     const { state, image } = this.editor;
     const { index: lastIndex, time: lastTime } = this.#lastClick;
     this.#lastClick = { index: null, time };
     if (found && found.part !== "body") {
       if (found.index === lastIndex && time - lastTime < DOUBLE_CLICK) state.remove(found.index);
       else this.#lastClick.index = found.index;
-    } else if (isInside(at, image)) {
-      state.add({ ...at, label: negative ? 0 : 1 });
+      if (this.editor.boxTool && state.marks[found.index]) state.select(found.index);
+      return;
     }
+    if (!isInside(at, image)) return;
+    const other = negative || forced ? null : this.editor.objectAt(at);
+    if (other !== null) state.selectObject(other);
+    else if (!state.add({ ...at, label: negative ? 0 : 1 })) this.editor.refuse();
   }
 
   #cancel(event) {

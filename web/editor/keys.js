@@ -1,12 +1,30 @@
-/** What the keys do while the editor has the focus. */
+/** What the keys do while the editor is what was last used. */
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const CANDIDATE_OF = { 0: "best", 1: "smallest", 2: "middle", 3: "largest" };
 
+/** What the legend says, in its order. */
+export const LEGEND = [
+  ["Left click", "on the object"],
+  ["Right click, Shift + click", "not on the object"],
+  ["Drag", "box, or move a mark"],
+  ["Ctrl + drag", "always a new box"],
+  ["Ctrl + click", "a point, whatever lies there"],
+  ["Double click", "remove a mark"],
+  ["N", "new object"],
+  ["[ and ]", "object before, next object"],
+  ["0, 1, 2, 3", "how much of the object"],
+  ["B", "box tool"],
+  ["H", "hide the masks"],
+  ["Wheel, Space + drag, F", "zoom, pan, fit"],
+  ["Delete, arrows, Tab", "remove, move, next mark"],
+  ["Ctrl + Z, Ctrl + Y", "undo, redo"],
+];
+
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), nudge(dx, dy), escape()
+ * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape()
  */
 export function onKey(event, editor) {
   const action = event.altKey ? null : actionOf(event, editor);
@@ -46,6 +64,10 @@ function actionOf(event, editor) {
     Tab: () => state.selectNext(shiftKey ? -1 : 1),
     h: () => editor.toggleOverlay(),
     f: () => editor.fit(),
+    b: () => editor.toggleBoxTool(),
+    n: () => state.newObject(),
+    "[": () => state.selectNextObject(-1),
+    "]": () => state.selectNextObject(1),
   };
   return actions[key] ?? null;
 }

@@ -1,11 +1,11 @@
 /** Draws the editor's canvas: image, masks, marks. Marks keep their size on the screen, whatever is zoomed. */
 
-import { isBox } from "./state.js";
+import { clamped } from "./geometry.js";
+import { isBox, isOutside } from "./state.js";
 
 const POSITIVE = "#1fa34a";
 const NEGATIVE = "#d62f2f";
-const BOX = "#ffd400";
-const SELECTED = "#ffffff";
+const LIGHT = "#ffffff";
 const DARK = "rgba(0, 0, 0, 0.65)";
 export const POINT_RADIUS = 8;
 
@@ -16,10 +16,10 @@ export const POINT_RADIUS = 8;
  * @param {number} scene.unit  editor pixels per pixel of the screen (a zoomed-out graph shrinks the editor)
  * @param {import("./geometry.js").View} scene.view
  * @param {CanvasImageSource & {width: number, height: number} | null} scene.image
- * @param {ImageBitmap | null} scene.mask  the committed marks'
- * @param {ImageBitmap | null} scene.hover  what a click at the pointer would give
+ * @param {{bitmap: ImageBitmap, strength: number}[]} scene.masks  in the order in which they are laid over the image
+ * @param {object} scene.state  the editor's
  */
-export function paint(context, { ratio, unit, view, image, mask, hover, marks, shown, selected }) {
+export function paint(context, { ratio, unit, view, image, masks, state }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   if (!image) return;
@@ -28,27 +28,39 @@ export function paint(context, { ratio, unit, view, image, mask, hover, marks, s
   context.imageSmoothingEnabled = scale < 2;
   context.drawImage(image, 0, 0, image.width, image.height);
   context.imageSmoothingEnabled = false;
-  for (const [layer, strength] of [[mask, 1], [hover, mask ? 0.5 : 0.75]]) {
-    if (!layer) continue;
+  for (const { bitmap, strength } of masks) {
     context.globalAlpha = strength;
-    context.drawImage(layer, 0, 0, image.width, image.height);
+    context.drawImage(bitmap, 0, 0, image.width, image.height);
   }
-  context.globalAlpha = 1;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  for (const index of shown) {
-    const draw = isBox(marks[index]) ? drawBox : drawPoint;
-    draw(context, marks[index], view, unit, index === selected);
-  }
+  for (const index of state.drawn) drawMark(context, state, index, view, unit, image);
+  context.globalAlpha = 1;
+  context.setLineDash([]);
 }
 
-function drawPoint(context, mark, view, unit, selected) {
+/** A mark: those of other objects are fainter, those for this frame only dashed, those outside of the image at its edge. */
+function drawMark(context, state, index, view, unit, image) {
+  const mark = state.marks[index];
+  const outside = isOutside(mark, image);
+  const style = {
+    colour: state.objects[mark.object].colour,
+    selected: index === state.selected,
+    dash: mark.frame === undefined ? [] : [3 * unit, 3 * unit],
+  };
+  context.globalAlpha = outside ? 0.4 : mark.object === state.current ? 1 : 0.6;
+  const draw = isBox(mark) ? drawBox : drawPoint;
+  draw(context, outside ? { ...mark, ...clamped(mark, image) } : mark, view, unit, style);
+}
+
+function drawPoint(context, mark, view, unit, { colour, selected, dash }) {
   const { x, y } = view.toStage(mark);
   const radius = POINT_RADIUS * unit;
   context.beginPath();
-  context.arc(x, y, radius, 0, 2 * Math.PI);
+  if (dash.length) context.rect(x - radius * 0.85, y - radius * 0.85, radius * 1.7, radius * 1.7);
+  else context.arc(x, y, radius, 0, 2 * Math.PI);
   context.fillStyle = mark.label ? POSITIVE : NEGATIVE;
   context.fill();
-  ring(context, unit, selected);
+  ring(context, unit, selected, selected ? LIGHT : colour);
   const arm = radius * 0.55;
   context.beginPath();
   context.moveTo(x - arm, y);
@@ -58,21 +70,23 @@ function drawPoint(context, mark, view, unit, selected) {
     context.lineTo(x, y + arm);
   }
   context.lineWidth = 2 * unit;
-  context.strokeStyle = "#ffffff";
+  context.strokeStyle = LIGHT;
   context.stroke();
 }
 
-function drawBox(context, mark, view, unit, selected) {
+/** Dark, light and the object's colour: one of them stands out on any image. */
+function drawBox(context, mark, view, unit, { colour, selected, dash }) {
   const { x, y } = view.toStage(mark);
   const [width, height] = [mark.width * view.scale, mark.height * view.scale];
   context.beginPath();
   context.rect(x, y, width, height);
-  context.lineWidth = 4 * unit;
-  context.strokeStyle = DARK;
-  context.stroke();
-  context.lineWidth = 2 * unit;
-  context.strokeStyle = BOX;
-  context.stroke();
+  for (const [line, wide] of [[DARK, 5], [LIGHT, 3.5], [colour, 2]]) {
+    context.setLineDash(line === colour ? dash : []);
+    context.lineWidth = wide * unit;
+    context.strokeStyle = line;
+    context.stroke();
+  }
+  context.setLineDash([]);
   if (selected) drawHandles(context, { x, y, width, height }, unit);
 }
 
@@ -82,19 +96,19 @@ function drawHandles(context, { x, y, width, height }, unit) {
       if (left === x + width / 2 && top === y + height / 2) continue;
       context.beginPath();
       context.rect(left - 4 * unit, top - 4 * unit, 8 * unit, 8 * unit);
-      context.fillStyle = SELECTED;
+      context.fillStyle = LIGHT;
       context.fill();
-      ring(context, unit, false);
+      ring(context, unit, false, LIGHT);
     }
   }
 }
 
-/** The line around a shape: dark and light, so that it shows on any image; thicker where selected. */
-function ring(context, unit, selected) {
-  context.lineWidth = (selected ? 5 : 3) * unit;
+/** The line around a shape: dark, and a colour on it, so that it shows on any image; thicker where selected. */
+function ring(context, unit, selected, colour) {
+  context.lineWidth = (selected ? 5 : 4) * unit;
   context.strokeStyle = DARK;
   context.stroke();
-  context.lineWidth = (selected ? 3 : 1.5) * unit;
-  context.strokeStyle = SELECTED;
+  context.lineWidth = (selected ? 3 : 2) * unit;
+  context.strokeStyle = colour;
   context.stroke();
 }

@@ -1,8 +1,8 @@
-/** Where the editor's image and model come from, told by the API form of the graph (subgraphs, reroutes and bypassed
+/** Where the editor's image and model come from, read from the API form of the graph (subgraphs, reroutes and bypassed
  * nodes are resolved in it). No DOM. */
 
 const LOADERS = { LoadImage: "input", LoadImageOutput: "output" };
-const SAME_PICTURE = { SAMKit_PromptEditor: "image" };
+const SAME_IMAGE = { SAMKit_PromptEditor: "image" };
 const FILE = /^(?:(.*)[/\\])?([^/\\]+?)(?: \[(input|output|temp)\])?$/;
 
 /** ComfyUI's name of a file, "sub/name.png [temp]", taken apart as its /view wants it. */
@@ -28,10 +28,38 @@ export function imageOf(graph, id) {
   for (let steps = 0; from && steps < 1000; steps += 1) {
     const { class_type: kind, inputs } = from.node;
     if (kind in LOADERS) return typeof inputs.image === "string" ? fileOf(inputs.image, LOADERS[kind]) : null;
-    if (!(kind in SAME_PICTURE)) return null;
-    from = feeding(graph, from.id, SAME_PICTURE[kind]);
+    if (!(kind in SAME_IMAGE)) return null;
+    from = feeding(graph, from.id, SAME_IMAGE[kind]);
   }
   return null;
+}
+
+/** A text that changes whenever another value would come from an output of a graph. Marks do not change an editor's image. */
+function signatureOf(graph, { id, output }) {
+  const parts = Object.entries(only(graph, id)).map(([part, { class_type: kind, inputs }]) => {
+    const { prompts: _, sam_model: __, individual_masks: ___, ...others } = inputs ?? {};
+    return [part, kind, kind in SAME_IMAGE ? others : inputs];
+  });
+  return JSON.stringify([output, parts]);
+}
+
+/** A short text that changes whenever another image would come; null where nothing is connected. */
+export function imageSignature(graph, id) {
+  const from = feeding(graph, id, "image");
+  return from && hash(signatureOf(graph, from));
+}
+
+/** 53 bits that tell texts apart (cyrb53): a signature is saved with the workflow, and should be short. */
+function hash(text) {
+  let [high, low] = [0xdeadbeef, 0x41c6ce57];
+  for (let i = 0; i < text.length; i += 1) {
+    const code = text.charCodeAt(i);
+    high = Math.imul(high ^ code, 2654435761);
+    low = Math.imul(low ^ code, 1597334677);
+  }
+  high = Math.imul(high ^ (high >>> 16), 2246822507) ^ Math.imul(low ^ (low >>> 13), 3266489909);
+  low = Math.imul(low ^ (low >>> 16), 2246822507) ^ Math.imul(high ^ (high >>> 13), 3266489909);
+  return (4294967296 * (2097151 & low) + (high >>> 0)).toString(36);
 }
 
 /**
@@ -44,8 +72,7 @@ export function modelOf(graph, id) {
   if (!from) return null;
   const { model_name: name, precision = "auto" } = from.node.inputs;
   const isOurs = from.node.class_type === "AV_SAMLoader" && typeof name === "string" && typeof precision === "string";
-  const signature = JSON.stringify([from.output, only(graph, from.id)], (key, value) => (key === "_meta" ? undefined : value));
-  return { name: isOurs ? { model_name: name, precision } : null, signature };
+  return { name: isOurs ? { model_name: name, precision } : null, signature: signatureOf(graph, from) };
 }
 
 /** The part of a graph that a node needs, itself included. */

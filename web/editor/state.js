@@ -1,84 +1,68 @@
-/** What the prompt editor holds: marks in pixels of the image, the chosen candidate, a selection, and undo. No DOM. */
+/** What the prompt editor holds: objects with marks in pixels of the image, a selection, and undo. No DOM. */
 
-export const VERSION = 1;
-export const CANDIDATES = ["best", "smallest", "middle", "largest"];
+import { readText, writeText } from "./text.js";
+
+export { CANDIDATES, COLOURS, isBox } from "./text.js";
+import { CANDIDATES, cleaned, isBox, nextColour, rounded } from "./text.js";
+
 const MOST_STEPS = 200;
+const MOST_NAME = 100;
 
 /**
- * @typedef {{x: number, y: number, label: 0 | 1, frame?: number}} Point  label 1: on the object, 0: not on it
- * @typedef {{x: number, y: number, width: number, height: number, frame?: number}} Box
- * @typedef {Point | Box} Mark  one for every frame, or, with `frame`, for that frame
+ * @typedef {import("./text.js").Mark} Mark
+ * @typedef {import("./text.js").EditorObject} EditorObject
  */
 
-/** A hundredth of a pixel is more than SAM tells apart, and keeps the text short. */
-const rounded = (number) => Math.round(number * 100) / 100;
-
-/** Whether a mark is a box. */
-export const isBox = (mark) => "width" in mark;
-
-/** A mark with its numbers rounded and its keys in order, or null where it is none. */
-function cleaned(mark) {
-  const numbers = (...keys) => keys.every((key) => Number.isFinite(mark?.[key]));
-  if (!numbers("x", "y")) return null;
-  const [x, y] = [mark.x, mark.y].map(rounded);
-  const frame = Number.isInteger(mark.frame) && mark.frame >= 0 ? { frame: mark.frame } : {};
-  if (!isBox(mark)) return { x, y, label: mark.label === 0 ? 0 : 1, ...frame };
-  if (!numbers("width", "height") || mark.width <= 0 || mark.height <= 0) return null;
-  const [width, height] = [mark.width, mark.height].map((side) => Math.max(0.01, rounded(side))); // rounding leaves it a box
-  return { x, y, width, height, ...frame };
-}
-
-/**
- * Read the widget's text; what cannot be read counts as empty, for a widget must load.
- * @param {string} text
- * @returns {{marks: Mark[], candidate: string}}
- */
-export function parse(text) {
-  try {
-    const value = JSON.parse(text || "{}");
-    const marks = Array.isArray(value?.marks) ? value.marks.map(cleaned).filter(Boolean) : [];
-    return { marks, candidate: CANDIDATES.includes(value?.candidate) ? value.candidate : "best" };
-  } catch {
-    return { marks: [], candidate: "best" };
-  }
-}
-
-/** The widget's text. @param {{marks: Mark[], candidate: string}} state */
-export function serialise({ marks, candidate }) {
-  if (!marks.length && candidate === "best") return "{}";
-  return JSON.stringify({ version: VERSION, marks: marks.map(cleaned), candidate });
-}
-
-/** The editor's state; `onChange` is called after every change, `onCommit` after those that undo can take back. */
+/** The editor's state; `onChange` is called after every change, `onCommit` after those that the workflow stores. */
 export class EditorState {
-  constructor({ onChange = () => {}, onCommit = () => {} } = {}) {
-    Object.assign(this, parse("{}"), { onChange, onCommit });
-    this.selected = null;
-    this.frame = 0;
-    this.onlyThisFrame = false;
-    this.#undo = [];
-    this.#redo = [];
-    this.#committed = this.text;
-  }
-
-  #undo;
-  #redo;
+  selected = null;
+  current = 0;
+  frame = 0;
+  frames = 1;
+  onlyThisFrame = false;
+  image = null; // {width, height} of what is shown
+  #undo = [];
+  #redo = [];
   #committed;
+  #loaded = null; // a text from outside, given back as it was until something changes
 
-  /** What the widget stores. */
-  get text() {
-    return serialise(this);
+  constructor({ onChange = () => {}, onCommit = () => {} } = {}) {
+    Object.assign(this, readText("{}"), { onChange, onCommit });
+    this.#committed = writeText(this);
   }
 
-  /** Indices of the marks that count for the frame that is shown. */
+  /** What the workflow stores. */
+  get text() {
+    const written = writeText(this);
+    return this.#loaded?.written === written ? this.#loaded.text : written;
+  }
+
+  /** What a run needs of it: a change of colour or of an eye is no reason to run anything again. */
+  get runText() {
+    return writeText(this, { view: false });
+  }
+
+  /** Indices of the marks that are used for the frame that is shown. */
   get shown() {
     return [...this.marks.keys()].filter((index) => (this.marks[index].frame ?? this.frame) === this.frame);
   }
 
-  /** The marks of the frame that is shown, as a text of their own (the server need not know of frames). */
-  get shownText() {
-    const marks = this.shown.map((index) => ({ ...this.marks[index], frame: undefined }));
-    return serialise({ marks, candidate: this.candidate });
+  /** Indices of the marks that are drawn: those of hidden objects are not. */
+  get drawn() {
+    return this.shown.filter((index) => !this.objects[this.marks[index].object].hidden);
+  }
+
+  /** Indices of the marks that the pointer and the keys reach. */
+  get touchable() {
+    return this.drawn.filter((index) => !this.objects[this.marks[index].object].locked);
+  }
+
+  get object() {
+    return this.objects[this.current];
+  }
+
+  get candidate() {
+    return this.object.candidate;
   }
 
   get canUndo() {
@@ -89,63 +73,126 @@ export class EditorState {
     return this.#redo.length > 0;
   }
 
+  /** The marks of an object in the frame that is shown. */
+  marksOf(object) {
+    return this.shown.map((index) => this.marks[index]).filter((mark) => mark.object === object);
+  }
+
+  /**
+   * The text for a preview of the frame that is shown (the server need not know of frames), and an object's place in it.
+   * @param {number} object
+   * @param {Mark | null} more  a mark that it would get
+   */
+  question(object, more = null) {
+    const used = (index) => index === object || this.marks.some((mark) => mark.object === index);
+    const listed = [...this.objects.keys()].filter(used);
+    const marks = this.shown.map((index) => ({ ...this.marks[index], frame: undefined }));
+    if (more) marks.push({ ...more, object, frame: undefined });
+    const moved = marks.filter((mark) => listed.includes(mark.object)).map((mark) => ({ ...mark, object: listed.indexOf(mark.object) }));
+    const objects = listed.map((index) => ({ ...this.objects[index], hidden: false, locked: false }));
+    return { prompts: JSON.parse(writeText({ objects, marks: moved, size: null })), object: listed.indexOf(object) };
+  }
+
   /** Take over a text from outside: a loaded workflow, a pasted node, ComfyUI's own undo. History starts anew. */
   load(text) {
-    const state = parse(text);
-    if (serialise(state) === this.text) return;
-    Object.assign(this, state, { selected: null });
+    if (text === this.text) return;
+    const state = readText(text);
+    const written = writeText(state);
+    const same = written === writeText(this);
+    this.#loaded = state.readable ? { text, written } : null;
+    if (same) return;
+    this.#take(state);
+    this.current = 0;
     this.#undo.length = this.#redo.length = 0;
-    this.#committed = this.text;
+    this.#committed = written;
     this.onChange();
   }
 
-  /** Add a mark for this frame or for all, and select it. Without `commit`, more of the same gesture is to come. */
+  #take({ objects, marks, size }) {
+    Object.assign(this, { objects, marks, size, selected: null });
+    this.current = Math.min(this.current, objects.length - 1);
+  }
+
+  /** How many frames there are; marks for a single frame make sense for several only. */
+  setFrames(count) {
+    if (count === this.frames) return;
+    this.frames = count;
+    if (count < 2) this.onlyThisFrame = false;
+    if (this.frame >= count) this.showFrame(0);
+    else this.onChange();
+  }
+
+  /**
+   * Add a mark to the selected object, for this frame or for all, and select it. A second box is another object's. Without
+   * `commit`, more of the same gesture is to come. Returns whether it was added: to a locked object it is not.
+   */
   add(mark, commit = true) {
-    const made = cleaned(this.onlyThisFrame ? { ...mark, frame: this.frame } : mark);
-    if (!made) return;
-    this.marks.push(made);
+    const made = cleaned({ ...mark, ...(this.onlyThisFrame && { frame: this.frame }) });
+    if (!made) return false;
+    if (isBox(made) && this.marksOf(this.current).some(isBox)) this.#append();
+    if (this.object.locked) return false;
+    if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
+    this.marks.push({ ...made, object: this.current });
     this.selected = this.marks.length - 1;
     if (commit) this.commit();
     else this.onChange();
+    return true;
   }
 
   /** Replace a mark's place; nothing where it is gone, as when undo comes in the middle of a drag. */
   update(index, change) {
     const mark = this.marks[index] && cleaned({ ...this.marks[index], ...change });
     if (!mark) return;
-    this.marks[index] = mark;
+    this.marks[index] = { ...mark, object: this.marks[index].object };
     this.onChange();
   }
 
   remove(index) {
-    if (!this.marks[index]) return;
+    if (!this.touchable.includes(index)) return;
     this.marks.splice(index, 1);
     this.selected = null;
     this.commit();
   }
 
+  /** What `clear` would remove. */
+  get clearable() {
+    return this.touchable.filter((index) => this.frames < 2 || this.marks[index].frame === this.frame);
+  }
+
+  /** Remove this frame's own marks: of several frames those that are for all of them stay. */
   clear() {
-    const gone = new Set(this.shown);
+    this.#drop(new Set(this.clearable));
+  }
+
+  /** Remove the marks of all frames, but for those of locked objects. */
+  clearAll() {
+    this.#drop(new Set([...this.marks.keys()].filter((index) => !this.objects[this.marks[index].object].locked)));
+  }
+
+  #drop(gone) {
     this.marks = this.marks.filter((_, index) => !gone.has(index));
     this.selected = null;
     this.commit();
   }
 
+  /** Select a mark, and its object; or none. */
   select(index) {
     this.selected = index;
+    if (index !== null && this.marks[index]) this.current = this.marks[index].object;
     this.onChange();
   }
 
-  /** Select the next of the shown marks, or the one before; after the last comes none. Returns whether one is selected. */
+  /** Select the next of the marks, or the one before; after the last comes none. Returns whether one is selected. */
   selectNext(step = 1) {
-    const shown = this.shown;
-    const place = this.selected === null ? (step > 0 ? 0 : shown.length - 1) : shown.indexOf(this.selected) + step;
-    this.select(shown[place] ?? null);
+    const places = this.touchable;
+    const place = this.selected === null ? (step > 0 ? 0 : places.length - 1) : places.indexOf(this.selected) + step;
+    this.select(places[place] ?? null);
     return this.selected !== null;
   }
 
   chooseCandidate(candidate) {
-    this.candidate = CANDIDATES.includes(candidate) ? candidate : "best";
+    if (this.object.locked) return;
+    this.#change(this.current, { candidate: CANDIDATES.includes(candidate) ? candidate : "best" });
     this.commit();
   }
 
@@ -160,21 +207,145 @@ export class EditorState {
     this.onChange();
   }
 
+  // --- objects
+
+  /** Begin another object; an empty one at the end is taken as it is. */
+  newObject() {
+    const last = this.objects.length - 1;
+    if (this.marks.some((mark) => mark.object === last)) this.#append();
+    else this.current = last;
+    this.selected = null;
+    this.commit();
+  }
+
+  #append() {
+    this.objects = [...this.objects, { name: this.#freeName(), colour: nextColour(this.objects), candidate: "best" }];
+    this.current = this.objects.length - 1;
+  }
+
+  #freeName() {
+    const names = new Set(this.objects.map(({ name }) => name));
+    for (let number = this.objects.length + 1; ; number += 1) if (!names.has(`Object ${number}`)) return `Object ${number}`;
+  }
+
+  selectObject(index) {
+    if (!this.objects[index]) return;
+    this.current = index;
+    this.selected = null;
+    this.onChange();
+  }
+
+  selectNextObject(step = 1) {
+    this.selectObject((this.current + step + this.objects.length) % this.objects.length);
+  }
+
+  /** Change a name or a colour: a step; or `hidden` or `locked`: stored, but not a step. */
+  setObject(index, change) {
+    if (!this.objects[index]) return;
+    const { name, ...others } = change;
+    const clean = name === undefined ? others : { ...others, name: name.trim().slice(0, MOST_NAME) || this.objects[index].name };
+    this.#change(index, clean);
+    if ("hidden" in change || "locked" in change) this.#store();
+    else this.commit();
+  }
+
+  #change(index, change) {
+    this.objects = this.objects.map((object, place) => (place === index ? { ...object, ...change } : object));
+  }
+
+  removeObject(index) {
+    if (!this.objects[index] || this.objects[index].locked) return;
+    this.marks = this.marks.filter((mark) => mark.object !== index);
+    this.marks = this.marks.map((mark) => (mark.object > index ? { ...mark, object: mark.object - 1 } : mark));
+    const rest = this.objects.filter((_, place) => place !== index);
+    this.#take({ objects: rest.length ? rest : readText("{}").objects, marks: this.marks, size: this.size });
+    this.commit();
+  }
+
+  /** Put an object a place up or down in the list. */
+  moveObject(index, step) {
+    const to = index + step;
+    if (!this.objects[index] || !this.objects[to]) return;
+    const order = [...this.objects.keys()];
+    [order[index], order[to]] = [order[to], order[index]];
+    this.objects = order.map((place) => this.objects[place]);
+    this.marks = this.marks.map((mark) => ({ ...mark, object: order.indexOf(mark.object) }));
+    this.current = order.indexOf(this.current);
+    this.commit();
+  }
+
+  /** Copy the selected object's marks of this frame to the next frame, in place of those that it has there. */
+  copyToNext() {
+    const next = this.frame + 1;
+    if (next >= this.frames || this.object.locked) return;
+    const own = this.marks.filter((mark) => mark.object === this.current && mark.frame === this.frame);
+    const rest = this.marks.filter((mark) => mark.object !== this.current || mark.frame !== next);
+    this.marks = [...rest, ...own.map((mark) => ({ ...mark, frame: next }))];
+    this.commit();
+    this.showFrame(next);
+  }
+
+  /** Make the selected object's marks of this frame those of all frames. */
+  copyToAll() {
+    if (this.object.locked) return;
+    const own = this.marksOf(this.current).map(({ frame: _, ...mark }) => mark);
+    this.marks = [...this.marks.filter((mark) => mark.object !== this.current), ...own];
+    this.selected = null;
+    this.commit();
+  }
+
+  // --- the image
+
+  /** Indices of the marks of the shown frame that no pixel of the image has: they are not used. */
+  outside(image) {
+    return this.shown.filter((index) => isOutside(this.marks[index], image));
+  }
+
+  clearOutside(image) {
+    this.#drop(new Set(this.outside(image)));
+  }
+
+  /** Scale all marks from the image that they were made on to this one. */
+  scaleTo(image) {
+    const [across, down] = [image.width / this.size.width, image.height / this.size.height];
+    this.marks = this.marks.map((mark) => {
+      const place = { x: mark.x * across, y: mark.y * down };
+      return { ...mark, ...cleaned({ ...mark, ...place, ...(isBox(mark) && { width: mark.width * across, height: mark.height * down }) }) };
+    });
+    this.keepFor(image);
+    this.commit();
+  }
+
+  /** The image that marks are made on from now. */
+  keepFor({ width, height }) {
+    this.size = { width, height };
+  }
+
+  // --- steps
+
   /** End a gesture: one step of undo, however much was dragged. */
   commit() {
-    if (this.text !== this.#committed) {
+    const written = writeText(this);
+    if (written !== this.#committed) {
       this.#undo.push(this.#committed);
       if (this.#undo.length > MOST_STEPS) this.#undo.shift();
       this.#redo.length = 0;
-      this.#committed = this.text;
+      this.#committed = written;
       this.onCommit();
     }
     this.onChange();
   }
 
-  /** Give up what was changed since the last commit. */
+  /** What the workflow stores and undo does not take back. */
+  #store() {
+    this.#committed = writeText(this);
+    this.onCommit();
+    this.onChange();
+  }
+
+  /** Discard what was changed since the last commit. */
   cancel() {
-    Object.assign(this, parse(this.#committed), { selected: null });
+    this.#take(readText(this.#committed));
     this.onChange();
   }
 
@@ -190,8 +361,17 @@ export class EditorState {
     if (!from.length) return;
     to.push(this.#committed);
     this.#committed = from.pop();
-    Object.assign(this, parse(this.#committed), { selected: null });
+    this.#take(readText(this.#committed));
     this.onCommit();
     this.onChange();
   }
 }
+
+/** Whether no pixel of an image lies under a mark; as the node sees it. */
+export function isOutside(mark, { width, height }) {
+  if (isBox(mark)) return mark.x >= width || mark.y >= height || mark.x + mark.width <= 0 || mark.y + mark.height <= 0;
+  return mark.x < 0 || mark.y < 0 || mark.x > width || mark.y > height;
+}
+
+/** A number of the image's pixels as it is stored. */
+export { rounded };

@@ -1,4 +1,7 @@
-/** The editor's buttons: each with an icon, a tooltip and an accessible name. */
+/** The editor's buttons: in groups, each with an icon, a tooltip and an accessible name. */
+
+import { LEGEND } from "./keys.js";
+import { ACTIONS } from "./status.js";
 
 /** An element with properties, attributes (names with a dash) and children. */
 export function make(tag, properties = {}, ...children) {
@@ -11,12 +14,13 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function button(icon, title, onclick) {
+/** A button with an icon of PrimeIcons, which every ComfyUI frontend has. */
+export function button(icon, title, onclick) {
   const face = make("i", { className: `pi pi-${icon}`, "aria-hidden": "true" });
   return make("button", { type: "button", title, onclick, "aria-label": title }, face);
 }
 
-const CANDIDATE_NAMES = { best: "Best", smallest: "1 Smallest", middle: "2 Middle", largest: "3 Largest" };
+const CANDIDATE_NAMES = { best: "Best guess", smallest: "1 Part", middle: "2 Middle", largest: "3 Whole" };
 
 /**
  * @param {object} editor
@@ -25,36 +29,105 @@ const CANDIDATE_NAMES = { best: "Best", smallest: "1 Smallest", middle: "2 Middl
 export function makeToolbar(editor) {
   const { state } = editor;
   const undo = button("undo", "Undo (Ctrl+Z)", () => state.undo());
-  const redo = button("refresh", "Redo (Ctrl+Shift+Z)", () => state.redo());
-  const remove = button("trash", "Remove the selected mark (Delete)", () => state.remove(state.selected));
-  const clear = button("eraser", "Remove all marks of this frame", () => state.clear());
+  const redo = button("undo", "Redo (Ctrl+Shift+Z)", () => state.redo());
+  redo.classList.add("samkit-mirrored");
+  const object = button("plus", "New object (N): clicks then mark that one", () => state.newObject());
   const negative = button("minus-circle", "Clicks mark what is NOT the object (as a right click does)", () => editor.toggleNegative());
-  const hide = button("eye", "Show or hide the mask (H)", () => editor.toggleOverlay());
-  const hover = button("bolt", "Preview what a click would give, as the pointer moves", () => editor.toggleHover());
-  const fit = button("expand", "Fit the image (F)", () => editor.fit());
-  const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
-  const load = button("download", "Load image: run only what is upstream of it", () => editor.loadImage());
-  const send = button("pencil", "Send to Mask Editor: a Load Image node with this mask", () => editor.sendToMaskEditor());
+  const box = button("stop", "Box tool (B): every drag draws a new box", () => editor.toggleBoxTool());
+  const remove = button("trash", "Remove the selected mark (Delete)", () => state.remove(state.selected));
+  const clear = button("eraser", "", () => state.clear());
+  const clearAll = button("ban", "Remove the marks of all frames", () => state.clearAll());
   const options = Object.entries(CANDIDATE_NAMES).map(([value, text]) => make("option", { value }, text));
-  const candidate = make("select", { "aria-label": "Candidate", title: "Which of SAM's candidates to take (0, 1, 2, 3)" }, ...options);
-  candidate.onchange = () => state.chooseCandidate(candidate.value);
+  const candidate = make("select", { "aria-label": "How much of the object", title: "How much of the object (0, 1, 2, 3)" }, ...options);
+  candidate.onchange = () => {
+    state.chooseCandidate(candidate.value);
+    editor.stage.focus({ preventScroll: true });
+  };
+  const choose = makeChooser(editor);
+  const hide = button("eye", "Show or hide the masks (H)", () => editor.toggleOverlay());
+  const hover = button("bolt", "", () => editor.toggleHover());
+  const send = button("pencil", "Send to Mask Editor: a Load Image node with this mask", () => editor.sendToMaskEditor());
+  const fit = button("arrows-alt", "Fit the image (F)", () => editor.fit());
+  const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
+  const load = button("play", "Load image: run only what is upstream of it", () => editor.loadImage());
   const frames = makeFrames(editor);
-  const parts = [undo, redo, remove, clear, negative, candidate, hide, hover, fit, full, load, send, frames.element];
-  const element = make("div", { className: "samkit-toolbar", role: "toolbar", "aria-label": "SAM Prompt Editor" }, ...parts);
+  const group = (label, ...parts) => make("span", { className: "samkit-group", role: "group", "aria-label": label }, ...parts);
+  const groups = [
+    group("History", undo, redo),
+    group("Marks", object, negative, box, remove, clear, clearAll),
+    group("Mask", candidate, choose.element, hide, hover, send),
+    group("View", fit, full, load),
+    frames.element,
+  ];
+  const element = make("div", { className: "samkit-toolbar", role: "toolbar", "aria-label": "SAM Prompt Editor" }, ...groups);
   const pressed = (one, value) => one.setAttribute("aria-pressed", String(value));
+  const name = (one, text) => { one.title = text; one.setAttribute("aria-label", text); };
   const update = () => {
     undo.disabled = !state.canUndo;
     redo.disabled = !state.canRedo;
     remove.disabled = state.selected === null;
-    clear.disabled = !state.shown.length;
-    send.disabled = !editor.mask;
+    clear.disabled = !state.clearable.length;
+    name(clear, editor.frameCount > 1 ? "Remove this frame's own marks (those for all frames stay)" : "Remove all marks");
+    clearAll.hidden = editor.frameCount < 2;
+    clearAll.disabled = !state.marks.length;
+    send.disabled = !editor.masks.length;
     candidate.value = state.candidate;
+    candidate.disabled = Boolean(state.object.locked);
+    choose.update();
     pressed(negative, editor.negative);
+    pressed(box, editor.boxTool);
     pressed(hide, !editor.hidden);
-    pressed(hover, editor.hovering);
+    pressed(hover, editor.isHoverPaused ? "mixed" : editor.hovering);
+    name(hover, hoverTitle(editor));
     frames.update();
   };
   return { element, update };
+}
+
+function hoverTitle(editor) {
+  const title = "Preview what a click would give, as the pointer moves";
+  if (!editor.isHoverPaused) return title;
+  return `${title}: paused, as a mask takes ${Math.round(editor.preview.pace.median)} ms here. Press to preview all the same`;
+}
+
+/** SAM's candidates as small images, one press to take. */
+function makeChooser(editor) {
+  const open = button("images", "Show SAM's candidates", () => (list.hidden ? show() : hide()));
+  const list = make("div", { className: "samkit-candidates", role: "group", "aria-label": "SAM's candidates", hidden: true });
+  const element = make("span", { className: "samkit-chooser" }, open, list);
+  let asked = 0;
+  const hide = () => { list.hidden = true; };
+  const show = async () => {
+    const number = (asked += 1);
+    list.replaceChildren("…");
+    list.hidden = false;
+    try {
+      const found = await editor.candidates();
+      if (number === asked) list.replaceChildren(...(found ?? []).map((one) => thumbnail(editor, one, hide)));
+      if (number === asked && !found) hide();
+    } catch (error) {
+      hide();
+      editor.host.complain(error.message);
+    }
+  };
+  const update = () => {
+    const key = JSON.stringify([editor.state.current, editor.state.frame, editor.state.runText]);
+    if (element.dataset.key !== key) hide(); // they were another question's
+    element.dataset.key = key;
+    open.disabled = !editor.mask;
+    open.setAttribute("aria-pressed", String(!list.hidden));
+  };
+  return { element, update };
+}
+
+function thumbnail(editor, { candidate, score, png }, taken) {
+  const title = `${CANDIDATE_NAMES[candidate]}: SAM's confidence ${Math.round(100 * score)} %`;
+  const image = make("img", { src: `data:image/png;base64,${png}`, alt: "" });
+  const onclick = () => {
+    editor.state.chooseCandidate(candidate);
+    taken();
+  };
+  return make("button", { type: "button", title, "aria-label": title, onclick }, image, `${CANDIDATE_NAMES[candidate]} ${Math.round(100 * score)} %`);
 }
 
 /** The frame chooser; out of sight while there is one frame. */
@@ -63,15 +136,47 @@ function makeFrames(editor) {
   const choose = make("input", { type: "range", min: 0, "aria-label": "Frame", title: "Frame" });
   const number = make("output", {});
   const only = make("input", { type: "checkbox" });
-  const label = make("label", { title: "New marks are for this frame only, not for all" }, only, " this frame only");
-  const element = make("span", { className: "samkit-frames" }, choose, number, label);
+  const label = make("label", { title: "New marks are for this frame only, not for all. They are dashed" }, only, " this frame only");
+  const next = button("step-forward", "Copy the object's marks of this frame to the next frame", () => state.copyToNext());
+  const all = button("clone", "Copy the object's marks of this frame to all frames", () => state.copyToAll());
+  const element = make("span", { className: "samkit-group samkit-frames", role: "group", "aria-label": "Frames" }, choose, number, label, next, all);
   choose.oninput = () => state.showFrame(Number(choose.value));
+  choose.onchange = () => editor.stage.focus({ preventScroll: true });
   only.onchange = () => { state.onlyThisFrame = only.checked; };
   const update = () => {
     element.hidden = editor.frameCount < 2;
     choose.max = editor.frameCount - 1;
     choose.value = state.frame;
     number.value = `${state.frame + 1} / ${editor.frameCount}`;
+    only.checked = state.onlyThisFrame;
+    next.disabled = state.frame + 1 >= editor.frameCount || !state.marks.some((mark) => mark.object === state.current && mark.frame === state.frame);
+    all.disabled = !state.marksOf(state.current).length;
   };
   return { element, update };
+}
+
+/** What is said on the image, with buttons for what can be done about it. @param {(action: string) => void} act */
+export function makeNote(act) {
+  const text = make("span", {});
+  const buttons = make("span", { className: "samkit-actions" });
+  const element = make("div", { className: "samkit-note", role: "status", hidden: true }, text, buttons);
+  element.addEventListener("pointerdown", (event) => event.stopPropagation());
+  element.addEventListener("contextmenu", (event) => event.stopPropagation());
+  let shown = "";
+  const update = (note) => {
+    const key = JSON.stringify(note);
+    if (key === shown) return;
+    shown = key;
+    element.hidden = note === null;
+    element.classList.toggle("samkit-covers", Boolean(note?.covers));
+    text.textContent = note?.text ?? "";
+    buttons.replaceChildren(...(note?.actions ?? []).map((action) => make("button", { type: "button", onclick: () => act(action) }, ACTIONS[action])));
+  };
+  return { element, update };
+}
+
+/** The keys, for full screen. */
+export function makeLegend() {
+  const rows = LEGEND.flatMap(([keys, meaning]) => [make("dt", {}, keys), make("dd", {}, meaning)]);
+  return make("dl", { className: "samkit-legend", "aria-label": "Keys" }, ...rows);
 }

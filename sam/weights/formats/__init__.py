@@ -13,7 +13,7 @@ from .meta import unwrapped, with_joined_attention, without_pixels, without_pref
 from .relatives import refuse_relatives
 from .tensors import to_weights
 
-__all__ = ["to_sam_names"]
+__all__ = ["sam_names", "to_sam_names", "weights_in"]
 
 _MASK_TOKENS, _MOST_MASK_TOKENS = "mask_decoder.mask_tokens.weight", 64
 
@@ -30,8 +30,18 @@ def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
         SAMError: there is no dict of tensors in it, one of them cannot be a weight (it is named), it is of another family
             (which is named), or its model expects pixels normalised otherwise than SAM's.
     """
+    return sam_names(weights_in(content, file), file)
+
+
+def weights_in(content: Any, file: str) -> dict[str, Tensor]:
+    """The tensors in what a file holds, float32, under the file's own names; see `to_sam_names`."""
     state = unwrapped(content, file)
     to_weights(state, file)
+    return state
+
+
+def sam_names(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """`weights_in` a file under segment_anything's names; see `to_sam_names`."""
     state = without_prefix(state)
     _refuse_absurd(state, file)
     refuse_relatives(state, file)

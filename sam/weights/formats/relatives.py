@@ -10,8 +10,6 @@ from ...errors import SAMError
 _RELATIVES = (
     (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
     (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
-    (r"sam_mask_decoder\.|memory_attention\.", "SAM 2", "a pack for SAM 2, or ComfyUI's own SAM3 nodes"),
-    (r"detector\.backbone\.|tracker\.", "SAM 3", "ComfyUI's own SAM3 nodes"),
 )
 
 

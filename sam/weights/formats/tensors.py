@@ -38,6 +38,8 @@ def _check_name(name: str, file: str) -> None:
     """The number of a block is what a model is built from: one that is absurd would build for hours."""
     if len(name) > _MOST_LETTERS:
         raise SAMError(f"{file} was not loaded: a tensor has a name of {len(name)} letters ({shortened(name)}).")
+    if not name.isprintable():
+        raise SAMError(f"{file} was not loaded: a tensor's name has characters that cannot be printed ({shortened(name)}).")
     if any(len(number) > 4 or int(number) > _MOST_BLOCKS for number in _NUMBER.findall(name)):
         raise SAMError(f"{file} was not loaded: no SAM has as many blocks as its tensor {shortened(name)} says.")
 
@@ -55,7 +57,7 @@ def _weight(tensor: Tensor, what: str) -> Tensor:
         count = weight.numel() - int(torch.isfinite(weight).sum())
         if count:
             raise SAMError(
-                f"{what} has {count} of {weight.numel()} values that are NaN or infinite: "
+                f"{what} has NaN or infinite values ({count} of {weight.numel()}): "
                 "the checkpoint is damaged, or its training failed. Get it again, or use another."
             )
     return weight

@@ -1,0 +1,186 @@
+"""SAM 2's prompt encoder and mask decoder: SAM's, with two finer maps, one more output token, and boxes as pairs of points.
+
+After facebookresearch/sam2's `prompt_encoder.py` and `mask_decoder.py`, under Meta's names; `FastSAM2Decoder` runs the weights.
+"""
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from segment_anything.modeling.mask_decoder import MLP
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
+from ...kernels.linear import LinearKind
+
+# A single mask whose area changes by more than a fiftieth where the threshold moves by 0.05 gives way to the best candidate:
+# `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
+STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
+_TOP_LEFT, _BOTTOM_RIGHT, _PADDING = 2, 3, -1  # labels beside 0 and 1
+_CANDIDATES = slice(1, None)  # of the mask tokens; the first is the single mask
+
+Points = tuple[Tensor, Tensor]
+
+
+class SAM2PromptEncoder(PromptEncoder):
+    """SAM's prompt encoder, but for what becomes a token.
+
+    A box is two points, and one that is not a point follows in any case; with a mask prompt alone there are two of those, as in
+    training (`SAM2Base._forward_sam_heads`) and in transformers' `Sam2Model`.
+    """
+
+    def forward(self, points: Points | None, boxes: Tensor | None, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Embed n prompts.
+
+        Args:
+            points: coordinates `[n, P, 2]` in pixels of the square input and labels `[n, P]`, or None.
+            boxes: `[n, 4]` (x1, y1, x2, y2), or None.
+            masks: logits `[n, 1, 4h, 4w]`, or None.
+
+        Returns:
+            Tokens `[n, K, C]`, and embedded mask prompts `[n, C, h, w]` or None.
+        """
+        coords, labels = self._all_points(points, boxes, masks)
+        return self._embed_points(coords, labels, pad=True), None if masks is None else self.mask_downscaling(masks)
+
+    def _all_points(self, points: Points | None, boxes: Tensor | None, masks: Tensor | None) -> Points:
+        given = [] if points is None else [points]
+        if boxes is not None:
+            corners = torch.tensor([_TOP_LEFT, _BOTTOM_RIGHT], device=boxes.device).expand(len(boxes), -1)
+            given.append((boxes.reshape(-1, 2, 2), corners))
+        if not given:
+            count, device = (1 if masks is None else len(masks)), self.no_mask_embed.weight.device
+            given.append((torch.zeros(count, 1, 2, device=device), torch.full((count, 1), _PADDING, device=device)))
+        coords, labels = zip(*given, strict=True)
+        return torch.cat(coords, 1), torch.cat(labels, 1)
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        """Tokens `[n, P (+ 1), C]`; a label is 0 or 1, 2 or 3 for a box's corners, -1 for padding."""
+        if pad:
+            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=_PADDING)
+        placed = self.pe_layer.forward_with_coords(points + 0.5, self.input_image_size)  # a pixel's centre
+        kinds = torch.cat([embedding.weight for embedding in self.point_embeddings])
+        known = placed + kinds[labels.clamp(min=0).long()]
+        return torch.where((labels == _PADDING)[..., None], self.not_a_point_embed.weight, known)
+
+
+class SAM2MaskDecoder(MaskDecoder):
+    """The weights of a SAM 2 mask decoder; `FastSAM2Decoder` runs them.
+
+    Args:
+        mlp_dim: width of the transformer's hidden layers.
+        transformer_dim, **decoder: see `MaskDecoder`.
+    """
+
+    def __init__(self, *, mlp_dim: int, transformer_dim: int, **decoder: object) -> None:
+        super().__init__(transformer_dim=transformer_dim, **decoder)
+        for layer in self.transformer.layers:
+            layer.mlp = MLP(transformer_dim, mlp_dim, transformer_dim, 2)
+        self.iou_prediction_head.sigmoid_output = True
+        self.obj_score_token = nn.Embedding(1, transformer_dim)
+        self.pred_obj_score_head = MLP(transformer_dim, transformer_dim, 1, 3)
+        self.conv_s0 = nn.Conv2d(transformer_dim, transformer_dim // 8, 1)
+        self.conv_s1 = nn.Conv2d(transformer_dim, transformer_dim // 4, 1)
+
+
+class SAM2Decoded(Decoded):
+    """`Decoded`, with what SAM 2 also tells of a prompt.
+
+    Attributes:
+        object_scores: logits `[m]` that what was prompted is in the image at all; above 0 it is.
+    """
+
+    object_scores: Tensor
+
+    @classmethod
+    def of(cls, decoded: Decoded, object_scores: Tensor) -> "SAM2Decoded":
+        """The same results, with the object scores."""
+        whole = cls(*decoded)
+        whole.object_scores = object_scores
+        return whole
+
+
+class FastSAM2Decoder(FastDecoder):
+    """`FastDecoder` for a `SAM2MaskDecoder`: finer maps are added while it upscales.
+
+    They are shared as tokens in the order of `upscale`, finest first: `[N*16, C/8]` and `[N*4, C/4]`.
+    """
+
+    def __init__(self, decoder: SAM2MaskDecoder, prompts: SAM2PromptEncoder, linear: LinearKind) -> None:
+        super().__init__(decoder, prompts, linear)
+        self.own_tokens = torch.cat([self.own_tokens, decoder.obj_score_token.weight])
+        self.object_network = decoder.pred_obj_score_head
+
+    def share(self, features: Tensor, finer: tuple[Tensor, ...] = ()) -> SharedImage:
+        """Compute what the prompts of an image share, from its maps `[C, h, w]`, and `[C/8, 4h, 4w]` and `[C/4, 2h, 2w]`."""
+        fine, middle = finer
+        height, width = self.grid
+        fine_tokens = fine.view(-1, height, 2, 2, width, 2, 2).permute(1, 4, 2, 5, 3, 6, 0).reshape(-1, len(fine))
+        middle_tokens = middle.view(-1, height, 2, width, 2).permute(1, 3, 2, 4, 0).reshape(-1, len(middle))
+        return super().share(features, (fine_tokens, middle_tokens))
+
+    def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
+        return self.render(rated, wanted, self.upscale_onto(rated.image, *shared.finer))
+
+    def upscale_onto(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
+        """`upscale` of image tokens `[n, N, C]`, the finer maps' tokens added after each layer."""
+        (n, tokens, _), norm = image.shape, self.norm
+        width = (len(norm.weight),)
+        upscaled = image.new_empty(n, tokens * 16, self.fine_channels)
+        for one, out in zip(image, upscaled, strict=True):
+            half = self.upscale_first.plus(one, middle.view(tokens, -1)).view(-1, *width)
+            half = torch.ops.aten.gelu_(F.layer_norm(half, width, norm.weight, norm.bias, norm.eps))
+            torch.ops.aten.gelu.out(self.upscale_second.plus(half, fine.view(tokens * 4, -1)), out=out.view(tokens * 4, -1))
+        return upscaled
+
+    def decode(
+        self,
+        shared: SharedImage,
+        sparse: Tensor,
+        dense: Tensor | None,
+        several: bool,
+        above: float | None = None,
+        guidance: Guidance | None = None,
+    ) -> SAM2Decoded:
+        """Decode n prompts of one image.
+
+        Args:
+            shared, sparse, dense, guidance: see `FastDecoder.rate`.
+            several: the candidates, or the single mask.
+            above: leave out prompts of which no decoded mask's predicted IoU exceeds this; None leaves out none.
+        """
+        results = []
+        size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
+        for start in range(0, max(1, len(sparse)), size):
+            part = slice(start, start + size)
+            guided = None if guidance is None else guidance.of(part)
+            rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
+            rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
+            if above is not None and several:
+                kept = (rated.scores[:, _CANDIDATES] > above).any(1)
+                rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
+            found = self._candidates(rated, shared) if several else self._single(rated, shared)
+            results.append((*found, rows, self.object_network(rated.queries[:, 1 + self.mask_tokens])[:, 0]))
+        *decoded, object_scores = (torch.cat(parts) for parts in zip(*results, strict=True))
+        if above is not None and not several:
+            kept = decoded[1][:, 0] > above
+            decoded, object_scores = [x[kept] for x in decoded], object_scores[kept]
+        return SAM2Decoded.of(Decoded(*decoded), object_scores)
+
+    def _candidates(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
+        return self.masks(rated, _CANDIDATES, shared), rated.scores[:, _CANDIDATES]
+
+    def _single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
+        """The single mask where it is stable, else the best candidate: logits `[n, 1, 4h, 4w]` and predicted IoUs `[n, 1]`."""
+        masks = self.masks(rated, slice(None), shared)
+        best = 1 + rated.scores[:, _CANDIDATES].argmax(1)
+        chosen = torch.where(is_stable(masks[:, 0]), 0, best)
+        rows = torch.arange(len(masks), device=masks.device)
+        return masks[rows, chosen][:, None], rated.scores[rows, chosen][:, None]
+
+
+def is_stable(logits: Tensor) -> Tensor:
+    """Whether masks `[n, h, w]` hardly change where their threshold moves a little: bool `[n]`; an empty one is stable."""
+    inner = (logits > STABILITY_DELTA).flatten(1).sum(1)
+    outer = (logits > -STABILITY_DELTA).flatten(1).sum(1)
+    return torch.where(outer > 0, inner / outer, 1.0) >= STABILITY_THRESHOLD

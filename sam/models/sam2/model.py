@@ -1,0 +1,217 @@
+"""SAM 2 and 2.1 for images: Hiera, SAM's prompt encoder and decoder with two finer maps, and what makes them a Segmenter.
+
+"SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714). The image path is that of sam2's `SAM2ImagePredictor` and of
+transformers' `Sam2Model`, the parity reference; the memory, which only video needs, is not part of it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from segment_anything.modeling import TwoWayTransformer
+from torch import Tensor, nn
+
+from ....utils.text import counted
+from ...errors import SAMError
+from ...geometry import Frame, Size
+from ...kernels.hiera import FastHiera, lowered_weights
+from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
+from ...kernels.plans import Plans
+from ...prompts import PromptTensors
+from ...store.identity import Identities
+from ..base import IMAGE, Features, Precision, Wanted
+from ..shared import shared_image
+from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
+from .hiera import HieraShape, ImageEncoder, read_hiera
+
+HIGH_RES = ("high_res_0", "high_res_1")
+"""Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
+
+_DECODER_HEADS, _DECODER_DEPTH = 8, 2
+_STRIDE = 16  # pixels of the square for a token of the main map
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_GREY_LEVELS = 255.0
+
+
+class SAM2Model(nn.Module):
+    """A SAM 2 or 2.1 image model; see `Segmenter` for what every family does.
+
+    Args:
+        shape: of the image encoder.
+        decoder: widths of the decoder, see `read_decoder`.
+        checkpoint: the file that it was loaded from.
+        precision: what the image encoder computes in; prompt encoder and mask decoder stay float32.
+        family: "SAM 2.1" or "SAM 2", for messages.
+    """
+
+    mask_threshold = 0.0
+
+    def __init__(
+        self,
+        shape: HieraShape,
+        decoder: Mapping[str, int],
+        checkpoint: Path,
+        precision: Precision = "auto",
+        family: str = "SAM 2",
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.precision, self.family, self.side = checkpoint, precision, family, shape.size.side
+        grid = self.side // _STRIDE
+        self.image_encoder = ImageEncoder(shape)
+        self.sam_prompt_encoder = SAM2PromptEncoder(
+            shape.channels, (grid, grid), (self.side, self.side), decoder["mask_in_chans"]
+        )
+        self.sam_mask_decoder = _mask_decoder(shape.channels, decoder)
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, shape.channels))
+        channels = shape.channels
+        fine, middle = (channels // 8, 4 * grid, 4 * grid), (channels // 4, 2 * grid, 2 * grid)
+        self.map_shapes = MappingProxyType({IMAGE: (channels, grid, grid), **dict(zip(HIGH_RES, (fine, middle), strict=True))})
+
+    @property
+    def network(self) -> nn.Module:
+        """What placement moves between devices: the model itself."""
+        return self
+
+    def frame(self, original: Size) -> Frame:
+        """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
+        grid = 4 * self.side // _STRIDE
+        return Frame(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
+
+    def lowered_weights(self) -> list[Tensor]:
+        """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
+        return lowered_weights(self.image_encoder)
+
+    @property
+    def encoder_identity(self) -> str:
+        """Hash of the image encoder, and of what else makes the maps: the decoder's first convolutions and `no_mem_embed`."""
+        decoder, no_memory = self.sam_mask_decoder, nn.ParameterList([self.no_mem_embed])
+        parts = {"image_encoder": self.image_encoder, "conv_s0": decoder.conv_s0, "conv_s1": decoder.conv_s1}
+        return _identities.of(self.image_encoder, {**parts, "no_mem_embed": no_memory}, self.checkpoint.name)
+
+    @property
+    def decoder_identity(self) -> str:
+        """Hash of the prompt encoder and the mask decoder."""
+        parts = {"prompt_encoder": self.sam_prompt_encoder, "mask_decoder": self.sam_mask_decoder}
+        return _identities.of(self.sam_mask_decoder, parts, self.checkpoint.name)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """See `Segmenter.features`: normalised, encoded."""
+        fine, middle, image = self._encoder_plan(dtype)(self._normalised(pixels))
+        return {IMAGE: image, HIGH_RES[0]: fine, HIGH_RES[1]: middle}
+
+    @torch.no_grad()
+    def decode(self, features: Features, prompts: PromptTensors, wanted: Wanted) -> SAM2Decoded:
+        """See `Segmenter.decode`; the single mask gives way to the best candidate where it is not stable.
+
+        Raises:
+            SAMError: the embedding lacks the finer maps.
+        """
+        if not all(name in features.maps for name in HIGH_RES):
+            raise SAMError(
+                f"The embedding lacks the high-resolution maps that {self.family} needs. Use this pack's Get SAM Embedding."
+            )
+        plan = self._decoder_plan(features.device)
+        sparse, dense = self.sam_prompt_encoder(prompts.points, prompts.boxes, prompts.masks)
+        names = (IMAGE, *HIGH_RES)
+        shared = shared_image(features, names, self.decoder_identity, lambda maps: plan.share(maps[0], tuple(maps[1:])))
+        return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))
+        return (pixels.float() - mean) / std
+
+    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera:
+        linear, no_memory = self._linear(dtype), self.no_mem_embed
+        finer = (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
+        key = no_memory.data_ptr(), no_memory._version, dtype, linear
+
+        def make() -> FastHiera:
+            return FastHiera(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
+
+        return _encoders.get(self.image_encoder, key, make, also=self.sam_mask_decoder)
+
+    def _decoder_plan(self, device: torch.device) -> FastSAM2Decoder:
+        decoder, prompts, linear = self.sam_mask_decoder, self.sam_prompt_encoder, self._linear(torch.float32)
+        return _decoders.get(decoder, (device, linear), lambda: FastSAM2Decoder(decoder, prompts, linear), also=prompts)
+
+    def _linear(self, dtype: torch.dtype) -> LinearKind:
+        return cpu_linear(dtype) if self.no_mem_embed.device.type == "cpu" else AtenLinear
+
+
+_identities = Identities()
+_encoders: Plans[FastHiera] = Plans()
+_decoders: Plans[FastSAM2Decoder] = Plans()
+
+
+def _mask_decoder(channels: int, decoder: Mapping[str, int]) -> SAM2MaskDecoder:
+    transformer = TwoWayTransformer(
+        depth=_DECODER_DEPTH,
+        embedding_dim=channels,
+        num_heads=_DECODER_HEADS,
+        mlp_dim=1,  # replaced by SAM2MaskDecoder's own
+        attention_downsample_rate=decoder["downsample"],
+    )
+    return SAM2MaskDecoder(
+        mlp_dim=decoder["mlp_dim"],
+        transformer_dim=channels,
+        transformer=transformer,
+        num_multimask_outputs=decoder["num_mask_tokens"] - 1,
+        iou_head_depth=decoder["iou_head_depth"],
+        iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+    )
+
+
+def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Widths of the prompt encoder and mask decoder, from a state dict's shapes under Meta's names.
+
+    Raises:
+        SAMError: a tensor is missing, or has an unknown shape.
+    """
+    root = "sam_mask_decoder."
+    try:
+        channels = shapes[root + "iou_token.weight"][1]
+        depths = [int(match[1]) for name in shapes if (match := re.match(rf"{root}iou_prediction_head\.layers\.(\d+)\.", name))]
+        return {
+            "mask_in_chans": shapes["sam_prompt_encoder.mask_downscaling.3.weight"][0],
+            "mlp_dim": shapes[root + "transformer.layers.0.mlp.layers.0.weight"][0],
+            "downsample": channels // shapes[root + "transformer.layers.0.cross_attn_token_to_image.q_proj.weight"][0],
+            "num_mask_tokens": shapes[root + "mask_tokens.weight"][0],
+            "iou_head_depth": 1 + max(depths),
+            "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
+        }
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise SAMError(f"this is not a whole SAM 2 checkpoint: {error} is missing or has an unknown shape.") from error
+
+
+def build_sam2(
+    state: Mapping[str, Tensor], checkpoint: Path, precision: Precision = "auto", family: str = "SAM 2"
+) -> SAM2Model:
+    """The model that a state dict holds; its size is detected from the weights.
+
+    Args:
+        state: tensors under Meta's names, as `to_sam2_names` gives them; of any float type.
+        checkpoint: the file that they came from.
+        precision, family: see `SAM2Model`.
+
+    Raises:
+        SAMError: the weights are not those of a published size, or tensors are missing, unknown or of another shape.
+    """
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    try:
+        hiera, decoder = read_hiera(shapes), read_decoder(shapes)
+    except SAMError as error:
+        raise SAMError(f"{checkpoint.name}: {error}") from error
+    with torch.device("meta"):
+        model = SAM2Model(hiera, decoder, checkpoint, precision, family)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    if wrong:
+        raise SAMError(
+            f"{checkpoint.name} is not a whole SAM 2 checkpoint of size {hiera.size.name}: {counted(len(wrong), 'tensor')} "
+            f"missing, unknown or of another shape ({', '.join(wrong[:3])})."
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,143 @@
+"""SAM 2's files -> Meta's names, image part only: Meta's `.pt`, its repackaged safetensors, and transformers' layout.
+
+Meta's keys are those of facebookresearch/sam2; transformers' are those of `Sam2Model` and `Sam2VideoModel` (4.56 to 5.23), by
+its `convert_sam2_to_hf.py` the other way and anchored. Whatever a rule does not know keeps its name, so that the loader,
+which is strict, can name it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...errors import SAMError
+
+_FIRST_LAYER = re.compile(
+    r"^(.*?)(?:image_encoder\.trunk\.patch_embed\.proj|vision_encoder\.backbone\.patch_embed\.projection)\.weight$"
+)
+_HUGGING_FACE_ROOT = "vision_encoder.backbone."
+
+# What remembers the frames of a video, in Meta's names and in transformers'; an image needs none of it.
+_VIDEO = re.compile(
+    r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc$|no_mem_pos_enc$|no_obj_ptr$|no_obj_embed_spatial$|obj_ptr_proj\.|"
+    r"obj_ptr_tpos_proj\.|mask_downsample\.|memory_temporal_positional_encoding$|no_memory_positional_encoding$|"
+    r"no_object_pointer$|occlusion_spatial_embedding_parameter$|object_pointer_proj\.|"
+    r"temporal_positional_encoding_projection_layer\."
+)
+# Only 2.1 has these, and only files that hold the video part too.
+_NEW_IN_2_1 = (
+    "no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "occlusion_spatial_embedding_parameter",
+    "temporal_positional_encoding_projection_layer.weight",
+)  # fmt: skip
+
+_IN_PLACE = "ComfyUI's own SAM3 nodes, or sam2.1_hiera_base_plus.safetensors for clicks and boxes"
+# Relatives of SAM 2 that this pack cannot run, by a key that only they have, and what to use in their place.
+_RELATIVES = (
+    (r"spatial_perceiver\.|image_encoder\.trunk\.body\.|vision_encoder\.backbone\.timm_model\.", "EdgeTAM", None),
+    (r"(?:detector|tracker|detector_model|tracker_model|detr_encoder|geometry_encoder)\.", "SAM 3", _IN_PLACE),
+    (r"vision_encoder\.(?:backbone\.layers|neck\.fpn_layers)\.", "SAM 3", _IN_PLACE),
+    (r"sam_mask_decoder\.(?:hf_token|hf_mlp|compress_vit_feat|embedding_encoder)\b", "a SAM-HQ variant of SAM 2", None),
+    (r"image_encoder\.trunk\.(?:neck|blocks\.0\.(?:ls1|attn\.rel_pos_h))\b", "EfficientTAM", None),
+)
+_INSTEAD = "sam2.1_hiera_tiny.safetensors, or a larger SAM 2.1"
+
+_MASK_EMBED = {"conv1": 0, "layer_norm1": 1, "conv2": 3, "layer_norm2": 4, "conv3": 6}
+_UPSCALE = {"upscale_conv1": 0, "upscale_layer_norm": 1, "upscale_conv2": 3}
+_POSITIONS = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_POINTS = "prompt_encoder.point_embed.weight"
+_ATTENTION = r"self_attn|cross_attn_token_to_image|cross_attn_image_to_token"
+
+
+def _table() -> Iterable[tuple[str, str]]:
+    trunk, decoder = r"vision_encoder\.backbone\.", r"mask_decoder\."
+    yield trunk + r"patch_embed\.projection\.(\w+)", r"image_encoder.trunk.patch_embed.proj.\1"
+    yield trunk + r"blocks\.(\d+)\.layer_norm(\d)\.(\w+)", r"image_encoder.trunk.blocks.\1.norm\2.\3"
+    yield trunk + r"blocks\.(\d+)\.mlp\.proj_in\.(\w+)", r"image_encoder.trunk.blocks.\1.mlp.layers.0.\2"
+    yield trunk + r"blocks\.(\d+)\.mlp\.proj_out\.(\w+)", r"image_encoder.trunk.blocks.\1.mlp.layers.1.\2"
+    yield trunk + r"(.+)", r"image_encoder.trunk.\1"
+    yield r"vision_encoder\.neck\.convs\.(\d+)\.(\w+)", r"image_encoder.neck.convs.\1.conv.\2"
+    yield r"(?:prompt_encoder\.shared_embedding|shared_image_embedding)\.positional_embedding", _POSITIONS
+    for theirs, index in _MASK_EMBED.items():
+        yield rf"prompt_encoder\.mask_embed\.{theirs}\.(\w+)", rf"sam_prompt_encoder.mask_downscaling.{index}.\1"
+    yield r"prompt_encoder\.(no_mask_embed|not_a_point_embed)\.weight", r"sam_prompt_encoder.\1.weight"
+    for theirs, index in _UPSCALE.items():
+        yield rf"{decoder}{theirs}\.(\w+)", rf"sam_mask_decoder.output_upscaling.{index}.\1"
+    layer, ours = decoder + r"transformer\.layers\.(\d+)\.", r"sam_mask_decoder.transformer.layers.\1."
+    yield rf"{layer}({_ATTENTION})\.o_proj\.(\w+)", ours + r"\2.out_proj.\3"
+    yield rf"{layer}layer_norm(\d)\.(\w+)", ours + r"norm\2.\3"
+    yield rf"{layer}mlp\.proj_in\.(\w+)", ours + r"mlp.layers.0.\2"
+    yield rf"{layer}mlp\.proj_out\.(\w+)", ours + r"mlp.layers.1.\2"
+    last = "sam_mask_decoder.transformer."
+    yield decoder + r"transformer\.final_attn_token_to_image\.o_proj\.(\w+)", last + r"final_attn_token_to_image.out_proj.\1"
+    yield decoder + r"transformer\.layer_norm_final_attn\.(\w+)", last + r"norm_final_attn.\1"
+    yield decoder + r"(.+)", r"sam_mask_decoder.\1"
+    yield r"no_memory_embedding", "no_mem_embed"
+
+
+_HUGGING_FACE = tuple((re.compile(f"^{pattern}$"), replacement) for pattern, replacement in _table())
+_HEAD = re.compile(
+    r"^(mask_decoder\.(?:iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+))"
+    r"\.(proj_in|proj_out|layers\.(\d+))\.(\w+)$"
+)
+
+
+def is_sam2(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of SAM 2 or of a relative that only this module knows (see `to_sam2_names`)."""
+    relative = "|".join(pattern for pattern, _, _ in _RELATIVES)
+    telling = re.compile(rf"(?:.*\.)?(?:sam_mask_decoder\.|{re.escape(_HUGGING_FACE_ROOT)})|(?:{relative})")
+    return any(telling.match(name) for name in state)
+
+
+def version_of(state: Mapping[str, Tensor]) -> str:
+    """SAM 2.1 where the file has what only 2.1 has, else SAM 2: the image parts of the two do not differ in form."""
+    return "SAM 2.1" if any(name.endswith(_NEW_IN_2_1) for name in state) else "SAM 2"
+
+
+def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors under Meta's names, without those that only video needs.
+
+    Args:
+        state: names and tensors of a file that `is_sam2`, not wrapped any more.
+        file: its name, for messages.
+
+    Raises:
+        SAMError: it is a relative that cannot be run here, with what to use in its place; two tensors make one.
+    """
+    for pattern, family, instead in _RELATIVES:
+        if any(re.match(pattern, name) for name in state):
+            raise SAMError(f"{file} is a checkpoint of {family}, which this pack does not support: use {instead or _INSTEAD}.")
+    prefix = next((match[1] for name in state if (match := _FIRST_LAYER.match(name))), "")
+    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    kept = {name: tensor for name, tensor in bare.items() if not _VIDEO.match(name)}
+    return _from_hugging_face(kept, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in kept) else kept
+
+
+def _from_hugging_face(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for new, part in _renamed(name, tensor, state):
+            if new in renamed and not torch.equal(renamed[new], part):
+                raise SAMError(f"{file} holds two different tensors for {new}: it is not a Sam2Model as it was saved.")
+            renamed[new] = part
+    return renamed
+
+
+def _renamed(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    if name == _POINTS:  # Meta has a table of one row for each kind of point
+        return [(f"sam_prompt_encoder.point_embeddings.{kind}.weight", row[None]) for kind, row in enumerate(tensor)]
+    if match := _HEAD.match(name):
+        return [(f"sam_{match[1]}.layers.{_head_layer(match, state)}.{match[4]}", tensor)]
+    for pattern, replacement in _HUGGING_FACE:
+        if pattern.match(name):
+            return [(pattern.sub(replacement, name), tensor)]
+    return [(name, tensor)]
+
+
+def _head_layer(match: re.Match[str], state: Mapping[str, Tensor]) -> int:
+    """Meta numbers a head's layers through; transformers calls the first `proj_in` and the last `proj_out`."""
+    if match[2] == "proj_in":
+        return 0
+    if match[3] is not None:
+        return int(match[3]) + 1
+    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in state)

@@ -1,0 +1,47 @@
+/** What the status line and the notes say. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { IDLE } from "../../web/editor/preview.js";
+import { ACTIONS, noteOf, statusOf } from "../../web/editor/status.js";
+
+const VIEW = { image: { width: 640, height: 480 }, hasModel: true, preview: { ...IDLE, name: "ready" }, answer: null, object: null };
+const ANSWER = { score: 0.9123, area: 30720, milliseconds: 21.4 };
+
+for (const [what, more, said] of [
+  ["no image", { image: null }, ""],
+  ["no model", { hasModel: false }, "640 × 480 · connect a SAM model to see masks"],
+  ["no model any more, with a mask that is still known", { hasModel: false, answer: ANSWER }, "640 × 480 · connect a SAM model to see masks"],
+  ["no marks", {}, "640 × 480"],
+  ["an object without marks among several", { object: "cup" }, "cup · 640 × 480"],
+  ["a mask", { answer: ANSWER }, "score 0.912 · 30,720 px (10.0 %) · 21 ms · 640 × 480"],
+  ["encoding", { preview: { ...IDLE, name: "preparing" } }, "Encoding the image… · 640 × 480"],
+  ["a run", { preview: { ...IDLE, name: "stale", busy: "x" } }, "ComfyUI is running a prompt. The preview continues when it is done."],
+  ["a failure, not what was true before it", { preview: { ...IDLE, name: "failed", message: "Gone." }, answer: ANSWER }, "Gone."],
+]) {
+  test(`the status of ${what}`, () => assert.equal(statusOf({ ...VIEW, ...more }), said));
+}
+
+const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, outside: 0, canScale: false, lacks: null, progress: null };
+
+for (const [what, more, said, actions] of [
+  ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
+  ["an image that must be made", { image: null, isNamed: false }, "The image comes from other nodes. Run them to see it.", ["load"]],
+  ["one that is being made", { image: null, isNamed: false, isRunning: true }, "Running what the image needs…", []],
+  ["one that is gone", { image: null, isLost: true }, "The image of the last run is no longer there.", ["load"]],
+  ["one that is older than the graph", { isOlder: true }, "This image is older than the graph.", ["load"]],
+  ["a checkpoint that is not there", { lacks: "b.pth (375 MB) is not on this machine yet." }, "b.pth (375 MB) is not on this machine yet.", ["download"]],
+  ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", []],
+  ["its arrival, not begun", { lacks: "b.pth", isRunning: true }, "Downloading and loading the model…", []],
+  ["a mark outside", { outside: 1 }, "1 mark lies outside this image and is ignored.", ["clear", "keep"]],
+  ["marks outside", { outside: 3, canScale: true }, "3 marks lie outside this image and are ignored.", ["scale", "clear", "keep"]],
+]) {
+  test(`the note on ${what}`, () => {
+    const note = noteOf({ ...NOTE, ...more });
+    assert.deepEqual([note.text, note.actions], [said, actions]);
+    for (const action of actions) assert.ok(ACTIONS[action]);
+  });
+}
+
+test("where all is well there is no note", () => assert.equal(noteOf(NOTE), null));
