@@ -306,6 +306,7 @@ class TestPrecision:
         ],
     )
     def test_comfyui_is_asked(self, comfy, tiny_model, device, fp16, bf16, expected):
+        tiny_model.precision = "auto"
         comfy.fp16, comfy.bf16 = fp16, bf16
         assert encoder_dtype(tiny_model, torch.device(device)) == expected
 
@@ -321,6 +322,7 @@ class TestPrecision:
     def test_outside_comfyui_the_card_is(self, tiny_model, monkeypatch, name, capability, expected):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        tiny_model.precision = "auto"
         assert encoder_dtype(tiny_model, torch.device("cuda")) == expected
         tiny_model.precision = "fp32"
         assert encoder_dtype(tiny_model, torch.device("cuda")) == torch.float32
