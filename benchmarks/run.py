@@ -39,7 +39,7 @@ def main() -> None:
     for part in chosen.parts or PARTS:
         try:
             report = importlib.import_module(part).measure(chosen.models, device)
-        except Exception:  # an unattended run on a rented machine goes on with the next part
+        except Exception:  # noqa: BLE001  an unattended run goes on with the next part
             traceback.print_exc()
             failed.append(part)
             continue
@@ -48,6 +48,7 @@ def main() -> None:
         sys.stdout.write(shown + "\n")
         sys.stdout.flush()
         if report.numbers and not chosen.no_write:
+            report.part += "" if device.type == "cpu" else f"_{device.type}"  # beside the CPU's tables, not in their place
             write(report, heading, f"python dev.py bench {part} --device {device} --model {' '.join(chosen.models)}", text)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
