@@ -11,12 +11,13 @@ import datetime
 import importlib
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 from harness import MODELS, Plot, Report, machine
 
-PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview", "sam2")
+PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview", "sam2", "gpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -34,14 +35,23 @@ def main() -> None:
         parser.error(f"there is no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     device = torch.device(chosen.device)
     heading = f"{datetime.date.today()}, {machine(device)}"
+    failed = []
     for part in chosen.parts or PARTS:
-        report = importlib.import_module(part).measure(chosen.models, device)
+        try:
+            report = importlib.import_module(part).measure(chosen.models, device)
+        except Exception:  # noqa: BLE001  an unattended run goes on with the next part
+            traceback.print_exc()
+            failed.append(part)
+            continue
         text = "\n".join(table.markdown() for table in report.tables)
         shown = json.dumps({"part": part, "machine": heading, **report.numbers}) if chosen.json else text
         sys.stdout.write(shown + "\n")
         sys.stdout.flush()
         if report.numbers and not chosen.no_write:
+            report.part += "" if device.type == "cpu" else f"_{device.type}"  # beside the CPU's tables, not in their place
             write(report, heading, f"python dev.py bench {part} --device {device} --model {' '.join(chosen.models)}", text)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def write(report: Report, heading: str, command: str, text: str) -> None:

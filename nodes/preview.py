@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
+from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
 from ..utils.images import image_to_frames
@@ -311,6 +311,8 @@ def _run_quietly(work: Callable[[], Value]) -> Value:
     try:
         with quietly():
             return work()
+    except BusyError as error:
+        raise RefusedError(503, str(error)) from error
     except (RuntimeError, MemoryError) as error:  # out of memory, as a rule
         log.warning("the prompt editor's preview failed", exc_info=True)
         raise RefusedError(500, f"the preview failed: {error}") from error

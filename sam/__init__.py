@@ -6,7 +6,7 @@ click = Prompt(points=np.array([[320.0, 240.0]]), labels=np.array([1]))
 masks, scores, logits = decode(model, embedding, [[click]])  # one list entry per image
 """
 
-from .errors import SAMError
+from .errors import BusyError, SAMError
 from .models.base import PRECISIONS, Precision, Segmenter
 from .models.families import as_segmenter, identity_of, load_model
 from .models.grounding import GroundingModel, load_grounding
@@ -16,7 +16,7 @@ from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, resu
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_frame
 from .store.embedding import SAMEmbedding, knows_its_image
 from .store.weights import weights_changed
-from .tasks.embed import as_embedding, encode
+from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.everything import AutoMaskOptions, FoundMask, segment_every_image, segment_everything
 from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
@@ -29,6 +29,7 @@ __all__ = [
     "MULTIMASK",
     "PRECISIONS",
     "AutoMaskOptions",
+    "BusyError",
     "Candidate",
     "DeviceMode",
     "FoundBoxes",
@@ -67,5 +68,6 @@ __all__ = [
     "result_device",
     "segment_every_image",
     "segment_everything",
+    "stay_loaded",
     "weights_changed",
 ]

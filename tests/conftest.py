@@ -45,11 +45,11 @@ def tiny_sam():
 
 @pytest.fixture
 def tiny_model(tiny_sam, tmp_path):
-    """The same weights as `tiny_sam`, loaded by the pack from a file."""
+    """The same weights as `tiny_sam`, loaded by the pack from a file; in float32 on any device, as references compute."""
     from samkit.sam import load_model
 
     torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
-    return load_model(tmp_path / "tiny.pth")
+    return load_model(tmp_path / "tiny.pth", "fp32")
 
 
 @pytest.fixture

@@ -25,7 +25,10 @@ class FakeComfyUI:
         self.interrupted_after = None
         self.device = torch.device("cpu")
         self.loaded = []
-        self.full_loads = []
+        self.full_loads, self.memory_required = [], []
+        self.free_bytes = 8 << 30
+        self.leaves_on_cpu = False  # as with --novram
+        self.fp16, self.bf16 = True, True
         self.folder_names_and_paths = {}
         self.running = {}
         self.pictures_loaded = []
@@ -109,10 +112,12 @@ class FakeComfyUI:
         return ProgressBar
 
     def _management(self):
-        def load_models_gpu(patchers, force_full_load=False):
+        def load_models_gpu(patchers, memory_required=0, force_full_load=False):
             self.full_loads.append(force_full_load)
+            self.memory_required.append(memory_required)
             for patcher in patchers:
-                patcher.model.to(patcher.load_device)
+                if not self.leaves_on_cpu:
+                    patcher.patch_model(device_to=patcher.load_device)
                 if not any(entry.model is patcher for entry in self.loaded):
                     self.loaded.append(types.SimpleNamespace(model=patcher))
 
@@ -132,6 +137,10 @@ class FakeComfyUI:
             current_loaded_models=self.loaded,
             load_models_gpu=load_models_gpu,
             free_memory=free_memory,
+            get_free_memory=lambda device: self.free_bytes,
+            should_use_fp16=lambda device: self.fp16,
+            should_use_bf16=lambda device: self.bf16,
+            soft_empty_cache=lambda: None,
             get_torch_device=lambda: self.device,
             intermediate_device=lambda: torch.device("cpu"),
             throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
@@ -143,7 +152,10 @@ class FakePatcher:
 
     def __init__(self, model, load_device, offload_device):
         model.device = offload_device
-        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+        self.model, self.load_device, self.offload_device, self.size = model, load_device, offload_device, 0
+
+    def patch_model(self, device_to):
+        self.model.to(device_to)
 
 
 def install(monkeypatch, fake):

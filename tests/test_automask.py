@@ -234,4 +234,3 @@ def test_progress_moves_per_batch_and_cancel_stops_within_one(demo_model, monkey
     with pytest.raises(Interrupted):
         segment_everything(demo_model, scene, AutoMaskOptions(points_per_side=4, points_per_batch=3))
     assert comfy.bars[-1].current <= 2 or comfy.bars[-2].current <= 2
-    del demo_model._samkit_patcher

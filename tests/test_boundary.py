@@ -10,9 +10,10 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
 from samkit.nodes.predict import Segment
 from samkit.sam import encode
-from samkit.sam.models.base import encoder_dtype
 from samkit.sam.placement.devices import device_for, placed
-from samkit.sam.placement.host import move
+from samkit.sam.placement.host import PlainHost, move
+from samkit.sam.placement.precision import encoder_dtype
+from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.embed import cache
 from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
 
@@ -75,30 +76,37 @@ def test_cancel_stops_within_a_frame_and_keeps_what_is_done(comfy, tiny_model):
 
 @pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU"])
 def test_a_gpu_run_goes_through_the_memory_manager(comfy, tiny_model, mode):
-    Segment().execute(tiny_model, pictures(1), positive_coords=CLICK, device_mode=mode)
-    assert len(comfy.loaded) == 1 and comfy.loaded[0].model.model.inner is tiny_model
+    comfy.device = torch.device("meta")  # any device but the CPU: a model there has no memory here
+    with placed(tiny_model, mode, 77) as device:
+        assert device.type == "meta" and tiny_model.pixel_mean.is_meta
+    assert len(comfy.loaded) == 1 and comfy.loaded[0].model is resident_of(tiny_model).patcher
     assert all(comfy.full_loads), "a plain nn.Linear cannot run half loaded"
-    Segment().execute(tiny_model, pictures(1), bboxes=(3, 3, 40, 40), device_mode=mode)
+    assert comfy.memory_required == [77]
+    with placed(tiny_model, mode):
+        pass
     assert len(comfy.loaded) == 1, "one handle per model"
 
 
 def test_a_plain_sam_goes_through_the_memory_manager_too(comfy, tiny_sam):
-    encode(tiny_sam, pictures(1))
-    assert comfy.loaded[0].model.model.inner is tiny_sam
-    assert "_samkit_patcher" not in tiny_sam.state_dict()
-    del tiny_sam._samkit_patcher
+    comfy.device = torch.device("meta")
+    before = list(tiny_sam.state_dict())
+    with placed(tiny_sam, "AUTO"):
+        assert tiny_sam.pixel_mean.is_meta
+    assert comfy.loaded[0].model is resident_of(tiny_sam).patcher
+    assert list(tiny_sam.state_dict()) == before and tiny_sam.pixel_mean.is_cpu
+    comfy.loaded[0].model.model.to(torch.device("cpu"))
 
 
-def test_cpu_mode_takes_the_model_off_the_gpu_and_the_managers_books(comfy, tiny_model, tiny_sam):
-    comfy.device = torch.device("meta")  # any device but the CPU: a model there has no memory here
+def test_cpu_mode_takes_the_model_off_the_gpu_and_the_managers_books(comfy, tiny_model):
+    comfy.device = torch.device("meta")
     other = type("Other", (), {"load_device": comfy.device})()
     comfy.loaded.append(type("Entry", (), {"model": other})())
-    tiny_model._samkit_patcher = type("Patcher", (), {"load_device": comfy.device, "offload_device": torch.device("cpu")})()
-    tiny_model._samkit_patcher.model = tiny_model
-    comfy.loaded.append(type("Entry", (), {"model": tiny_model._samkit_patcher})())
+    with placed(tiny_model, "AUTO"):
+        pass
+    assert len(comfy.loaded) == 2
     with placed(tiny_model, "CPU") as device:
         assert device.type == "cpu" and tiny_model.pixel_mean.device.type == "cpu"
-    assert [entry.model for entry in comfy.loaded] == [other]
+    assert [entry.model for entry in comfy.loaded] == [other] and resident_of(tiny_model).device is None
 
 
 def test_where_each_mode_runs(comfy):
@@ -106,26 +114,25 @@ def test_where_each_mode_runs(comfy):
     assert [device_for(mode) for mode in ("AUTO", "Prefer GPU", "CPU")] == [comfy.device, comfy.device, torch.device("cpu")]
 
 
-def test_outside_comfyui_a_model_moves_in_and_auto_moves_it_back(tiny_model, monkeypatch):
-    moves = []
-    monkeypatch.setattr(
-        "samkit.sam.placement.devices.device_for", lambda mode: torch.device("cpu" if mode == "CPU" else "meta")
-    )
-    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append(device.type))
-    for mode, expected in (("AUTO", ["meta", "cpu"]), ("Prefer GPU", ["meta"]), ("CPU", ["cpu"])):
-        moves.clear()
+@pytest.fixture
+def plain(monkeypatch):
+    """Outside ComfyUI, on a machine with a device that is not the CPU."""
+    monkeypatch.setattr(PlainHost, "device", lambda self: torch.device("meta"))
+
+
+def test_outside_comfyui_a_model_is_loaded_and_auto_unloads_it(plain, tiny_model):
+    for mode, expected, stays in (("AUTO", "meta", None), ("Prefer GPU", "meta", "meta"), ("CPU", "cpu", None)):
         with placed(tiny_model, mode) as device:
-            assert device.type == expected[0]
-        assert moves == expected, mode
+            assert device.type == tiny_model.pixel_mean.device.type == expected
+        assert tiny_model.pixel_mean.is_cpu
+        there = resident_of(tiny_model).device
+        assert (there and there.type) == stays, mode
 
 
-def test_auto_moves_back_after_an_error_too(tiny_model, monkeypatch):
-    moves = []
-    monkeypatch.setattr("samkit.sam.placement.devices.device_for", lambda mode: torch.device("meta"))
-    monkeypatch.setattr("samkit.sam.placement.host.move", lambda model, device: moves.append(device.type))
+def test_auto_unloads_after_an_error_too(plain, tiny_model):
     with pytest.raises(RuntimeError, match="out of memory"), placed(tiny_model, "AUTO"):
         raise RuntimeError("out of memory")
-    assert moves == ["meta", "cpu"]
+    assert tiny_model.pixel_mean.is_cpu and resident_of(tiny_model).device is None
 
 
 @pytest.mark.parametrize(("place", "inside"), [("cpu", True), ("cpu", False), ("meta", True)])
@@ -138,7 +145,7 @@ def test_threads_wait_for_each_other_only_where_a_model_has_several_places(
     else:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr("samkit.sam.placement.devices._place", lambda *args: None)
+    monkeypatch.setattr("samkit.sam.placement.devices._place", lambda network, device, memory: device)
     entered, leave = threading.Event(), threading.Event()
 
     def second():
@@ -158,11 +165,12 @@ def test_threads_wait_for_each_other_only_where_a_model_has_several_places(
 def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
     busy, most = [], []
 
-    def place(*args):
+    def place(network, device, memory):
         busy.append(1)
         most.append(len(busy))
         time.sleep(0.02)
         busy.pop()
+        return device
 
     def use():
         with placed(tiny_model, "AUTO"):
@@ -201,7 +209,7 @@ def test_a_model_that_is_there_is_not_moved(tiny_model, monkeypatch):
         ("fp32", "cuda", torch.float32),
     ],
 )
-def test_what_the_encoder_computes_in(tiny_model, precision, device, expected):
+def test_what_the_encoder_computes_in(comfy, tiny_model, precision, device, expected):
     tiny_model.precision = precision
     assert encoder_dtype(tiny_model, torch.device(device)) == expected
 

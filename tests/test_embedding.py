@@ -138,7 +138,7 @@ def test_the_cache_knows_weights_from_each_other(tiny_sam, tiny_model, runs):
 
 
 def test_precisions_do_not_share_embeddings(tiny_model, runs, monkeypatch):
-    monkeypatch.setattr("samkit.sam.models.base.bfloat16_pays", lambda: True)
+    monkeypatch.setattr("samkit.sam.placement.precision.bfloat16_pays", lambda: True)
     picture = make_picture(60, 80)
     exact = encode(tiny_model, [picture])
     tiny_model.precision = "bf16"
@@ -148,7 +148,7 @@ def test_precisions_do_not_share_embeddings(tiny_model, runs, monkeypatch):
     tiny_model.precision = "fp16"
     assert np.array_equal(encode(tiny_model, [picture]), exact), "a CPU never computes in fp16"
     tiny_model.precision = "bf16"
-    monkeypatch.setattr("samkit.sam.models.base.bfloat16_pays", lambda: False)
+    monkeypatch.setattr("samkit.sam.placement.precision.bfloat16_pays", lambda: False)
     assert np.array_equal(encode(tiny_model, [picture]), exact), "nor in bf16 where that is slower"
     assert runs == [1, 1]
 

@@ -107,7 +107,7 @@ def test_it_is_what_its_weights_say(kind, tmp_path):
     else:
         prefixed = {"module." + key: value for key, value in state.items()}
         torch.save({"state_dict": prefixed, "epoch": 7} if how == "wrapped" else state, tmp_path / name)
-    model = load_model(tmp_path / name)
+    model = load_model(tmp_path / name, "fp32")
     assert type(model.image_encoder) is encoder and type(model.mask_decoder) is decoder
     if width is not None:
         assert model.image_encoder.pos_embed.shape[-1] == width

@@ -9,7 +9,7 @@ import torch
 from reference import random_sam
 from samkit.sam.kernels import linear
 from samkit.sam.kernels.attention import attend_fused, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
-from samkit.sam.kernels.encoder import FastEncoder, WindowOrder, supports
+from samkit.sam.kernels.encoder import FastEncoder, WindowOrder, plan_for, supports
 from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
 from samkit.sam.models.sam import run_encoder
 
@@ -61,7 +61,7 @@ def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
     encoder = encoder_of(grid=11, window=4)
     images = pictures(encoder, 1)
     monkeypatch.setattr("samkit.sam.kernels.attention._PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr("samkit.sam.kernels.attention._BIAS_BYTES", piece_bytes)
+    monkeypatch.setattr("samkit.sam.kernels.attention.BIAS_BYTES", piece_bytes)
     for attend in (attend_in_pieces, attend_with_bias):
         ours, _ = FastEncoder(encoder, torch.float32, AtenLinear, attend)(images)
         torch.testing.assert_close(ours, encoder(images), atol=2e-5, rtol=0)
@@ -134,16 +134,17 @@ class TestGPUChoice:
         monkeypatch.setattr(self.ATTENTION, "_flex_attention", absent)
         assert faster_on_gpu(*likeness) is attend_with_bias
 
-    def test_it_is_looked_for_once_there_were_enough_pictures(self, monkeypatch):
-        looks = []
-        monkeypatch.setattr(
-            sys.modules["samkit.sam.kernels.encoder"], "faster_on_gpu", lambda q, *_: looks.append(q.shape) or attend_in_pieces
-        )
-        plan = FastEncoder(encoder_of(grid=6, window=4), torch.float32, AtenLinear, attend_with_bias)
+    @pytest.mark.parametrize(("asked", "looks"), [("1", 1), ("", 0)])
+    def test_it_is_looked_for_only_when_asked_and_before_the_first_image(self, asked, looks, monkeypatch):
+        """Compiling takes seconds: never in the middle of somebody's work."""
+        found, encoder = [], encoder_of(grid=6, window=4)
+        module = sys.modules["samkit.sam.kernels.encoder"]
+        monkeypatch.setattr(module, "faster_on_gpu", lambda q, *_: found.append(q.shape) or attend_in_pieces)
+        monkeypatch.setenv("SAMKIT_COMPILE", asked)
         monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: torch.empty(shape))
-        for count in (60, 3, 2, 64, 1):
-            plan._choose_attention(count, torch.device("cuda"))
-        assert looks == [(3, 36, 8)] and plan.attend_globally is attend_in_pieces and plan.attend is attend_with_bias
+        plan = plan_for(encoder, torch.device("cuda"), torch.float32)
+        assert found == [(3, 36, 8)] * looks and plan.attend is attend_with_bias
+        assert plan.attend_globally is (attend_in_pieces if looks else attend_with_bias)
 
 
 def test_window_order_is_a_permutation_by_windows():

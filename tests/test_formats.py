@@ -47,7 +47,7 @@ SHAPES = pytest.mark.parametrize(
 def test_a_hugging_face_sam_answers_as_transformers_does(tmp_path, vision):
     theirs = hugging_face_sam(**vision)
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path / "model.safetensors")
+    ours = load_model(tmp_path / "model.safetensors", "fp32")
     picture = make_picture(60, 80)
     (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
     box = {"x": 10, "y": 12, "width": 44, "height": 30}
@@ -91,7 +91,7 @@ def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
                 parameter.normal_(0, 1.2 / parameter[0].numel() ** 0.5)
         theirs.prompt_encoder.shared_embedding.positional_embedding.copy_(theirs.shared_image_embedding.positional_embedding)
     theirs.save_pretrained(tmp_path, max_shard_size="150MB")
-    ours = load_model(tmp_path)
+    ours = load_model(tmp_path, "fp32")
     for width, height in ((640, 480), (500, 750)):
         picture = make_picture(height, width)
         (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)

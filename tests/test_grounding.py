@@ -19,6 +19,7 @@ from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, av
 from samkit.nodes.predict import Segment
 from samkit.sam import GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
 from samkit.sam.placement.host import move
+from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.words import _best
 from samkit.sam.weights.registry import GROUNDING, KnownFolder
 from samkit.utils.boxes import boxes_per_frame, flat_boxes
@@ -210,15 +211,22 @@ def test_progress_moves_and_cancel_is_heard(comfy, grounding, frames):
 
 
 @pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU"])
-def test_the_model_goes_through_comfyuis_memory_manager(comfy, folder, frames, mode):
+def test_the_model_goes_through_comfyuis_memory_manager(comfy, folder, frames, mode, monkeypatch):
     grounding = load_grounding(folder)
+    comfy.device = torch.device("meta")
+    seen = []
+
+    def detect(grounding, frames, caption, options, device):
+        seen.append({device.type, *(tensor.device.type for tensor in grounding.network.parameters())})
+        return [result_of([], [], [])] * len(frames)
+
+    monkeypatch.setattr("samkit.sam.tasks.words._detect", detect)
     find_boxes(grounding, frames[:1], TEXT, device_mode=mode)
     find_boxes(grounding, frames[:1], TEXT, device_mode=mode)
-    assert [entry.model.model.inner for entry in comfy.loaded] == [grounding.network]
-    assert all(comfy.full_loads)
+    assert [entry.model for entry in comfy.loaded] == [resident_of(grounding.network).patcher]
+    assert all(comfy.full_loads) and seen == [{"meta"}] * 2
     find_boxes(grounding, frames[:1], TEXT, device_mode="CPU")
-    assert comfy.loaded == []
-    del grounding.network._samkit_patcher
+    assert comfy.loaded == [] and seen[2] == {"cpu"}
 
 
 def test_outside_comfyui_it_moves_in_and_back(grounding, frames, monkeypatch):

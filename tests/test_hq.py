@@ -68,7 +68,7 @@ def theirs():
 @pytest.fixture
 def ours(theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
-    return load_model((tmp_path / "model.safetensors").rename(tmp_path / "sam_vit_b_plain.safetensors"))
+    return load_model((tmp_path / "model.safetensors").rename(tmp_path / "sam_vit_b_plain.safetensors"), "fp32")
 
 
 def expected_of(theirs, ours, picture, multimask):
@@ -127,7 +127,7 @@ def sam_hq():
 def test_it_answers_as_sam_hq_does(tmp_path, size):
     sam, predictor_of = sam_hq()
     torch.save(sam.state_dict(), tmp_path / "anything.pth")
-    ours = load_model(tmp_path / "anything.pth")
+    ours = load_model(tmp_path / "anything.pth", "fp32")
     picture = make_picture(*size)
     predictor = predictor_of(sam)
     predictor.set_image(picture)
@@ -154,7 +154,7 @@ def test_off_it_is_the_plain_sam_of_the_same_weights(ours, tmp_path):
     extra = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
     state = {k: v for k, v in ours.state_dict().items() if not any(f"mask_decoder.{name}" in k for name in extra)}
     torch.save(state, tmp_path / "plain.pth")
-    plain = load_model(tmp_path / "plain.pth")
+    plain = load_model(tmp_path / "plain.pth", "fp32")
     image = as_image(make_picture(60, 80))
     expected = Segment().execute(plain, image, CLICK, candidate="all")
     found = Segment().execute(ours, image, CLICK, candidate="all", hq=False)
@@ -163,7 +163,7 @@ def test_off_it_is_the_plain_sam_of_the_same_weights(ours, tmp_path):
 
 def test_both_layouts_are_one_model(ours, tmp_path):
     torch.save({"module." + name: value for name, value in ours.state_dict().items()}, tmp_path / "sam_hq_vit_b.pth")
-    again = load_model(tmp_path / "sam_hq_vit_b.pth")
+    again = load_model(tmp_path / "sam_hq_vit_b.pth", "fp32")
     assert isinstance(again.mask_decoder, HQMaskDecoder)
     assert identity_of(again) == identity_of(ours)
 

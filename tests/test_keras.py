@@ -28,7 +28,7 @@ def compare(preset):
     expected = np.load(preset / "expected.npz")
     side, grid = 128, 8
     images = np.random.default_rng(1).uniform(0, 1, (1, side, side, 3)).astype(np.float32)
-    sam = load_model(preset)
+    sam = load_model(preset, "fp32")
     pixels = torch.from_numpy((images * 255 - MEAN) / STD).float().permute(0, 3, 1, 2)
     with torch.no_grad():
         embedding = sam.image_encoder(pixels)

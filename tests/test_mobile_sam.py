@@ -41,7 +41,7 @@ def light_hq():
 def test_light_hq_answers_as_its_own_package_does(light_hq, tmp_path):
     sam, predictor_of = light_hq
     torch.save({"module." + name: value for name, value in sam.state_dict().items()}, tmp_path / "sam_vit_h_4b8939.pth")
-    ours = load_model(tmp_path / "sam_vit_h_4b8939.pth")
+    ours = load_model(tmp_path / "sam_vit_h_4b8939.pth", "fp32")
     assert isinstance(ours.image_encoder, TinyViT) and isinstance(ours.mask_decoder, HQMaskDecoder)
     picture = make_picture(480, 640)
     predictor = predictor_of(sam)
@@ -75,7 +75,7 @@ def test_mobile_sam_answers_as_its_own_modules_do(light_hq, tmp_path):
         for value in rest.mask_decoder.parameters():
             value.mul_(2 if value.ndim > 1 else 1)
     torch.save(rest.state_dict(), tmp_path / "sam_vit_l_0b3195.pth")
-    ours = load_model(tmp_path / "sam_vit_l_0b3195.pth")
+    ours = load_model(tmp_path / "sam_vit_l_0b3195.pth", "fp32")
     picture = make_picture(480, 640)
     (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
     found = PredictMask().execute(ours, embedding, CLICK, candidate="all")

@@ -110,7 +110,7 @@ def check_prompt(predictor, model, embedding, inputs, reference, multimask, name
 
 def saved_and_loaded(sam, folder):
     torch.save(sam.state_dict(), folder / "told by its weights.pth")
-    return load_model(folder / "told by its weights.pth")
+    return load_model(folder / "told by its weights.pth", "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def theirs(request):
 @pytest.fixture
 def ours(theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
-    return load_model(tmp_path / "model.safetensors")
+    return load_model(tmp_path / "model.safetensors", "fp32")
 
 
 def guidance_for(count, numbers, width=32):

@@ -43,7 +43,7 @@ class Pair:
         self.state = self.theirs.state_dict()
         self.path = folder / "model.safetensors"
         save_file({name: tensor.contiguous().clone() for name, tensor in self.state.items()}, self.path)
-        self.ours = load_model(self.path)
+        self.ours = load_model(self.path, "fp32")
 
     def maps(self, picture):
         pixels = processor(self.side)(picture, return_tensors="pt")["pixel_values"]
@@ -343,7 +343,7 @@ class TestFiles:
                 "prefixed": {"state_dict": {f"sam2_model.{name}": tensor for name, tensor in meta.items()}},
             }
             torch.save(contents[layout], path)
-        model = load_model(path)
+        model = load_model(path, "fp32")
         assert model.family == ("SAM 2" if layout == "prefixed" else "SAM 2.1")
         assert model.state_dict().keys() == meta.keys()
         for name, tensor in model.state_dict().items():

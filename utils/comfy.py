@@ -181,6 +181,11 @@ def quietly() -> Iterator[None]:
         _is_quiet.reset(token)
 
 
+def is_quiet() -> bool:
+    """Whether this is the body of a `quietly`."""
+    return _is_quiet.get()
+
+
 class Progress:
     """ComfyUI's progress bar and interruption; does nothing outside ComfyUI, or `quietly`.
 

@@ -22,7 +22,8 @@ log = logging.getLogger("samkit")
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
 
 _WARM_UP, _ROUNDS = 2, 5
-_BIAS_BYTES = 256 << 20  # position terms that are written out at a time, on a GPU
+BIAS_BYTES = 256 << 20  # position terms that are written out at a time, on a GPU
+_ALIGNED = 8  # numbers: CUDA's fused kernels take heads and rows of a mask that are multiples of 16 bytes in fp16
 
 
 class Positions(NamedTuple):
@@ -103,13 +104,25 @@ def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int,
     """
     count, queries, _ = q.shape
     keys = k.shape[1]
-    heads = min(count, max(1, _BIAS_BYTES // (queries * keys * q.element_size())))
-    buffer = q.new_empty(heads, queries, keys)
+    row = keys + -keys % _ALIGNED  # torch would copy a mask with other rows
+    heads = min(count, max(1, BIAS_BYTES // (queries * row * q.element_size())))
+    buffer = q.new_empty(heads, queries, row)
     for b in range(0, count, heads):
         some_q, some_k, some_v = (x[b : b + heads].contiguous() for x in (q, k, v))
-        bias = buffer[: len(some_q)]
+        bias = buffer[: len(some_q), :, :keys]
         _write_bias(positions(some_q, table, queries // width, width), slice(None), bias)
-        out[b : b + heads] = F.scaled_dot_product_attention(some_q, some_k, some_v, bias)
+        out[b : b + heads] = _fused(some_q, some_k, some_v, bias)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """torch's attention of heads `[B, L, d]` in the one form that CUDA's fused kernels take: four dimensions, aligned heads.
+
+    In any other it falls back, without a word, to the kernel that writes out all scores.
+    """
+    size = q.shape[-1]
+    if size % _ALIGNED:  # SlimSAM-77's heads of 14
+        q, k, v = (F.pad(x, (0, -size % _ALIGNED)) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], bias[None], scale=size**-0.5)[0, ..., :size]
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:

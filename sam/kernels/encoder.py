@@ -13,17 +13,19 @@ code's.
 """
 
 import math
+import os
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from .attention import Attend, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
+from .attention import BIAS_BYTES, Attend, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
 
-_IMAGES_BEFORE_COMPILING = 64  # compiling takes as long as some hundred images' gain
-_MLP_TOKENS = 1024  # at a time; finer pieces make threads wait for each other more often
+_COMPILE = "SAMKIT_COMPILE"  # environment variable: 1 where hundreds of images are encoded, on CUDA with Triton
+_MLP_TOKENS = 1024  # at a time on a CPU; finer pieces make threads wait for each other more often
+_HIDDEN_BYTES = 256 << 20  # of the MLP's hidden layer at a time on a GPU, which small pieces leave idle
 
 
 def supports(encoder: nn.Module) -> bool:
@@ -39,6 +41,34 @@ def supports(encoder: nn.Module) -> bool:
         and len(block.attn.rel_pos_h) == len(block.attn.rel_pos_w) == 2 * (block.window_size or grid) - 1
         for block in encoder.blocks
     )
+
+
+def lowered_weights(encoder: nn.Module) -> list[Tensor]:
+    """The parameters that `FastEncoder` only uses in the type that it computes in; norms and places stay float32."""
+    if not supports(encoder):
+        return []
+    found = [encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, encoder.neck[0].weight]
+    for block in encoder.blocks:
+        layers = block.attn.qkv, block.attn.proj, block.mlp.lin1, block.mlp.lin2
+        found += [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        found += [block.attn.rel_pos_h, block.attn.rel_pos_w]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def working_bytes(encoder: ImageEncoderViT, dtype: torch.dtype) -> tuple[int, int]:
+    """About what `FastEncoder` needs on a GPU beside the weights: for any number of images, and for each."""
+    _, height, width, channels = encoder.pos_embed.shape
+    residual_stream_and_norms, projections_and_windows = 3 * 4, 13 * dtype.itemsize
+    tokens = height * width * channels * (residual_stream_and_norms + projections_and_windows)
+    return BIAS_BYTES + 2 * _HIDDEN_BYTES, tokens + 3 * 3 * 4 * encoder.img_size**2
+
+
+def tokens_at_a_time(x: Tensor, hidden: int, dtype: torch.dtype) -> int:
+    """How many of the tokens `x` `[T, E]` go through an MLP with a hidden layer of that width at a time."""
+    pieces = math.ceil(len(x) / _MLP_TOKENS)
+    if not x.is_cpu:
+        pieces = math.ceil(len(x) * hidden * dtype.itemsize / _HIDDEN_BYTES)
+    return math.ceil(len(x) / max(1, pieces))
 
 
 class WindowOrder:
@@ -82,7 +112,6 @@ class FastEncoder:
 
     def __init__(self, encoder: ImageEncoderViT, dtype: torch.dtype, linear: LinearKind, attend: Attend) -> None:
         self.dtype, self.attend, self.attend_globally = dtype, attend, attend
-        self.images_seen = 0
         device = encoder.pos_embed.device
         self.grid = encoder.pos_embed.shape[1]
         self.window = max(block.window_size for block in encoder.blocks) or self.grid
@@ -94,11 +123,11 @@ class FastEncoder:
         self.patches = linear(patches.weight.flatten(1), patches.bias, dtype)
         self.neck, self.out_chans = linear(first.weight.flatten(1), None, dtype), first.out_channels
         self.blocks = [_Block(block, linear, dtype) for block in encoder.blocks]
+        self.hidden = encoder.blocks[0].mlp.lin1.out_features
 
     def __call__(self, images: Tensor, early: bool = False) -> tuple[Tensor, Tensor | None]:
         """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and the first global block's output `[B, h, w, E]`."""
         count = len(images)
-        self._choose_attention(count, images.device)
         x = self._embed_patches(images)
         order, inverse = (_for_each(index, count) for index in (self.order, self.inverse))
         qkv, mixed = (x.new_empty(len(x), parts * x.shape[1], dtype=self.dtype) for parts in (3, 1))
@@ -126,11 +155,10 @@ class FastEncoder:
         self.patches.add_to(patches, x)
         return x
 
-    def _choose_attention(self, count: int, device: torch.device) -> None:
-        """On a CUDA GPU, try a faster global attention once there have been enough images to pay for compiling it."""
-        before, self.images_seen = self.images_seen, self.images_seen + count
+    def choose_attention(self, device: torch.device) -> None:
+        """Take the fused global attention where it is right and faster; compiling it takes some ten seconds."""
         whole = [block for block in self.blocks if not block.window]
-        if device.type == "cuda" and before < _IMAGES_BEFORE_COMPILING <= self.images_seen and whole:
+        if whole:
             table, heads = whole[0].table, whole[0].heads
             q = torch.randn(heads, self.grid**2, len(table), device=device, dtype=self.dtype)
             self.attend_globally = faster_on_gpu(q, table, self.grid)
@@ -143,7 +171,9 @@ class FastEncoder:
     def _add_back(self, block: "_Block", mixed: Tensor, order: Tensor | None, x: Tensor) -> None:
         """What attention gave, then the block's MLP, added to the residual stream in place."""
         block.proj.add_to(mixed if order is None else mixed[order], x)
-        for part in x.chunk(math.ceil(len(x) / _MLP_TOKENS)):  # the hidden layer is by far the widest thing to hold
+        for part in x.split(
+            tokens_at_a_time(x, self.hidden, self.dtype)
+        ):  # the hidden layer is by far the widest thing to hold
             block.lin2.add_to(block.lin1.gelu(block.norm2(part)), part)
 
     def _attend_globally(self, block: "_Block", qkv: Tensor, mixed: Tensor) -> None:
@@ -199,6 +229,16 @@ _plans: Plans[FastEncoder] = Plans()
 
 
 def plan_for(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype) -> FastEncoder:
-    """The plan for these weights, cached until they change or move."""
+    """The plan for these weights, cached until they change, move or are unloaded.
+
+    Attention is compiled only when that was asked for, and then before the first image: never in the middle of somebody's work.
+    """
     kind, attend = (cpu_linear(dtype), attend_in_pieces) if device.type == "cpu" else (AtenLinear, attend_with_bias)
-    return _plans.get(encoder, (device, dtype, kind), lambda: FastEncoder(encoder, dtype, kind, attend))
+
+    def make() -> FastEncoder:
+        plan = FastEncoder(encoder, dtype, kind, attend)
+        if device.type == "cuda" and os.environ.get(_COMPILE) == "1":
+            plan.choose_attention(device)
+        return plan
+
+    return _plans.get(encoder, (device, dtype, kind), make)

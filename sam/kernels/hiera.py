@@ -12,7 +12,6 @@ None of what differs changes the result but for the order of float32 sums:
 - A stage's first block projects residual, queries, keys and values in one product.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import WindowOrder
+from .encoder import WindowOrder, tokens_at_a_time
 from .linear import Linear, LinearKind
 
-_MLP_TOKENS = 1024  # at a time: the hidden layer is by far the widest thing to hold
 _LOCAL_TOKENS = 4096  # of the first stage, at a time, on a CPU
 
 
@@ -107,6 +105,15 @@ class FastHiera:
         return tokens.transpose(1, 2).float().reshape(count, -1, grid, grid)
 
 
+def lowered_weights(encoder: nn.Module) -> list[Tensor]:
+    """The parameters that `FastHiera` only uses in the type that it computes in: those of the blocks' linear layers."""
+    found = []
+    for block in encoder.trunk.blocks:
+        layers = [block.attn.qkv, block.attn.proj, *block.mlp.layers, getattr(block, "proj", None)]
+        found += [tensor for layer in layers if layer is not None for tensor in (layer.weight, layer.bias)]
+    return [tensor for tensor in found if tensor is not None]
+
+
 class _Step(NamedTuple):
     """One block and the order of its tokens.
 
@@ -172,6 +179,7 @@ class _Block:
         self.wide = layer(block.proj, attn.qkv) if self.pools else layer(attn.qkv)
         self.proj, self.lin1, self.lin2 = layer(attn.proj), layer(first), layer(second)
         self.bias, self.dtype = attn.qkv.bias.view(3, self.heads, -1).to(dtype), dtype
+        self.hidden = first.out_features
 
     def __call__(self, x: Tensor, count: int, groups: list[tuple[int, int, int]] | None) -> Tensor:
         """Tokens float32 `[B*T, E]`, changed in place -> `[B*T', E']`; without `groups` all windows are whole."""
@@ -182,7 +190,7 @@ class _Block:
         if self.pools:
             x = self._pooled(wide[:, : self.width], count, groups).float()
         self.proj.add_to(self._attend(wide[:, -3 * self.width :], count, groups), x)
-        for part in x.chunk(math.ceil(len(x) / _MLP_TOKENS)):
+        for part in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
             self.lin2.add_to(self.lin1.gelu(self.norm2(part)), part)
         return x
 

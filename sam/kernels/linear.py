@@ -38,15 +38,17 @@ class Linear(Protocol):
 
 
 class AtenLinear:
-    """Plain ATen, on any device. Nothing is copied but weights of another type, for as long as a call takes.
+    """Plain ATen, on any device. On a CPU, weights of another type are copied for as long as a call takes; on a GPU for good.
 
     Args:
-        weight: `[N, K]`, used where it lies.
+        weight: `[N, K]`, used where it lies; on a GPU it is best in `dtype` already.
         bias: `[N]`, or None.
         dtype: what to compute in.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        if not weight.is_cpu:
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         self.weight, self.bias, self.dtype = weight, bias, dtype
 
     def into(self, x: Tensor, out: Tensor) -> None:

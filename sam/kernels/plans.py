@@ -17,7 +17,8 @@ class Plans(Generic[Plan]):
 
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Plan]] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        _every.add(self)
 
     def get(self, module: nn.Module, key: Hashable, make: Callable[[], Plan], also: nn.Module | None = None) -> Plan:
         """The plan that `make` makes, made anew where `key` or the weights (of `also`, too) are not those of the last time."""
@@ -30,3 +31,18 @@ class Plans(Generic[Plan]):
                 known = state, make()
                 self._plans[module] = known
         return known[1]
+
+    def forget(self, module: nn.Module) -> None:
+        """Let go of a module's plan."""
+        with self._lock:
+            self._plans.pop(module, None)
+
+
+_every: "weakref.WeakSet[Plans]" = weakref.WeakSet()
+
+
+def forget_plans(network: nn.Module) -> None:
+    """Let go of all plans of a network and its parts: its weights have left the device on which the plans' tensors are."""
+    for part in network.modules():
+        for plans in list(_every):
+            plans.forget(part)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..geometry import Frame, Size
 from ..kernels.decoder import Decoded, Guidance
-from ..kernels.linear import bfloat16_pays
 from ..prompts import PromptTensors
 
 IMAGE = "image"
@@ -71,7 +70,7 @@ class Segmenter(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """What the encoder computes in, see `encoder_dtype`; decoders always compute in float32."""
+        """What the encoder computes in, see `placement.precision`; decoders always compute in float32."""
         ...
 
     @property
@@ -117,20 +116,3 @@ class Segmenter(Protocol):
             SAMError: the maps lack what the model needs, or it does not support the guidance.
         """
         ...
-
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def encoder_dtype(model: Segmenter, device: torch.device) -> torch.dtype:
-    """What the image encoder computes in on `device`.
-
-    fp16 on a CPU is ten times slower than fp32 and no more exact than it is fast, so a CPU never gets it; and bf16 only where
-    it is faster there.
-    """
-    precision = model.precision
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    if device.type == "cpu" and (precision == "fp16" or (precision == "bf16" and not bfloat16_pays())):
-        precision = "fp32"
-    return _DTYPES[precision]

@@ -13,6 +13,7 @@ from ..kernels import encoder as fast_encoder
 from ..kernels.decoder import Decoded, FastDecoder
 from ..kernels.linear import AtenLinear, cpu_linear
 from ..kernels.plans import Plans
+from ..kernels.self_test import decoder_works_on, encoder_works_on
 from ..prompts import PromptTensors
 from ..store.identity import Identities
 from .base import IMAGE, Features, Precision, Wanted
@@ -23,6 +24,7 @@ from .tiny_vit import TinyViT
 _DECODERS: dict[type, type[FastDecoder]] = {MaskDecoder: FastDecoder, HQMaskDecoder: FastHQDecoder}
 _decoder_plans: dict[type, Plans[FastDecoder]] = {kind: Plans() for kind in _DECODERS.values()}
 _identities = Identities()
+_TINY_BYTES, _STOCK_BYTES = 1 << 30, 3 << 30  # for an image of 1024x1024
 
 
 class SAMFamily:
@@ -81,6 +83,13 @@ class SAMFamily:
         """SAM fits the long side and pads bottom and right."""
         side = self.network.image_encoder.img_size
         return Frame(original, fit_long_side(original, side), side, self.network.prompt_encoder.mask_input_size, True)
+
+    def working_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """About what the image encoder needs on a GPU beside the weights: for any number of images, and for each."""
+        encoder = self.network.image_encoder
+        if fast_encoder.supports(encoder):
+            return fast_encoder.working_bytes(encoder, dtype)
+        return 0, _TINY_BYTES if self.is_tiny else _STOCK_BYTES
 
     @torch.no_grad()
     def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -148,6 +157,10 @@ class SAMModel(SAMFamily, Sam):
         """The module that placement moves: itself."""
         return self
 
+    def lowered_weights(self) -> list[Tensor]:
+        """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
+        return fast_encoder.lowered_weights(self.image_encoder)
+
     @property
     def identity(self) -> str:
         """Content hash of all weights."""
@@ -181,7 +194,7 @@ def run_encoder(
         Embeddings float32 `[B, C, h, w]`, and the early features float32 `[B, h, w, E]`: the first global block's output, or
         TinyViT's second stage.
     """
-    if fast_encoder.supports(encoder):
+    if fast_encoder.supports(encoder) and encoder_works_on(images.device):
         return fast_encoder.plan_for(encoder, images.device, dtype)(images, early)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         if isinstance(encoder, TinyViT):
@@ -213,8 +226,8 @@ def _first_global(encoder: ImageEncoderViT) -> int:
 
 
 def supports_decoder(network: Sam) -> bool:
-    """Whether the mask decoder is one that the fast decoder can run."""
-    return type(network.mask_decoder) in _DECODERS
+    """Whether the mask decoder is one that the fast decoder can run, where it is."""
+    return type(network.mask_decoder) in _DECODERS and decoder_works_on(network.mask_decoder.iou_token.weight.device)
 
 
 def decoder_plan(network: Sam, device: torch.device, hq: bool = True) -> FastDecoder:

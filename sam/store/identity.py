@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from .weights import content_hash, state_of
+from .weights import content_hash, original_of, state_of
 
 
 class Identities:
@@ -31,6 +31,10 @@ class Identities:
         known = self._known.get(module)
         if known is None or known[0] != state:
             with self._lock:
-                named = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.state_dict().items()}
+                named = {
+                    f"{name}.{key}": original_of(tensor)
+                    for name, part in parts.items()
+                    for key, tensor in part.state_dict(keep_vars=True).items()
+                }
                 known = self._known[module] = state, content_hash(named, where)
         return known[1]

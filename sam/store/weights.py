@@ -1,9 +1,10 @@
 """Whether a module's weights are still those of the last time, and the hash of their content."""
 
+import contextlib
 import hashlib
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,11 +54,13 @@ class _Watched:
         return all(tuple(place.values()) == children for place, children in self.children)
 
     def tensors(self) -> list[Tensor]:
-        return [tensor for place in self.places for tensor in place.values() if tensor is not None]
+        """The module's own, also while others are in their places (see `replaced`)."""
+        present = [tensor for place in self.places for tensor in place.values() if tensor is not None]
+        return [original_of(tensor) for tensor in present] if _originals else present
 
     def state(self) -> WeightState:
         tensors = self.tensors()
-        pointers = tuple([tensor.data_ptr() for tensor in tensors])
+        pointers = _pointers(tensors)
         if pointers != self.pointers:
             self.pointers, self.views = pointers, _views(tensors)
             self.sample = _sample(tensors, self.views)
@@ -68,7 +71,49 @@ class _Watched:
 
 
 _watched: weakref.WeakKeyDictionary[nn.Module, _Watched] = weakref.WeakKeyDictionary()
+_originals: dict[int, Tensor] = {}  # by the id of what is in their place
 _lock = threading.RLock()
+
+
+def original_of(tensor: Tensor) -> Tensor:
+    """The module's own tensor in whose place this one is (see `replaced`), else the tensor itself."""
+    return _originals.get(id(tensor), tensor)
+
+
+@contextlib.contextmanager
+def replaced(module: nn.Module, others: Mapping[int, Tensor]) -> Iterator[None]:
+    """In the body, other tensors take the places of a module's own; its state and its hash remain those of its own.
+
+    Args:
+        module: whose parameters and buffers are replaced.
+        others: by the id of the parameter or buffer that each one replaces.
+    """
+    with _lock:
+        found = [
+            (place, name, own, others[id(own)])
+            for place in _watch(module).places
+            for name, own in place.items()
+            if id(own) in others
+        ]
+        _originals.update((id(other), own) for _, _, own, other in found)
+        for place, name, _, other in found:
+            place[name] = other
+    try:
+        yield
+    finally:
+        with _lock:
+            for place, name, own, other in found:
+                if place.get(name) is other:  # else somebody has put a new one there
+                    place[name] = own
+            for _, _, _, other in found:
+                _originals.pop(id(other), None)
+
+
+def _pointers(tensors: list[Tensor]) -> tuple[int, ...]:
+    try:
+        return tuple([tensor.data_ptr() for tensor in tensors])
+    except RuntimeError:  # a device (DirectML) whose tensors have no memory that torch can name
+        return tuple([id(tensor) for tensor in tensors])
 
 
 def _watch(module: nn.Module) -> _Watched:
@@ -120,6 +165,9 @@ def _sample(tensors: list[Tensor], views: list[np.ndarray] | None) -> bytes:
 
 def _spread(tensor: Tensor) -> Tensor:
     """Up to `_SAMPLED` rows of one value `[n, 1]` of a tensor, a view; of one with gaps in its memory, its first value."""
+    if not tensor.is_cpu:  # `as_strided` does not work on every device
+        flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach()[(0,) * tensor.ndim].reshape(1)
+        return flat[:: max(1, (len(flat) - 1) // (_SAMPLED - 1))][:_SAMPLED, None]
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     is_dense = extent == tensor.numel() - 1
     count = min(_SAMPLED, tensor.numel()) if is_dense else 1

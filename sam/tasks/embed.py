@@ -1,5 +1,6 @@
 """Images -> SAMEmbedding, and the cache by which changing a prompt never encodes an image again."""
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,13 @@ from ...utils.images import image_to_frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
-from ..models.base import IMAGE, Segmenter, encoder_dtype
+from ..models.base import IMAGE, Segmenter
 from ..models.families import as_segmenter
+from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
+from ..placement.memory import attempt, fitting, halved
+from ..placement.precision import encoder_dtype
+from ..placement.transfer import Download, upload
 from ..store.embedding import SAMEmbedding, knows_its_image
 from ..store.keys import image_key
 from ..store.memory import ByteCache, one_run
@@ -25,6 +30,7 @@ log = logging.getLogger("samkit")
 
 CACHE_BYTES = 512 << 20  # 128 images for stock SAM, at 4 MiB each
 _IMAGES_ON_GPU = 8
+_BYTES_PER_IMAGE = 1 << 30  # of an encoder that does not say, see `_bytes_needed`
 
 
 class Encoded(NamedTuple):
@@ -67,6 +73,20 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
     return SAMEmbedding(maps.pop(IMAGE), original_size, resized, segmenter.encoder_identity, keys, maps)
 
 
+@contextlib.contextmanager
+def stay_loaded(model: Any) -> Iterator[None]:
+    """In the body, calls in the mode `AUTO` leave a model on the GPU from one to the next, also outside ComfyUI.
+
+    Args:
+        model: ours or any `segment_anything` Sam.
+
+    Raises:
+        SAMError: not a model.
+    """
+    with devices.stay_loaded(as_segmenter(model).network):
+        yield
+
+
 def _together(arrays: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
     """Stacked; a single one is not copied, and stays read-only as it is in the cache."""
     if not arrays:
@@ -88,11 +108,23 @@ def _look_up_or_run(model: Segmenter, frames: list[np.ndarray], keys: list[str],
     progress.advance(len(frames) - len(missing))
     log.debug("encoding %d of %d images, the rest is cached", len(missing), len(frames))
     if missing:
-        with placed(model.network, device_mode) as device:
+        with placed(model.network, device_mode, _memory_required(model, len(missing), device_mode)) as device:
             for key, encoded in _run_encoder(model, missing, device, progress):
                 found[key] = encoded
                 cache.put((*known, key), encoded)
     return [found[key] for key in keys]
+
+
+def _memory_required(model: Segmenter, images: int, device_mode: DeviceMode) -> int:
+    """What the encoder needs on a GPU for as many images as it takes at a time."""
+    fixed, each = _bytes_needed(model, encoder_dtype(model, device_for(device_mode)))
+    return fixed + each * min(images, _IMAGES_ON_GPU)
+
+
+def _bytes_needed(model: Segmenter, dtype: torch.dtype) -> tuple[int, int]:
+    """Working memory of the encoder: for any number of images, and for each. A model says so by a method `working_bytes`."""
+    said = getattr(model, "working_bytes", None)
+    return (0, _BYTES_PER_IMAGE) if said is None else said(dtype)
 
 
 @torch.no_grad()
@@ -101,44 +133,52 @@ def _run_encoder(
 ) -> Iterator[tuple[str, Encoded]]:
     """Encode images uint8 `[H, W, 3]` of one size, by their keys; what is done before a Cancel is handed over.
 
-    A GPU takes some at a time, and works on them while the CPU resizes the next.
+    A GPU takes some at a time, half as many once they did not fit, and works on them while the CPU resizes the next.
     """
-    on_cpu, dtype = device.type == "cpu", encoder_dtype(model, device)
-    running: tuple[list[str], dict[str, Tensor]] | None = None
-    for names in _some_at_a_time(list(frames), 1 if on_cpu else _IMAGES_ON_GPU):
+    names, dtype, size = list(frames), encoder_dtype(model, device), _images_at_a_time(model, device)
+    running: tuple[list[str], Download] | None = None
+    while names:
         progress.check_interrupted()
-        maps = model.features(_pixels(model, [frames[name] for name in names], device), dtype)
+        some = names[:size]
+        begun = attempt(lambda some: _begin(model, [frames[name] for name in some], device, dtype), some)
         if running is not None:
             yield from _separate(*running, progress)
-        running = names, maps
-        if on_cpu:  # nothing runs on
+            running = None
+        if begun is None:
+            size = halved(len(some))
+            continue
+        running, names = (some, begun[0]), names[len(some) :]
+        if device.type == "cpu":  # nothing runs on
             yield from _separate(*running, progress)
             running = None
     if running is not None:
         yield from _separate(*running, progress)
 
 
-def _some_at_a_time(names: list[str], count: int) -> Iterator[list[str]]:
-    return (names[start : start + count] for start in range(0, len(names), count))
+def _images_at_a_time(model: Segmenter, device: torch.device) -> int:
+    if device.type == "cpu":
+        return 1
+    fixed, each = _bytes_needed(model, encoder_dtype(model, device))
+    return fitting(device, each, _IMAGES_ON_GPU, fixed)
 
 
-def _pixels(model: Segmenter, frames: list[np.ndarray], device: torch.device) -> Tensor:
-    """Images resized for the model, uint8 `[b, 3, h, w]` on the device."""
-    resized = [resize_pil(frame, model.frame(frame.shape[:2]).resized) for frame in frames]
-    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
-    if device.type == "cuda":
-        return pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.to(device)
+def _begin(model: Segmenter, frames: list[np.ndarray], device: torch.device, dtype: torch.dtype) -> Download:
+    """Some images of one size through the encoder, from the resize on the CPU to the way back."""
+    resized = np.stack([resize_pil(frame, model.frame(frame.shape[:2]).resized) for frame in frames])
+    pixels = upload(np.ascontiguousarray(resized.transpose(0, 3, 1, 2)), device)
+    return Download(model.features(pixels, dtype))
 
 
-def _separate(names: list[str], maps: dict[str, Tensor], progress: Progress) -> Iterator[tuple[str, Encoded]]:
-    """A batch's tensors to one read-only entry per image."""
-    arrays = {key: part.cpu().contiguous().numpy() for key, part in maps.items()}  # a convolution may answer channels last
+def _separate(names: list[str], done: Download, progress: Progress) -> Iterator[tuple[str, Encoded]]:
+    """A batch's results to one read-only entry per image, in memory of its own: a cached one must not hold the whole batch."""
+    arrays = done.arrays()
     for key, array in arrays.items():
         _refuse_not_finite(key, array)
-        array.setflags(write=False)
     for index, name in enumerate(names):
-        yield name, Encoded({key: array[index] for key, array in arrays.items()})
+        maps = {key: array[index].copy() for key, array in arrays.items()}
+        for values in maps.values():
+            values.setflags(write=False)
+        yield name, Encoded(maps)
     progress.advance(len(names))
 
 

@@ -26,7 +26,7 @@ from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
 from ..store.memory import one_run
 from .embed import encode
-from .predict import FrameDecoder, PredictOptions
+from .predict import PROMPT_BYTES, FrameDecoder, PredictOptions
 
 Box = tuple[int, int, int, int]
 _MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
@@ -197,7 +197,7 @@ def _segment_crop(
     upsampler = _Upsampler(model.frame(embedding.original_size), model.mask_threshold, options)
     above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     waiting: list[_Candidate] = []
-    with placed(model.network, device_mode) as device:
+    with placed(model.network, device_mode, PROMPT_BYTES * min(len(points), options.points_per_batch)) as device:
         frames = FrameDecoder(model, embedding, device, PredictOptions())
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()

@@ -18,6 +18,7 @@ from ..kernels.upsample import resize_logits
 from ..models.base import IMAGE, Features, Segmenter, Wanted
 from ..models.families import as_segmenter
 from ..placement.devices import DeviceMode, placed, result_device
+from ..placement.memory import fitting, in_batches
 from ..prompts import Prompt, shape_of, to_model_frame
 from ..store.embedding import SAMEmbedding
 from .embed import as_embedding
@@ -28,7 +29,10 @@ Multimask: TypeAlias = Literal["auto", "on", "off"]
 MULTIMASK: tuple[str, ...] = get_args(Multimask)
 
 _PROMPTS_PER_BATCH = 64
+PROMPT_BYTES = 64 << 20
+"""About what a decoder needs on a GPU for a prompt."""
 _UPSCALED_ELEMENTS = 1 << 26  # 256 MiB of float32 at a time
+_UPSCALED_BYTES = 13  # of a pixel: it is float32 in the square, cut out and at full size, then bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def decode(
     options = options or PredictOptions()
     results = []
     progress = Progress(len(prompts))
-    with placed(segmenter.network, device_mode) as device:
+    at_once = min(_PROMPTS_PER_BATCH, max(map(len, prompts), default=0))
+    with placed(segmenter.network, device_mode, PROMPT_BYTES * at_once) as device:
         frames = FrameDecoder(segmenter, embedding, device, options)
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
@@ -151,7 +156,16 @@ class FrameDecoder:
         maps = {IMAGE: self.embedding.view(np.ndarray)[index]}
         maps |= {name: values[index] for name, values in self.embedding.maps.items()}
         features = Features(maps, self.embedding.image_keys[index], self.device)
-        return self.model.decode(features, to_model_frame(prompts, self.frame, self.device), wanted)
+
+        def decode(some: Sequence[int]) -> Decoded:
+            part = slice(some[0], some[-1] + 1)
+            guided = wanted._replace(guidance=wanted.guidance and wanted.guidance.of(part))
+            found = self.model.decode(features, to_model_frame(prompts[part], self.frame, self.device), guided)
+            return found._replace(rows=found.rows + part.start)
+
+        at_once = fitting(self.device, PROMPT_BYTES, len(prompts))
+        parts = list(in_batches(range(len(prompts)), at_once, decode))
+        return parts[0] if len(parts) == 1 else Decoded(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
     def _pick(self, logits: Tensor, scores: Tensor, options: PredictOptions) -> tuple[Tensor, Tensor]:
         if options.candidate in ("best", "all"):
@@ -168,8 +182,13 @@ class FrameDecoder:
         height, width = self.frame.original
         pixels = max(height * width, self.frame.side**2)
         masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=self.result_device)
-        for part in torch.arange(len(logits)).split(max(1, _UPSCALED_ELEMENTS // pixels)):
+
+        def upscale(some: Sequence[int]) -> None:
+            part = slice(some[0], some[-1] + 1)
             masks[part] = (resize_logits(logits[part], self.frame) > options.mask_threshold).to(self.result_device)
+
+        at_once = fitting(self.device, _UPSCALED_BYTES * pixels, max(1, _UPSCALED_ELEMENTS // pixels))
+        list(in_batches(range(len(logits)), at_once, upscale))
         return masks
 
 

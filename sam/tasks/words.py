@@ -17,9 +17,11 @@ from ..geometry import Size
 from ..kernels.nms import non_maximum_suppression
 from ..models.grounding import GroundingModel
 from ..placement.devices import DeviceMode, placed
+from ..placement.memory import fitting, in_batches
 from ..prompts import clip_boxes
 
-_FRAMES_AT_ONCE = 4  # at the model's 800x1333 a frame needs about a gigabyte
+_FRAMES_AT_ONCE = 4
+_FRAME_BYTES = 1 << 30  # about what a frame needs at the model's 800x1333
 _BETWEEN_PHRASES = re.compile(r"[.,\n]")
 
 
@@ -94,13 +96,16 @@ def find_boxes(
     options, caption = options or GroundingOptions(), normalise_text(text)
     _check_length(grounding, caption)
     progress, found = Progress(len(frames)), []
-    with placed(grounding.network, device_mode) as device:
-        for start in range(0, len(frames), _FRAMES_AT_ONCE):
+    with placed(grounding.network, device_mode, _FRAME_BYTES * min(len(frames), _FRAMES_AT_ONCE)) as device:
+
+        def detect(some: Sequence[np.ndarray]) -> list[FoundBoxes]:
             progress.check_interrupted()
-            some = list(frames[start : start + _FRAMES_AT_ONCE])
-            results = _detect(grounding, some, caption, options, device)
-            found += [_best(result, frame.shape[:2], options) for result, frame in zip(results, some, strict=True)]
-            progress.advance(len(some))
+            results = _detect(grounding, list(some), caption, options, device)
+            return [_best(result, frame.shape[:2], options) for result, frame in zip(results, some, strict=True)]
+
+        for boxes in in_batches(frames, fitting(device, _FRAME_BYTES, _FRAMES_AT_ONCE), detect):
+            found += boxes
+            progress.advance(len(boxes))
     return found
 
 

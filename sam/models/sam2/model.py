@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ....utils.text import counted
 from ...errors import SAMError
 from ...geometry import Frame, Size
-from ...kernels.hiera import FastHiera
+from ...kernels.hiera import FastHiera, lowered_weights
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
 from ...prompts import PromptTensors
@@ -78,6 +78,10 @@ class SAM2Model(nn.Module):
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
         grid = 4 * self.side // _STRIDE
         return Frame(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
+
+    def lowered_weights(self) -> list[Tensor]:
+        """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
+        return lowered_weights(self.image_encoder)
 
     @property
     def encoder_identity(self) -> str:
