@@ -327,7 +327,7 @@ def test_a_transfer_that_breaks_off_is_continued(fetched, server, content, monke
 def test_without_an_end_it_is_given_up_and_the_next_fetch_continues(fetched, server, content, monkeypatch, fault):
     monkeypatch.setattr(network, "STALL", 0.5)
     server.faults = [fault, sends_nothing]
-    with pytest.raises(SAMError, match=rf"could not fetch {NAME} .*publisher: .*Download http.*by hand"):
+    with pytest.raises(SAMError, match=rf"could not download {NAME} .*publisher: .*Download http.*by hand"):
         fetched()
     server.ranges.clear()
     assert fetched() == content
@@ -371,7 +371,7 @@ def test_416_starts_anew(fetched, server, content):
 )
 def test_what_is_not_the_file_is_refused_and_does_not_stay(fetched, server, content, fault, said):
     server.faults = [fault]
-    with pytest.raises(SAMError, match=rf"could not fetch {NAME} .*{said}.*Download http.*by hand"):
+    with pytest.raises(SAMError, match=rf"could not download {NAME} .*{said}.*Download http.*by hand"):
         fetched()
     assert fetched() == content
 
@@ -514,7 +514,7 @@ def test_whatever_the_hub_raises_the_publisher_is_tried(known, hub, tmp_path, co
     hub.answer = answer
     assert download.fetch(known, [tmp_path / "sams"]).read_bytes() == content
     server.files.clear()
-    with pytest.raises(SAMError, match=r"could not fetch .*hub: .*publisher: .*by hand") as caught:
+    with pytest.raises(SAMError, match=r"could not download .*hub: .*publisher: .*by hand") as caught:
         download.fetch(known, [tmp_path / "again"])
     assert "\n" not in str(caught.value)
 
@@ -525,7 +525,7 @@ def test_whatever_the_publisher_raises_is_one_sentence(known, hub, tmp_path, mon
         raise error
 
     monkeypatch.setattr(publisher, "_request", request)
-    with pytest.raises(SAMError, match=r"could not fetch .*hub: .*publisher: .*by hand"):
+    with pytest.raises(SAMError, match=r"could not download .*hub: .*publisher: .*by hand"):
         download.fetch(known, [tmp_path / "sams"])
 
 

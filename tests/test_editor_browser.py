@@ -719,6 +719,22 @@ def test_a_removed_editor_lets_go_of_everything(editor):
     assert page.evaluate("samkit.bitmap.width") == 0, "a closed bitmap has no size"
 
 
+def test_an_editor_of_a_removed_subgraph_lets_go_too(editor):
+    page = editor.page
+    page.evaluate(
+        """async () => {
+          const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+          const { subgraph } = app.graph.convertToSubgraph(new Set([node]));
+          app.canvas.setGraph(subgraph);
+          await new Promise((done) => setTimeout(done, 1000));
+        }"""
+    )
+    page.evaluate("() => { samkit.old = samkit.editor(); }")
+    page.wait_for_function("() => samkit.old.image", timeout=20_000)
+    build(page)
+    page.wait_for_function("() => samkit.old.image === null && samkit.old.preview.state.name === 'idle'", timeout=20_000)
+
+
 # --- objects
 
 

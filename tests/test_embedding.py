@@ -181,9 +181,9 @@ def test_the_shared_cache_starts_bounded():
 
 
 def test_different_sizes_need_calls_of_their_own(tiny_model):
-    with pytest.raises(SAMError, match="The images have 2 sizes"):
+    with pytest.raises(SAMError, match="The images have 2 different sizes"):
         encode(tiny_model, [make_picture(60, 80), make_picture(60, 81)])
-    with pytest.raises(SAMError, match=r"uint8 array \[H, W, 3\], but is float32"):
+    with pytest.raises(SAMError, match=r"uint8 array \[H, W, 3\], but this one is float32"):
         encode(tiny_model, [np.zeros((4, 4, 3), np.float32)])
     with pytest.raises(SAMError, match="no images"):
         encode(tiny_model, [])

@@ -313,7 +313,9 @@ def dead(monkeypatch):
 
 @pytest.mark.parametrize("filename", ["", FILE])
 def test_a_dead_hub_is_asked_once_and_named(dead, tmp_path, filename):
-    with pytest.raises(SAMError, match=r"(could not list the files of|could not fetch) .*owner/small-sam.*by hand") as caught:
+    with pytest.raises(
+        SAMError, match=r"(could not list the files of|could not download) .*owner/small-sam.*by hand"
+    ) as caught:
         hub.fetch_from_hub(REPO, "", filename, [tmp_path / "sams"])
     assert "\n" not in str(caught.value) and checkpoints_in(tmp_path) == []
 

@@ -1,12 +1,16 @@
 """SAM 2 against transformers' `Sam2Model` with the same weights, on its own processor's pixels."""
 
+import shutil
+
 import numpy as np
 import pytest
 import reference_sam2_automask
 import torch
 from conftest import as_image, make_picture
+from fakes import FakeComfyUI, install
 from reference_sam2 import BASE_PLUS, SMALL, SMALL_SIDE, TINY, processor, random_sam2
 from safetensors.torch import save_file
+from samkit.nodes.model import SAMModelLoader, available_names
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import Prompt, decode, encode, load_model
 from samkit.sam.kernels.decoder import Guidance
@@ -16,6 +20,7 @@ from samkit.sam.models.sam2.decoder import is_stable
 from samkit.sam.prompts import to_model_frame
 from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
+from samkit.utils.comfy import sams_folders
 
 SMALL_SIZE = hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
 SIZES = [(480, 640), (333, 1000), (1024, 1024)]
@@ -453,3 +458,19 @@ def test_segment_everything_equals_sam_2s_generator(small, layers):
         assert ious[best] >= 0.999
         assert np.abs(np.array(match.box) - wanted["box"]).max() <= 1
         assert (match.score, match.stability) == pytest.approx((wanted["score"], wanted["stability"]), abs=1e-3)
+
+
+class TestFolders:
+    """Packs for SAM 2 put their files into `models/sam2`, Impact Pack into `models/sams`: both are listed."""
+
+    def test_both_are_listed_and_found(self, small, monkeypatch, tmp_path):
+        comfy = FakeComfyUI(tmp_path)
+        install(monkeypatch, comfy)
+        for kind in ("sams", "sam2"):
+            (tmp_path / "models" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(small.path, tmp_path / "models" / kind / f"in_{kind}.safetensors")
+        assert {"in_sams.safetensors", "in_sam2.safetensors"} <= set(available_names())
+        for kind in ("sams", "sam2"):
+            (model,) = SAMModelLoader().load_model(f"in_{kind}.safetensors")
+            assert model.encoder_identity == small.ours.encoder_identity
+        assert sams_folders() == [tmp_path / "models" / "sams"], "downloads go there"

@@ -17,7 +17,7 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
-_FOLDER, _GROUNDING_FOLDER = "sams", "grounding-dino"
+_FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER = "sams", "sam2", "grounding-dino"
 PICTURE_FOLDERS = ("input", "output", "temp")
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
@@ -34,13 +34,17 @@ def sams_folders() -> list[Path]:
     Folders that extra_model_paths.yaml or other packs have added stay as they are, and only the set of file endings is
     widened.
     """
-    folders = _model_folders(_FOLDER)
+    return _checkpoint_folders(_FOLDER)
+
+
+def _checkpoint_folders(kind: str) -> list[Path]:
+    folders = _model_folders(kind)
     if inside_comfyui():
         import folder_paths
 
-        paths, suffixes = folder_paths.folder_names_and_paths[_FOLDER]
+        paths, suffixes = folder_paths.folder_names_and_paths[kind]
         if CHECKPOINT_SUFFIXES - set(suffixes):
-            folder_paths.folder_names_and_paths[_FOLDER] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
+            folder_paths.folder_names_and_paths[kind] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
     return folders
 
 
@@ -60,32 +64,41 @@ def _model_folders(kind: str) -> list[Path]:
 
 
 def checkpoint_names() -> list[str]:
-    """Names of the files in the `sams` folders, subfolders included, sorted, with `/` or the system's separator."""
-    folders = sams_folders()
+    """Names of the files in the `sams` folders, and in `sam2`, where the packs for SAM 2 put theirs.
+
+    Subfolders are included; the names are sorted, with `/` or the system's separator.
+    """
+    return sorted({name for kind in (_FOLDER, _SAM2_FOLDER) for name in _names_in(kind)})
+
+
+def _names_in(kind: str) -> list[str]:
+    folders = _checkpoint_folders(kind)
     if inside_comfyui():
         import folder_paths
 
-        return sorted(set(folder_paths.get_filename_list(_FOLDER)))
-    return sorted(
+        return folder_paths.get_filename_list(kind)
+    return [
         str(path.relative_to(folder))
         for folder in folders
         if folder.is_dir()
         for path in folder.rglob("*")
         if path.suffix in CHECKPOINT_SUFFIXES
-    )
+    ]
 
 
 def checkpoint_path(name: str) -> Path | None:
     """Full path of a file that `checkpoint_names` lists, or None where there is none of that name."""
-    folders = sams_folders()
-    if inside_comfyui():
-        import folder_paths
+    for kind in (_FOLDER, _SAM2_FOLDER):
+        folders = _checkpoint_folders(kind)
+        if inside_comfyui():
+            import folder_paths
 
-        found = folder_paths.get_full_path(_FOLDER, name)
-        return Path(found) if found else None
-    if name not in checkpoint_names():
-        return None
-    return next(folder / name for folder in folders if (folder / name).is_file())
+            found = folder_paths.get_full_path(kind, name)
+        else:
+            found = next((folder / name for folder in folders if name in _names_in(kind) and (folder / name).is_file()), None)
+        if found:
+            return Path(found)
+    return None
 
 
 def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:

@@ -80,7 +80,7 @@ class Binding {
     // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
     Object.defineProperty(this.widget, "width", { get: () => undefined, set: () => {}, configurable: true });
     live.add(this);
-    this.look();
+    lookAll(); // the others, too: a graph that is loaded takes the place of another
   }
 
   #save() {
@@ -98,6 +98,9 @@ class Binding {
 
   async #look() {
     if (!this.node.graph || !live.has(this)) return;
+    // Nobody tells the nodes of a subgraph that it has been removed.
+    if (!idsOf(this.node).length) return this.editor.dispose();
+    this.editor.attach();
     this.#takePlace();
     const found = await this.#graph();
     if (!found || !live.has(this)) return;

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .encoder import WindowOrder, tokens_at_a_time
 from .linear import Linear, LinearKind
 
-_LOCAL_TOKENS = 8192  # of the first stage, at a time, on a CPU
+_LOCAL_TOKENS = 4096  # of the first stage, at a time, on a CPU
 
 
 class FastHiera:

@@ -15,7 +15,6 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
-from ...utils.text import counted
 from ..errors import SAMError
 from .hq import HQMaskDecoder
 from .tiny_vit import Stage, TinyViT
@@ -89,15 +88,13 @@ def read_architecture(shapes: Shapes) -> Architecture:
     if missing:
         first = ", ".join(sorted(shapes)[:3])
         raise SAMError(
-            f"this is not a SAM checkpoint: none of its {counted(len(shapes), 'tensor')} ({first}, ...) is in {missing[0]}*."
+            f"this is not a SAM checkpoint: it has no tensor {missing[0]}*. It holds {first}, ... ({len(shapes)} in total)."
         )
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(
-            f"this is not a SAM architecture that the pack supports: {error} is missing or has an unknown shape."
-        ) from error
+        raise SAMError(f"this SAM architecture is not supported: {error} is missing or has an unknown shape.") from error
 
 
 def _tiny_vit(shapes: Shapes) -> TinyViTShape:

@@ -101,7 +101,7 @@ def _fill(model: SAMModel, state: dict[str, Tensor]) -> None:
     if missing or unknown or wrong:
         examples = ", ".join((missing + unknown + wrong)[:3])
         raise SAMError(
-            f"{model.checkpoint.name} is a variant of SAM that this pack does not support: tensors missing: "
-            f"{len(missing)}, unknown: {len(unknown)}, of another shape: {len(wrong)} ({examples}, ...)."
+            f"{model.checkpoint.name} is a SAM variant that is not supported. Tensors missing: {len(missing)}; "
+            f"unknown: {len(unknown)}; of a different shape: {len(wrong)} ({examples}, ...)."
         )
     model.load_state_dict(state, strict=True, assign=True)

@@ -208,12 +208,12 @@ def _as_frame(image: np.ndarray) -> np.ndarray:
 def _common_size(images: Tensor | Sequence[np.ndarray], frames: list[np.ndarray]) -> Size:
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:
-        raise SAMError(f"The images have {len(sizes)} sizes ({sorted(sizes)}). Encode each size in a call of its own.")
+        raise SAMError(f"The images have {len(sizes)} different sizes ({sorted(sizes)}). Encode each size in a separate call.")
     if sizes:
         return sizes.pop()
     if isinstance(images, Tensor):
         return images.shape[1], images.shape[2]
-    raise SAMError("There are no images to encode. Give at least one.")
+    raise SAMError("There are no images to encode. Pass at least one.")
 
 
 def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None) -> SAMEmbedding:

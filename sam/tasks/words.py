@@ -66,7 +66,7 @@ def normalise_text(text: str) -> str:
     phrases = (" ".join(phrase.split()).lower() for phrase in _BETWEEN_PHRASES.split(text))
     once = list(dict.fromkeys(phrase for phrase in phrases if phrase))
     if not once:
-        raise SAMError(f'text is {text!r}: name what to find, such as "cat. dog.", or one object per line.')
+        raise SAMError(f'text is {text!r}: name at least one object to find, such as "cat. dog.".')
     return ". ".join(once) + "."
 
 
@@ -112,7 +112,7 @@ def find_boxes(
 def _check_length(grounding: GroundingModel, caption: str) -> None:
     tokens, limit = len(grounding.processor.tokenizer(caption)["input_ids"]), grounding.network.config.max_text_len
     if tokens > limit:
-        raise SAMError(f"text has {tokens} tokens, but the model reads {limit}: name fewer objects.")
+        raise SAMError(f"text has {tokens} tokens, but the limit of the model is {limit}: name fewer objects.")
 
 
 def _detect(

@@ -128,7 +128,9 @@ def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:
             continue
         shutil.rmtree(staging, ignore_errors=True)
         return
-    raise SAMError(f"could not fetch {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} by hand.")
+    raise SAMError(
+        f"could not download {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} by hand."
+    )
 
 
 def _from_hub(remote: RemoteFile, staging: Path) -> Path:

@@ -115,11 +115,11 @@ def _explained(read: Callable[[BinaryIO, str], object], file: BinaryIO, name: st
         reason = str(error).splitlines()[0]
         if "ImageEncoderViT" in str(error) or "segment_anything" in str(error):
             raise SAMError(
-                f"{name} was not loaded: it is a whole model with its code, as SlimSAM's global ones are, not plain "
-                f"weights. Use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors. ({reason})"
+                f"{name} was not loaded: it is a pickled model that includes code, like the SlimSAM-global files. "
+                f"Use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors. ({reason})"
             ) from error
         raise SAMError(
-            f"{name} was not loaded: it is damaged, or holds more than tensors and would run code of its own. "
+            f"{name} was not loaded: it is damaged, or it holds more than tensors and would run code. "
             f"Get the checkpoint as .safetensors, or from its publisher. ({reason})"
         ) from error
     except _UNREADABLE as error:

@@ -516,6 +516,17 @@ test("without an image a press gives the focus and no more", () => {
   assert.deepEqual([stage.focused, state.marks, hovers, gestures.active], [1, [], [], false]);
 });
 
+test("an image that goes between a press and its end does no harm", () => {
+  for (const act of [() => up(60, 80), () => move(160, 200), () => up(160, 200)]) {
+    editor.image = { width: 300, height: 300 };
+    down(60, 80);
+    editor.image = null;
+    act();
+    up(60, 80);
+  }
+  assert.deepEqual([state.marks, gestures.active], [[], false]);
+});
+
 test("a pointer that cannot be captured works all the same", () => {
   stage.setPointerCapture = () => { throw new Error("no such pointer"); };
   click(60, 80);

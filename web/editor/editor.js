@@ -7,13 +7,13 @@ import { onKey } from "./keys.js";
 import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
 import { Preview } from "./preview.js";
+import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
-const CHECK_PAUSE = 1000;
 const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
 let editors = 0;
 
@@ -37,7 +37,6 @@ let editors = 0;
  * @property {() => void} needed  the user has come: find out what is connected
  */
 export class PromptEditor {
-  image = null;
   hidden = false;
   hovering = true;
   negative = false;
@@ -48,8 +47,6 @@ export class PromptEditor {
   view = new View();
   #source = { images: [], isConnected: false, isOlder: false, isRunning: false, progress: null };
   #model = null;
-  #file = { name: null, version: null, isLost: false }; // of the image that is shown
-  #loads = 0;
   #isSeen = false;
   #isVisited = false;
   #insists = false; // hover previews although they are slow
@@ -71,9 +68,9 @@ export class PromptEditor {
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
+    this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change) });
     this.#build();
     this.attach();
-    this.#changed();
   }
 
   #build() {
@@ -112,6 +109,7 @@ export class PromptEditor {
     on(document, "fullscreenchange", () => requestAnimationFrame(() => this.fit()));
     on(document, "visibilitychange", () => this.#seen(this.#isSeen));
     on(window, "focus", () => this.#loadImage({ check: true }));
+    this.#changed();
   }
 
   #watch(signal) {
@@ -127,11 +125,10 @@ export class PromptEditor {
     this.#alive?.abort();
     this.#alive = null;
     this.#isSeen = false;
-    this.#loads += 1;
     this.preview.dispose();
-    this.image = this.state.image = null;
+    this.shown.dispose();
+    this.state.image = null;
     this.#known.clear();
-    this.#file = { name: null, version: null, isLost: false };
   }
 
   #seen(isSeen) {
@@ -178,6 +175,11 @@ export class PromptEditor {
     if (JSON.stringify(this.#source) === before) return;
     this.state.setFrames(Math.max(1, this.#source.images.length));
     this.#changed();
+  }
+
+  /** The image that is shown, or null. */
+  get image() {
+    return this.shown.image;
   }
 
   get images() {
@@ -269,10 +271,11 @@ export class PromptEditor {
     const { state, image } = this;
     if (action === "load") this.loadImage();
     if (action === "download") this.host.loadAll();
+    if (action === "load" || action === "download" || !image) return;
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
     if (action === "keep") {
-      this.#kept = this.#file.name;
+      this.#kept = this.shown.name;
       state.keepFor(image);
     }
     this.#changed();
@@ -406,7 +409,7 @@ export class PromptEditor {
     if (!prepared || !this.image) return;
     const stamps = new Set([prepared.stamp, ...this.masks.map(({ answer }) => answer.stamp)]);
     const fits = prepared.width === this.image.width && prepared.height === this.image.height;
-    const seen = JSON.stringify([this.#file.name, [...stamps]]);
+    const seen = JSON.stringify([this.shown.name, [...stamps]]);
     if ((fits && stamps.size === 1) || seen === this.#compared) return;
     this.#compared = seen;
     this.#loadImage({ again: true });
@@ -431,43 +434,25 @@ export class PromptEditor {
     const object = state.objects.length > 1 ? state.object.name : null;
     const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
-    const outside = image && this.#kept !== this.#file.name ? state.outside(image).length : 0;
+    const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
-    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.#file.isLost, isOlder, isRunning, progress };
+    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, isOlder, isRunning, progress };
     this.note.update(noteOf({ ...source, outside, canScale: state.size !== null, lacks }));
   }
 
   // --- the image
 
-  /** Show the image that is named. With `check`, also where it is shown already: its file may have changed; with `again`, it has. */
-  async #loadImage({ check = false, again = false } = {}) {
-    const name = this.images[this.state.frame] ?? null;
-    const key = name && JSON.stringify(name);
-    const isRecent = !check || performance.now() - this.#asked.time < CHECK_PAUSE;
-    if (!again && key === this.#asked.key && isRecent) return;
-    this.#asked = { key, time: performance.now() };
-    const load = (this.#loads += 1);
-    if (!name) return this.#showImage(null, null, null);
-    const said = await this.host.identify(name);
-    const isSame = key === this.#file.name && said === this.#file.version;
-    if (load !== this.#loads || (isSame && !again)) return;
-    const version = isSame ? `${said}+${load}` : said; // the server knows of a change that its answer does not show
-    const loaded = new Image();
-    const ended = (image) => { if (load === this.#loads) this.#showImage(image, key, version); };
-    loaded.onload = () => ended(loaded);
-    loaded.onerror = () => ended(null);
-    loaded.src = this.host.url(name, version);
+  #loadImage(how) {
+    this.shown.load(this.images[this.state.frame] ?? null, how);
   }
 
-  #asked = { key: undefined, time: 0 };
-
-  #showImage(image, name, version) {
-    const { width, height } = this.image ?? {};
-    const isOther = image && (width !== image.width || height !== image.height);
-    if (isOther && width && !this.state.size) this.state.keepFor({ width, height });
-    if (name !== this.#file.name) this.#kept = null;
-    this.#file = { name, version, isLost: name !== null && image === null };
-    this.image = image;
+  /** The image has come, or has gone. */
+  #imageChanged(before, isOtherFile) {
+    const { image } = this;
+    const isOther = image && (before?.width !== image.width || before?.height !== image.height);
+    if (isOther && before && !this.state.size) this.state.keepFor({ width: before.width, height: before.height });
+    if (isOtherFile) this.#kept = null;
+    if (!image) this.gestures.abandon();
     this.state.image = image && { width: image.width, height: image.height };
     if (isOther) this.fit();
     this.#known.clear();
@@ -479,8 +464,8 @@ export class PromptEditor {
 
   #subject() {
     const image = this.images[this.state.frame];
-    if (!image || !this.#model || !this.image || this.#file.name !== JSON.stringify(image)) return null;
-    return { image, model: this.#model, version: this.#file.version };
+    if (!image || !this.#model || !this.image || this.shown.name !== JSON.stringify(image)) return null;
+    return { image, model: this.#model, version: this.shown.version };
   }
 
   /** Whether masks are wanted: somebody looks, and has marked something or has come to do so. */

@@ -195,7 +195,7 @@ export class Gestures {
       if (this.editor.boxTool && state.marks[found.index]) state.select(found.index);
       return;
     }
-    if (!isInside(at, image)) return;
+    if (!image || !isInside(at, image)) return; // it may have gone since the press
     const other = negative || forced ? null : this.editor.objectAt(at);
     if (other !== null) state.selectObject(other);
     else if (!state.add({ ...at, label: negative ? 0 : 1 })) this.editor.refuse();

@@ -307,6 +307,7 @@ export class EditorState {
 
   /** Scale all marks from the image that they were made on to this one. */
   scaleTo(image) {
+    if (!this.size) return;
     const [across, down] = [image.width / this.size.width, image.height / this.size.height];
     this.marks = this.marks.map((mark) => {
       const place = { x: mark.x * across, y: mark.y * down };

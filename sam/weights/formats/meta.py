@@ -60,5 +60,5 @@ def without_pixels(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     for name, expected in _PIXELS.items():
         found = state.pop(name, None)
         if found is not None and (found.numel() != 3 or not torch.allclose(found.flatten().float(), torch.tensor(expected))):
-            raise SAMError(f"{file} normalises pixels by {name} {found.flatten()[:3].tolist()}, not by SAM's {expected}.")
+            raise SAMError(f"{file} normalizes pixels with {name} {found.flatten()[:3].tolist()}, but SAM uses {expected}.")
     return state

@@ -1,0 +1,107 @@
+/** Which image is shown, with a server and a browser whose answers are given by hand. */
+
+import assert from "node:assert/strict";
+import { beforeEach, test } from "node:test";
+
+import { ShownImage } from "../../web/editor/shown_image.js";
+
+const A = { filename: "a.png" };
+const B = { filename: "b.png" };
+
+let loading, questions, changes, shown, now;
+beforeEach(() => {
+  [loading, questions, changes, now] = [[], [], [], 10_000];
+  globalThis.Image = class {
+    constructor() { loading.push(this); }
+  };
+  performance.now = () => now;
+  shown = new ShownImage({
+    identify: () => new Promise((answer) => questions.push(answer)),
+    url: ({ filename }, version) => `${filename}?${version}`,
+    onChange: (before, isOtherFile) => changes.push([before?.src ?? null, isOtherFile]),
+  });
+});
+
+const soon = () => new Promise((done) => setImmediate(done));
+
+/** Answer the latest question about a file's content. */
+async function identified(version) {
+  questions.at(-1)(version);
+  await soon();
+}
+
+async function show(name, version, how) {
+  const load = shown.load(name, how);
+  await identified(version);
+  loading.at(-1).onload();
+  return load;
+}
+
+test("an image's address carries what tells its content", async () => {
+  await show(A, "1");
+  assert.deepEqual([shown.image.src, shown.name, shown.version], ["a.png?1", JSON.stringify(A), "1"]);
+  assert.deepEqual(changes, [[null, true]]);
+});
+
+test("what is shown is not asked for again, until somebody wants it checked, and then once a second", async () => {
+  await show(A, "1");
+  shown.load(A);
+  shown.load(A, { check: true });
+  assert.equal(questions.length, 1);
+  now += 1500;
+  shown.load(A, { check: true });
+  await identified("1");
+  assert.deepEqual([questions.length, loading.length], [2, 1], "the same content is not loaded again");
+});
+
+test("a file that has changed is loaded by another address; what is shown stays until it has come", async () => {
+  await show(A, "1");
+  now += 1500;
+  shown.load(A, { check: true });
+  await identified("2");
+  assert.equal(shown.version, "1");
+  loading.at(-1).onload();
+  assert.deepEqual([shown.image.src, shown.version, changes.at(-1)], ["a.png?2", "2", ["a.png?1", false]]);
+});
+
+test("a change that the server alone knows of brings another address too", async () => {
+  await show(A, "1");
+  await show(A, "1", { again: true });
+  assert.notEqual(shown.image.src, "a.png?1");
+  assert.notEqual(shown.version, "1");
+});
+
+test("of two files the one that was wanted last is shown, whichever comes first", async () => {
+  shown.load(A);
+  shown.load(B);
+  questions[1]("1");
+  questions[0]("1");
+  await soon();
+  assert.deepEqual(loading.map(({ src }) => src), ["b.png?1"]);
+  loading[0].onload();
+  shown.load(A);
+  await identified("1");
+  await show(B, "2");
+  loading[1].onload();
+  assert.equal(shown.image.src, "b.png?2");
+});
+
+test("a file that cannot be loaded is lost, and nothing is shown for it", async () => {
+  await show(A, "1");
+  shown.load(B);
+  await identified("1");
+  loading.at(-1).onerror();
+  assert.deepEqual([shown.image, shown.isLost], [null, true]);
+  await shown.load(null);
+  assert.equal(shown.isLost, false);
+});
+
+test("after the end nothing is shown any more, and it can begin anew", async () => {
+  await show(A, "1");
+  shown.load(B);
+  shown.dispose();
+  await identified("1");
+  assert.deepEqual([shown.image, loading.length], [null, 1]);
+  await show(B, "1");
+  assert.equal(shown.image.src, "b.png?1");
+});

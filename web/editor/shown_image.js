@@ -1,0 +1,65 @@
+/** The image that the editor shows: loaded by an address that carries what tells its content, and again when that changes. */
+
+const PAUSE = 1000; // milliseconds between two questions whether a file has changed
+
+export class ShownImage {
+  image = null;
+  name = null; // of the file whose image is shown, as a key
+  version = null;
+  isLost = false;
+  #asked = { name: undefined, time: 0 };
+  #loads = 0;
+  #identify;
+  #url;
+  #onChange;
+
+  /**
+   * @param {object} options
+   * @param {(name: object) => Promise<string>} options.identify  a text that changes with the file's content
+   * @param {(name: object, version: string) => string} options.url
+   * @param {(before: HTMLImageElement | null, isOtherFile: boolean) => void} options.onChange
+   */
+  constructor({ identify, url, onChange }) {
+    this.#identify = identify;
+    this.#url = url;
+    this.#onChange = onChange;
+  }
+
+  /**
+   * Show the file of a name, or nothing.
+   * @param {object | null} name
+   * @param {object} [how]
+   * @param {boolean} [how.check]  also where it is shown already: its file may have changed
+   * @param {boolean} [how.again]  it has changed, whatever is said of it
+   */
+  async load(name, { check = false, again = false } = {}) {
+    const key = name && JSON.stringify(name);
+    const isRecent = !check || performance.now() - this.#asked.time < PAUSE;
+    if (!again && key === this.#asked.name && isRecent) return;
+    this.#asked = { name: key, time: performance.now() };
+    const load = (this.#loads += 1);
+    if (!name) return this.#show(null, null, null);
+    const said = await this.#identify(name);
+    const isSame = key === this.name && said === this.version;
+    if (load !== this.#loads || (isSame && !again)) return;
+    const version = isSame ? `${said}+${load}` : said;
+    const image = new Image();
+    const end = (shown) => { if (load === this.#loads) this.#show(shown, key, version); };
+    image.onload = () => end(image);
+    image.onerror = () => end(null);
+    image.src = this.#url(name, version);
+  }
+
+  #show(image, name, version) {
+    const { image: before, name: nameBefore } = this;
+    Object.assign(this, { image, name, version, isLost: name !== null && image === null });
+    this.#onChange(before, name !== nameBefore);
+  }
+
+  /** Let go of the image, and of what is on its way. */
+  dispose() {
+    this.#loads += 1;
+    this.#asked = { name: undefined, time: 0 };
+    Object.assign(this, { image: null, name: null, version: null, isLost: false });
+  }
+}
