@@ -221,6 +221,15 @@ class TestResident:
         assert plan() is None and copies() is None, "nothing of it stays on the GPU"
         assert tiny_model.pixel_mean.is_cpu
 
+    def test_unloading_between_runs_frees_copies_and_plans(self, comfy, tiny_model):
+        with placed(tiny_model, "AUTO"):
+            plan = weakref.ref(plan_for(tiny_model.image_encoder, META, torch.float32))
+            copies = weakref.ref(tiny_model.image_encoder.neck[0].weight)
+        assert plan() is not None and copies() is not None
+        comfy.loaded[0].model.model.to(torch.device("cpu"))  # "Unload Models"
+        gc.collect()
+        assert plan() is None and copies() is None
+
     def test_a_model_that_goes_takes_all_with_it_at_once(self, comfy, tmp_path, tiny_sam):
         torch.save(tiny_sam.state_dict(), tmp_path / "one.pth")
         model = load_model(tmp_path / "one.pth")

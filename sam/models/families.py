@@ -58,7 +58,7 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SA
 
     Args:
         path: a `.pth` or `.safetensors` file in Meta's or Hugging Face's layout, wrapped or prefixed or not.
-        precision: of the image encoder: `auto` (fp16 on a CUDA GPU, else fp32), `fp32`, `bf16` or `fp16`.
+        precision: of the image encoder: `auto` (see `encoder_dtype`: mostly fp16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`.
 
     Raises:
         SAMError: the file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown.

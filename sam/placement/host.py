@@ -220,7 +220,8 @@ def _patcher(resident: Resident, device: torch.device) -> Any:
 
     if resident.patcher is None or resident.patcher.load_device != device:
         resident.patcher = comfy.model_patcher.ModelPatcher(SAMWeights(resident), device, CPU)
-    resident.patcher.size = resident.nbytes
+    if resident.device is None:  # what it will be
+        resident.patcher.size = resident.nbytes
     return resident.patcher
 
 
