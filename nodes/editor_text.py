@@ -117,7 +117,7 @@ def parse_editor(value: Any) -> EditorPrompts:
         raise SAMError(f"prompts.objects {seen}: it must be a list of at most {MOST_OBJECTS} objects.")
     parsed = [_parse_object(one, f"prompts.objects[{index}]", f"Object {index + 1}") for index, one in enumerate(objects)]
     if sum(len(one.marks) for one in parsed) > MOST_MARKS:
-        raise SAMError(f"prompts.objects have {sum(len(one.marks) for one in parsed)} marks together, of at most {MOST_MARKS}.")
+        raise SAMError(f"The objects in prompts have more than {MOST_MARKS} marks: remove some.")
     return EditorPrompts(tuple(parsed) if any(one.marks for one in parsed) else ())
 
 

@@ -147,9 +147,7 @@ def parse_choice(body: Mapping[str, Any]) -> Question:
     prompts, subject = parse_editor(body.get("prompts")), parse_subject(body)
     only = None if body.get("object") is None else _whole(body, "object", 1 << 20)
     if only is not None and only >= len(prompts.objects):
-        raise SAMError(
-            f"object is {only}, but prompts has {len(prompts.objects)} objects: it must be the place of one, from 0."
-        )
+        raise SAMError(f"object is {only}, but prompts has {counted(len(prompts.objects), 'object')}. Use an index from 0.")
     return Question(subject, prompts, only)
 
 
