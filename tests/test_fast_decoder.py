@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from reference import random_sam
-from samkit.nodes.predict import PredictMask
+from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import PredictOptions, Prompt, decode, encode
 from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.kernels.encoder import plan_for
 from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.sam import decoder_plan, supports_decoder
@@ -128,6 +129,17 @@ def test_an_embedding_that_was_changed_in_place_is_noticed(tiny_model):
     embedding[0, 3] += 1
     after = decode(tiny_model, embedding, [[click]]).logits[0]
     assert not torch.allclose(before, after)
+
+
+def test_runs_on_a_cpu_share_a_plan(tiny_model):
+    device = torch.device("cpu")
+    for mode in ("AUTO", "CPU"):
+        plan = decoder_plan(tiny_model, device)
+        encoder = plan_for(tiny_model.image_encoder, device, torch.float32)
+        for seed in range(2):
+            Segment().execute(tiny_model, as_image(make_picture(60, 80, seed)), '[{"x": 30, "y": 25}]', device_mode=mode)
+        assert decoder_plan(tiny_model, device) is plan
+        assert plan_for(tiny_model.image_encoder, device, torch.float32) is encoder
 
 
 def test_changed_weights_are_seen(tiny_model):

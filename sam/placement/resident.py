@@ -66,6 +66,8 @@ class Resident:
         """Let go of the copies, and of what was derived from them; a body that runs with them keeps them to its end."""
         network = self._network()
         with self._lock:
+            if self.device is None:  # nothing is derived from copies then, and each run on a CPU comes through here
+                return
             self._copies, self.device, self._made_from = {}, None, None
         if network is not None:
             forget_plans(network)

@@ -66,11 +66,12 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
     frames = _as_frames(images)
     original_size = _common_size(images, frames)
     keys = [image_key(frame) for frame in frames]
+    identity = segmenter.encoder_identity
     with one_run():
-        encoded = _look_up_or_run(segmenter, frames, keys, device_mode)
+        encoded = _look_up_or_run(segmenter, identity, frames, keys, device_mode)
     maps = {name: _together([one.maps[name] for one in encoded], shape) for name, shape in segmenter.map_shapes.items()}
     resized = segmenter.frame(original_size).resized
-    return SAMEmbedding(maps.pop(IMAGE), original_size, resized, segmenter.encoder_identity, keys, maps)
+    return SAMEmbedding(maps.pop(IMAGE), original_size, resized, identity, keys, maps)
 
 
 @contextlib.contextmanager
@@ -94,9 +95,11 @@ def _together(arrays: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarr
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
-def _look_up_or_run(model: Segmenter, frames: list[np.ndarray], keys: list[str], device_mode: DeviceMode) -> list[Encoded]:
+def _look_up_or_run(
+    model: Segmenter, identity: str, frames: list[np.ndarray], keys: list[str], device_mode: DeviceMode
+) -> list[Encoded]:
     progress = Progress(len(frames))
-    known = model.encoder_identity, str(encoder_dtype(model, device_for(device_mode)))
+    known = identity, str(encoder_dtype(model, device_for(device_mode)))
     found: dict[str, Encoded] = {}
     missing: OrderedDict[str, np.ndarray] = OrderedDict()
     for key, frame in zip(keys, frames, strict=True):
