@@ -305,9 +305,9 @@ TENSORS = {
     "quantized": (quantized, "is quantized"),
     "meta": (lambda value: value.to("meta"), "has no values"),
     "empty": (lambda value: value[:0], "has no values"),
-    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has NaN or infinite values .1 of 32."),
-    "infinite": (lambda value: value.fill_(float("-inf")), "has NaN or infinite values .32 of 32."),
-    "past float32": (lambda value: value.double() + 1e300, "has NaN or infinite values .32 of 32."),
+    "NaN": (lambda value: value.index_fill_(1, torch.tensor([3]), float("nan")), "has NaN or infinite values (1 of 32)"),
+    "infinite": (lambda value: value.fill_(float("-inf")), "has NaN or infinite values (32 of 32)"),
+    "past float32": (lambda value: value.double() + 1e300, "has NaN or infinite values (32 of 32)"),
 }
 
 

@@ -129,7 +129,7 @@ def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         return
     raise SAMError(
-        f"could not download {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} by hand."
+        f"could not download {remote.name} ({'; '.join(failures)}). Download {_address(remote)} to {target} manually."
     )
 
 

@@ -78,7 +78,7 @@ def checkpoint_files(path: Path) -> list[Path]:
     names = shard_names(path) if path.name.endswith(INDEX_SUFFIX) else []
     for name in names:
         if not (path.parent / name).is_file():
-            raise SAMError(f"{path.name} was not loaded: {name} is missing beside it.")
+            raise SAMError(f"{path.name} was not loaded: the shard {name} is missing from its folder.")
     return [path, *(path.parent / name for name in names)]
 
 

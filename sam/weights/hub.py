@@ -92,7 +92,7 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     except network_errors() as error:
         raise SAMError(
             f"could not list the files of {repo_id} on the hub ({said(error)}). Check the name and the connection, or put the "
-            f"file into {folders[0]} by hand and use Load SAM Model."
+            f"file into {folders[0]} manually and use Load SAM Model."
         ) from error
     preferred = [name for name in _PREFERRED if name in names]
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
