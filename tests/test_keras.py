@@ -51,6 +51,7 @@ def test_a_preset_equals_keras_hub():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_preset_made_now_equals_keras_hub(tmp_path):
     """With the newest keras-hub, in an environment of its own, without TensorFlow."""
     pytest.importorskip("h5py", reason="h5py reads Keras files")

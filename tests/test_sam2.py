@@ -159,8 +159,14 @@ def test_a_small_model_equals_transformers(small, case, height, width):
 
 
 @pytest.mark.slow
+def test_a_full_size_model_equals_transformers(tmp_path):
+    compare(Pair(tmp_path, TINY), make_picture(*SIZES[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("config", [TINY, BASE_PLUS], ids=["tiny", "base+"])
-def test_a_full_size_model_equals_transformers(config, tmp_path):
+def test_every_full_size_model_equals_transformers_at_every_size(config, tmp_path):
     pair = Pair(tmp_path, config)
     for height, width in SIZES:
         compare(pair, make_picture(height, width))
