@@ -76,12 +76,16 @@ def test_every_example_has_its_picture_and_its_api_form(path):
     assert any(kind in NODE_CLASS_MAPPINGS for kind in kinds) and "SaveImage" in kinds
 
 
-def socketless(kind):
-    """Widgets that a workflow stores without a socket."""
-    if kind not in NODE_CLASS_MAPPINGS:
-        return []
-    groups = NODE_CLASS_MAPPINGS[kind].INPUT_TYPES().values()
-    return [name for group in groups for name, (_, options) in group.items() if options.get("socketless")]
+def widgets_of(node):
+    """Names of a node's widgets in the order of their values: as declared, with those that have no socket."""
+    names = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+    if node["type"] not in NODE_CLASS_MAPPINGS:
+        return names
+    declared = {
+        name: given for group in NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES().values() for name, given in group.items()
+    }
+    names += [name for name, (_, options) in declared.items() if options.get("socketless")]
+    return sorted(names, key=list(declared).index)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
@@ -91,7 +95,7 @@ def test_both_forms_of_an_example_are_the_same_graph(path):
     graph = {}
     for node in workflow["nodes"]:
         if node["type"] != "MarkdownNote":
-            widgets = [socket["name"] for socket in node["inputs"] if "widget" in socket] + socketless(node["type"])
+            widgets = widgets_of(node)
             inputs = dict(zip(widgets, node["widgets_values"] if widgets else (), strict=True))
             inputs |= {socket["name"]: sources[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
             inputs.pop("upload", None)  # the browser's own

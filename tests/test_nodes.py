@@ -38,8 +38,8 @@ CONTRACT = {
     "SAMKit_PromptEditor": (
         "SAM Prompt Editor",
         ["image", "prompts"],
-        ["sam_model"],
-        ["positive_coords", "negative_coords", "bboxes", "masks", "image"],
+        ["sam_model", "individual_masks"],
+        ["positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout"],
     ),
     "SAMKit_AutoMask": (
         "SAM Segment Everything",
