@@ -92,7 +92,7 @@ def test_nan_pixels_are_refused(tiny_model, image):
 
 def test_no_prompt_at_all_is_an_error_that_names_the_inputs(tiny_model, image, embedding):
     for call in (lambda: segment(tiny_model, image), lambda: PredictMask().execute(tiny_model, embedding, image=image)):
-        with pytest.raises(SAMError, match="positive_coords, negative_coords, bboxes, mask_prompt and logits"):
+        with pytest.raises(SAMError, match="positive_coords, negative_coords, bboxes, mask_prompt or logits"):
             call()
 
 
@@ -207,7 +207,7 @@ def test_prompts_in_different_shapes_share_a_frame(tiny_model, image):
         ({"positive_coords": '[{"x": 1, "y": 61}]'}, "outside the image of 80x60"),
         ({"bboxes": "left"}, "bboxes is 'left'"),
         ({"mask_prompt": torch.ones(1, 3, 60, 80)}, "a mask must be"),
-        ({"mask_prompt": torch.ones(4, 60, 80)}, "the batch size of mask_prompt is 4"),
+        ({"mask_prompt": torch.ones(4, 60, 80)}, "mask_prompt has 4 masks for 1 image"),
         ({"logits": torch.ones(1, 1, 64, 64)}, r"logits has the shape \(1, 1, 64, 64\)"),
         ({"positive_coords": CLICK, "candidate": "worst"}, "candidate is 'worst': choose one of best, smallest"),
         ({"positive_coords": CLICK, "multimask": "maybe"}, "multimask is 'maybe'"),
@@ -231,7 +231,7 @@ def test_another_packs_embedding_needs_the_image(tiny_model, image, embedding):
     ours = PredictMask().execute(tiny_model, embedding, positive_coords=CLICK)
     theirs = PredictMask().execute(tiny_model, bare, positive_coords=CLICK, image=image)
     assert type(bare) is np.ndarray and torch.equal(ours[0], theirs[0]) and torch.equal(ours[3], theirs[3])
-    with pytest.raises(SAMError, match="connect image as well"):
+    with pytest.raises(SAMError, match="Connect the image as well"):
         PredictMask().execute(tiny_model, bare, positive_coords=CLICK)
 
 
@@ -239,13 +239,13 @@ def test_an_embedding_of_another_model_or_image_is_refused(tiny_model, image, em
     torch.save(random_sam(32, 3, 2, (1,), grid=8, window=3, out_chans=32, mlp_dim=64, seed=1).state_dict(), tmp_path / "b.pth")
     with pytest.raises(SAMError, match="created with a different model"):
         PredictMask().execute(load_model(tmp_path / "b.pth"), embedding, positive_coords=CLICK)
-    with pytest.raises(SAMError, match="frame 0 of image is not the image that was encoded"):
+    with pytest.raises(SAMError, match="Frame 0 of the image input is not the embedded image"):
         PredictMask().execute(tiny_model, embedding, positive_coords=CLICK, image=1 - image)
-    with pytest.raises(SAMError, match="the batch size of image is 5, but that of embedding is 1"):
+    with pytest.raises(SAMError, match="The image input has 5 frames, but the embedding has 1"):
         PredictMask().execute(tiny_model, embedding, positive_coords=CLICK, image=five())
-    with pytest.raises(SAMError, match=r"the embedding is \(1, 8, 8, 8\), but this model needs \(B, 32, 8, 8\)"):
+    with pytest.raises(SAMError, match=r"The embedding is \(1, 8, 8, 8\), but this model's are \(B, 32, 8, 8\)"):
         PredictMask().execute(tiny_model, np.zeros((1, 8, 8, 8), np.float32), positive_coords=CLICK, image=image)
-    with pytest.raises(SAMError, match="the embedding has values that are NaN"):
+    with pytest.raises(SAMError, match="The embedding has values that are NaN"):
         PredictMask().execute(tiny_model, np.full((1, 32, 8, 8), np.nan), positive_coords=CLICK, image=image)
 
 
@@ -285,5 +285,5 @@ def test_python_users_call_the_same_runtime(tiny_model, picture):
     assert masks[0].shape == (2, 60, 80) and masks[0].dtype == torch.bool
     assert torch.equal(masks[0][0].float(), segment(tiny_model, as_image(picture), positive_coords=CLICK)[0][0])
     assert scores[0].shape == (2,) and logits[0].shape == (2, 1, 32, 32)
-    with pytest.raises(SAMError, match="images with prompts is 2, but the number of embeddings is 1"):
+    with pytest.raises(SAMError, match="prompts for 2 images, but embeddings of 1"):
         decode(tiny_model, embedding, [[click], [click]])

@@ -310,8 +310,9 @@ def test_a_question_that_was_queued_before_a_run_is_not_decoded_during_it(comfy,
         await preview.prepare(subject())
         monkeypatch.setattr(module, "segment_marks", slowly)
         first = asyncio.create_task(outcome(preview.ask(question(1, editor="one"))))
+        await until(begun.is_set)  # or the second might be decoded first
         second = asyncio.create_task(outcome(preview.ask(question(1, editor="two"))))
-        await until(lambda: begun.is_set() and preview._decoding._work_queue.qsize() == 1)
+        await until(lambda: preview._decoding._work_queue.qsize() == 1)
         comfy.running["1"] = "a prompt"
         go.set()
         return await asyncio.gather(first, second)
