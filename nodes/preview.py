@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
-from ..utils.comfy import PICTURE_FOLDERS, checkpoint_path, is_running, load_picture, picture_path, quietly
+from ..utils.comfy import IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
 from ..utils.text import counted
@@ -116,7 +116,7 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
     filename, subfolder = _text(image, "image.filename"), _text(image, "image.subfolder", "")
     _check_name(filename, "image.filename", parts=1)
     _check_name(subfolder, "image.subfolder", parts=16)
-    kind = _one_of(image, "image.type", PICTURE_FOLDERS, "input")
+    kind = _one_of(image, "image.type", IMAGE_FOLDERS, "input")
     precision = _one_of(model, "model.precision", PRECISIONS, "auto")
     frame = _whole(image, "image.frame", 1 << 20)
     if ("model_name" in model) == ("identity" in model):
@@ -330,7 +330,7 @@ def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
     Raises:
         RefusedError: 404, there is no such image or model.
     """
-    image = picture_path(subject.filename, subject.subfolder, subject.kind)
+    image = image_path(subject.filename, subject.subfolder, subject.kind)
     stamp = _stamp(image) if image is not None else None
     if image is None or stamp is None:
         raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")
@@ -383,7 +383,7 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
     _check_pixels(path, subject)
     try:
-        return image_to_frames(load_picture(path, subject.kind))
+        return image_to_frames(load_image_file(path, subject.kind))
     except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
         log.debug("%s cannot be read: %s", path, error)
         raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from comfyui_server import Unavailable, find_comfyui
 from load_pack import ROOT
+from world import unavailable
 
 pytestmark = pytest.mark.comfyui
 ON_DEVICE, ON_CPU = ["meta", "meta"], ["cpu", "cpu"]
@@ -17,7 +18,7 @@ def run_in(state):
     try:
         home, python = find_comfyui()
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        unavailable("comfyui", reason)
     script = Path(__file__).with_name("comfyui_memory.py")
     done = subprocess.run(
         [python, script, ROOT, state],

@@ -15,6 +15,7 @@ from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
 from scenes import make_scene
+from world import unavailable
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -34,7 +35,7 @@ def server(tmp_path_factory):
         with comfyui(base) as running:
             yield running
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        unavailable("comfyui", reason)
 
 
 @pytest.fixture(scope="module", params=["classic", "nodes2"])
@@ -45,7 +46,7 @@ def page(request, server):
         with browser_page(server, nodes2=request.param == "nodes2") as opened:
             yield opened
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        unavailable("browser", reason)
 
 
 @pytest.fixture

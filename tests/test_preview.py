@@ -464,10 +464,10 @@ def test_what_is_unknown_is_404(comfy, asked):
 
 @pytest.mark.parametrize("error", [EOFError(), SyntaxError(), RuntimeError(), KeyError(3), struct.error(), zlib.error()])
 def test_whatever_a_damaged_image_makes_its_reader_say_is_404(comfy, monkeypatch, error):
-    def load_picture(*names):
+    def load_image_file(*names):
         raise error
 
-    monkeypatch.setattr(module, "load_picture", load_picture)
+    monkeypatch.setattr(module, "load_image_file", load_image_file)
     assert asyncio.run(outcome(Preview().prepare(subject()))) == 404
 
 
@@ -484,7 +484,7 @@ def test_a_damaged_checkpoint_is_said_in_words(comfy):
 
 
 def test_a_file_that_goes_between_two_looks_is_404(comfy, monkeypatch):
-    monkeypatch.setattr(module, "picture_path", lambda *names: comfy.root / "input" / "gone.png")
+    monkeypatch.setattr(module, "image_path", lambda *names: comfy.root / "input" / "gone.png")
     assert asyncio.run(outcome(Preview().prepare(subject()))) == 404
 
 

@@ -16,6 +16,7 @@ from comfyui_server import Unavailable, comfyui
 from load_pack import ROOT
 from PIL import Image
 from reference import VIT_B, random_sam
+from world import unavailable
 
 pytestmark = pytest.mark.comfyui
 
@@ -45,7 +46,7 @@ def server(tmp_path_factory):
         with comfyui(base) as running:
             yield running
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        unavailable("comfyui", reason)
 
 
 def damage(folder, content):

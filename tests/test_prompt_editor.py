@@ -16,7 +16,7 @@ from samkit.nodes.editor_text import MOST_MARKS, MOST_OBJECTS, parse_editor
 from samkit.nodes.predict import Segment
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
-from samkit.utils.comfy import Progress, is_running, load_picture, picture_path, quietly, save_temporary
+from samkit.utils.comfy import Progress, image_path, is_running, load_image_file, quietly, save_temporary
 from samkit.utils.overlay import mask_png, outline
 
 POINT, AWAY, BOX = (
@@ -376,8 +376,8 @@ def test_images_inside_comfyuis_folders_are_found(files):
         ("b.png", "same/deep", "input"): "input/sub/deep/b.png",
     }
     for names, place in found.items():
-        assert picture_path(*names) == (files / place).resolve(), names
-        assert load_picture(picture_path(*names), names[2]).shape == (1, 6, 8, 3)
+        assert image_path(*names) == (files / place).resolve(), names
+        assert load_image_file(image_path(*names), names[2]).shape == (1, 6, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -405,26 +405,26 @@ def test_images_inside_comfyuis_folders_are_found(files):
     ],
 )
 def test_everything_else_is_no_image(files, filename, subfolder, kind):
-    assert picture_path(filename, subfolder, kind) is None
+    assert image_path(filename, subfolder, kind) is None
 
 
 def test_absolute_names_are_no_images(files):
     secret = files / "outside" / "secret.png"
-    assert picture_path(str(secret), "", "input") is None
-    assert picture_path("secret.png", str(secret.parent), "input") is None
+    assert image_path(str(secret), "", "input") is None
+    assert image_path("secret.png", str(secret.parent), "input") is None
 
 
 def test_outside_comfyui_there_are_no_images(tmp_path):
-    assert picture_path("a.png", "", "input") is None and not is_running()
+    assert image_path("a.png", "", "input") is None and not is_running()
 
 
 def test_a_folder_that_is_itself_a_link_is_fine(files):
     (files / "real").mkdir()
     (files / "output").rename(files / "real" / "output")
     (files / "output").symlink_to(files / "real" / "output")
-    path = picture_path("c.png", "", "output")
+    path = image_path("c.png", "", "output")
     assert path == (files / "real" / "output" / "c.png").resolve()
-    assert load_picture(path, "output").shape == (1, 6, 8, 3)
+    assert load_image_file(path, "output").shape == (1, 6, 8, 3)
 
 
 def test_a_model_is_remembered_for_as_long_as_somebody_holds_it(tiny_sam, tmp_path):

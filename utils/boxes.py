@@ -147,7 +147,7 @@ def flat_boxes(value: Any) -> list[BoundingBox]:
     """BOUNDING_BOX in any of its forms to one flat list of dicts in order, with scores and labels kept.
 
     Raises:
-        SAMError: an item that is no box.
+        SAMError: an item that is not a box.
     """
     value = _as_list(value)
     flat = [box for item in value for box in ([item] if _is_box(item) or not _is_list(item) else item)]

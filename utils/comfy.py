@@ -18,7 +18,7 @@ from PIL import Image
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER = "sams", "sam2", "grounding-dino"
-PICTURE_FOLDERS = ("input", "output", "temp")
+IMAGE_FOLDERS = ("input", "output", "temp")
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
 
@@ -101,33 +101,33 @@ def checkpoint_path(name: str) -> Path | None:
     return None
 
 
-def picture_path(filename: str, subfolder: str, kind: str) -> Path | None:
-    """Full path of a picture in one of ComfyUI's folders, or None where there is none, or where a link leads out of it.
+def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
+    """Full path of an image in one of ComfyUI's folders, or None where there is none, or where a link leads out of it.
 
     Like the list of ComfyUI's Load Image, it goes by the file's ending; a film is none, and would be read whole.
 
     Args:
         filename, subfolder: below the folder, as ComfyUI's own `/view` takes them.
-        kind: one of `PICTURE_FOLDERS`.
+        kind: one of `IMAGE_FOLDERS`.
     """
-    if not inside_comfyui() or kind not in PICTURE_FOLDERS:
+    if not inside_comfyui() or kind not in IMAGE_FOLDERS:
         return None
     import folder_paths
 
     folder = Path(folder_paths.get_directory_by_type(kind)).resolve()
     try:
         path = (folder / subfolder / filename).resolve()
-        is_picture = folder_paths.filter_files_content_types([filename], ["image"])
-        return path if is_picture and path.is_relative_to(folder) and path.is_file() else None
+        is_image = folder_paths.filter_files_content_types([filename], ["image"])
+        return path if is_image and path.is_relative_to(folder) and path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # names that no file system takes; a link that leads to itself
         return None
 
 
-def load_picture(path: Path, kind: str) -> Any:
-    """The IMAGE that ComfyUI's Load Image gives for a file that `picture_path` has found in the folder `kind`.
+def load_image_file(path: Path, kind: str) -> Any:
+    """The IMAGE that ComfyUI's Load Image gives for a file that `image_path` has found in the folder `kind`.
 
     Raises:
-        OSError, ValueError, RuntimeError: the file is no picture.
+        OSError, ValueError, RuntimeError: the file is not an image.
     """
     import folder_paths
 
@@ -138,7 +138,7 @@ def load_picture(path: Path, kind: str) -> Any:
 
 
 def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:
-    """Save pictures uint8 `[H, W, 3]` where the browser can fetch them, named by their content.
+    """Save images uint8 `[H, W, 3]` where the browser can fetch them, named by their content.
 
     Returns:
         ComfyUI's names of them (`filename`, `subfolder`, `type`), in order; none outside ComfyUI.

@@ -139,7 +139,7 @@ def _tensor_name(layer: str, variable: int) -> str:
 
 
 def _as_torch(layer: str, array: np.ndarray) -> Tensor:
-    """A kernel in torch's order of axes: a convolution's has four, a dense layer's two and is no table of embeddings."""
+    """A kernel in torch's order of axes: a convolution's has four, a dense layer's two and is not a table of embeddings."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if tensor.ndim == 4 and not layer.endswith(_WHOLE):
         return tensor.permute(3, 2, 0, 1).contiguous()
