@@ -356,7 +356,7 @@ def _absent(name: str) -> RefusedError:
     known = KNOWN.get(name)
     if known is None:
         return RefusedError(404, f"there is no checkpoint {name} on this machine.")
-    size = f" ({known.size / 1e6:,.0f} MB)" if known.size else ""
+    size = f" ({known.file.size / 1e6:,.0f} MB)" if known.file.size else ""
     return RefusedError(404, f"{name}{size} is not on this machine yet. A run downloads it.", name)
 
 

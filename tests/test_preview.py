@@ -462,6 +462,13 @@ def test_what_is_unknown_is_404(comfy, asked):
     assert not preview._prepared, "and is not remembered"
 
 
+def test_an_absent_checkpoint_that_a_run_downloads_is_said_with_its_size(comfy):
+    name = "sam_vit_h_4b8939.pth"
+    with pytest.raises(RefusedError, match=r"sam_vit_h_4b8939\.pth \(2,565 MB\)") as caught:
+        asyncio.run(Preview().prepare(subject(model=name)))
+    assert caught.value.status == 404 and caught.value.missing == name
+
+
 @pytest.mark.parametrize("error", [EOFError(), SyntaxError(), RuntimeError(), KeyError(3), struct.error(), zlib.error()])
 def test_whatever_a_damaged_image_makes_its_reader_say_is_404(comfy, monkeypatch, error):
     def load_image_file(*names):

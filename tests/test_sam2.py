@@ -145,11 +145,13 @@ def compare_case(pair, embedding, maps, case, multimask):
 def compare_masks(pair, embedding, case, logits, scores, multimask):
     options = PredictOptions(candidate="all", multimask="on" if multimask else "off")
     masks = decode(pair.ours, embedding, [as_prompts(case)[:4]], options).masks[0]
-    (full,) = processor(pair.side).post_process_masks([logits[:4]], [case["size"]])
+    (full,) = processor(pair.side).post_process_masks([logits[:4]], [case["size"]], binarize=False)
     order = scores[:4].argsort(descending=True, stable=True)
     wanted = torch.cat([rows[ranks] for rows, ranks in zip(full, order, strict=True)])
-    assert not multimask or 0.01 < wanted.float().mean() < 0.99, "trivial masks compare nothing"
-    assert (masks != wanted).float().mean() < 1e-4
+    assert not multimask or 0.01 < (wanted > 0).float().mean() < 0.99, "trivial masks compare nothing"
+    other = masks.bool() != (wanted > 0)
+    # Rounding may turn a pixel whose logit is zero: one of a small image, one in 10,000 of a large one.
+    assert other.sum() <= max(1, 1e-4 * other.numel()) and bool((wanted[other].abs() < 1e-3).all())
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (41, 125), (128, 128)])
