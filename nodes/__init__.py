@@ -9,6 +9,7 @@ from .personalize import Personalize
 from .predict import PredictMask, Segment
 from .preview_routes import register_routes
 from .prompt_editor import PromptEditor
+from .refine import RefineMask
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -21,6 +22,7 @@ _NODES = {
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_Personalize": (Personalize, "SAM Personalize"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
+    "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
     "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),

@@ -61,6 +61,12 @@ CONTRACT = {
         ["bboxes"],
         ["masks", "bboxes"],
     ),
+    "SAMKit_RefineMask": (
+        "SAM Refine Mask",
+        ["masks", "fill_holes", "drop_islands", "smooth", "grow", "invert", "feather"],
+        [],
+        ["masks"],
+    ),
     "SAMKit_GroundingLoader": ("Load Grounding DINO", ["model_name"], [], ["grounding_model"]),
     "SAMKit_TextToBoxes": (
         "Text to Boxes",
