@@ -1,6 +1,7 @@
 """Floor 4: ComfyUI's face of the runtime."""
 
 from .automask import AutoMask
+from .boxes import ConvertBoxes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
@@ -10,6 +11,8 @@ from .predict import PredictMask, Segment
 from .preview_routes import register_routes
 from .prompt_editor import PromptEditor
 from .refine import RefineMask
+from .segs import MasksToSEGS
+from .startup import at_start
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -23,6 +26,8 @@ _NODES = {
     "SAMKit_Personalize": (Personalize, "SAM Personalize"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
     "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
+    "SAMKit_MasksToSEGS": (MasksToSEGS, "Masks to SEGS"),
+    "SAMKit_ConvertBoxes": (ConvertBoxes, "Convert Boxes"),
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
     "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),
@@ -32,3 +37,4 @@ NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for node_id, (_, name) in _NODES.items()}
 
 register_routes()
+at_start(NODE_CLASS_MAPPINGS)

@@ -6,7 +6,13 @@ from ..sam import DEVICE_MODES
 
 CATEGORY = "Art Venture/Segmentation"
 
-SAM_MODEL_INPUT = ("AV_SAM_MODEL", {"tooltip": "A SAM model from Load SAM Model, or a segment_anything Sam from another pack."})
+UNCONNECTED: Any = object()
+"""The value of an optional input that nothing is connected to; None is what a connected one may carry."""
+
+SAM_MODEL_TYPES = "AV_SAM_MODEL,SAM_MODEL"
+"""Art Venture's socket and Impact Pack's: what carries a SAM in one of them is understood in the other."""
+
+SAM_MODEL_INPUT = (SAM_MODEL_TYPES, {"tooltip": "A SAM model from Load SAM Model, or a SAM from another pack."})
 DEVICE_MODE_INPUT: tuple[Any, ...] = (
     list(DEVICE_MODES),
     {

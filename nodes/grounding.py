@@ -27,10 +27,12 @@ from ..sam.weights.download import fetch_folder
 from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
 from ..utils.comfy import grounding_folders
-from ..utils.images import frames_to_image, image_to_frames
+from ..utils.images import cutout, frames_to_image, image_to_frames
 from ..utils.overlay import legend, paint_boxes, paint_masks
+from .aliases import GROUNDING_ALIASES, is_listed
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 from .predict import OPTION_INPUTS, predict
+from .segs import WordsDetector
 
 _DEFAULTS = {field.name: field.default for field in fields(GroundingOptions)}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
@@ -104,10 +106,15 @@ class GroundingLoader:
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None) -> str:
         """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
-        folder = _complete_folder(model_name) if model_name else None
+        folder = _complete_folder(GROUNDING_ALIASES.get(model_name, model_name)) if model_name else None
         if folder is None:
             return ""
         return repr(folder_state(folder))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model_name: str | None = None) -> bool | str:
+        """The list, and what other packs' loaders call the same models."""
+        return is_listed(model_name, available_models(), GROUNDING_ALIASES)
 
     def execute(self, model_name: str) -> tuple[GroundingModel]:
         return (load_grounding(find_model(model_name)),)
@@ -122,13 +129,14 @@ class TextToBoxes:
     )
     SEARCH_ALIASES = ["grounding dino", "grounded sam", "text to bbox", "detect", "open vocabulary detection", "find"]
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("BOUNDING_BOX", "STRING", "IMAGE")
-    RETURN_NAMES = ("bboxes", "labels", "overlay")
-    OUTPUT_IS_LIST = (False, True, False)
+    RETURN_TYPES = ("BOUNDING_BOX", "STRING", "IMAGE", "BBOX_DETECTOR")
+    RETURN_NAMES = ("bboxes", "labels", "overlay", "bbox_detector")
+    OUTPUT_IS_LIST = (False, True, False, False)
     OUTPUT_TOOLTIPS = (
         "The boxes, one list per frame, highest score first, each with label and score. Empty if nothing was found.",
         "The labels of the boxes, frame by frame. One empty text for a frame without a detection.",
         "The images with the boxes, labels and scores drawn on them.",
+        "A detector of the same words, for Impact Pack's FaceDetailer and its other nodes with a BBOX_DETECTOR.",
     )
     FUNCTION = "execute"
 
@@ -153,11 +161,12 @@ class TextToBoxes:
         nms_threshold: float = _DEFAULTS["nms_threshold"],
         max_boxes: int = _DEFAULTS["max_boxes"],
         device_mode: DeviceMode = "AUTO",
-    ) -> tuple[list[list[BoundingBox]], list[str], Tensor]:
+    ) -> tuple[list[list[BoundingBox]], list[str], Tensor, WordsDetector]:
         options = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
         frames = image_to_frames(image)
         found = find_boxes(grounding_model, frames, text, options, device_mode)
-        return _bboxes(found), _labels(found), _overlay(frames, found, image)
+        detector = WordsDetector(grounding_model, text, options, device_mode)
+        return _bboxes(found), _labels(found), _overlay(frames, found, image), detector
 
 
 class SegmentText:
@@ -169,15 +178,16 @@ class SegmentText:
     )
     SEARCH_ALIASES = ["grounded sam", "segment anything", "text to mask", "segment by text", "clipseg", "find and mask"]
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "STRING", "IMAGE")
-    RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay")
-    OUTPUT_IS_LIST = (False, False, True, True, False)
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "STRING", "IMAGE", "IMAGE")
+    RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay", "cutout")
+    OUTPUT_IS_LIST = (False, False, True, True, False, False)
     OUTPUT_TOOLTIPS = (
         "Masks in frame order: one per frame, or with individual_masks one per object. Empty for a frame without a detection.",
         "The detected boxes, one list per frame, highest score first, each with a label and a score.",
         "Predicted quality (IoU) of each object's mask. 0 for a frame without a detection.",
         "The labels of the objects, frame by frame. One empty text for a frame without a detection.",
         "The images with the mask, box, label and score of each object.",
+        "The images with the objects' mask as their alpha: transparent outside.",
     )
     FUNCTION = "execute"
 
@@ -208,7 +218,7 @@ class SegmentText:
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
-    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], list[str], Tensor]:
+    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], list[str], Tensor, Tensor]:
         wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
         frames = image_to_frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
@@ -218,9 +228,9 @@ class SegmentText:
         masks, _, scores, _ = predict(sam_model, embedding, given, options, True, device_mode)
         objects = masks.split([max(1, len(one.boxes)) for one in found])
         overlay = _overlay([_painted(*pair) for pair in zip(frames, objects, strict=True)], found, image)
-        if not individual_masks and found:
-            masks = torch.stack([part.amax(0) for part in objects])
-        return masks, _bboxes(found), scores, _labels(found), overlay
+        merged = torch.stack([part.amax(0) for part in objects]) if found else masks
+        outputs = _bboxes(found), scores, _labels(found), overlay, cutout(image, merged)
+        return (masks if individual_masks else merged, *outputs)
 
 
 def available_models() -> list[str]:
@@ -243,6 +253,8 @@ def find_model(name: str) -> Path:
     folder = _complete_folder(name)
     if folder is not None:
         return folder
+    if name in GROUNDING_ALIASES:
+        return find_model(GROUNDING_ALIASES[name])
     if name in GROUNDING:
         return fetch_folder(GROUNDING[name], grounding_folders())
     raise SAMError(

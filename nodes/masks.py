@@ -83,7 +83,7 @@ class SelectMasks:
         bboxes: Any = None,
     ) -> tuple[Tensor, list[BoundingBox]]:
         masks = as_masks(masks)
-        boxes = _boxes_of(masks, bboxes, needs_scores=order_by == "score")
+        boxes = boxes_of(masks, bboxes, needs_scores=order_by == "score")
         chosen = _ordered(masks, boxes, order_by)[start : start + count if count else None]
         if merge or not chosen:
             return _merged(masks[chosen], boxes, chosen)
@@ -99,7 +99,7 @@ def _ordered(masks: Tensor, boxes: list[BoundingBox], order_by: str) -> list[int
     return sorted(range(len(masks)), key=lambda i: _KEYS[order_by](boxes[i], areas[i]))
 
 
-def _boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBox]:
+def boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBox]:
     """A tight box for each mask (of no size for an empty one), with what the given boxes know besides.
 
     Given boxes are as many as there are masks, or as there are masks with something in them, as SAM Predict Mask makes them.

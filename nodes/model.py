@@ -9,7 +9,8 @@ from ..sam.weights.files import checkpoint_stamp
 from ..sam.weights.hub import fetch_from_hub
 from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import checkpoint_names, checkpoint_path, sams_folders
-from .common import CATEGORY
+from .aliases import SAM_ALIASES, is_listed
+from .common import CATEGORY, SAM_MODEL_TYPES
 
 PRECISION_INPUT: tuple[Any, ...] = (
     list(PRECISIONS),
@@ -30,9 +31,9 @@ class SAMModelLoader:
     )
     SEARCH_ALIASES = ["sam", "segment anything", "sam loader", "load sam", "segmentation model"]
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("AV_SAM_MODEL",)
+    RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input.",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input, of this pack, Impact Pack and others.",)
     FUNCTION = "load_model"
 
     @classmethod
@@ -56,10 +57,16 @@ class SAMModelLoader:
     def IS_CHANGED(cls, model_name: str | None = None, precision: str | None = None) -> str:
         """A checkpoint with a file that was replaced on disk is loaded anew. Linked inputs are None; nothing may raise here."""
         try:
+            model_name = SAM_ALIASES.get(model_name, model_name)
             path = (checkpoint_path(model_name) or BUNDLED.get(model_name)) if model_name else None
             return str(checkpoint_stamp(path)) if path else ""
         except (SAMError, OSError):
             return ""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model_name: str | None = None) -> bool | str:
+        """The list, and what other packs' loaders call the same checkpoints."""
+        return is_listed(model_name, available_names(), SAM_ALIASES)
 
     def load_model(self, model_name: str, precision: Precision = "auto") -> tuple[SAMModel]:
         return (load_shared(find_checkpoint(model_name), precision),)
@@ -75,9 +82,9 @@ class SAMHubLoader:
     )
     SEARCH_ALIASES = ["sam", "segment anything", "hugging face", "sam hub loader", "keras sam"]
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("AV_SAM_MODEL",)
+    RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input.",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input, of this pack, Impact Pack and others.",)
     FUNCTION = "execute"
 
     @classmethod
@@ -121,6 +128,8 @@ def find_checkpoint(name: str) -> Path:
     path = checkpoint_path(name)
     if path is not None:
         return path
+    if name in SAM_ALIASES:
+        return find_checkpoint(SAM_ALIASES[name])
     if name in BUNDLED:
         return BUNDLED[name]
     if name in KNOWN:

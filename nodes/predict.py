@@ -25,10 +25,10 @@ from ..sam import (
     encode,
     objects_per_frame,
 )
-from ..utils.boxes import BOX_TYPES, BoundingBox, boxes_per_frame, tight_box
+from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.images import as_image, as_masks
-from ..utils.points import points_per_frame
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from ..utils.points import points_per_frame, refuse_normalised
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, UNCONNECTED
 
 Outputs = tuple[Tensor, list[list[BoundingBox]], list[float], Tensor]
 
@@ -94,6 +94,15 @@ OPTION_INPUTS: dict[str, Any] = {
     ),
 }
 
+BOX_FORM_INPUT: tuple[Any, ...] = (
+    list(BOX_FORMS),
+    {
+        "default": "auto",
+        "tooltip": "What boxes of four numbers are: (x1, y1, x2, y2) with auto and xyxy, (x, y, width, height) with xywh. "
+        "ComfyUI's boxes and SEGS are always read correctly.",
+    },
+)
+
 
 class _Predictor:
     """What the two nodes declare alike."""
@@ -128,7 +137,7 @@ class PredictMask(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, made with the same model."}),
             },
-            "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS},
+            "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT},
         }
 
     def execute(
@@ -137,7 +146,7 @@ class PredictMask(_Predictor):
         embedding: np.ndarray,
         positive_coords: str | None = None,
         negative_coords: str | None = None,
-        bboxes: Any = None,
+        bboxes: Any = UNCONNECTED,
         mask_prompt: Tensor | None = None,
         logits: Tensor | None = None,
         image: Tensor | None = None,
@@ -147,9 +156,11 @@ class PredictMask(_Predictor):
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
+        box_form: BoxForm = "auto",
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
-        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
+        refuse_normalised_points(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq)
         return predict(sam_model, known, given, options, individual_masks, device_mode)
 
@@ -169,7 +180,7 @@ class Segment(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
             },
-            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS},
+            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT},
         }
 
     def execute(
@@ -178,7 +189,7 @@ class Segment(_Predictor):
         image: Tensor,
         positive_coords: str | None = None,
         negative_coords: str | None = None,
-        bboxes: Any = None,
+        bboxes: Any = UNCONNECTED,
         mask_prompt: Tensor | None = None,
         logits: Tensor | None = None,
         candidate: Candidate = "best",
@@ -187,17 +198,26 @@ class Segment(_Predictor):
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
+        box_form: BoxForm = "auto",
     ) -> Outputs:
-        given = parse_prompts(len(as_image(image)), positive_coords, negative_coords, bboxes, mask_prompt, logits)
+        frames, *size = as_image(image).shape[:3]
+        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
+        refuse_normalised_points(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq)
         embedding = encode(sam_model, image, device_mode)
         return predict(sam_model, embedding, given, options, individual_masks, device_mode)
 
 
 def parse_prompts(
-    frames: int, positive: str | None, negative: str | None, bboxes: Any, mask: Tensor | None, logits: Tensor | None
+    frames: int,
+    positive: str | None,
+    negative: str | None,
+    bboxes: Any,
+    mask: Tensor | None,
+    logits: Tensor | None,
+    box_form: BoxForm = "auto",
 ) -> PromptInputs:
-    """Prompt sockets -> typed prompts.
+    """Prompt sockets -> typed prompts. A connected socket of boxes that carries None is a detector that found nothing.
 
     Raises:
         SAMError: nothing is connected, or an input has another form than it should.
@@ -205,7 +225,7 @@ def parse_prompts(
     given = PromptInputs(
         positive=None if positive is None else points_per_frame(positive, frames, "positive_coords"),
         negative=None if negative is None else points_per_frame(negative, frames, "negative_coords"),
-        boxes=None if bboxes is None else boxes_per_frame(bboxes, frames),
+        boxes=None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form),
         mask=None if mask is None else as_masks(mask),
         logits=logits,
     )
@@ -214,6 +234,12 @@ def parse_prompts(
             "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes, mask_prompt or logits."
         )
     return given
+
+
+def refuse_normalised_points(given: PromptInputs, size: tuple[int, int]) -> None:
+    """Refuse points in shares of an image (H, W) instead of its pixels, see `refuse_normalised`."""
+    refuse_normalised(list(given.positive or ()), size, "positive_coords")
+    refuse_normalised(list(given.negative or ()), size, "negative_coords")
 
 
 def predict(

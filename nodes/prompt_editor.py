@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sam import PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
-from ..utils.images import as_image, image_to_frames
+from ..utils.images import as_image, cutout, image_to_frames
 from .common import CATEGORY, SAM_MODEL_INPUT
 from .editor_text import EditorPrompts, parse_editor
 from .predict import Outputs, predict
@@ -92,7 +92,7 @@ class PromptEditor:
         per_object = _masks(sam_model, image, parsed)
         masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
         labels = [one.name for one in parsed.objects if one.marks] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), masks, image, labels, _cutout(image, masks))
+        result = (*parsed.outputs(frames, tuple(size)), masks, image, labels, cutout(image, masks))
         return {"ui": shown, "result": result}
 
 
@@ -103,10 +103,3 @@ def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Te
         return torch.zeros(max(1, len(marked)), *image.shape[:3], device=result_device())
     embedding = encode(model, image)
     return torch.stack([segment_marks(model, embedding, prompts, range(len(image)), place)[0] for place in marked])
-
-
-def _cutout(image: Tensor, masks: Tensor) -> Tensor:
-    """IMAGE `[N, H, W, 4]`: the image once for each mask `[N, H, W]`, masks in frame order, with the mask as its alpha."""
-    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
-    repeated = colour.to(masks.device).repeat_interleave(len(masks) // max(1, len(image)), 0)
-    return torch.cat([repeated, masks[..., None].to(repeated.dtype)], -1)

@@ -21,6 +21,7 @@ from .tasks.everything import AutoMaskOptions, FoundMask, segment_every_image, s
 from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
+from .tasks.wrapper import SAMWrapper
 
 __all__ = [
     "ABSENT_LOGIT",
@@ -47,6 +48,7 @@ __all__ = [
     "SAMEmbedding",
     "SAMError",
     "SAMModel",
+    "SAMWrapper",
     "Segmenter",
     "as_embedding",
     "as_segmenter",

@@ -146,8 +146,11 @@ def test_the_node_gives_the_same_as_core_writes_boxes(folder, grounding, frames)
     node = TextToBoxes().execute(
         grounding, as_image(*frames), "cat, Red  remote control\na dog", box_threshold, text_threshold, 1
     )
-    bboxes, labels, overlay = node
+    bboxes, labels, overlay, detector = node
     assert overlay.shape == (6, 60, 90, 3) and all(bboxes)
+    _, segs = detector.detect(as_image(frames[0]), box_threshold, 0, 2.0)
+    given = [(box["label"] or "object", box["score"]) for box in bboxes[0]]
+    assert segs and all((seg.label, seg.confidence) in given for seg in segs)
     for boxes, frame in zip(bboxes, frames, strict=True):
         corners, scores, words = reference(folder, frame, TEXT, box_threshold, text_threshold)
         assert [box["label"] for box in boxes] == words
@@ -276,37 +279,42 @@ def test_a_box_without_area_in_the_picture_is_none():
 
 def test_nothing_found_is_an_answer(grounding, frames, tiny_model):
     image = as_image(*frames[:2])
-    bboxes, labels, overlay = TextToBoxes().execute(grounding, image, TEXT, box_threshold=1.0)
+    bboxes, labels, overlay, _ = TextToBoxes().execute(grounding, image, TEXT, box_threshold=1.0)
     assert bboxes == [[], []] and labels == ["", ""] and overlay.shape == image.shape
     masks, _, scores, _ = Segment().execute(tiny_model, image, bboxes=bboxes)
     assert masks.shape == (2, 60, 90) and not masks.any() and scores == [0, 0]
     for individual in (True, False):
-        masks, bboxes, scores, labels, overlay = SegmentText().execute(
+        masks, bboxes, scores, labels, overlay, cutout = SegmentText().execute(
             tiny_model, grounding, image, TEXT, box_threshold=1.0, individual_masks=individual
         )
         assert masks.shape == (2, 60, 90) and masks.dtype == torch.float32 and not masks.any()
         assert (bboxes, scores, labels) == ([[], []], [0, 0], ["", ""]) and overlay.shape == image.shape
+        assert torch.equal(cutout[..., :3], image) and not cutout[..., 3].any()
 
 
 def test_an_empty_batch_stays_one(grounding, tiny_model):
     image = torch.zeros(0, 60, 90, 3)
-    bboxes, labels, overlay = TextToBoxes().execute(grounding, image, TEXT)
+    bboxes, labels, overlay, _ = TextToBoxes().execute(grounding, image, TEXT)
     assert (bboxes, labels, overlay.shape) == ([], [], image.shape)
-    masks, bboxes, scores, labels, overlay = SegmentText().execute(tiny_model, grounding, image, TEXT)
+    masks, bboxes, scores, labels, overlay, cutout = SegmentText().execute(tiny_model, grounding, image, TEXT)
     assert (masks.shape, bboxes, scores, labels, overlay.shape) == ((0, 60, 90), [], [], [], image.shape)
+    assert cutout.shape == (0, 60, 90, 4)
 
 
 @pytest.mark.parametrize("individual", [True, False])
 def test_segment_text_is_text_to_boxes_then_segment(grounding, frames, tiny_model, individual):
     image, words = as_image(*frames[:3]), (TEXT, middle_of(grounding, frames)[0], 0.1, 0.8, 3)
-    bboxes, labels, _ = TextToBoxes().execute(grounding, image, *words)
+    bboxes, labels, *_ = TextToBoxes().execute(grounding, image, *words)
     wanted, _, wanted_scores, _ = Segment().execute(tiny_model, image, bboxes=bboxes, individual_masks=individual)
-    masks, boxes, scores, names, overlay = SegmentText().execute(
+    masks, boxes, scores, names, overlay, cutout = SegmentText().execute(
         tiny_model, grounding, image, *words, individual_masks=individual
     )
     assert torch.equal(masks, wanted) and masks.any() and len(masks) == (len(labels) if individual else 3)
     assert (boxes, scores, names) == (bboxes, wanted_scores, labels) and len(scores) == len(labels)
     assert overlay.shape == image.shape and not torch.equal(overlay, image)
+    assert torch.equal(cutout[..., :3], image)
+    per_frame = masks.split([len(frame) or 1 for frame in boxes]) if individual else masks[:, None]
+    assert torch.equal(cutout[..., 3], torch.stack([part.amax(0) for part in per_frame]))
 
 
 def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model, monkeypatch):

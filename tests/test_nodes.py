@@ -25,14 +25,14 @@ CONTRACT = {
         "SAM Predict Mask",
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
         "SAM Segment",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_PromptEditor": (
@@ -72,13 +72,20 @@ CONTRACT = {
         "Text to Boxes",
         ["grounding_model", "image", "text", "box_threshold", "text_threshold", "nms_threshold", "max_boxes"],
         ["device_mode"],
-        ["bboxes", "labels", "overlay"],
+        ["bboxes", "labels", "overlay", "bbox_detector"],
     ),
     "SAMKit_SegmentText": (
         "SAM Segment Text",
         ["sam_model", "grounding_model", "image", "text", "box_threshold", "text_threshold", "nms_threshold", "max_boxes"],
         ["individual_masks", "mask_threshold", "device_mode", "hq"],
-        ["masks", "bboxes", "scores", "labels", "overlay"],
+        ["masks", "bboxes", "scores", "labels", "overlay", "cutout"],
+    ),
+    "SAMKit_MasksToSEGS": ("Masks to SEGS", ["masks", "crop_factor", "drop_size"], ["bboxes", "label"], ["segs"]),
+    "SAMKit_ConvertBoxes": (
+        "Convert Boxes",
+        ["bboxes", "index", "frame"],
+        ["image", "box_form"],
+        ["bboxes", "bbox", "crop_region"],
     ),
 }
 

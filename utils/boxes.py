@@ -1,8 +1,9 @@
 """BOUNDING_BOX and the community's BBOX forms <-> xyxy arrays; mask -> tight box."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from torch import Tensor
@@ -31,17 +32,25 @@ Boxes: TypeAlias = np.ndarray
 BOX_TYPES = "BOUNDING_BOX,BBOX,SEGS"
 """The sockets that boxes come through: core's, the community's, and those of Impact Pack's detectors."""
 
+BoxForm: TypeAlias = Literal["auto", "xyxy", "xywh"]
+BOX_FORMS: tuple[str, ...] = get_args(BoxForm)
+"""What four numbers are: two corners (`auto` too), or a corner, the width and the height."""
+
+log = logging.getLogger("samkit")
+
 _FAR = 1e300  # whole numbers may be larger than any float
 _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
-def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
+def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto") -> list[Boxes]:
     """Parse BOUNDING_BOX or BBOX into one array of boxes per frame.
 
     Args:
         value: a box (dict, or a sequence of four numbers), a list of boxes (the same for every frame), or a list of such
-            lists (one per frame; a single one counts for every frame). Impact Pack's SEGS stand for a list of boxes.
+            lists (one per frame; a single one counts for every frame). Impact Pack's SEGS stand for a list of boxes. None is
+            what a detector's socket carries that found nothing: no boxes.
         frames: number of frames B.
+        form: of sequences of four numbers; dicts and SEGS say themselves what they are.
 
     Returns:
         B arrays `[N_b, 4]`, corners in order, boxes in their order.
@@ -49,21 +58,39 @@ def boxes_per_frame(value: Any, frames: int) -> list[Boxes]:
     Raises:
         SAMError: anything else, with the item and its place.
     """
+    if form not in BOX_FORMS:
+        raise SAMError(f"box_form is {form!r}: choose one of {', '.join(BOX_FORMS)}.")
     value = _as_list(value)
+    if _is_one_per_frame(value, frames):
+        log.info("bboxes: a list of %d boxes for %d frames is read as one box per frame.", len(value), frames)
+        value = [[box] for box in value]
     if len(value) and all(_is_list(item) and not _is_box(item) for item in value):
-        return [_parse(boxes, f"bboxes[{i}]") for i, boxes in enumerate(spread(value, frames, "bboxes"))]
-    return [_parse(value, "bboxes")] * frames
+        return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(spread(value, frames, "bboxes"))]
+    return [_parse(value, "bboxes", form)] * frames
+
+
+def _is_one_per_frame(value: Sequence[Any], frames: int) -> bool:
+    """Whether this is what Florence2toCoordinates gives with `batch`: lists of four numbers, as many as there are frames."""
+    return frames > 1 and len(value) == frames and all(isinstance(box, list) and _is_box(box) for box in value)
 
 
 def _as_list(value: Any) -> Sequence[Any]:
-    """A box to a list of it, and each SEGS to a list of its boxes."""
+    """A box to a list of it, and each SEGS to a list of its boxes; empty dicts, the Points Editor's "no box", are left out."""
+    if value is None or (isinstance(value, Mapping) and not value):
+        return []
     if _is_segs(value):
         return _boxes_of_segs(value)
     if _is_box(value):
         return [value]
     if not _is_list(value):
         raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
-    return [_boxes_of_segs(item) if _is_segs(item) else item for item in value]
+    return [_without_empty(_boxes_of_segs(item) if _is_segs(item) else item) for item in _without_empty(value)]
+
+
+def _without_empty(value: Any) -> Any:
+    """A list without its empty dicts; what is no list of dicts, as it is."""
+    is_any = isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) and not item for item in value)
+    return [item for item in value if not (isinstance(item, Mapping) and not item)] if is_any else value
 
 
 def _is_segs(value: Any) -> bool:
@@ -101,22 +128,23 @@ def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
     return per_frame
 
 
-def _parse(boxes: Sequence[Any], place: str) -> Boxes:
-    corners = [_corners(box, f"{place}[{i}]") for i, box in enumerate(boxes)]
+def _parse(boxes: Sequence[Any], place: str, form: BoxForm) -> Boxes:
+    corners = [_corners(box, f"{place}[{i}]", form) for i, box in enumerate(boxes)]
     return named(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
 
 
-def _corners(box: Any, place: str) -> tuple[float, float, float, float]:
+def _corners(box: Any, place: str, form: BoxForm = "auto") -> tuple[float, float, float, float]:
     if not _is_box(box):
         raise SAMError(f"{place} is {_short(box)}: it must be {_FORMS}.")
-    if isinstance(box, Mapping):
-        x, y, width, height = (float(box[key]) for key in ("x", "y", "width", "height"))
-        corners = (x, y, x + width, y + height)
-    else:
-        corners = tuple(float(number) for number in box)
-    if not np.isfinite(corners).all():
+    has_size = isinstance(box, Mapping) or form == "xywh"
+    numbers = [box[key] for key in ("x", "y", "width", "height")] if isinstance(box, Mapping) else box
+    x1, y1, x2, y2 = (float(number) for number in numbers)
+    if has_size:
+        x2, y2 = x1 + x2, y1 + y2
+    if not np.isfinite((x1, y1, x2, y2)).all():
         raise SAMError(f"{place} is {_short(box)}: its numbers must be finite.")
-    x1, y1, x2, y2 = corners
+    if form == "auto" and not has_size and (x2 < x1 or y2 < y1):
+        log.warning("%s is %s, which is read as two corners. If it is (x, y, width, height), set box_form to xywh.", place, box)
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
@@ -143,6 +171,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def nested_boxes(value: Any, form: BoxForm = "auto") -> list[list[BoundingBox]]:
+    """Boxes in any of their forms to lists of dicts, with scores and labels: one list per frame, or a single one for all.
+
+    Raises:
+        SAMError: an item that is not a box.
+    """
+    value = _as_list(value)
+    is_nested = len(value) and all(_is_list(item) and not _is_box(item) for item in value)
+    lists = enumerate(value) if is_nested else [(None, value)]
+    places = [("bboxes" if index is None else f"bboxes[{index}]", boxes) for index, boxes in lists]
+    return [[_as_dict(box, f"{place}[{i}]", form) for i, box in enumerate(boxes)] for place, boxes in places]
+
+
 def flat_boxes(value: Any) -> list[BoundingBox]:
     """BOUNDING_BOX in any of its forms to one flat list of dicts in order, with scores and labels kept.
 
@@ -154,10 +195,15 @@ def flat_boxes(value: Any) -> list[BoundingBox]:
     return [_as_dict(box, f"bboxes[{i}]") for i, box in enumerate(flat)]
 
 
-def _as_dict(box: Any, place: str) -> BoundingBox:
-    x1, y1, x2, y2 = _corners(box, place)
+def _as_dict(box: Any, place: str, form: BoxForm = "auto") -> BoundingBox:
+    x1, y1, x2, y2 = _corners(box, place, form)
     extra = {key: box[key] for key in ("score", "label", "object") if key in box} if isinstance(box, Mapping) else {}
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
+
+
+def corners_of(box: BoundingBox) -> tuple[float, float, float, float]:
+    """A box as (x1, y1, x2, y2)."""
+    return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
 
 
 def tight_box(mask: Tensor) -> BoundingBox | None:

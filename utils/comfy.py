@@ -17,6 +17,7 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
+_PACKS = "custom_nodes"
 _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER = "sams", "sam2", "grounding-dino"
 IMAGE_FOLDERS = ("input", "output", "temp")
 
@@ -26,6 +27,16 @@ _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
 def inside_comfyui() -> bool:
     """Whether this process is a ComfyUI server (its `folder_paths` is loaded before any custom node)."""
     return "folder_paths" in sys.modules
+
+
+def pack_of(kind: type) -> str | None:
+    """The folder below ComfyUI's `custom_nodes` that a class comes from; None for one of ComfyUI or of a library."""
+    module = sys.modules.get(kind.__module__)
+    code = next((part.__code__ for part in vars(kind).values() if hasattr(part, "__code__")), None)
+    file = getattr(module, "__file__", None) or (code.co_filename if code else "")
+    folders = Path(file).parts[:-1]
+    place = folders.index(_PACKS) + 1 if _PACKS in folders else len(folders)
+    return folders[place] if place < len(folders) else None
 
 
 def sams_folders() -> list[Path]:

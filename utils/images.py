@@ -88,6 +88,13 @@ def frames_to_image(frames: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).float() / 255.0
 
 
+def cutout(image: Tensor, masks: Tensor) -> Tensor:
+    """IMAGE `[N, H, W, 4]`: the image once for each mask `[N, H, W]`, masks in frame order, with the mask as its alpha."""
+    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
+    repeated = colour.to(masks.device).repeat_interleave(len(masks) // max(1, len(image)), 0)
+    return torch.cat([repeated, masks[..., None].to(repeated.dtype)], -1)
+
+
 def as_masks(mask: Tensor) -> Tensor:
     """MASK in any rank that packs produce (`[H, W]`, `[N, H, W]`, `[N, 1, H, W]`) to float32 `[N, H, W]` in 0..1.
 

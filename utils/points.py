@@ -12,6 +12,7 @@ from .errors import SAMError
 from .names import name_in, named
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
+_SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are not unusual
 _FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
 
 
@@ -20,7 +21,8 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
 
     Args:
         text: JSON `[{"x":, "y":}, ...]` in source pixels (the same points for every frame), or a list of such lists (one per
-            frame; a single one is used for every frame). An empty text is an empty list. A point may name its `object`.
+            frame; a single one is used for every frame). An empty text, quoted or not, is an empty list, and empty objects
+            are left out: other packs' editors say "nothing" so. A point may name its `object`.
         frames: number of frames B.
         name: the input's name, for messages.
 
@@ -33,7 +35,7 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
     if not isinstance(text, str):
         raise SAMError(f"{name} is of type {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
     try:
-        value = json.loads(text) if text.strip() else []
+        value = _without_nothing(json.loads(text) if text.strip() else [])
     except (ValueError, RecursionError) as error:
         raise SAMError(f"{name} is not JSON ({error}): it must be {_FORM}.") from error
     if not isinstance(value, list):
@@ -41,6 +43,36 @@ def points_per_frame(text: str, frames: int, name: str) -> list[np.ndarray]:
     if value and all(isinstance(item, list) for item in value):
         return [_parse(points, f"{name}[{i}]") for i, points in enumerate(spread(value, frames, name))]
     return [_parse(value, name)] * frames
+
+
+def _without_nothing(value: Any) -> Any:
+    """An empty text as an empty list; a list without its empty objects."""
+    if isinstance(value, str) and not value.strip():
+        return []
+    if not isinstance(value, list):
+        return value
+    return [_without_nothing(item) if isinstance(item, list) else item for item in value if item != {}]
+
+
+def refuse_normalised(points: list[np.ndarray], size: tuple[int, int], name: str) -> None:
+    """Refuse points that another pack has divided by the image's size.
+
+    Args:
+        points: of each frame, `[P, 2]` (x, y).
+        size: (H, W) of the image in pixels.
+        name: the input's name, for the message.
+
+    Raises:
+        SAMError: all of them lie within 0 and 1 on an image that is larger, and not all on whole pixels.
+    """
+    every = np.concatenate(points) if points else np.zeros((0, 2))
+    is_share = len(every) and bool(((every >= 0) & (every <= 1)).all()) and bool((every % 1).any())
+    if is_share and min(size) > _SMALLEST:
+        x, y = every[0]
+        raise SAMError(
+            f"All points of {name} are between 0 and 1 (the first at x={x:g}, y={y:g}), but the image has "
+            f"{size[1]}x{size[0]} pixels, and coordinates are pixels. Turn normalize off in the Points Editor."
+        )
 
 
 def _parse(points: list[Any], place: str) -> np.ndarray:

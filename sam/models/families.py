@@ -1,12 +1,14 @@
 """Which family a checkpoint or another pack's model belongs to."""
 
 import logging
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SAMError
 from ..weights.files import read_checkpoint
@@ -14,6 +16,7 @@ from ..weights.formats import sam_names, weights_in
 from ..weights.formats.sam2 import is_sam2, to_sam2_names, version_of
 from .architecture import build, read_architecture
 from .base import PRECISIONS, Precision, Segmenter
+from .foreign import described, is_plain, unwrapped
 from .sam import ForeignSAM, SAMFamily, SAMModel
 from .sam2 import SAM2Model, build_sam2
 from .tiny_vit import fold_checkpoint
@@ -27,18 +30,48 @@ def as_segmenter(model: Any) -> Segmenter:
     """The protocol over whatever comes through a model socket.
 
     Args:
-        model: ours, any other implementation of `Segmenter`, or another pack's plain `segment_anything` Sam.
+        model: ours, any other implementation of `Segmenter`, another pack's plain `segment_anything` Sam, or one of its SAM-HQ,
+            MobileSAM or SAM 2 models, in a wrapper or a predictor or not: these are rebuilt on the weights that they have.
 
     Raises:
         SAMError: it is none of these.
     """
     if isinstance(model, SAMFamily):
         return model
-    if isinstance(model, Sam):
+    if is_plain(model):
         return ForeignSAM(model)
     if all(callable(getattr(type(model), name, None)) for name in _METHODS):
         return model
-    raise SAMError(f"sam_model is a {type(model).__name__}, not a SAM model. Connect Load SAM Model.")
+    inner = unwrapped(model)
+    if inner is not model and not isinstance(inner, nn.Module):
+        raise SAMError(_unknown(model))
+    return as_segmenter(inner) if inner is not model else _rebuilt(model)
+
+
+def _unknown(model: Any) -> str:
+    return (
+        f"sam_model is {described(model)}, not a SAM model that this pack can use. Connect Load SAM Model: it loads the "
+        "checkpoints of SAM, SAM-HQ, MobileSAM and SAM 2."
+    )
+
+
+_rebuilds: weakref.WeakKeyDictionary[nn.Module, Segmenter] = weakref.WeakKeyDictionary()
+
+
+def _rebuilt(model: Any) -> Segmenter:
+    """One of our models on the weights of another pack's module; the same one for as long as that module lives."""
+    if not isinstance(model, nn.Module):
+        raise SAMError(_unknown(model))
+    if model not in _rebuilds:
+        name = Path(getattr(model, "model_name", None) or type(model).__name__)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                _rebuilds[model] = _from_weights(model.state_dict(), name, "fp32")
+        except SAMError as error:
+            if isinstance(model, Sam) and not hasattr(model.mask_decoder, "hf_token"):
+                return ForeignSAM(model)  # an encoder that nobody knows, in the place of SAM's
+            raise SAMError(f"sam_model is {described(model)}, which is not supported: {error}") from error
+    return _rebuilds[model]
 
 
 def identity_of(model: Any) -> str:
@@ -71,7 +104,11 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SA
 
 
 def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
-    state = weights_in(read_checkpoint(path), path.name)
+    return _from_weights(read_checkpoint(path), path, precision)
+
+
+def _from_weights(content: Mapping[str, Any], path: Path, precision: Precision) -> SAMModel | SAM2Model:
+    state = weights_in(content, path.name)
     try:
         if is_sam2(state):
             return build_sam2(to_sam2_names(state, path.name), path, precision, version_of(state))

@@ -10,8 +10,8 @@ from typing import TypeAlias
 from ..errors import SAMError
 from ..weights.files import checkpoint_files, checkpoint_stamp
 from .base import Precision, Segmenter
-from .families import identity_of, load_model
-from .sam import SAMModel
+from .families import as_segmenter, identity_of, load_model
+from .sam import ForeignSAM, SAMModel
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _CHUNK = 1 << 20
@@ -36,8 +36,9 @@ _turn = threading.Lock()
 
 def remember(model: Segmenter) -> str:
     """Make a model, wherever it came from, known to `recall` for as long as it is in use. Returns its identity."""
-    identity = identity_of(model)
-    _remembered[identity] = model
+    identity, segmenter = identity_of(model), as_segmenter(model)
+    # What is made for a call only is gone after it; what it was made for is not.
+    _remembered[identity] = segmenter.network if isinstance(segmenter, ForeignSAM) else segmenter
     return identity
 
 
