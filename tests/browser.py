@@ -197,14 +197,14 @@ class Editor:
         return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width).astype(bool)
 
 
-def build(page, editors=1, scale=1.0):
+def build(page, editors=1, scale=1.0, model="samkit_demo.safetensors"):
     """A graph of Load Image and Load SAM Model on some editors, each with its mask saved; the editors' ids."""
     return page.evaluate(
-        """async ([count, scale]) => {
+        """async ([count, scale, name]) => {
           samkit.empty();
           const { add, link } = samkit;
           const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
-          const model = add("AV_SAMLoader", 20, 560, { model_name: "samkit_demo.safetensors" });
+          const model = add("AV_SAMLoader", 20, 560, { model_name: name });
           const ids = [];
           for (let i = 0; i < count; i += 1) {
             const editor = add("SAMKit_PromptEditor", 340 + 480 * i, 120);
@@ -225,5 +225,5 @@ def build(page, editors=1, scale=1.0):
           for (let i = 0; i < count; i += 1) Object.defineProperty(samkit.editor(i).preview.pace, "isSlow", never);
           return ids;
         }""",
-        [editors, scale],
+        [editors, scale, model],
     )

@@ -1,6 +1,7 @@
 """The reference for SAM 2: transformers' `Sam2Model` with seeded weights that make masks worth comparing."""
 
 import torch
+from safetensors.torch import save_file
 from transformers import Sam2Config, Sam2HieraDetConfig, Sam2ImageProcessor, Sam2Model, Sam2VisionConfig
 
 TINY = {"hidden_size": 96}
@@ -56,6 +57,12 @@ def random_sam2(hiera, side=1024, channels=256, seed=0):
         for name, parameter in model.named_parameters():
             _enliven(name, parameter)
     return model.eval().requires_grad_(False)
+
+
+def write_tiny(path):
+    """A checkpoint of SAM 2.1 tiny at its full size, in transformers' layout."""
+    state = random_sam2(TINY).state_dict()
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path)
 
 
 def _enliven(name, parameter):

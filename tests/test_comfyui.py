@@ -12,6 +12,7 @@ from conftest import as_image
 from demo import PAIR_SEED, SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
+from reference_sam2 import write_tiny
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.sam import encode
 from scenes import make_pair, make_scene
@@ -88,6 +89,7 @@ def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
     (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
     for path in EXAMPLES.glob("*.png"):
         shutil.copy(path, base / "input")
+    write_tiny(base / "models" / "sams" / "sam2.1_hiera_tiny.safetensors")
     folder_copy(grounding_folder, base / "models" / "grounding-dino" / "grounding-dino-tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("samkit.utils.comfy.PACK", base)  # the server's models are pytest's

@@ -14,6 +14,7 @@ from comfyui_server import Unavailable, comfyui
 from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
+from reference_sam2 import write_tiny
 from scenes import make_scene
 from world import unavailable
 
@@ -21,14 +22,16 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 LEAF, CARPET, STICKER = (209, 386), (300, 240), (380, 312)
 LEAST_IOU = 0.8
+SAM_2 = "sam2.1_hiera_tiny.safetensors"  # with random weights
 _numbers = itertools.count(3)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("editor")
-    for folder in ("custom_nodes", "input"):
-        (base / folder).mkdir()
+    for folder in ("custom_nodes", "input", "models/sams"):
+        (base / folder).mkdir(parents=True)
+    write_tiny(base / "models" / "sams" / SAM_2)
     (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
     shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
     try:
@@ -193,6 +196,16 @@ def test_a_run_gives_the_previewed_mask_exactly(editor, server):
     ((path,),) = server.saved(graph).values()
     saved = np.array(Image.open(path).convert("L")) > 127
     assert previewed.any() and (saved == previewed).all()
+
+
+def test_sam_2_previews_what_a_run_gives(page, server):
+    build(page, model=SAM_2)
+    editor = Editor(page).ready()
+    editor.click(*LEAF)
+    editor.drag((150, 330), (270, 440))
+    previewed = editor.exact()
+    assert previewed.any() and not previewed.all() and len(editor.marks) == 2
+    assert (run_graph(page, server) == previewed).all()
 
 
 def test_a_reload_keeps_everything(editor):

@@ -1,5 +1,6 @@
-"""The prompt editor's two routes in a real ComfyUI: what they answer, what they refuse, and what no request brings about."""
+"""The prompt editor's routes in a real ComfyUI: what they answer, what they refuse, and what no request brings about."""
 
+import collections
 import gzip
 import io
 import json
@@ -7,6 +8,10 @@ import os
 import random
 import shutil
 import socket
+import statistics
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -336,6 +341,46 @@ def test_fifty_at_once(server):
     assert {status for status, *_ in answers} <= EXPECTED
     assert answers[-1][0] == 200, "the newest is answered"
     assert {status for status, *_ in answers[30:]} <= {200, 409}
+
+
+@pytest.mark.exhaustive
+def test_ten_minutes_of_hostile_requests(server):
+    """For SAMKIT_SOAK_SECONDS (600), 40 a second: memory, the event loop and the queue as without them."""
+    chance, done, seen = random.Random(8), threading.Event(), collections.Counter()
+    graph = {**graph_of("{}"), "1": {"class_type": "LoadImage", "inputs": {"image": "sub/again.png"}}}
+
+    def attack(seed):
+        mine = random.Random(seed)
+        while not done.wait(mine.uniform(0.1, 0.3)):
+            path, body = random_body(mine)
+            seen[server.send(path, body)[0]] += 1
+
+    def queued():
+        x, y = chance.randrange(640), chance.randrange(480)
+        graph["3"]["inputs"]["prompts"] = json.dumps({"version": 1, "marks": [{"x": x, "y": y, "label": 1}]})
+        begun = time.perf_counter()
+        assert server.run(graph)["status"]["status_str"] == "success"
+        return time.perf_counter() - begun
+
+    queued()
+    alone = statistics.median(queued() for _ in range(40))
+    end = time.monotonic() + float(os.environ.get("SAMKIT_SOAK_SECONDS", "600"))
+    with ThreadPoolExecutor(8) as pool, server.stalls() as stalls:
+        clients = [pool.submit(attack, seed) for seed in range(8)]
+        disturbed, memory = [], []
+        while time.monotonic() < end:
+            disturbed.append(queued())
+            memory.append(server.resident)
+        done.set()
+        for client in clients:
+            client.result()
+    tenth = memory[len(memory) // 10]
+    late = sorted(stalls)[int(0.999 * len(stalls))]
+    found = f"{seen}; queue {statistics.median(disturbed):.3f} s beside {alone:.3f} s; 99.9% of pings {1000 * late:.0f} ms"
+    found += f", longest {1000 * max(stalls):.0f} ms; memory {tenth >> 20} to {memory[-1] >> 20} MiB"
+    sys.stdout.write(found + "\n")
+    assert set(seen) <= EXPECTED and seen[400] > 100 and memory[-1] < 1.05 * tenth + (16 << 20), found
+    assert late < 0.05 and statistics.median(disturbed) < 1.1 * alone, found
 
 
 @pytest.mark.slow
