@@ -38,11 +38,13 @@ class SAMModelLoader:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = available_names()
         return {
             "required": {
                 "model_name": (
-                    available_names(),
+                    names,
                     {
+                        "samkit_labels": {name: label_of(name) for name in names},
                         "tooltip": "A file in models/sams, or a known checkpoint, which is downloaded on first use. "
                         "samkit_demo.safetensors is bundled: a small model for demonstrations, not a substitute for SAM."
                     },
@@ -117,6 +119,21 @@ def available_names() -> list[str]:
     """What the loader lists: files that are there, then known checkpoints; the same names before and after a download."""
     present = checkpoint_names()
     return present + [name for name in (*BUNDLED, *KNOWN) if name not in present]
+
+
+def label_of(name: str) -> str:
+    """What the list in the browser shows for a name: with the size, and whether a run downloads it. Values stay names."""
+    path = checkpoint_path(name) or BUNDLED.get(name)
+    size = _size_on_disk(path) if path else KNOWN[name].file.size
+    notes = [f"{size / 1e6:,.0f} MB"] if size else []
+    return f"{name} ({', '.join(notes + ['not downloaded'] * (path is None))})" if notes or path is None else name
+
+
+def _size_on_disk(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has just gone
+        return None
 
 
 def find_checkpoint(name: str) -> Path:

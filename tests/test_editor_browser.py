@@ -365,6 +365,18 @@ def test_many_fast_moves_end_in_the_newest_mask(editor):
     assert (editor.exact() == moved).all(), "the mask is that of where the point is now"
 
 
+def test_the_loaders_list_shows_sizes_and_what_would_be_downloaded(editor):
+    shown = editor.page.evaluate(
+        """() => {
+          const { widgets: [widget] } = app.graph.nodes.find((one) => one.type === "AV_SAMLoader");
+          const label = (name) => widget.options.getOptionLabel(name);
+          return [widget.value, label(widget.value), label("sam_vit_h_4b8939.pth"), label("of another machine.pth")];
+        }"""
+    )
+    demo = "samkit_demo.safetensors"
+    assert shown == [demo, f"{demo} (10 MB)", "sam_vit_h_4b8939.pth (2,565 MB, not downloaded)", "of another machine.pth"]
+
+
 def test_an_absent_model_is_said_in_the_servers_words(editor):
     page = editor.page
     page.evaluate(

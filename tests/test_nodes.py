@@ -187,6 +187,20 @@ def test_the_loader_lists_files_bundled_and_known_once(tmp_path, monkeypatch):
     assert len(after) == len(set(after))
 
 
+def test_the_loaders_labels_have_the_size_and_what_would_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    folder = tmp_path / "models" / "sams"
+    folder.mkdir(parents=True)
+    (folder / "mine.pth").write_bytes(bytes(3_000_000))
+    names, options = model_node.SAMModelLoader.INPUT_TYPES()["required"]["model_name"]
+    labels = options["samkit_labels"]
+    assert list(labels) == names
+    assert labels["mine.pth"] == "mine.pth (3 MB)"
+    assert labels["sam_vit_h_4b8939.pth"] == "sam_vit_h_4b8939.pth (2,565 MB, not downloaded)"
+    (folder / "sam_vit_h_4b8939.pth").write_bytes(bytes(5_000_000))
+    assert model_node.label_of("sam_vit_h_4b8939.pth") == "sam_vit_h_4b8939.pth (5 MB)"
+
+
 def test_the_loader_takes_a_users_file_before_a_bundled_one(tmp_path, monkeypatch, tiny_sam):
     monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
     (tmp_path / "models" / "sams").mkdir(parents=True)
