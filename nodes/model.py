@@ -46,7 +46,7 @@ class SAMModelLoader:
                     {
                         "samkit_labels": {name: label_of(name) for name in names},
                         "tooltip": "A file in models/sams, or a known checkpoint, which is downloaded on first use. "
-                        "samkit_demo.safetensors is bundled: a small model for demonstrations, not a substitute for SAM."
+                        "samkit_demo.safetensors is bundled: a small model for demonstrations, not a substitute for SAM.",
                     },
                 ),
             },

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import subprocess
 import sys
 import warnings
 import weakref
@@ -14,6 +15,7 @@ import torch
 import transformers
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, Interrupted, install
+from load_pack import ROOT
 from samkit.nodes import grounding as nodes
 from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, available_models, find_model
 from samkit.nodes.predict import Segment
@@ -495,6 +497,30 @@ def test_a_changed_file_is_loaded_anew(models, folder):
     assert before == GroundingLoader.IS_CHANGED("mine") != ""
     (copy / "model.safetensors").touch()
     assert GroundingLoader.IS_CHANGED("mine") != before
+
+
+CUT = """
+import subprocess
+import sys
+from pathlib import Path
+sys.path.insert(0, {tools!r})
+from load_pack import load_pack
+load_pack()
+from samkit.sam.models.grounding import load_grounding
+network = load_grounding(Path(sys.argv[1])).network
+with open(Path(sys.argv[1]) / "model.safetensors", "r+b") as file:
+    file.truncate(100)
+print(float(sum(value.double().sum() for value in network.parameters())))
+"""
+
+
+def test_a_file_that_is_cut_under_a_loaded_model_changes_nothing(folder, grounding, tmp_path):
+    """In a process of its own: what used to come of it was the signal SIGBUS."""
+    copy = folder_copy(folder, tmp_path / "copy")
+    code = CUT.format(tools=str(ROOT / "tools"))
+    ran = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) == pytest.approx(float(sum(value.double().sum() for value in grounding.network.parameters())))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object Detection", arXiv 2303.05499.
 """
 
+import itertools
 import json
 import logging
 import threading
@@ -119,7 +120,17 @@ def _load(transformers: ModuleType, folder: Path) -> GroundingModel:
             f"{folder.name} was not loaded: tensors are missing from its weights ({len(missing)}, the first is {missing[0]})."
         )
     log.info("loaded %s with transformers %s", folder.name, transformers.__version__)
-    return GroundingModel(network.float().eval().requires_grad_(False), processor, folder)
+    return GroundingModel(_owned(network.float().eval().requires_grad_(False)), processor, folder)
+
+
+def _owned(network: nn.Module) -> nn.Module:
+    """The network with weights of its own: transformers' are views of the mapped file, and a file that is cut then ends the
+    process (SIGBUS), or one that is overwritten changes the answers.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            tensor.data = tensor.data.clone()
+    return network
 
 
 def _first_line(error: Exception) -> str:
