@@ -13,6 +13,7 @@ from .prompt_editor import PromptEditor
 from .refine import RefineMask
 from .segs import MasksToSEGS
 from .startup import at_start
+from .teach import LoadConcept, SaveConcept, Teach
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -24,6 +25,9 @@ _NODES = {
     "SAMKit_PromptEditor": (PromptEditor, "SAM Prompt Editor"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_Personalize": (Personalize, "SAM Personalize"),
+    "SAMKit_Teach": (Teach, "SAM Teach"),
+    "SAMKit_SaveConcept": (SaveConcept, "Save SAM Concept"),
+    "SAMKit_LoadConcept": (LoadConcept, "Load SAM Concept"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
     "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
     "SAMKit_MasksToSEGS": (MasksToSEGS, "Masks to SEGS"),

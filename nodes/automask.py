@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..sam import (
     AutoMaskOptions,
+    Concept,
     DeviceMode,
     FoundMask,
     SAMError,
@@ -21,7 +22,7 @@ from ..utils.boxes import BoundingBox
 from ..utils.images import as_masks, frames_to_image, image_to_frames, resize_masks
 from ..utils.overlay import legend, paint_masks
 from ..utils.text import counted
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 
 _MASK_BYTES = 4  # a MASK is float32
 _DEFAULTS = {field.name: field.default for field in fields(AutoMaskOptions)}
@@ -140,7 +141,7 @@ class AutoMask:
                 **OPTION_INPUTS,
                 "max_masks": ("INT", max_masks),
             },
-            "optional": {"region": region, "device_mode": DEVICE_MODE_INPUT},
+            "optional": {"region": region, "device_mode": DEVICE_MODE_INPUT, "concept": CONCEPT_INPUT},
         }
 
     def execute(
@@ -161,6 +162,7 @@ class AutoMask:
         max_masks: int = 0,
         region: Tensor | None = None,
         device_mode: DeviceMode = "AUTO",
+        concept: Concept | None = None,
     ) -> tuple[Tensor, list[list[BoundingBox]], list[float], Tensor, Tensor]:
         options = AutoMaskOptions(
             points_per_side,
@@ -174,6 +176,7 @@ class AutoMask:
             crop_overlap_ratio,
             crop_n_points_downscale_factor,
             min_mask_region_area,
+            concept,
         )
         frames = image_to_frames(image)
         regions = _regions(region, len(frames), tuple(image.shape[1:3]))

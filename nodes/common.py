@@ -21,3 +21,10 @@ DEVICE_MODE_INPUT: tuple[Any, ...] = (
         "Prefer GPU: stay on the GPU unless ComfyUI needs the memory. CPU: run on the CPU.",
     },
 )
+CONCEPT_INPUT: tuple[Any, ...] = (
+    "SAMKIT_CONCEPT",
+    {
+        "tooltip": "A concept from SAM Teach or Load SAM Concept, made with the same model. Each prompt then gives one mask of "
+        "the concept. Without it nothing changes."
+    },
+)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import DeviceMode, PersonalizeOptions, Segmenter, personalize
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from ..sam import Concept, DeviceMode, PersonalizeOptions, Segmenter, personalize
+from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 from .predict import OPTION_INPUTS
 
 
@@ -53,7 +53,8 @@ class Personalize:
                     {**min_score, "tooltip": "Discard results with a lower similarity score. See scores."},
                 ),
             },
-            "optional": {name: OPTION_INPUTS[name] for name in ("individual_masks", "hq")} | {"device_mode": DEVICE_MODE_INPUT},
+            "optional": {name: OPTION_INPUTS[name] for name in ("individual_masks", "hq")}
+            | {"device_mode": DEVICE_MODE_INPUT, "concept": CONCEPT_INPUT},
         }
 
     def execute(
@@ -67,8 +68,9 @@ class Personalize:
         individual_masks: bool = False,
         hq: bool = True,
         device_mode: DeviceMode = "AUTO",
+        concept: Concept | None = None,
     ) -> tuple[Tensor, list[float], Tensor, str]:
-        options = PersonalizeOptions(max_objects, min_score, hq)
+        options = PersonalizeOptions(max_objects, min_score, hq, concept=concept)
         found = personalize(sam_model, reference_image, reference_mask, image, options, device_mode)
         masks = [_of_frame(masks, individual_masks) for masks in found.masks]
         scores = [score for frame in found.scores for score in frame.tolist() or [0.0]]

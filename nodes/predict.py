@@ -11,6 +11,7 @@ from ..sam import (
     CANDIDATES,
     MULTIMASK,
     Candidate,
+    Concept,
     DeviceMode,
     Multimask,
     Prediction,
@@ -28,7 +29,7 @@ from ..sam import (
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.images import as_image, as_masks
 from ..utils.points import points_per_frame, refuse_normalised
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, UNCONNECTED
+from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, UNCONNECTED
 
 Outputs = tuple[Tensor, list[list[BoundingBox]], list[float], Tensor]
 
@@ -137,7 +138,13 @@ class PredictMask(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, made with the same model."}),
             },
-            "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT},
+            "optional": {
+                **PROMPT_INPUTS,
+                "image": image,
+                **OPTION_INPUTS,
+                "box_form": BOX_FORM_INPUT,
+                "concept": CONCEPT_INPUT,
+            },
         }
 
     def execute(
@@ -157,11 +164,12 @@ class PredictMask(_Predictor):
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
         box_form: BoxForm = "auto",
+        concept: Concept | None = None,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
         refuse_normalised_points(given, known.original_size)
-        options = PredictOptions(candidate, multimask, mask_threshold, hq)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
         return predict(sam_model, known, given, options, individual_masks, device_mode)
 
 
@@ -180,7 +188,7 @@ class Segment(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
             },
-            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT},
+            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT, "concept": CONCEPT_INPUT},
         }
 
     def execute(
@@ -199,11 +207,12 @@ class Segment(_Predictor):
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
         box_form: BoxForm = "auto",
+        concept: Concept | None = None,
     ) -> Outputs:
         frames, *size = as_image(image).shape[:3]
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
         refuse_normalised_points(given, tuple(size))
-        options = PredictOptions(candidate, multimask, mask_threshold, hq)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
         embedding = encode(sam_model, image, device_mode)
         return predict(sam_model, embedding, given, options, individual_masks, device_mode)
 

@@ -8,6 +8,7 @@ masks, scores, logits = decode(model, embedding, [[click]])  # one list entry pe
 
 from .errors import BusyError, SAMError
 from .models.base import PRECISIONS, Precision, Segmenter
+from .models.concept import Concept
 from .models.families import as_segmenter, identity_of, load_model
 from .models.grounding import GroundingModel, load_grounding
 from .models.loaded import load_shared, recall, remember
@@ -22,6 +23,8 @@ from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
+from .training.files import load_concept, save_concept
+from .training.teach import Lesson, TeachOptions, teach
 
 __all__ = [
     "ABSENT_LOGIT",
@@ -32,11 +35,13 @@ __all__ = [
     "AutoMaskOptions",
     "BusyError",
     "Candidate",
+    "Concept",
     "DeviceMode",
     "FoundBoxes",
     "FoundMask",
     "GroundingModel",
     "GroundingOptions",
+    "Lesson",
     "Multimask",
     "PersonalizeOptions",
     "Personalized",
@@ -50,6 +55,7 @@ __all__ = [
     "SAMModel",
     "SAMWrapper",
     "Segmenter",
+    "TeachOptions",
     "as_embedding",
     "as_segmenter",
     "decode",
@@ -59,6 +65,7 @@ __all__ = [
     "group",
     "identity_of",
     "knows_its_image",
+    "load_concept",
     "load_grounding",
     "load_model",
     "load_shared",
@@ -68,8 +75,10 @@ __all__ = [
     "recall",
     "remember",
     "result_device",
+    "save_concept",
     "segment_every_image",
     "segment_everything",
     "stay_loaded",
+    "teach",
     "weights_changed",
 ]

@@ -23,6 +23,7 @@ class FakeComfyUI:
         self.root = Path(root)
         self.bars = []
         self.interrupted_after = None
+        self.cancelled = False
         self.device = torch.device("cpu")
         self.loaded = []
         self.full_loads, self.memory_required = [], []
@@ -91,12 +92,23 @@ class FakeComfyUI:
             filter_files_content_types=filter_files_content_types,
             get_directory_by_type=lambda kind: str(self.root / kind),
             get_temp_directory=lambda: str(self.root / "temp"),
+            get_output_directory=lambda: str(self.root / "output"),
+            get_save_image_path=self._save_image_path,
             models_dir=str(self.root / "models"),
             folder_names_and_paths=self.folder_names_and_paths,
             add_model_folder_path=add_model_folder_path,
             get_filename_list=get_filename_list,
             get_full_path=get_full_path,
         )
+
+    @staticmethod
+    def _save_image_path(prefix, output):
+        folder, name = os.path.split(os.path.normpath(prefix))
+        whole = Path(output) / folder
+        if not whole.resolve().is_relative_to(Path(output).resolve()):
+            raise ValueError("Saving image outside the output folder is not allowed.")
+        whole.mkdir(parents=True, exist_ok=True)
+        return str(whole), name, len(list(whole.glob(f"{name}_*"))) + 1, folder, prefix
 
     def _progress_bar(self):
         bars = self.bars
@@ -127,6 +139,8 @@ class FakeComfyUI:
                 self.loaded.remove(entry)
 
         def throw_exception_if_processing_interrupted():
+            if self.cancelled:
+                raise Interrupted
             if self.interrupted_after is not None:
                 self.interrupted_after -= 1
                 if self.interrupted_after < 0:
@@ -143,6 +157,7 @@ class FakeComfyUI:
             soft_empty_cache=lambda: None,
             get_torch_device=lambda: self.device,
             intermediate_device=lambda: torch.device("cpu"),
+            processing_interrupted=lambda: self.cancelled,
             throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
         )
 

@@ -25,14 +25,14 @@ CONTRACT = {
         "SAM Predict Mask",
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
         "SAM Segment",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_PromptEditor": (
@@ -46,13 +46,13 @@ CONTRACT = {
         ["sam_model", "image", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh"]
         + ["stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio"]
         + ["crop_n_points_downscale_factor", "min_mask_region_area", "max_masks"],
-        ["region", "device_mode"],
+        ["region", "device_mode", "concept"],
         ["masks", "bboxes", "scores", "overlay", "labels"],
     ),
     "SAMKit_Personalize": (
         "SAM Personalize",
         ["sam_model", "reference_image", "reference_mask", "image", "max_objects", "min_score"],
-        ["individual_masks", "hq", "device_mode"],
+        ["individual_masks", "hq", "device_mode", "concept"],
         ["masks", "scores", "similarity", "positive_coords"],
     ),
     "SAMKit_SelectMasks": (
@@ -67,6 +67,14 @@ CONTRACT = {
         [],
         ["masks"],
     ),
+    "SAMKit_Teach": (
+        "SAM Teach",
+        ["sam_model", "images", "masks", "steps", "learning_rate", "seed"],
+        ["negative_masks", "device_mode"],
+        ["concept", "loss_map", "report"],
+    ),
+    "SAMKit_SaveConcept": ("Save SAM Concept", ["concept", "filename_prefix"], [], ["filename"]),
+    "SAMKit_LoadConcept": ("Load SAM Concept", ["concept_name"], [], ["concept"]),
     "SAMKit_GroundingLoader": ("Load Grounding DINO", ["model_name"], [], ["grounding_model"]),
     "SAMKit_TextToBoxes": (
         "Text to Boxes",

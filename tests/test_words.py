@@ -34,6 +34,7 @@ GLOSSARY = {
 WRONG = {re.compile(rf"\b(?:{pattern})\b", re.I): better for pattern, better in GLOSSARY.items()}
 ALLOWED = {
     r"held down": "a key or a button that the user holds",
+    r"held[- ]out": "masks that take no part in training",
     r"\]\([^)]*\)": "a link's target is a file's name",
 }
 PAGES = [

@@ -19,6 +19,7 @@ PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _PACKS = "custom_nodes"
 _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER = "sams", "sam2", "grounding-dino"
+CONCEPT_FOLDER = "sam_concepts"
 IMAGE_FOLDERS = ("input", "output", "temp")
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
@@ -57,6 +58,48 @@ def _checkpoint_folders(kind: str) -> list[Path]:
         if CHECKPOINT_SUFFIXES - set(suffixes):
             folder_paths.folder_names_and_paths[kind] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
     return folders
+
+
+def taught_names(kind: str) -> list[str]:
+    """Names of the `.safetensors` files of what was taught, in `models/<kind>` and in `output/<kind>`, where it is saved."""
+    _taught_folders(kind)
+    return sorted(name for name in _names_in(kind) if name.endswith(".safetensors"))
+
+
+def taught_path(kind: str, name: str) -> Path | None:
+    """Full path of a file that `taught_names` lists, or None where there is none of that name."""
+    _taught_folders(kind)
+    return _path_in(kind, name) if name.endswith(".safetensors") else None
+
+
+def _taught_folders(kind: str) -> list[Path]:
+    """As core does for what it trains: `output/loras` is one of the folders of `loras`."""
+    _checkpoint_folders(kind)
+    if inside_comfyui():
+        import folder_paths
+
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.get_output_directory()) / kind))
+    return _model_folders(kind)
+
+
+def new_path(prefix: str, ending: str) -> Path:
+    """A path for a new file of that name in ComfyUI's output folder, with the next free number, as Save Image has it.
+
+    Outside ComfyUI it is in the pack's `models` folder. The file's folder exists afterwards.
+
+    Raises:
+        ValueError, OSError: ComfyUI refuses the name, since it leads out of the output folder.
+    """
+    if inside_comfyui():
+        import folder_paths
+
+        output = folder_paths.get_output_directory()
+        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, output)
+        return Path(folder) / f"{name}_{number:05}_{ending}"
+    path = PACK / "models" / prefix
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taken = len(list(path.parent.glob(f"{path.name}_*{ending}")))
+    return path.with_name(f"{path.name}_{taken + 1:05}_{ending}")
 
 
 def grounding_folders() -> list[Path]:
@@ -99,17 +142,18 @@ def _names_in(kind: str) -> list[str]:
 
 def checkpoint_path(name: str) -> Path | None:
     """Full path of a file that `checkpoint_names` lists, or None where there is none of that name."""
-    for kind in (_FOLDER, _SAM2_FOLDER):
-        folders = _checkpoint_folders(kind)
-        if inside_comfyui():
-            import folder_paths
+    return next((found for kind in (_FOLDER, _SAM2_FOLDER) if (found := _path_in(kind, name))), None)
 
-            found = folder_paths.get_full_path(kind, name)
-        else:
-            found = next((folder / name for folder in folders if name in _names_in(kind) and (folder / name).is_file()), None)
-        if found:
-            return Path(found)
-    return None
+
+def _path_in(kind: str, name: str) -> Path | None:
+    folders = _checkpoint_folders(kind)
+    if inside_comfyui():
+        import folder_paths
+
+        found = folder_paths.get_full_path(kind, name)
+    else:
+        found = next((folder / name for folder in folders if name in _names_in(kind) and (folder / name).is_file()), None)
+    return Path(found) if found else None
 
 
 def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
@@ -215,6 +259,15 @@ class Progress:
         """Move the bar on by `steps`."""
         if self._bar is not None:
             self._bar.update(steps)
+
+    @staticmethod
+    def is_interrupted() -> bool:
+        """Whether the user pressed Cancel. It stays so: ComfyUI ends the run before the next node."""
+        if not inside_comfyui() or _is_quiet.get():
+            return False
+        import comfy.model_management
+
+        return comfy.model_management.processing_interrupted()
 
     @staticmethod
     def check_interrupted() -> None:

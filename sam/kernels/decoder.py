@@ -9,6 +9,8 @@ What differs from segment_anything's mask_decoder.py and transformer.py, none of
 - The predicted IoU comes first: prompts that it rejects are never upscaled.
 - A few prompts at a time, so that their 4 MiB each stay in the CPU's cache.
 
+Where gradients are on, nothing is written in place, so that the same arithmetic can be trained (with `AtenLinear`).
+
 The parts are separate, so that other decoders of the family (further output tokens, other upscaling) can be built of them.
 """
 
@@ -156,6 +158,10 @@ class FastDecoder:
         """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
         n, tokens, channels = image.shape
         norm, width = self.norm, self.norm.weight.shape[0]
+        if torch.is_grad_enabled():
+            half = self.upscale_first.plain(image.reshape(-1, channels)).view(-1, width)
+            half = F.gelu(F.layer_norm(half, (width,), norm.weight, norm.bias, norm.eps))
+            return F.gelu(self.upscale_second.plain(half)).view(n, tokens * 16, self.fine_channels)
         fine = image.new_empty(n * tokens, 4 * width)
         self.upscale_first.into(image.reshape(-1, channels), fine)
         fine = F.gelu(F.layer_norm(fine.view(-1, width), (width,), norm.weight, norm.bias, norm.eps))
@@ -302,18 +308,20 @@ def _attention_to(image: Tensor, attn: nn.Module, tokens: Tensor) -> CrossAttent
 
 
 def _add_answer(attn: nn.Module, scores: Tensor, values: Tensor, image: Tensor) -> Tensor:
-    """What image tokens get from `values` `[n, t, C]` by scores `[n, heads, t, N]`, added to `image` `[n, N, C]` in place.
+    """What image tokens get from `values` `[n, t, C]` by scores `[n, heads, t, N]`, added to `image` `[n, N, C]`.
 
-    `image` is the decoder's own: the state before is not read again.
+    In place: `image` is the decoder's own, and the state before is not read again, except for gradients.
     """
+    tracked = torch.is_grad_enabled()
     weights = torch.softmax(scores, 2)  # over the tokens, which do not lie innermost: a softmax of 7 numbers is slow
     narrow, values = _is_narrow(attn, values), _heads(attn, attn.v_proj(values))
     if narrow:  # a head's weights sum to one, so each head may bring its share of the bias
         out = attn.out_proj.weight.view(-1, attn.num_heads, values.shape[-1]).permute(1, 2, 0)
         answers = (values @ out + attn.out_proj.bias / attn.num_heads).flatten(1, 2)
-        return image.baddbmm_(weights.flatten(1, 2).transpose(1, 2), answers)
-    mixed = (weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2)
-    return image.add_(attn.out_proj(mixed))
+        add = image.baddbmm if tracked else image.baddbmm_
+        return add(weights.flatten(1, 2).transpose(1, 2), answers)
+    answer = attn.out_proj((weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2))
+    return image + answer if tracked else image.add_(answer)
 
 
 def _attend_to_self(layer: nn.Module, queries: Tensor, prompt: Tensor) -> Tensor:

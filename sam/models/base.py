@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import Frame, Size
-from ..kernels.decoder import Decoded, Guidance
+from ..kernels.decoder import Decoded, FastDecoder, Guidance
 from ..prompts import PromptTensors
 
 IMAGE = "image"
@@ -33,6 +33,10 @@ class Features:
     key: str
     device: torch.device
 
+    def mirrored(self) -> "Features":
+        """The maps of the same image from right to left, nearly: encoders are not symmetric."""
+        return Features({name: values[..., ::-1].copy() for name, values in self.maps.items()}, "", self.device)
+
     def tensor(self, name: str = IMAGE) -> Tensor:
         """A map `[C, h, w]` on the device; a read-only array is copied, since torch has no read-only tensors."""
         values = self.maps[name]
@@ -47,12 +51,35 @@ class Wanted(NamedTuple):
         above: leave out prompts of which no candidate's predicted IoU exceeds this; None leaves out none.
         hq: with SAM-HQ, its fine masks; otherwise plain SAM's. Ignored by other models.
         guidance: of an example, or None.
+        concept: learned tokens `[K, C]`, which follow the tokens of every prompt, or None (see `Concept`).
     """
 
     several: bool
     above: float | None = None
     hq: bool = True
     guidance: Guidance | None = None
+    concept: Tensor | None = None
+
+
+class DecoderParts(NamedTuple):
+    """What makes masks of feature maps and prompts, for training.
+
+    Attributes:
+        prompts: the prompt encoder.
+        decoder: the mask decoder.
+        kind: the plan that runs the decoder; where gradients are on, so that they flow.
+        maps: names of the feature maps that `kind.share` takes, the main one first.
+    """
+
+    prompts: nn.Module
+    decoder: nn.Module
+    kind: type[FastDecoder]
+    maps: tuple[str, ...]
+
+
+def with_concept(sparse: Tensor, concept: Tensor | None) -> Tensor:
+    """Prompt tokens `[n, K, C]` and after them those of a concept `[L, C]`; the very same tokens where there is none."""
+    return sparse if concept is None else torch.cat([sparse, concept.to(sparse).expand(len(sparse), -1, -1)], 1)
 
 
 class Segmenter(Protocol):
@@ -114,5 +141,13 @@ class Segmenter(Protocol):
 
         Raises:
             SAMError: the maps lack what the model needs, or it does not support the guidance.
+        """
+        ...
+
+    def decoder_parts(self) -> DecoderParts:
+        """What makes masks, for training; the modules are the model's own.
+
+        Raises:
+            SAMError: the model's mask decoder is not one that this pack can train.
         """
         ...

@@ -62,6 +62,10 @@ class FastHQDecoder(FastDecoder):
         self.own_tokens = torch.cat([self.own_tokens, decoder.hf_token.weight])
         self.refine, self.hq_network = decoder.embedding_maskfeature, decoder.hf_mlp
 
+    def share(self, features: Tensor, finer: tuple[Tensor, ...] = ()) -> SharedImage:
+        """Compute what the prompts of an image share, from its embedding `[C, h, w]` and its `FINE` map `[C/8, 4h, 4w]`."""
+        return super().share(features, tuple(one[None] for one in finer))
+
     def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
         """SAM's masks, each with the HQ token's added."""
         upscaled = self.upscale(rated.image)

@@ -16,7 +16,7 @@ from ..kernels.plans import Plans
 from ..kernels.self_test import decoder_works_on, encoder_works_on
 from ..prompts import PromptTensors
 from ..store.identity import Identities
-from .base import IMAGE, Features, Precision, Wanted
+from .base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
 from .hq import FINE, FastHQDecoder, HQMaskDecoder
 from .shared import shared_image
 from .tiny_vit import TinyViT
@@ -108,13 +108,21 @@ class SAMFamily:
                 "The embedding lacks the fine features that SAM-HQ needs. Use this pack's Get SAM Embedding, or turn hq off."
             )
         sparse, dense = self.network.prompt_encoder(points=prompts.points, boxes=prompts.boxes, masks=prompts.masks)
+        sparse = with_concept(sparse, wanted.concept)
         tokens = slice(1, None) if wanted.several and self.network.mask_decoder.num_mask_tokens > 1 else slice(0, 1)
         if not supports_decoder(self.network):
             return self._decode_slowly(features, sparse, dense, tokens, wanted)
         plan = decoder_plan(self.network, features.device, hq)
         key, names = (self.decoder_identity, hq), (IMAGE, FINE) if hq else (IMAGE,)
-        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(finer[None] for finer in maps[1:])))
+        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan(shared, sparse, None if prompts.masks is None else dense, tokens, wanted.above, wanted.guidance)
+
+    def decoder_parts(self) -> DecoderParts:
+        """See `Segmenter.decoder_parts`; of SAM-HQ, what makes its fine masks."""
+        prompts, decoder = self.network.prompt_encoder, self.network.mask_decoder
+        if type(decoder) not in _DECODERS:
+            raise SAMError(f"This mask decoder ({type(decoder).__name__}) cannot be trained. Use a model from Load SAM Model.")
+        return DecoderParts(prompts, decoder, _DECODERS[type(decoder)], (IMAGE, FINE) if self.is_hq else (IMAGE,))
 
     def _decode_slowly(self, features: Features, sparse: Tensor, dense: Tensor, tokens: slice, wanted: Wanted) -> Decoded:
         """By the decoder's own forward, where it is not one of segment_anything's."""

@@ -21,6 +21,7 @@ from ..geometry import Frame, Size
 from ..kernels.nms import Suppression, best_first, non_maximum_suppression
 from ..kernels.upsample import Reach, axes, extents
 from ..models.base import Segmenter, Wanted
+from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
@@ -35,7 +36,11 @@ _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to th
 
 @dataclass(frozen=True)
 class AutoMaskOptions:
-    """The parameters of `SamAutomaticMaskGenerator`, under its names and with its defaults."""
+    """The parameters of `SamAutomaticMaskGenerator`, under its names and with its defaults; and a concept.
+
+    Attributes:
+        concept: what was taught, or None. With it every point gives one mask, the one that was taught, and not three.
+    """
 
     points_per_side: int = 32
     points_per_batch: int = 64
@@ -48,6 +53,7 @@ class AutoMaskOptions:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
+    concept: Concept | None = None
 
     def __post_init__(self) -> None:
         for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
@@ -198,7 +204,7 @@ def _segment_crop(
     above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     waiting: list[_Candidate] = []
     with placed(model.network, device_mode, PROMPT_BYTES * min(len(points), options.points_per_batch)) as device:
-        frames = FrameDecoder(model, embedding, device, PredictOptions())
+        frames = FrameDecoder(model, embedding, device, PredictOptions(concept=options.concept))
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()
             batch = points[start : start + options.points_per_batch]
@@ -237,7 +243,8 @@ class _Candidate:
 
 def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", above: float) -> list[_Candidate]:
     label = np.ones(1, np.int32)
-    decoded = frames.run(0, [Prompt(point[None], label) for point in points], Wanted(True, above))
+    wanted = Wanted(frames.concept is None, above, concept=frames.concept)
+    decoded = frames.run(0, [Prompt(point[None], label) for point in points], wanted)
     kept = decoded.scores > above
     owners = decoded.rows[kept.nonzero()[:, 0]].tolist()
     logits, scores = decoded.logits[kept].cpu(), decoded.scores[kept].tolist()

@@ -23,6 +23,7 @@ from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.decoder import Guidance
 from ..kernels.upsample import resize_logits
+from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..placement.devices import DeviceMode, placed, result_device
 from ..prompts import Prompt, on_grid
@@ -74,12 +75,14 @@ class PersonalizeOptions:
         hq: see `PredictOptions`.
         guided: off, the example only gives the place to click: the location prior without target-guided attention and
             target-semantic prompting.
+        concept: what was taught, or None; see `PredictOptions`.
     """
 
     max_objects: int = 1
     min_score: float = 0.0
     hq: bool = True
     guided: bool = True
+    concept: Concept | None = None
 
 
 @torch.no_grad()
@@ -111,7 +114,7 @@ def personalize(
     progress = Progress(len(embedding))
     with placed(segmenter.network, device_mode) as device:
         target = learn(examples, masks, segmenter.frame(examples.original_size), device)
-        frames = FrameDecoder(segmenter, embedding, device, PredictOptions(multimask="on", hq=options.hq))
+        frames = FrameDecoder(segmenter, embedding, device, _predict_options(options))
         for index in range(len(embedding)):
             progress.check_interrupted()
             maps[index] = similarity_map(embedding, index, frames.frame, target)
@@ -120,6 +123,12 @@ def personalize(
             progress.advance()
     each, scores, points = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
     return Personalized(each, scores, points, maps.clamp(0, 1).to(result_device()))
+
+
+def _predict_options(options: PersonalizeOptions) -> PredictOptions:
+    """SAM's candidates; with a concept the one mask that was taught."""
+    taught = options.concept is not None and len(options.concept.tokens)
+    return PredictOptions(multimask="off" if taught else "on", hq=options.hq, concept=options.concept)
 
 
 def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:

@@ -16,6 +16,7 @@ from ..geometry import Frame
 from ..kernels.decoder import Decoded, Guidance
 from ..kernels.upsample import resize_logits
 from ..models.base import IMAGE, Features, Segmenter, Wanted
+from ..models.concept import Concept, checked_concept
 from ..models.families import as_segmenter
 from ..placement.devices import DeviceMode, placed, result_device
 from ..placement.memory import fitting, in_batches
@@ -45,12 +46,14 @@ class PredictOptions:
         multimask: three candidates (`on`), one (`off`), or three for a single click and one otherwise (`auto`).
         mask_threshold: a pixel is in the mask where its logit is above this.
         hq: with a SAM-HQ model, its fine masks; off gives plain SAM's. Ignored by other models.
+        concept: what was taught, or None. With it `auto` gives one mask: the one that was taught.
     """
 
     candidate: Candidate = "best"
     multimask: Multimask = "auto"
     mask_threshold: float = 0.0
     hq: bool = True
+    concept: Concept | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("candidate", CANDIDATES), ("multimask", MULTIMASK)):
@@ -117,12 +120,17 @@ class FrameDecoder:
         embedding: B images.
         device: where the model is.
         options: see `PredictOptions`.
+
+    Raises:
+        SAMError: the concept of the options was made for another model.
     """
 
     def __init__(self, model: Segmenter, embedding: SAMEmbedding, device: torch.device, options: PredictOptions) -> None:
         self.model, self.embedding, self.device, self.options = model, embedding, device, options
         self.frame: Frame = model.frame(embedding.original_size)
         self.result_device = result_device()
+        tokens = checked_concept(options.concept, model)
+        self.concept = None if tokens is None else tokens.to(device)
 
     def decode(
         self,
@@ -140,8 +148,10 @@ class FrameDecoder:
         chosen = [nothing] * (len(objects) or 1)
         for members in _batches(objects):
             some = [objects[i] for i in members]
-            several = options.multimask == "on" or (options.multimask == "auto" and some[0].is_single_click)
-            logits, scores, _ = self.run(index, some, Wanted(several, hq=options.hq, guidance=guidance))
+            ambiguous = some[0].is_single_click and self.concept is None
+            several = options.multimask == "on" or (options.multimask == "auto" and ambiguous)
+            wanted = Wanted(several, hq=options.hq, guidance=guidance, concept=self.concept)
+            logits, scores, _ = self.run(index, some, wanted)
             for row, member in enumerate(members):
                 chosen[member] = self._pick(logits[row], scores[row], options)
         logits, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))

@@ -47,15 +47,23 @@ def read_safetensors(file: BinaryIO, name: str) -> dict[str, Tensor]:
     Raises:
         SAMError: it is not a safetensors file, or its header does not fit it.
     """
+    return read_with_metadata(file, name)[0]
+
+
+def read_with_metadata(file: BinaryIO, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`read_safetensors`, and the file's metadata: texts by name, none where it has none."""
     size = os.fstat(file.fileno()).st_size
     header, start = _header(file, size, name)
+    metadata = header.pop("__metadata__", None)
     entries = sorted((_entry(key, value, name) for key, value in header.items()), key=lambda entry: entry.begin)
     _check_layout(entries, size - start, name)
-    return {entry.name: _read(file, entry, name) for entry in entries}
+    tensors = {entry.name: _read(file, entry, name) for entry in entries}
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return tensors, {key: value for key, value in texts if isinstance(value, str)}
 
 
 def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
-    """The header without its metadata, and where the data begin."""
+    """The header, and where the data begin."""
     length = int.from_bytes(file.read(_LENGTH), "little")
     if length > min(_MOST_HEADER, size - _LENGTH):
         raise _unreadable(name, f"its first {_LENGTH} bytes announce a header of {length} bytes")
@@ -68,7 +76,6 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
         raise _unreadable(name, f"its header is not valid: {str(error)[:100]}") from error
     if not isinstance(header, dict):
         raise _unreadable(name, "its header is not a JSON object")
-    header.pop("__metadata__", None)
     return header, _LENGTH + length
 
 

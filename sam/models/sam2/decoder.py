@@ -16,7 +16,7 @@ from ...kernels.linear import LinearKind
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
 STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 _TOP_LEFT, _BOTTOM_RIGHT, _PADDING = 2, 3, -1  # labels beside 0 and 1
-_CANDIDATES = slice(1, None)  # of the mask tokens; the first is the single mask
+_SINGLE, _CANDIDATES = slice(0, 1), slice(1, None)  # of the mask tokens
 
 Points = tuple[Tensor, Tensor]
 
@@ -126,6 +126,11 @@ class FastSAM2Decoder(FastDecoder):
         """`upscale` of image tokens `[n, N, C]`, the finer maps' tokens added after each layer."""
         (n, tokens, _), norm = image.shape, self.norm
         width = (len(norm.weight),)
+        if torch.is_grad_enabled():
+            half = self.upscale_first.plain(image.flatten(0, 1)).view(n, -1, *width) + middle.view(-1, *width)
+            half = F.gelu(F.layer_norm(half, width, norm.weight, norm.bias, norm.eps))
+            fine_tokens = fine.view(tokens * 4, -1)
+            return F.gelu(self.upscale_second.plain(half) + fine_tokens).reshape(n, tokens * 16, self.fine_channels)
         upscaled = image.new_empty(n, tokens * 16, self.fine_channels)
         for one, out in zip(image, upscaled, strict=True):
             half = self.upscale_first.plus(one, middle.view(tokens, -1)).view(-1, *width)
@@ -141,6 +146,7 @@ class FastSAM2Decoder(FastDecoder):
         several: bool,
         above: float | None = None,
         guidance: Guidance | None = None,
+        strictly: bool = False,
     ) -> SAM2Decoded:
         """Decode n prompts of one image.
 
@@ -148,6 +154,7 @@ class FastSAM2Decoder(FastDecoder):
             shared, sparse, dense, guidance: see `FastDecoder.rate`.
             several: the candidates, or the single mask.
             above: leave out prompts of which no decoded mask's predicted IoU exceeds this; None leaves out none.
+            strictly: the single mask is that of its token, stable or not: what was taught.
         """
         results = []
         size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
@@ -159,7 +166,10 @@ class FastSAM2Decoder(FastDecoder):
             if above is not None and several:
                 kept = (rated.scores[:, _CANDIDATES] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
-            found = self._candidates(rated, shared) if several else self._single(rated, shared)
+            if several or strictly:
+                found = self._tokens(_CANDIDATES if several else _SINGLE, rated, shared)
+            else:
+                found = self._single(rated, shared)
             results.append((*found, rows, self.object_network(rated.queries[:, 1 + self.mask_tokens])[:, 0]))
         *decoded, object_scores = (torch.cat(parts) for parts in zip(*results, strict=True))
         if above is not None and not several:
@@ -167,8 +177,8 @@ class FastSAM2Decoder(FastDecoder):
             decoded, object_scores = [x[kept] for x in decoded], object_scores[kept]
         return SAM2Decoded.of(Decoded(*decoded), object_scores)
 
-    def _candidates(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
-        return self.masks(rated, _CANDIDATES, shared), rated.scores[:, _CANDIDATES]
+    def _tokens(self, wanted: slice, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
+        return self.masks(rated, wanted, shared), rated.scores[:, wanted]
 
     def _single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
         """The single mask where it is stable, else the best candidate: logits `[n, 1, 4h, 4w]` and predicted IoUs `[n, 1]`."""

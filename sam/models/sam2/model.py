@@ -21,7 +21,7 @@ from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
 from ...prompts import PromptTensors
 from ...store.identity import Identities
-from ..base import IMAGE, Features, Precision, Wanted
+from ..base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
 from ..shared import shared_image
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
@@ -115,9 +115,14 @@ class SAM2Model(nn.Module):
             )
         plan = self._decoder_plan(features.device)
         sparse, dense = self.sam_prompt_encoder(prompts.points, prompts.boxes, prompts.masks)
-        names = (IMAGE, *HIGH_RES)
+        sparse, names = with_concept(sparse, wanted.concept), (IMAGE, *HIGH_RES)
         shared = shared_image(features, names, self.decoder_identity, lambda maps: plan.share(maps[0], tuple(maps[1:])))
-        return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance)
+        taught = wanted.concept is not None
+        return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, taught)
+
+    def decoder_parts(self) -> DecoderParts:
+        """See `Segmenter.decoder_parts`."""
+        return DecoderParts(self.sam_prompt_encoder, self.sam_mask_decoder, FastSAM2Decoder, (IMAGE, *HIGH_RES))
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))

@@ -1,0 +1,189 @@
+"""SAM Teach, and saving and loading what it learned."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..sam import Concept, DeviceMode, Lesson, SAMError, Segmenter, TeachOptions, load_concept, save_concept, teach
+from ..sam.weights.files import checkpoint_stamp
+from ..sam.weights.paths import is_plain
+from ..utils.comfy import CONCEPT_FOLDER, new_path, taught_names, taught_path
+from ..utils.text import counted
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+
+_DEFAULTS = TeachOptions()
+EXAMPLE_INPUTS: dict[str, Any] = {
+    "images": ("IMAGE", {"tooltip": "Images that show the object: a batch, or a list of images of different sizes."}),
+    "masks": (
+        "MASK",
+        {"tooltip": "The object's mask in each image, in the same order. Paint it, or correct it in the editor."},
+    ),
+}
+SEED_INPUT = (
+    "INT",
+    {
+        "default": 0,
+        "min": 0,
+        "max": 2**32 - 1,
+        "control_after_generate": False,
+        "tooltip": "The same seed and inputs give the same result.",
+    },
+)
+REPORT = "The loss of each step, for Plot Loss Graph."
+
+
+class Teach:
+    """`SAMKit_Teach`."""
+
+    DESCRIPTION = (
+        "Teaches a SAM model an object from a few masks. It learns eight prompt tokens and leaves the model as it is. Connect "
+        "the concept to any node that takes prompts: a click on such an object then gives the taught mask."
+    )
+    SEARCH_ALIASES = [
+        "sam",
+        "segment anything",
+        "train",
+        "fine-tune",
+        "finetune",
+        "learn",
+        "concept",
+        "prompt tuning",
+        "few shot",
+    ]
+    CATEGORY = CATEGORY
+    INPUT_IS_LIST = True
+    RETURN_TYPES = ("SAMKIT_CONCEPT", "LOSS_MAP", "STRING")
+    RETURN_NAMES = ("concept", "loss_map", "report")
+    OUTPUT_TOOLTIPS = (
+        "What was learned, for the concept input of other nodes and for Save SAM Concept. Changes nothing if it did not help.",
+        REPORT,
+        "Mean IoU of clicks on the held-out masks, before and after.",
+    )
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        steps = {"default": _DEFAULTS.steps, "min": 1, "max": 100_000}
+        rate = {"default": _DEFAULTS.rate, "min": 1e-6, "max": 1.0, "step": 0.001, "round": False}
+        negative = "One mask per image, of what resembles the object but is not part of it. Empty masks are ignored."
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                **EXAMPLE_INPUTS,
+                "steps": ("INT", {**steps, "tooltip": "Maximum number of training steps, each with one image."}),
+                "learning_rate": ("FLOAT", {**rate, "tooltip": "Lower it if the loss jumps up and down."}),
+                "seed": SEED_INPUT,
+            },
+            "optional": {"negative_masks": ("MASK", {"tooltip": negative}), "device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def execute(
+        self,
+        sam_model: list[Segmenter],
+        images: list[Tensor],
+        masks: list[Tensor],
+        steps: list[int] | int = _DEFAULTS.steps,
+        learning_rate: list[float] | float = _DEFAULTS.rate,
+        seed: list[int] | int = _DEFAULTS.seed,
+        negative_masks: list[Tensor] | None = None,
+        device_mode: list[DeviceMode] | DeviceMode = "AUTO",
+    ) -> tuple[Concept, dict[str, list[float]], str]:
+        options = TeachOptions(one(steps), one(learning_rate), one(seed))
+        concept, lesson = teach(one(sam_model), images, masks, negative_masks, options, one(device_mode))
+        return concept, {"loss": lesson.losses}, report(lesson, "The concept changes nothing")
+
+
+class SaveConcept:
+    """`SAMKit_SaveConcept`."""
+
+    DESCRIPTION = "Saves a concept from SAM Teach as a .safetensors file in the output folder, where Load SAM Concept lists it."
+    SEARCH_ALIASES = ["sam", "segment anything", "export concept", "save concept"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("filename",)
+    OUTPUT_TOOLTIPS = ("The name of the file.",)
+    OUTPUT_NODE = True
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = {"default": f"{CONCEPT_FOLDER}/concept", "tooltip": "Folder and name of the file in the output folder."}
+        return {
+            "required": {
+                "concept": ("SAMKIT_CONCEPT", {"tooltip": "A concept from SAM Teach."}),
+                "filename_prefix": ("STRING", prefix),
+            }
+        }
+
+    def execute(self, concept: Concept, filename_prefix: str = f"{CONCEPT_FOLDER}/concept") -> tuple[str]:
+        path = checked_new_path(filename_prefix)
+        save_concept(concept, path)
+        return (path.name,)
+
+
+class LoadConcept:
+    """`SAMKit_LoadConcept`."""
+
+    DESCRIPTION = "Loads a concept that SAM Teach learned. It works with the model that it was made for, and with no other."
+    SEARCH_ALIASES = ["sam", "segment anything", "load concept"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("SAMKIT_CONCEPT",)
+    RETURN_NAMES = ("concept",)
+    OUTPUT_TOOLTIPS = ("The concept, for the concept input of other nodes.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = f"A file in models/{CONCEPT_FOLDER} or output/{CONCEPT_FOLDER}."
+        return {"required": {"concept_name": (taught_names(CONCEPT_FOLDER), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, concept_name: str | None = None) -> str:
+        """A file that was replaced on disk is loaded anew. A linked input is None; nothing may raise here."""
+        try:
+            path = taught_path(CONCEPT_FOLDER, concept_name) if concept_name else None
+            return str(checkpoint_stamp(path)) if path else ""
+        except (SAMError, OSError):
+            return ""
+
+    def execute(self, concept_name: str) -> tuple[Concept]:
+        path = taught_path(CONCEPT_FOLDER, concept_name)
+        if path is None:
+            raise SAMError(f"There is no concept {concept_name!r} in models/{CONCEPT_FOLDER} or output/{CONCEPT_FOLDER}.")
+        return (load_concept(path),)
+
+
+def one(value: Any) -> Any:
+    """The value of an input that takes no list: with INPUT_IS_LIST all come in one."""
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def checked_new_path(prefix: str) -> Path:
+    """A free path in the output folder for a file of that name.
+
+    Raises:
+        SAMError: the name leads elsewhere, or is not one that every system takes.
+    """
+    if not is_plain(prefix):
+        raise SAMError(f"filename_prefix is {prefix[:200]!r}: use a plain name below the output folder, such as sam/name.")
+    return new_path(prefix, ".safetensors")
+
+
+def report(lesson: Lesson, otherwise: str) -> str:
+    """A table of the held-out masks, and what it means; `otherwise` is what the result is where it did not help."""
+    before, after = (sum(column) / len(lesson.rows) for column in list(zip(*lesson.rows, strict=True))[1:])
+    lines = ["| image | IoU before | IoU after |", "|---|---|---|"]
+    lines += [f"| {row.index} | {row.before:.3f} | {row.after:.3f} |" for row in lesson.rows]
+    lines.append(f"| mean | {before:.3f} | {after:.3f} |")
+    return "\n".join([*lines, "", *_remarks(lesson, otherwise)])
+
+
+def _remarks(lesson: Lesson, otherwise: str) -> Iterable[str]:
+    steps = counted(len(lesson.losses), "step")
+    yield f"{steps} in all." if not lesson.stopped else f"{steps} in all; it ended early: {lesson.stopped}."
+    if not lesson.held_out:
+        yield "There is one mask only, so the IoU was measured on the taught mask itself. Two or more show what it is worth."
+    if not lesson.helped:
+        yield f"The IoU did not improve. {otherwise}: results are those of the base. Add masks, or change the learning rate."

@@ -1,0 +1,1 @@
+"""Teaching: learned prompts, and the mask decoder itself, on embeddings that are made once."""

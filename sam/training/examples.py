@@ -1,0 +1,118 @@
+"""Images with masks, as training needs them: feature maps, and the masks on the grid of the decoder's logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...utils.images import as_image, as_masks
+from ...utils.text import counted
+from ..errors import SAMError
+from ..geometry import Frame
+from ..models.base import IMAGE, Features, Segmenter
+from ..placement.devices import DeviceMode
+from ..prompts import on_grid
+from ..tasks.embed import encode
+
+MOST_EXAMPLES = 512
+"""Their feature maps stay in memory, 4 MiB each for stock SAM and 17 MiB for SAM 2."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and the object in it, on the decoder's grid (4h, 4w).
+
+    Attributes:
+        features: the image's feature maps.
+        target: float32 `[4h, 4w]` in 0..1, the share of each cell that the object covers.
+        inside: float32 `[4h, 4w]` in 0..1, the share that the image covers; the rest is padding.
+        other: bool `[4h, 4w]`, where a click is not on the object but on something that resembles it; or None.
+        depth: float32 `[4h, 4w]`, how far each cell of the object is from its edge, 0..1 of the farthest.
+    """
+
+    features: Features
+    target: Tensor
+    inside: Tensor
+    other: Tensor | None
+    depth: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """bool `[4h, 4w]`: the cells that the object covers half, or, of a tiny one, those that it covers most."""
+        return self.target >= min(0.5, float(self.target.max()))
+
+
+def make_examples(
+    model: Segmenter,
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    negatives: Sequence[Tensor] | None = None,
+    device_mode: DeviceMode = "AUTO",
+) -> list[Example]:
+    """Encode images, each once, and bring their masks onto the grid.
+
+    Args:
+        model: the one to teach.
+        images: IMAGE tensors `[B, H, W, C]`, of different sizes if you like; N images in all.
+        masks: MASK tensors, N masks in all, in the order of the images; resized where a size differs.
+        negatives: MASK tensors, N masks in all or one for each image, or None; empty ones are ignored.
+        device_mode: see `encode`.
+
+    Raises:
+        SAMError: the numbers differ, there are none or too many, a mask is empty or has values that are not finite.
+    """
+    frames = [image[i : i + 1] for image in map(as_image, images) for i in range(len(image))]
+    each = _as_many(masks, len(frames), "masks")
+    others = [None] * len(frames) if negatives is None else _as_many(negatives, len(frames), "negative_masks")
+    if not frames:
+        raise SAMError("There is nothing to learn from: connect at least one image and its mask.")
+    if len(frames) > MOST_EXAMPLES:
+        raise SAMError(f"There are {counted(len(frames), 'image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
+    empty = [str(index) for index, mask in enumerate(each) if not bool((mask > 0.5).any())]
+    if empty:
+        raise SAMError(
+            f"masks is empty for image {', '.join(empty[:8])} of {len(each)} (counted from 0). Paint over the object in every "
+            "image. Load Image gives an empty mask for an image without alpha."
+        )
+    return [_example(model, *one, device_mode) for one in zip(frames, each, others, strict=True)]
+
+
+def _as_many(masks: Sequence[Tensor], count: int, name: str) -> list[Tensor]:
+    """Each mask on its own, `[1, h, w]` on the CPU."""
+    try:
+        each = [mask[i : i + 1].cpu() for mask in map(as_masks, masks) for i in range(len(mask))]
+    except SAMError as error:
+        raise SAMError(f"{name}: {error}") from error
+    if len(each) != count:
+        raise SAMError(f"{name} has {counted(len(each), 'mask')} for {counted(count, 'image')}. Connect one for each image.")
+    return each
+
+
+def _example(model: Segmenter, image: Tensor, mask: Tensor, other: Tensor | None, device_mode: DeviceMode) -> Example:
+    embedding = encode(model, image, device_mode)
+    maps = {IMAGE: embedding.view(np.ndarray)[0]} | {name: values[0] for name, values in embedding.maps.items()}
+    frame = model.frame(embedding.original_size)
+    target = on_grid(mask[0], frame, frame.grid)[0]
+    inside = _inside(frame)
+    wrong = None if other is None or not bool((other > 0.5).any()) else on_grid(other[0], frame, frame.grid)[0] > 0.5
+    features = Features(maps, embedding.image_keys[0], torch.device("cpu"))
+    depth = _depth(target >= min(0.5, float(target.max())))
+    return Example(features, target, inside, wrong, depth)
+
+
+def _inside(frame: Frame) -> Tensor:
+    padded = torch.zeros(1, 1, frame.side, frame.side)
+    padded[..., : frame.resized[0], : frame.resized[1]] = 1
+    return F.adaptive_avg_pool2d(padded, frame.grid)[0, 0]
+
+
+def _depth(mask: Tensor) -> Tensor:
+    """Distance of each cell of a mask to its edge in cells, by erosion with a square; of the largest."""
+    left, depth = mask.float()[None, None], torch.zeros(mask.shape)
+    while bool(left.any()):
+        depth += left[0, 0]
+        left = -F.max_pool2d(-F.pad(left, (1, 1, 1, 1)), 3, stride=1)
+    return depth / depth.max().clamp(min=1)

@@ -1,0 +1,81 @@
+"""What was taught, as `.safetensors` files: written whole or not at all, read with every doubt."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import SAMError
+from ..models.concept import Concept
+from ..weights.safetensors_file import read_with_metadata
+
+_KIND = "samkit"
+CONCEPT = "concept-1"
+_MOST_BYTES = 1 << 30
+
+
+def save_concept(concept: Concept, path: Path) -> None:
+    """Write a concept.
+
+    Raises:
+        SAMError: it has no tokens, since it did not help; or the file cannot be written.
+    """
+    if not isinstance(concept, Concept):
+        raise SAMError(f"concept is a {type(concept).__name__}, not a concept. Connect SAM Teach.")
+    if not len(concept.tokens):
+        raise SAMError("There is nothing to save: teaching did not improve the held-out masks, so the concept is empty.")
+    write(path, CONCEPT, {"tokens": concept.tokens}, concept.base, concept.base_name)
+
+
+def load_concept(path: Path) -> Concept:
+    """Read a concept.
+
+    Raises:
+        SAMError: there is no such file, or it is damaged, or not a concept.
+    """
+    tensors, metadata = read(path, CONCEPT, "a concept of SAM Teach")
+    tokens = tensors.get("tokens")
+    if tokens is None or tokens.ndim != 2 or tokens.dtype != torch.float32 or not len(tokens):
+        raise SAMError(f"{path.name} was not loaded: it has no learned tokens [K, C] of type float32.")
+    if not bool(torch.isfinite(tokens).all()):
+        raise SAMError(f"{path.name} was not loaded: its tokens have values that are NaN or infinite.")
+    return Concept(tokens, metadata["base"], metadata["base_name"])
+
+
+def write(path: Path, kind: str, tensors: dict[str, Tensor], base: str, base_name: str) -> None:
+    """Write tensors, and what they were made for, to a file that appears when it is complete.
+
+    Raises:
+        SAMError: the file cannot be written.
+    """
+    metadata = {_KIND: kind, "base": base, "base_name": base_name}
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise SAMError(f"{path.name} was not saved in {path.parent}: {error.strerror}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `write` has written.
+
+    Raises:
+        SAMError: there is no such file, or it is damaged, too large, or of another kind.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size > _MOST_BYTES:
+                raise SAMError(f"{path.name} was not loaded: {size / 1e9:.0f} GB are too many for {what}.")
+            tensors, metadata = read_with_metadata(file, path.name)
+    except OSError as error:
+        raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if metadata.get(_KIND) != kind or not {"base", "base_name"} <= metadata.keys():
+        raise SAMError(f"{path.name} was not loaded: it is not {what}.")
+    return tensors, metadata
