@@ -131,6 +131,11 @@ def test_was_sam_image_mask_runs_on_our_model(tiny_sam, tiny_model, picture):
     assert np.array_equal(sam_image_mask(tiny_model), sam_image_mask(tiny_sam))
 
 
+def test_a_predictor_of_segment_anything_says_why_it_cannot_run_sam_2(sam2_model):
+    with pytest.raises(SAMError, match="cannot run a SAM 2 model. Use SAM Segment"):
+        SamPredictor(sam2_model)
+
+
 def test_sockets_connect_art_ventures_and_impacts_types():
     """Types are compared as ComfyUI does: one in common is enough."""
     for loader in (SAMModelLoader, SAMHubLoader):

@@ -138,6 +138,18 @@ class ImageEncoder(nn.Module):
         self.trunk = Trunk(shape)
         self.neck = Neck([shape.blocks[end].width for end in shape.stage_ends], shape.channels)
 
+    @property
+    def img_size(self) -> int:
+        """What `segment_anything.SamPredictor` reads first, in nodes of other packs; its geometry is not SAM 2's.
+
+        Raises:
+            SAMError: always.
+        """
+        raise SAMError(
+            "This node runs the predictor of segment_anything, which cannot run a SAM 2 model. Use SAM Segment, or a SAM, "
+            "SAM-HQ or MobileSAM checkpoint."
+        )
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """The pyramid's maps; see the class."""
         return self.neck(self.trunk(pixels))
