@@ -1,6 +1,6 @@
 """SAM Segment Everything."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sam import (
+    PRESETS,
     AutoMaskOptions,
     Concept,
     DeviceMode,
@@ -22,15 +23,19 @@ from ..utils.boxes import BoundingBox
 from ..utils.images import as_masks, frames_to_image, image_to_frames, resize_masks
 from ..utils.overlay import legend, paint_masks
 from ..utils.text import counted
-from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Found, Result, ShowsResult
+from .predict import OPTION_INPUTS as PREDICT_INPUTS
 
 _MASK_BYTES = 4  # a MASK is float32
 _DEFAULTS = {field.name: field.default for field in fields(AutoMaskOptions)}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
 
 
+CUSTOM = "custom"
+
+
 def _option(kind: str, name: str, tooltip: str, **limits: float) -> tuple[str, dict[str, Any]]:
-    return kind, {"default": _DEFAULTS[name], **limits, "tooltip": tooltip}
+    return kind, {"default": _DEFAULTS[name], **limits, "tooltip": tooltip, "advanced": True}
 
 
 OPTION_INPUTS: dict[str, Any] = {
@@ -101,7 +106,7 @@ OPTION_INPUTS: dict[str, Any] = {
 }
 
 
-class AutoMask:
+class AutoMask(ShowsResult):
     """`SAMKit_AutoMask`."""
 
     DESCRIPTION = (
@@ -120,7 +125,6 @@ class AutoMask:
         "The image with each mask in its own color, and the number of masks.",
         "One label map per frame. Mask i of N has the value i / N, with smaller masks on top. The background is 0.",
     )
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -134,6 +138,11 @@ class AutoMask:
             "max": 100_000,
             "tooltip": "Maximum number of masks per frame. The largest are used. 0 disables this limit.",
         }
+        preset = {
+            "default": CUSTOM,
+            "tooltip": "What to find. few and large: a coarse grid, fast. balanced: SAM's defaults. many and small: also in "
+            "crops of the image, about five times as long. custom: the advanced inputs, which are SAM's defaults at first.",
+        }
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -141,7 +150,14 @@ class AutoMask:
                 **OPTION_INPUTS,
                 "max_masks": ("INT", max_masks),
             },
-            "optional": {"region": region, "device_mode": DEVICE_MODE_INPUT, "concept": CONCEPT_INPUT},
+            "optional": {
+                "region": region,
+                "device_mode": DEVICE_MODE_INPUT,
+                "concept": CONCEPT_INPUT,
+                "preset": ([CUSTOM, *PRESETS], preset),
+                "hq": PREDICT_INPUTS["hq"],
+                "show_result": SHOW_RESULT_INPUT,
+            },
         }
 
     def execute(
@@ -163,8 +179,10 @@ class AutoMask:
         region: Tensor | None = None,
         device_mode: DeviceMode = "AUTO",
         concept: Concept | None = None,
-    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], Tensor, Tensor]:
-        options = AutoMaskOptions(
+        preset: str = CUSTOM,
+        hq: bool = True,
+    ) -> Result:
+        custom = AutoMaskOptions(
             points_per_side,
             points_per_batch,
             pred_iou_thresh,
@@ -176,12 +194,20 @@ class AutoMask:
             crop_overlap_ratio,
             crop_n_points_downscale_factor,
             min_mask_region_area,
-            concept,
         )
+        options = replace(_preset(preset, custom), points_per_batch=points_per_batch, concept=concept, hq=hq)
         frames = image_to_frames(image)
         regions = _regions(region, len(frames), tuple(image.shape[1:3]))
         found = segment_every_image(sam_model, frames, options, regions, device_mode)
         return _outputs(frames, [masks[: max_masks or None] for masks in found], tuple(image.shape[1:3]))
+
+
+def _preset(name: str, custom: AutoMaskOptions) -> AutoMaskOptions:
+    if name == CUSTOM:
+        return custom
+    if name not in PRESETS:
+        raise SAMError(f"preset is {name!r}: choose one of {', '.join((CUSTOM, *PRESETS))}.")
+    return PRESETS[name]
 
 
 def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:
@@ -196,9 +222,7 @@ def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[
     return list(masks) if len(masks) == frames else list(masks) * frames
 
 
-def _outputs(
-    frames: list[np.ndarray], found: list[list[FoundMask]], size: tuple[int, int]
-) -> tuple[Tensor, list[list[BoundingBox]], list[float], Tensor, Tensor]:
+def _outputs(frames: list[np.ndarray], found: list[list[FoundMask]], size: tuple[int, int]) -> Result:
     count = sum(map(len, found))
     _check_memory(count, size)
     masks = np.zeros((count, *size), dtype=np.float32)
@@ -215,7 +239,9 @@ def _outputs(
     boxes = [[_box(one, index) for one in objects] for index, objects in enumerate(found)]
     scores = [one.score for objects in found for one in objects] or [0.0]
     where = result_device()
-    return torch.from_numpy(masks).to(where), boxes, scores, overlay.to(where), torch.from_numpy(labels).to(where)
+    outputs = torch.from_numpy(masks).to(where), boxes, scores, overlay.to(where), torch.from_numpy(labels).to(where)
+    shown = [Found(torch.zeros(0, *size, dtype=torch.bool), [one.score for one in objects]) for objects in found]
+    return Result(outputs, overlay, shown)
 
 
 def _box(found: FoundMask, frame: int) -> BoundingBox:

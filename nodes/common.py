@@ -1,8 +1,15 @@
-"""What every node declares alike."""
+"""What every node declares alike, and how a node shows its result."""
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..sam import DEVICE_MODES
+from ..utils.comfy import save_results
+from ..utils.overlay import result_image, result_text
 
 CATEGORY = "Art Venture/Segmentation"
 
@@ -28,3 +35,65 @@ CONCEPT_INPUT: tuple[Any, ...] = (
         "the concept. Without it nothing changes."
     },
 )
+
+SHOW_RESULT_INPUT = (
+    "BOOLEAN",
+    {
+        "default": True,
+        "tooltip": "Show the result in the node after a run: an overlay with count, scores and time, up to 64 frames of a "
+        "batch. A graph for POST /prompt that leaves this out shows nothing.",
+    },
+)
+MOST_SHOWN = 64  # frames of a batch
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one frame.
+
+    Attributes:
+        masks: bool `[N, H, W]`, to be tinted; `[0, H, W]` where the image shows them already.
+        scores: one per object.
+    """
+
+    masks: Tensor
+    scores: Sequence[float]
+
+
+class Result(tuple[Any, ...]):
+    """A node's outputs, which also know how they are shown.
+
+    Attributes:
+        image: IMAGE `[B, H, W, C]` that the objects are shown on; None: on black.
+        found: per frame.
+    """
+
+    image: Tensor | None
+    found: Sequence[Found]
+
+    def __new__(cls, outputs: tuple[Any, ...], image: Tensor | None, found: Sequence[Found]) -> "Result":
+        """The outputs as a tuple."""
+        result = super().__new__(cls, outputs)
+        result.image, result.found = image, found
+        return result
+
+
+class ShowsResult:
+    """A node that shows its result in ComfyUI. Its `execute` gives a `Result`, which is a tuple to everybody else."""
+
+    FUNCTION = "run"
+
+    def run(self, show_result: bool = False, **inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
+        """What ComfyUI calls: `execute`, and where it is wanted, an image of each frame's result in the temp folder."""
+        started = time.perf_counter()
+        result = self.execute(**inputs)
+        if not show_result:
+            return tuple(result)
+        return {"ui": {"images": shown(result, time.perf_counter() - started)}, "result": tuple(result)}
+
+
+def shown(result: Result, seconds: float) -> list[dict[str, str]]:
+    """Save an image of each frame's result; their names, for ComfyUI's `ui`."""
+    frames = [None] * len(result.found) if result.image is None else result.image
+    each = list(zip(frames, result.found, strict=False))[:MOST_SHOWN]
+    return save_results([result_image(frame, one.masks, result_text(one.scores, seconds)) for frame, one in each])

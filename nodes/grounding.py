@@ -30,7 +30,15 @@ from ..utils.comfy import grounding_folders
 from ..utils.images import cutout, frames_to_image, image_to_frames
 from ..utils.overlay import legend, paint_boxes, paint_masks
 from .aliases import GROUNDING_ALIASES, is_listed
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .common import (
+    CATEGORY,
+    DEVICE_MODE_INPUT,
+    SAM_MODEL_INPUT,
+    SHOW_RESULT_INPUT,
+    Found,
+    Result,
+    ShowsResult,
+)
 from .predict import OPTION_INPUTS, predict
 from .segs import WordsDetector
 
@@ -169,7 +177,7 @@ class TextToBoxes:
         return _bboxes(found), _labels(found), _overlay(frames, found, image), detector
 
 
-class SegmentText:
+class SegmentText(ShowsResult):
     """`SAMKit_SegmentText`."""
 
     DESCRIPTION = (
@@ -189,11 +197,11 @@ class SegmentText:
         "The images with the mask, box, label and score of each object.",
         "The images with the objects' mask as their alpha: transparent outside.",
     )
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         options = {name: OPTION_INPUTS[name] for name in ("individual_masks", "mask_threshold", "device_mode", "hq")}
+        options["show_result"] = SHOW_RESULT_INPUT
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -218,7 +226,7 @@ class SegmentText:
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
-    ) -> tuple[Tensor, list[list[BoundingBox]], list[float], list[str], Tensor, Tensor]:
+    ) -> Result:
         wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
         frames = image_to_frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
@@ -230,7 +238,8 @@ class SegmentText:
         overlay = _overlay([_painted(*pair) for pair in zip(frames, objects, strict=True)], found, image)
         merged = torch.stack([part.amax(0) for part in objects]) if found else masks
         outputs = _bboxes(found), scores, _labels(found), overlay, cutout(image, merged)
-        return (masks if individual_masks else merged, *outputs)
+        shown = [Found(part[:0] > 0, one.scores) for part, one in zip(objects, found, strict=True)]
+        return Result((masks if individual_masks else merged, *outputs), overlay, shown)
 
 
 def available_models() -> list[str]:

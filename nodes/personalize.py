@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..sam import Concept, DeviceMode, PersonalizeOptions, Segmenter, personalize
-from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .common import CATEGORY, CONCEPT_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Found, Result, ShowsResult
 from .predict import OPTION_INPUTS
 
 
-class Personalize:
+class Personalize(ShowsResult):
     """`SAMKit_Personalize`."""
 
     DESCRIPTION = (
@@ -30,7 +30,6 @@ class Personalize:
         "One heat map per frame: the similarity of each pixel to the reference, 0 to 1.",
         "The point at which each object was found: JSON, one list of points per frame, for positive_coords of SAM Segment.",
     )
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -53,8 +52,11 @@ class Personalize:
                     {**min_score, "tooltip": "Discard results with a lower similarity score. See scores."},
                 ),
             },
-            "optional": {name: OPTION_INPUTS[name] for name in ("individual_masks", "hq")}
-            | {"device_mode": DEVICE_MODE_INPUT, "concept": CONCEPT_INPUT},
+            "optional": {
+                **{name: OPTION_INPUTS[name] for name in ("individual_masks", "hq", "device_mode")},
+                "concept": CONCEPT_INPUT,
+                "show_result": SHOW_RESULT_INPUT,
+            },
         }
 
     def execute(
@@ -69,13 +71,14 @@ class Personalize:
         hq: bool = True,
         device_mode: DeviceMode = "AUTO",
         concept: Concept | None = None,
-    ) -> tuple[Tensor, list[float], Tensor, str]:
+    ) -> Result:
         options = PersonalizeOptions(max_objects, min_score, hq, concept=concept)
         found = personalize(sam_model, reference_image, reference_mask, image, options, device_mode)
         masks = [_of_frame(masks, individual_masks) for masks in found.masks]
         scores = [score for frame in found.scores for score in frame.tolist() or [0.0]]
         stacked = torch.cat(masks).float() if masks else found.similarity
-        return stacked, scores, found.similarity, _as_json(found.points)
+        shown = [Found(*pair) for pair in zip(found.masks, map(Tensor.tolist, found.scores), strict=True)]
+        return Result((stacked, scores, found.similarity, _as_json(found.points)), image, shown)
 
 
 def _of_frame(masks: Tensor, individually: bool) -> Tensor:

@@ -29,9 +29,19 @@ from ..sam import (
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.images import as_image, as_masks
 from ..utils.points import points_per_frame, refuse_normalised
-from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, UNCONNECTED
+from .common import (
+    CATEGORY,
+    CONCEPT_INPUT,
+    DEVICE_MODE_INPUT,
+    SAM_MODEL_INPUT,
+    SHOW_RESULT_INPUT,
+    UNCONNECTED,
+    Found,
+    Result,
+    ShowsResult,
+)
 
-Outputs = tuple[Tensor, list[list[BoundingBox]], list[float], Tensor]
+Outputs = Result  # of masks, boxes per frame, scores and logits
 
 _POINTS = 'JSON [{{"x": 12.5, "y": 40}}, ...] in image pixels: {}. A list of such lists gives points per frame.'
 PROMPT_INPUTS: dict[str, Any] = {
@@ -103,9 +113,10 @@ BOX_FORM_INPUT: tuple[Any, ...] = (
         "ComfyUI's boxes and SEGS are always read correctly.",
     },
 )
+_LAST_INPUTS = {"box_form": BOX_FORM_INPUT, "concept": CONCEPT_INPUT, "show_result": SHOW_RESULT_INPUT}
 
 
-class _Predictor:
+class _Predictor(ShowsResult):
     """What the two nodes declare alike."""
 
     SEARCH_ALIASES = ["sam", "segment anything", "segment", "mask from points", "mask from box", "sam detector"]
@@ -119,7 +130,6 @@ class _Predictor:
         "Predicted quality (IoU) of each object's mask. 0 for a frame without an object.",
         "SAM's low-resolution logits of each object. Connect them to the next prediction to refine the mask.",
     )
-    FUNCTION = "execute"
 
 
 class PredictMask(_Predictor):
@@ -138,13 +148,7 @@ class PredictMask(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, made with the same model."}),
             },
-            "optional": {
-                **PROMPT_INPUTS,
-                "image": image,
-                **OPTION_INPUTS,
-                "box_form": BOX_FORM_INPUT,
-                "concept": CONCEPT_INPUT,
-            },
+            "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS, **_LAST_INPUTS},
         }
 
     def execute(
@@ -170,7 +174,7 @@ class PredictMask(_Predictor):
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
         refuse_normalised_points(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
-        return predict(sam_model, known, given, options, individual_masks, device_mode)
+        return predict(sam_model, known, given, options, individual_masks, device_mode, image)
 
 
 class Segment(_Predictor):
@@ -188,7 +192,7 @@ class Segment(_Predictor):
                 "sam_model": SAM_MODEL_INPUT,
                 "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
             },
-            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, "box_form": BOX_FORM_INPUT, "concept": CONCEPT_INPUT},
+            "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, **_LAST_INPUTS},
         }
 
     def execute(
@@ -214,7 +218,7 @@ class Segment(_Predictor):
         refuse_normalised_points(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
         embedding = encode(sam_model, image, device_mode)
-        return predict(sam_model, embedding, given, options, individual_masks, device_mode)
+        return predict(sam_model, embedding, given, options, individual_masks, device_mode, image)
 
 
 def parse_prompts(
@@ -258,8 +262,9 @@ def predict(
     options: PredictOptions,
     individual_masks: bool,
     device_mode: DeviceMode = "AUTO",
+    image: Tensor | None = None,
 ) -> Outputs:
-    """Prompts on embedded images to the four outputs of both nodes."""
+    """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
     frame = as_segmenter(model).frame(embedding.original_size)
     found = decode(model, embedding, objects_per_frame(given, len(embedding), frame), options, device_mode)
     bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
@@ -267,9 +272,10 @@ def predict(
     apart = individual_masks or options.candidate == "all"
     masks = [masks if apart or len(masks) == 1 else masks.any(0, keepdim=True) for masks in whole.masks]
     scores = [float(score) for scores in whole.scores for score in scores]
+    shown = [Found(*pair) for pair in zip(found.masks, map(Tensor.tolist, found.scores), strict=True)]
     if not masks:
-        return torch.zeros(0, *frame.original), bboxes, scores, torch.zeros(0, 1, *frame.grid)
-    return _joined(masks).float(), bboxes, scores, _joined(whole.logits)
+        return Result((torch.zeros(0, *frame.original), bboxes, scores, torch.zeros(0, 1, *frame.grid)), image, shown)
+    return Result((_joined(masks).float(), bboxes, scores, _joined(whole.logits)), image, shown)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

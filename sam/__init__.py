@@ -18,7 +18,7 @@ from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_fram
 from .store.embedding import SAMEmbedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
-from .tasks.everything import AutoMaskOptions, FoundMask, segment_every_image, segment_everything
+from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, segment_every_image, segment_everything
 from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
@@ -32,6 +32,7 @@ __all__ = [
     "DEVICE_MODES",
     "MULTIMASK",
     "PRECISIONS",
+    "PRESETS",
     "AutoMaskOptions",
     "BusyError",
     "Candidate",

@@ -1,5 +1,6 @@
 """Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -56,6 +57,41 @@ def tiny_model(tiny_sam, tmp_path):
 def picture():
     """A picture with structure at every scale, 60x80: uint8 [H, W, 3]."""
     return make_picture(60, 80)
+
+
+@pytest.fixture(scope="session")
+def editor_server(tmp_path_factory):
+    """A real ComfyUI with the pack and its scene, for all tests in a browser."""
+    from comfyui_server import Unavailable, comfyui
+    from world import unavailable
+
+    base = tmp_path_factory.mktemp("editor")
+    for folder in ("custom_nodes", "input"):
+        (base / folder).mkdir()
+    (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
+    shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
+    try:
+        with comfyui(base) as running:
+            yield running
+    except Unavailable as reason:
+        unavailable("comfyui", reason)
+
+
+# A module's, not the session's: while a page is open, no other test can run an event loop.
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def page(request, editor_server):
+    """A browser on that server, with each of ComfyUI's two renderers."""
+    from browser import browser_page
+    from comfyui_server import Unavailable
+    from world import unavailable
+
+    if request.param == "nodes2" and editor_server.json("/system_stats")["system"]["comfyui_version"].startswith("0.3."):
+        pytest.skip("Nodes 2.0 is an unfinished experiment in this ComfyUI")
+    try:
+        with browser_page(editor_server, nodes2=request.param == "nodes2") as opened:
+            yield opened
+    except Unavailable as reason:
+        unavailable("browser", reason)
 
 
 def make_picture(height, width, seed=0):

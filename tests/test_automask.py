@@ -1,6 +1,7 @@
 """Segment everything against segment_anything's SamAutomaticMaskGenerator: the same set of masks."""
 
 import inspect
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import make_picture
 from fakes import FakeComfyUI, Interrupted, install
 from reference import random_sam
 from samkit.nodes.automask import AutoMask
-from samkit.sam import SAMError
+from samkit.sam import PRESETS, SAMError
 from samkit.sam.kernels.nms import Suppression, best_first, non_maximum_suppression
 from samkit.sam.tasks import everything
 from samkit.sam.tasks.everything import AutoMaskOptions, remove_small_regions, segment_everything
@@ -184,6 +185,47 @@ def test_the_nodes_defaults_are_the_generators():
     shared = theirs.keys() & ours.keys()
     assert len(shared) == 11
     assert {name: theirs[name].default for name in shared} == {name: ours[name].default for name in shared}
+
+
+def test_without_a_preset_the_raw_values_are_used(demo_model):
+    """What a graph of an older version, which has no preset, gives."""
+    scene = make_scene(1_000_000_000, (240, 320)).image
+    plain, custom = node(demo_model, scene), node(demo_model, scene, preset="custom")
+    assert AutoMask.INPUT_TYPES()["optional"]["preset"][1]["default"] == "custom"
+    assert torch.equal(plain[0], custom[0]) and len(plain[0]) > 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_generator_with_its_parameters(demo_model, preset, monkeypatch):
+    """Those of the advanced inputs do not matter, but for how many points are decoded at once."""
+    used, run = [], everything.segment_every_image
+    monkeypatch.setattr("samkit.nodes.automask.segment_every_image", lambda *args: used.append(args[2]) or run(*args))
+    scene = make_scene(1_000_000_000, (120, 160)).image
+    masks, *_ = node(demo_model, scene, preset=preset, points_per_side=2, points_per_batch=100, max_masks=1)
+    options = PRESETS[preset]
+    (given,) = used
+    assert given == replace(options, points_per_batch=100) and len(masks) <= 1
+    grid = {"points_per_side": 6, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.5}  # to be quick, and to find something
+    theirs = {key: value for key, value in asdict(replace(options, **grid)).items() if key not in ("hq", "concept")}
+    check_equal(demo_model, scene, **theirs)
+
+
+def test_presets_find_what_they_say():
+    few, balanced, many = (PRESETS[name] for name in ("few and large", "balanced", "many and small"))
+    assert balanced == AutoMaskOptions()
+    assert few.points_per_side < balanced.points_per_side and few.pred_iou_thresh > balanced.pred_iou_thresh
+    assert many.crop_n_layers > balanced.crop_n_layers and many.pred_iou_thresh < balanced.pred_iou_thresh
+
+
+def test_a_preset_that_is_not_there_is_refused(demo_model):
+    with pytest.raises(SAMError, match="preset is 'all': choose one of custom, few and large, balanced, many and small"):
+        node(demo_model, make_scene(1_000_000_000, (60, 80)).image, preset="all")
+
+
+def test_the_raw_parameters_are_folded_away_and_nothing_else():
+    inputs = {name: spec for group in AutoMask.INPUT_TYPES().values() for name, spec in group.items()}
+    folded = {name for name, (_, options) in inputs.items() if options.get("advanced")}
+    assert folded == set(inspect.signature(SamAutomaticMaskGenerator).parameters) & set(inputs)
 
 
 def test_the_nodes_outputs_fit_together(demo_model):

@@ -4,19 +4,15 @@ import itertools
 import json
 import os
 import random
-import shutil
 import time
 
 import numpy as np
 import pytest
-from browser import Editor, browser_page, build
-from comfyui_server import Unavailable, comfyui
+from browser import Editor, build
 from demo import SCENE_SEED, SCENE_SIZE
-from load_pack import ROOT
 from PIL import Image
 from reference_sam2 import write_tiny
 from scenes import make_scene
-from world import unavailable
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -27,29 +23,11 @@ _numbers = itertools.count(3)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("editor")
-    for folder in ("custom_nodes", "input", "models/sams"):
-        (base / folder).mkdir(parents=True)
-    write_tiny(base / "models" / "sams" / SAM_2)
-    (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
-    shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
-    try:
-        with comfyui(base) as running:
-            yield running
-    except Unavailable as reason:
-        unavailable("comfyui", reason)
-
-
-@pytest.fixture(scope="module", params=["classic", "nodes2"])
-def page(request, server):
-    if request.param == "nodes2" and server.json("/system_stats")["system"]["comfyui_version"].startswith("0.3."):
-        pytest.skip("Nodes 2.0 is an unfinished experiment in this ComfyUI")
-    try:
-        with browser_page(server, nodes2=request.param == "nodes2") as opened:
-            yield opened
-    except Unavailable as reason:
-        unavailable("browser", reason)
+def server(editor_server):
+    checkpoints = editor_server.base / "models" / "sams"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_tiny(checkpoints / SAM_2)
+    return editor_server
 
 
 @pytest.fixture

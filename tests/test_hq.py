@@ -20,6 +20,7 @@ if not hasattr(transformers, "SamHQModel"):
     pytest.skip("this transformers has no SamHQModel to compare with", allow_module_level=True)
 
 CLICK = '[{"x": 30, "y": 25}]'
+ALL = {"points_per_side": 4, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
 BOX = {"x": 10, "y": 12, "width": 44, "height": 30}
 
 
@@ -150,11 +151,16 @@ def test_the_fine_masks_differ_from_plain_sams(ours):
     assert (fine - plain).abs().max() > 0.1
 
 
-def test_off_it_is_the_plain_sam_of_the_same_weights(ours, tmp_path):
+@pytest.fixture
+def plain(ours, tmp_path):
+    """The plain SAM of the same weights."""
     extra = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
     state = {k: v for k, v in ours.state_dict().items() if not any(f"mask_decoder.{name}" in k for name in extra)}
     torch.save(state, tmp_path / "plain.pth")
-    plain = load_model(tmp_path / "plain.pth", "fp32")
+    return load_model(tmp_path / "plain.pth", "fp32")
+
+
+def test_off_it_is_the_plain_sam_of_the_same_weights(ours, plain):
     image = as_image(make_picture(60, 80))
     expected = Segment().execute(plain, image, CLICK, candidate="all")
     found = Segment().execute(ours, image, CLICK, candidate="all", hq=False)
@@ -188,7 +194,12 @@ def test_an_embedding_without_them_is_explained(ours):
 
 
 def test_segment_everything_runs(ours):
-    masks = AutoMask().execute(
-        ours, as_image(make_picture(60, 80)), points_per_side=4, pred_iou_thresh=-1.0, stability_score_thresh=0.0
-    )[0]
-    assert len(masks) >= 1
+    assert len(AutoMask().execute(ours, as_image(make_picture(60, 80)), **ALL)[0]) >= 1
+
+
+def test_segment_everything_is_plain_sams_where_hq_is_off(ours, plain):
+    image = as_image(make_picture(60, 80))
+    fine, expected = (AutoMask().execute(model, image, **ALL) for model in (ours, plain))
+    off = AutoMask().execute(ours, image, **ALL, hq=False)
+    assert len(off[0]) == len(expected[0]) and (off[0] != expected[0]).float().mean() < 1e-4
+    assert len(fine[0]) != len(off[0]) or (fine[0] != off[0]).any()

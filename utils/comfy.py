@@ -6,8 +6,9 @@ in a script and in a notebook, where a folder of that name on `sys.path` must no
 
 import contextlib
 import hashlib
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -200,23 +201,53 @@ def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:
     """
     if not inside_comfyui():
         return []
+    folder = _temporary_folder()
+    return [{"filename": _save_once(frame, folder), "subfolder": "", "type": "temp"} for frame in frames]
+
+
+def _temporary_folder() -> Path:
     import folder_paths
 
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    return [{"filename": _save_once(frame, folder), "subfolder": "", "type": "temp"} for frame in frames]
+    return folder
 
 
 def _save_once(frame: np.ndarray, folder: Path) -> str:
     name = f"samkit_{hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:32]}.png"
-    if not (folder / name).is_file():
-        part = folder / f"{name}.part"
-        try:
-            Image.fromarray(frame).save(part, format="PNG", compress_level=1)
-            part.replace(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+    _write_once(folder / name, lambda part: Image.fromarray(frame).save(part, format="PNG", compress_level=1))
     return name
+
+
+def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
+    """A file that is there whole or not at all."""
+    if path.is_file():
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_results(images: list[np.ndarray]) -> list[dict[str, str]]:
+    """Save small images uint8 `[H, W, 3]` for a node to show after its run, as JPEG, named by their content.
+
+    Returns:
+        ComfyUI's names of them (see `save_temporary`).
+    """
+    if not inside_comfyui():
+        return []
+    return [_saved_result(image, _temporary_folder()) for image in images]
+
+
+def _saved_result(image: np.ndarray, folder: Path) -> dict[str, str]:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=85)
+    name = f"samkit_result_{hashlib.sha256(file.getvalue()).hexdigest()[:32]}.jpg"
+    _write_once(folder / name, lambda part: part.write_bytes(file.getvalue()))
+    return {"filename": name, "subfolder": "", "type": "temp"}
 
 
 def is_running() -> bool:

@@ -2,14 +2,22 @@
 
 import colorsys
 import io
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from .images import resize_pil
+from .text import counted
 
 _GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, however many there are
 _TOKEN_PIXELS = 16
+_RESULT_SIDE = 512  # pixels of a result image's long side: a node is rarely wider on the screen
+_RESULT_WIDTH = 240  # the narrowest that a caption has room on
+_CAPTION_PIXELS = 20
+_MOST_SCORES = 4  # more are said as a range
 
 
 def colour(index: int) -> np.ndarray:
@@ -87,7 +95,7 @@ def paint_boxes(frame: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np
 
 def _write(image: Image.Image, text: str, place: tuple[int, int], plate: tuple[int, ...], ink: tuple[int, ...]) -> None:
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(max(10, min(image.size) // 24))
+    font = _font(max(10, min(image.size) // 24))
     left, top, right, bottom = draw.textbbox(place, text, font=font)
     draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), fill=plate)
     draw.text(place, text, font=font, fill=ink)
@@ -114,6 +122,83 @@ def draw_box(frame: np.ndarray, box: np.ndarray, line: tuple[int, int, int] = (2
     image = Image.fromarray(frame)
     ImageDraw.Draw(image).rectangle((x1, y1, x2 + 1, y2 + 1), outline=line, width=2)
     frame[:] = np.asarray(image)
+
+
+def result_image(frame: Tensor | None, masks: Tensor, text: str) -> np.ndarray:
+    """A small image of what was found in one frame, for people: masks tinted in their colours, and a line of text below.
+
+    It must cost next to nothing beside the run that found them, so everything is made small first.
+
+    Args:
+        frame: `[H, W, C]` floats in 0..1, C is 1 to 4; None: black.
+        masks: bool `[N, H, W]`; of no masks too.
+        text: see `result_text`.
+
+    Returns:
+        uint8 `[h, w, 3]`.
+    """
+    height, width = masks.shape[-2:]
+    step = max(1, -(-max(height, width) // _RESULT_SIDE))
+    small = masks[:, ::step, ::step].cpu().numpy()
+    image = Image.fromarray(np.zeros((*small.shape[1:], 3), np.uint8) if frame is None else _sampled(frame, step))
+    for index, mask in enumerate(small):
+        _tint(image, mask, tuple(colour(index).tolist()))
+    return _captioned(image, text)
+
+
+def _sampled(frame: Tensor, step: int) -> np.ndarray:
+    """Every `step`-th pixel of `[H, W, C]`, as uint8 `[h, w, 3]`: means of all would take ten times as long."""
+    sampled = frame[::step, ::step, :3].float().cpu().numpy() * np.float32(255)
+    levels = np.clip(np.rint(sampled), 0, 255).astype(np.uint8)
+    return levels if frame.shape[-1] >= 3 else np.repeat(levels[..., :1], 3, axis=2)
+
+
+def _tint(image: Image.Image, mask: np.ndarray, tint: tuple[int, ...]) -> None:
+    """Lay a colour over the mask bool `[h, w]` of an image, in place; its outline is opaque."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows):
+        inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        alpha = np.where(outline(inside), np.uint8(255), inside * np.uint8(115))
+        image.paste(tint, (int(columns[0]), int(rows[0])), Image.fromarray(alpha))
+
+
+def _captioned(image: Image.Image, text: str) -> np.ndarray:
+    """An image with a line of text on a plate below, or as many lines as it needs."""
+    width = max(image.width, _RESULT_WIDTH)
+    lines = _lines(text, width - 12)
+    whole = Image.new("RGB", (width, image.height + 6 + len(lines) * (_CAPTION_PIXELS + 4)), (20, 20, 20))
+    whole.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(whole)
+    for number, line in enumerate(lines):
+        draw.text((6, image.height + 2 + number * (_CAPTION_PIXELS + 4)), line, (255, 255, 255), _font(_CAPTION_PIXELS))
+    return np.asarray(whole)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Words on lines of at most that many pixels; a word that is longer has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font(_CAPTION_PIXELS).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+@cache
+def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(pixels)
+
+
+def result_text(scores: Sequence[float], seconds: float) -> str:
+    """How many objects were found in an image, how sure the model is of each, and how long the run took."""
+    listed = sorted(scores, reverse=True)
+    if len(listed) > _MOST_SCORES:
+        said = f"scores {listed[-1]:.2f} to {listed[0]:.2f}, "
+    else:
+        said = "".join(f"{score:.2f}, " for score in listed)
+    return f"{counted(len(listed), 'object')}: {said}{seconds:.2f} s" if listed else f"no object, {seconds:.2f} s"
 
 
 def principal_components(

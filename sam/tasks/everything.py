@@ -36,9 +36,10 @@ _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to th
 
 @dataclass(frozen=True)
 class AutoMaskOptions:
-    """The parameters of `SamAutomaticMaskGenerator`, under its names and with its defaults; and a concept.
+    """The parameters of `SamAutomaticMaskGenerator`, under its names and with its defaults; and what they decode.
 
     Attributes:
+        hq: see `PredictOptions`.
         concept: what was taught, or None. With it every point gives one mask, the one that was taught, and not three.
     """
 
@@ -54,6 +55,7 @@ class AutoMaskOptions:
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
     concept: Concept | None = None
+    hq: bool = True
 
     def __post_init__(self) -> None:
         for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
@@ -61,6 +63,21 @@ class AutoMaskOptions:
                 raise SAMError(f"{name} is {getattr(self, name)}: it must be at least 1.")
         if not 0 <= self.crop_n_layers <= 5:
             raise SAMError(f"crop_n_layers is {self.crop_n_layers}: it must be 0 to 5 (layer n has 4^n crops).")
+
+
+PRESETS: dict[str, AutoMaskOptions] = {
+    "few and large": AutoMaskOptions(points_per_side=16, pred_iou_thresh=0.9, box_nms_thresh=0.5, min_mask_region_area=100),
+    "balanced": AutoMaskOptions(),
+    # What segment_anything's automatic_mask_generator_example.ipynb uses to find more masks.
+    "many and small": AutoMaskOptions(
+        pred_iou_thresh=0.86,
+        stability_score_thresh=0.92,
+        crop_n_layers=1,
+        crop_n_points_downscale_factor=2,
+        min_mask_region_area=100,
+    ),
+}
+"""Parameters by what they find; "balanced" is SAM's defaults."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +225,8 @@ def _segment_crop(
         for start in range(0, len(points), options.points_per_batch):
             progress.check_interrupted()
             batch = points[start : start + options.points_per_batch]
-            some = _segment_batch(frames, batch, upsampler, above)
+            wanted = Wanted(frames.concept is None, above, options.hq, concept=frames.concept)
+            some = _segment_batch(frames, batch, upsampler, wanted)
             waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, image.shape[:2])]
             _relieve(waiting, upsampler)
             progress.advance()
@@ -241,11 +259,10 @@ class _Candidate:
             self.rendered, self.outlined = upsampler.render(self.outlined), None
 
 
-def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", above: float) -> list[_Candidate]:
+def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", wanted: Wanted) -> list[_Candidate]:
     label = np.ones(1, np.int32)
-    wanted = Wanted(frames.concept is None, above, concept=frames.concept)
     decoded = frames.run(0, [Prompt(point[None], label) for point in points], wanted)
-    kept = decoded.scores > above
+    kept = decoded.scores > wanted.above
     owners = decoded.rows[kept.nonzero()[:, 0]].tolist()
     logits, scores = decoded.logits[kept].cpu(), decoded.scores[kept].tolist()
     places = [(float(x), float(y)) for x, y in points[owners]]
