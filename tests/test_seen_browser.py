@@ -1,6 +1,7 @@
 """What nodes show of their results, in a real browser on a real ComfyUI, in both renderers."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -9,17 +10,18 @@ from PIL import Image
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 BUILD = """
-async ([amount, values]) => {
+async ([amount, values, salt]) => {
   samkit.empty();
+  for (const id of Object.keys(app.nodeOutputs ?? {})) delete app.nodeOutputs[id];
   const { add, link } = samkit;
   const loader = add("LoadImage", 20, 120, { image: "samkit_scene.png" });
   const batch = add("RepeatImageBatch", 20, 520, { amount });
   const model = add("AV_SAMLoader", 20, 640, { model_name: "samkit_demo.safetensors" });
-  const points = add("PrimitiveStringMultiline", 20, 760, { value: '[{"x": 209, "y": 386}]' });
+  const points = add("PrimitiveStringMultiline", 20, 760, { value: `[{"x": ${209 + salt / 100}, "y": 386}]` });
   const nodes = { SAMKit_Segment: [360, 120], SAMKit_AutoMask: [720, 120] };
   link(loader, 0, batch, "image");
   for (const [type, [x, y]] of Object.entries(nodes)) {
-    const node = add(type, x, y, values[type]);
+    const node = add(type, x, y, { ...values[type], ...(type === "SAMKit_AutoMask" && { max_masks: 100 + salt }) });
     link(model, 0, node, "sam_model");
     link(batch, 0, node, "image");
     if (type === "SAMKit_Segment") link(points, 0, node, "positive_coords");
@@ -37,6 +39,13 @@ async ([amount, values]) => {
 }
 """
 QUICK = {"points_per_side": 6, "preset": "custom"}
+_salts = itertools.count()
+
+
+def build(page, amount, **values):
+    """The graph, with something that no other has: ComfyUI says nothing of a node that is no output and did not run again."""
+    nodes = {"SAMKit_Segment": {}, "SAMKit_AutoMask": QUICK} | values
+    return page.evaluate(BUILD, [amount, nodes, next(_salts)])
 
 
 def run(page, nodes, count):
@@ -67,7 +76,7 @@ def shown(page, node):
 
 def test_nodes_show_their_result_after_a_run(page, editor_server):
     """Two frames: an image for each, as JPEG, with the mask of the leaf tinted, and a caption below."""
-    nodes = page.evaluate(BUILD, [2, {"SAMKit_Segment": {}, "SAMKit_AutoMask": QUICK}])
+    nodes = build(page, 2)
     run(page, nodes.values(), 2)
     for node in nodes.values():
         assert shown(page, node), "the renderer draws it"
@@ -84,14 +93,14 @@ def test_nodes_show_their_result_after_a_run(page, editor_server):
 
 
 def test_switched_off_they_show_nothing(page):
-    nodes = page.evaluate(BUILD, [1, {"SAMKit_Segment": {"show_result": False}, "SAMKit_AutoMask": QUICK}])
+    nodes = build(page, 1, SAMKit_Segment={"show_result": False})
     run(page, [nodes["SAMKit_AutoMask"]], 1)
     assert page.evaluate("(id) => app.nodeOutputs[id]?.images ?? null", nodes["SAMKit_Segment"]) is None
 
 
 def test_the_raw_parameters_of_segment_everything_are_folded_away(page):
     """In Nodes 2.0 by a button on the node, on the classic canvas by its menu."""
-    nodes = page.evaluate(BUILD, [1, {"SAMKit_Segment": {}, "SAMKit_AutoMask": {}}])
+    nodes = build(page, 1, SAMKit_AutoMask={})
     visible = """(id) => {
       const node = app.graph.getNodeById(id);
       return node.widgets.filter((one) => node.isWidgetVisible(one)).map((one) => one.name);
