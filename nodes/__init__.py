@@ -5,6 +5,7 @@ from .boxes import ConvertBoxes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
+from .matte import Matte, MatteLoader
 from .model import SAMHubLoader, SAMModelLoader
 from .personalize import Personalize
 from .predict import PredictMask, Segment
@@ -32,6 +33,8 @@ _NODES = {
     "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
     "SAMKit_MasksToSEGS": (MasksToSEGS, "Masks to SEGS"),
     "SAMKit_ConvertBoxes": (ConvertBoxes, "Convert Boxes"),
+    "SAMKit_MatteLoader": (MatteLoader, "Load ViTMatte"),
+    "SAMKit_Matte": (Matte, "SAM Soft Edges"),
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
     "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),

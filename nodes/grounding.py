@@ -15,20 +15,18 @@ from ..sam import (
     GroundingOptions,
     PredictOptions,
     PromptInputs,
-    SAMError,
     Segmenter,
     encode,
     find_boxes,
     load_grounding,
     result_device,
 )
-from ..sam.models.grounding import NEEDED, folder_state, is_complete
-from ..sam.weights.download import fetch_folder
 from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
 from ..utils.comfy import grounding_folders
 from ..utils.images import cutout, frames_to_image, image_to_frames
 from ..utils.overlay import legend, paint_boxes, paint_masks
+from . import model_folders
 from .aliases import GROUNDING_ALIASES, is_listed
 from .common import (
     CATEGORY,
@@ -114,10 +112,10 @@ class GroundingLoader:
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None) -> str:
         """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
-        folder = _complete_folder(GROUNDING_ALIASES.get(model_name, model_name)) if model_name else None
-        if folder is None:
+        if not model_name:
             return ""
-        return repr(folder_state(folder))
+        name = GROUNDING_ALIASES.get(model_name, model_name)
+        return model_folders.state(model_folders.complete(name, GroundingModel, grounding_folders(), GROUNDING))
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name: str | None = None) -> bool | str:
@@ -243,40 +241,14 @@ class SegmentText(ShowsResult):
 
 
 def available_models() -> list[str]:
-    """What the loader lists: folders that are there, then known models; the same names before and after a download."""
-    present = {
-        path.parent.name
-        for folder in grounding_folders()
-        for path in folder.glob("*/config.json")
-        if not path.parent.name.startswith(".")  # a download in progress
-    }
-    return sorted(present) + [name for name in GROUNDING if name not in present]
+    """What the loader lists; see `available`."""
+    return model_folders.available(grounding_folders(), GROUNDING)
 
 
 def find_model(name: str) -> Path:
-    """The folder of that name, fetched if it is known and not there or not complete.
-
-    Raises:
-        SAMError: there is no such folder, or it could not be fetched.
-    """
-    folder = _complete_folder(name)
-    if folder is not None:
-        return folder
-    if name in GROUNDING_ALIASES:
-        return find_model(GROUNDING_ALIASES[name])
-    if name in GROUNDING:
-        return fetch_folder(GROUNDING[name], grounding_folders())
-    raise SAMError(
-        f"there is no complete model {name!r} in {', '.join(map(str, grounding_folders()))}: create a folder of that name "
-        f"with {NEEDED}."
-    )
-
-
-def _complete_folder(name: str) -> Path | None:
-    """The first folder of that name that has all that loading needs; what is complete is never fetched."""
-    if name not in available_models():
-        return None
-    return next((folder / name for folder in grounding_folders() if is_complete(folder / name)), None)
+    """The folder of that name, or of the model that other packs call so; fetched if it is known and not there; see `find`."""
+    here = model_folders.complete(name, GroundingModel, grounding_folders(), GROUNDING)
+    return here or model_folders.find(GROUNDING_ALIASES.get(name, name), GroundingModel, grounding_folders(), GROUNDING)
 
 
 def _bboxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:

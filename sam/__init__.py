@@ -10,7 +10,8 @@ from .errors import BusyError, SAMError
 from .models.base import PRECISIONS, Precision, Segmenter
 from .models.concept import Concept
 from .models.families import as_segmenter, identity_of, load_model
-from .models.grounding import GroundingModel, load_grounding
+from .models.in_transformers.grounding import GroundingModel, load_grounding
+from .models.in_transformers.matte import MatteModel, load_matte
 from .models.loaded import load_shared, recall, remember
 from .models.sam import SAMModel
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
@@ -21,6 +22,7 @@ from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, segment_every_image, segment_everything
 from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
+from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.files import load_concept, save_concept
@@ -43,6 +45,8 @@ __all__ = [
     "GroundingModel",
     "GroundingOptions",
     "Lesson",
+    "MatteModel",
+    "MatteOptions",
     "Multimask",
     "PersonalizeOptions",
     "Personalized",
@@ -68,6 +72,7 @@ __all__ = [
     "knows_its_image",
     "load_concept",
     "load_grounding",
+    "load_matte",
     "load_model",
     "load_shared",
     "normalise_text",
@@ -79,6 +84,7 @@ __all__ = [
     "save_concept",
     "segment_every_image",
     "segment_everything",
+    "soft_edges",
     "stay_loaded",
     "teach",
     "weights_changed",

@@ -18,6 +18,7 @@ from samkit.sam import encode
 from scenes import make_pair, make_scene
 from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
 from test_grounding import folder_copy
+from test_matte import folder as matte_folder  # noqa: F401  a fixture
 from world import unavailable
 
 pytestmark = pytest.mark.comfyui
@@ -78,7 +79,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
+def server(tmp_path_factory, demo_model, grounding_folder, matte_folder):  # noqa: F811
     base = tmp_path_factory.mktemp("comfyui")
     for folder in ("custom_nodes/neighbour/nodes", "custom_nodes/neighbour/utils", "input", "models/sams"):
         (base / folder).mkdir(parents=True)
@@ -91,6 +92,7 @@ def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
         shutil.copy(path, base / "input")
     write_tiny(base / "models" / "sams" / "sam2.1_hiera_tiny.safetensors")
     folder_copy(grounding_folder, base / "models" / "grounding-dino" / "grounding-dino-tiny")
+    folder_copy(matte_folder, base / "models" / "vitmatte" / "vitmatte-small-composition-1k")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("samkit.utils.comfy.PACK", base)  # the server's models are pytest's
         try:

@@ -166,6 +166,11 @@ def test_runs_are_read_as_they_were_written(kinds):
     assert (painted(kinds).kinds() == kinds).all()
 
 
+def test_the_text_is_the_one_that_the_editor_writes():
+    """tests/javascript/patches.test.mjs has the same."""
+    assert coded(np.array([[0, 0, 1, 1], [1, 2, 2, 0], [0, 0, 0, 0]], np.uint8)) == "BgoIDw=="
+
+
 def test_long_runs_too():
     kinds = np.full((3000, 4000), LEAVE, np.uint8)
     kinds[1000:2000, 7] = ADD

@@ -506,7 +506,7 @@ from pathlib import Path
 sys.path.insert(0, {tools!r})
 from load_pack import load_pack
 load_pack()
-from samkit.sam.models.grounding import load_grounding
+from samkit.sam.models.in_transformers.grounding import load_grounding
 network = load_grounding(Path(sys.argv[1])).network
 with open(Path(sys.argv[1]) / "model.safetensors", "r+b") as file:
     file.truncate(100)

@@ -75,6 +75,13 @@ CONTRACT = {
     ),
     "SAMKit_SaveConcept": ("Save SAM Concept", ["concept", "filename_prefix"], [], ["filename"]),
     "SAMKit_LoadConcept": ("Load SAM Concept", ["concept_name"], [], ["concept"]),
+    "SAMKit_MatteLoader": ("Load ViTMatte", ["model_name"], [], ["matte_model"]),
+    "SAMKit_Matte": (
+        "SAM Soft Edges",
+        ["matte_model", "image", "masks", "grow", "shrink"],
+        ["device_mode"],
+        ["alpha"],
+    ),
     "SAMKit_GroundingLoader": ("Load Grounding DINO", ["model_name"], [], ["grounding_model"]),
     "SAMKit_TextToBoxes": (
         "Text to Boxes",

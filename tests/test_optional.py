@@ -35,10 +35,17 @@ def refusal(call):
 CHECKS = {
     "scipy": """cleaned = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "min_mask_region_area": 9}
 said = refusal(lambda: everything(model, image, points_per_side=3, **cleaned))
+assert "pip install scipy" in said, said
+refine = pack.NODE_CLASS_MAPPINGS["SAMKit_RefineMask"]().execute
+assert refine(masks, grow=3)[0].sum() > masks.sum() > 0
+said = refusal(lambda: refine(masks, feather=3))
 assert "pip install scipy" in said, said""",
     "transformers": """from pathlib import Path
 from samkit.sam import load_grounding
 said = refusal(lambda: load_grounding(Path("nowhere")))
+assert "pip install" in said and "transformers" in said, said
+from samkit.sam import load_matte
+said = refusal(lambda: load_matte(Path("nowhere")))
 assert "pip install" in said and "transformers" in said, said""",
     "cv2": "",
     "pycocotools": "",

@@ -19,7 +19,7 @@ from PIL import Image
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _PACKS = "custom_nodes"
-_FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER = "sams", "sam2", "grounding-dino"
+_FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "sam2", "grounding-dino", "vitmatte"
 CONCEPT_FOLDER = "sam_concepts"
 IMAGE_FOLDERS = ("input", "output", "temp")
 
@@ -108,8 +108,13 @@ def grounding_folders() -> list[Path]:
     return _model_folders(_GROUNDING_FOLDER)
 
 
+def matting_folders() -> list[Path]:
+    """Folders that hold one folder per ViTMatte, in order of preference; outside ComfyUI, below the pack's `models`."""
+    return _model_folders(_MATTING_FOLDER)
+
+
 def _model_folders(kind: str) -> list[Path]:
-    """Neither `sams` nor `grounding-dino` is core's, but the community's: so they are registered here."""
+    """None of `sams`, `grounding-dino` and `vitmatte` is core's, but the community's: so they are registered here."""
     if not inside_comfyui():
         return [PACK / "models" / kind]
     import folder_paths

@@ -1,5 +1,6 @@
 """Finishing a mask: fill holes, drop islands, smooth, grow or shrink, invert, paint, feather; one image at a time."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
@@ -44,7 +45,7 @@ class Finish:
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
-                raise SAMError(f"{name} is {getattr(self, name)}: it must be {low} to {high}.")
+                raise SAMError(f"{name} is {reprlib.repr(getattr(self, name))}: it must be {low} to {high}.")
 
     @property
     def has_effect(self) -> bool:

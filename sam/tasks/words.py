@@ -15,7 +15,7 @@ from ...utils.comfy import Progress
 from ..errors import SAMError
 from ..geometry import Size
 from ..kernels.nms import non_maximum_suppression
-from ..models.grounding import GroundingModel
+from ..models.in_transformers.grounding import GroundingModel
 from ..placement.devices import DeviceMode, placed
 from ..placement.memory import fitting, in_batches
 from ..prompts import clip_boxes

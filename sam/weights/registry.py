@@ -155,35 +155,39 @@ BUNDLED: dict[str, Path] = {"samkit_demo.safetensors": _BUNDLED_FOLDER / "samkit
 """Checkpoints that ship in the pack, by the name that the loader lists."""
 
 
+_SMALL_FILES = (
+    "special_tokens_map.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "config.json"
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class KnownFolder:
     """A published model that is several files in a folder, as transformers has them.
 
     Attributes:
         name: of the folder, the loader's value before and after the download.
-        repo_id, revision: where the hub has it, and which commit of it.
-        size, sha256: of its weights, `model.safetensors`; git's own hash in the pinned commit vouches for the small files.
+        repo_id, revision: where the hub has it, and which commit of it; None: the newest.
+        size, sha256: of its weights, `model.safetensors`; git's own hash in the pinned commit vouches for the small files. None
+            where they could not be checked against the publisher: then the hub's own record at download vouches for all.
+        small: the names of its other files.
     """
 
     name: str
     repo_id: str
-    revision: str
-    size: int
-    sha256: str
+    revision: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    small: tuple[str, ...] = _SMALL_FILES
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
         """The weights last, so that where they are, everything is."""
-        small = [self._file(name) for name in _SMALL_FILES]
+        small = [self._file(name) for name in self.small]
         return (*small, self._file(WEIGHTS, self.size, self.sha256))
 
     def _file(self, name: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
         return RemoteFile(f"{self.name}/{name}", self.repo_id, name, self.revision, size=size, sha256=sha256)
 
-
-_SMALL_FILES = (
-    "special_tokens_map.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "config.json"
-)  # fmt: skip
 
 GROUNDING: dict[str, KnownFolder] = {
     known.name: known
@@ -201,6 +205,18 @@ GROUNDING: dict[str, KnownFolder] = {
             "12bdfa3120f3e7ec7b434d90674b3396eccf88eb",
             933_400_872,
             "5548f844c928c4b6f411fa8cbcc2bfa8dbbba437cb1d513975519f93c2a9ed21",
+        ),
+    )
+}
+
+# Neither commit, size (about 103 MB) nor sum could be checked against the publisher.
+MATTING: dict[str, KnownFolder] = {
+    known.name: known
+    for known in (
+        KnownFolder(
+            "vitmatte-small-composition-1k",
+            "hustvl/vitmatte-small-composition-1k",
+            small=("preprocessor_config.json", "config.json"),
         ),
     )
 }

@@ -1,0 +1,98 @@
+"""Soft edges: Load ViTMatte, SAM Soft Edges."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..sam import DeviceMode, MatteModel, MatteOptions, SAMError, load_matte, result_device, soft_edges
+from ..sam.weights.registry import MATTING
+from ..utils.comfy import matting_folders
+from ..utils.images import as_masks, image_to_frames
+from .common import CATEGORY, DEVICE_MODE_INPUT
+from .model_folders import available, complete, find, state
+
+_DEFAULTS = {field.name: field.default for field in fields(MatteOptions)}
+_PIXELS = {"min": 0, "max": 256}
+
+
+class MatteLoader:
+    """`SAMKit_MatteLoader`: a ViTMatte by name, from the `vitmatte` folders or the hub."""
+
+    DESCRIPTION = (
+        "Loads a ViTMatte model from models/vitmatte, for SAM Soft Edges. It runs in the transformers library. Known models "
+        "are downloaded on first use."
+    )
+    SEARCH_ALIASES = ["vitmatte", "matting", "alpha matting", "load matting model"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("SAMKIT_MATTE_MODEL",)
+    RETURN_NAMES = ("matte_model",)
+    OUTPUT_TOOLTIPS = ("The model, for SAM Soft Edges.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A folder in models/vitmatte, or a known model, which is downloaded on first use."
+        return {"required": {"model_name": (available(matting_folders(), MATTING), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, model_name: str | None = None) -> str:
+        """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
+        return state(complete(model_name, MatteModel, matting_folders(), MATTING)) if model_name else ""
+
+    def execute(self, model_name: str) -> tuple[MatteModel]:
+        return (load_matte(find(model_name, MatteModel, matting_folders(), MATTING)),)
+
+
+class Matte:
+    """`SAMKit_Matte`."""
+
+    DESCRIPTION = (
+        "Gives masks soft edges that follow the image: hair, fur, glass, motion blur (ViTMatte). The edge is searched in a "
+        "band around the mask's outline; inside of it the mask stays opaque, outside empty."
+    )
+    SEARCH_ALIASES = ["matting", "vitmatte", "alpha", "hair", "fur", "trimap", "refine edge", "feather", "cutout", "sam"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK",)
+    RETURN_NAMES = ("alpha",)
+    OUTPUT_TOOLTIPS = ("The masks with soft edges, in the order of the input.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        grow = "How far the edge may reach out of the mask, in pixels: about the length of loose hair."
+        shrink = "How far the edge may reach into the mask, in pixels."
+        return {
+            "required": {
+                "matte_model": ("SAMKIT_MATTE_MODEL", {"tooltip": "A model from Load ViTMatte."}),
+                "image": ("IMAGE", {"tooltip": "The images that the masks belong to. Alpha is ignored."}),
+                "masks": ("MASK", {"tooltip": "One mask per image, or several per image in frame order, from any node."}),
+                "grow": ("INT", {"default": _DEFAULTS["grow"], **_PIXELS, "tooltip": grow}),
+                "shrink": ("INT", {"default": _DEFAULTS["shrink"], **_PIXELS, "tooltip": shrink}),
+            },
+            "optional": {"device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def execute(
+        self,
+        matte_model: MatteModel,
+        image: Tensor,
+        masks: Tensor,
+        grow: int = _DEFAULTS["grow"],
+        shrink: int = _DEFAULTS["shrink"],
+        device_mode: DeviceMode = "AUTO",
+    ) -> tuple[Tensor]:
+        options, given = MatteOptions(grow, shrink), as_masks(masks)
+        frames = _frame_of_each(image_to_frames(image), len(given))
+        found = soft_edges(matte_model, frames, list(given.cpu().numpy()), options, device_mode)
+        alpha = torch.from_numpy(np.stack(found)) if found else torch.zeros(given.shape)
+        return (alpha.to(result_device()),)
+
+
+def _frame_of_each(frames: list[np.ndarray], masks: int) -> list[np.ndarray]:
+    """The image of each mask: of N images each has as many masks, in frame order."""
+    if not frames or masks % len(frames):
+        raise SAMError(f"masks: {masks}, images: {len(frames)}. Connect one mask per image, or as many for each image.")
+    return [frame for frame in frames for _ in range(masks // len(frames))]
