@@ -4,7 +4,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -12,7 +12,10 @@ import numpy as np
 
 from ..sam import Candidate, PromptInputs, SAMError
 from ..utils.boxes import BoundingBox
+from ..utils.finish import Finish
 from ..utils.names import named, names_of
+from ..utils.patches import Patch
+from .editor_finish import check_paint, parse_finish, parse_paint
 
 VERSIONS = (1, 2)
 MOST_MARKS = 1000
@@ -20,8 +23,8 @@ MOST_OBJECTS = 256
 _MOST_NAME = 200
 _COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
 _CANDIDATES = ("best", "smallest", "middle", "largest")
-_KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size"}}
-_OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks"}
+_KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size", "finish"}}
+_OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint"}
 _POINT, _BOX = {"x", "y", "label"}, {"x", "y", "width", "height"}
 _FAR = 1e6  # no image has more pixels a side, and no float32 loses a tenth of one below
 
@@ -39,12 +42,21 @@ class EditorObject:
         candidate: which of SAM's candidates to take.
         name: for people; need not be unique.
         colour: `#rrggbb`, of the preview.
+        finish: what is done to its mask: its own, or that of all objects.
+        paint: brush strokes on its mask.
     """
 
     marks: tuple[Mark, ...] = ()
     candidate: Candidate = "best"
     name: str = "Object 1"
     colour: str = _COLOUR
+    finish: Finish = field(default_factory=Finish)
+    paint: tuple[Patch, ...] = ()
+
+    @property
+    def has_content(self) -> bool:
+        """Whether it makes a mask."""
+        return bool(self.marks or self.paint)
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,9 @@ class EditorPrompts:
 def parse_editor(value: Any) -> EditorPrompts:
     """The widget's JSON, as text or parsed, every key optional.
 
-    Version 2 is `{"version": 2, "objects": [{"name", "colour", "candidate", "marks": [...]}]}`. Version 1 is `{"version": 1,
-    "marks": [...], "candidate": "best"}`, a single object.
+    Version 2 is `{"version": 2, "finish": {...}, "objects": [{"name", "colour", "candidate", "marks": [...], "finish": {...},
+    "paint": [...]}]}`; the `finish` of all objects is that of those without their own. Version 1 is `{"version": 1, "marks":
+    [...], "candidate": "best"}`, a single object.
 
     Raises:
         SAMError: not JSON, or JSON of another form, with the field's name.
@@ -110,15 +123,19 @@ def parse_editor(value: Any) -> EditorPrompts:
     state = _read(value)
     if "objects" not in state:
         read = _parse_object({key: state[key] for key in ("marks", "candidate") if key in state}, "prompts")
-        return EditorPrompts((read,) if read.marks else ())
+        return EditorPrompts((read,) if read.has_content else ())
     objects = state["objects"]
     if not isinstance(objects, list) or len(objects) > MOST_OBJECTS:
         seen = f"has {len(objects)}" if isinstance(objects, list) else f"is a {type(objects).__name__}"
         raise SAMError(f"prompts.objects {seen}: it must be a list of at most {MOST_OBJECTS} objects.")
-    parsed = [_parse_object(one, f"prompts.objects[{index}]", f"Object {index + 1}") for index, one in enumerate(objects)]
+    finish = parse_finish(state.get("finish", {}), "prompts.finish")
+    parsed = [
+        _parse_object(one, f"prompts.objects[{index}]", f"Object {index + 1}", finish) for index, one in enumerate(objects)
+    ]
     if sum(len(one.marks) for one in parsed) > MOST_MARKS:
         raise SAMError(f"The objects in prompts have more than {MOST_MARKS} marks: remove some.")
-    return EditorPrompts(tuple(parsed) if any(one.marks for one in parsed) else ())
+    check_paint(patch for one in parsed for patch in one.paint)
+    return EditorPrompts(tuple(parsed) if any(one.has_content for one in parsed) else ())
 
 
 def _read(value: Any) -> Mapping[str, Any]:
@@ -145,7 +162,7 @@ def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
         raise SAMError(f"{place} has an unknown key {unknown[0][:40]!r}.")
 
 
-def _parse_object(value: Any, place: str, name: str = "Object 1") -> EditorObject:
+def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish | None = None) -> EditorObject:
     if not isinstance(value, Mapping):
         raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
     _check_keys(value, _OBJECT_KEYS, place)
@@ -160,7 +177,8 @@ def _parse_object(value: Any, place: str, name: str = "Object 1") -> EditorObjec
     name, colour = _text(value, place, "name", name), _text(value, place, "colour", _COLOUR)
     if not re.fullmatch(r"#[0-9a-f]{6}", colour):
         raise SAMError(f"{place}.colour is {colour[:40]!r}: it must have the form {_COLOUR}.")
-    return EditorObject(tuple(marks), candidate, name, colour)
+    finish = parse_finish(value["finish"], f"{place}.finish") if "finish" in value else finish or Finish()
+    return EditorObject(tuple(marks), candidate, name, colour, finish, parse_paint(value.get("paint", []), f"{place}.paint"))
 
 
 def _text(value: Mapping[str, Any], place: str, key: str, default: str) -> str:

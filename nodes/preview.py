@@ -18,6 +18,7 @@ from PIL import Image, ImageColor
 from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
+from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
 from ..utils.text import counted
@@ -260,18 +261,22 @@ class Preview:
         objects = question.prompts.objects
         colour = objects[question.only or 0].colour if objects else EditorObject().colour
         png = mask_png(mask, ImageColor.getrgb(colour))
-        return Answer(png, score, int(mask.sum()), 1000 * (time.perf_counter() - started), prepared.stamp)
+        return Answer(png, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.stamp)
 
 
 def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
-    """bool `[H, W]` of the object that is asked for, or of all together, and the lowest score."""
+    """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
     places = range(len(prompts.objects)) if question.only is None else [question.only]
     frame = [question.subject.frame]
     found = [segment_marks(prepared.model, prepared.embedding, prompts, frame, place) for place in places]
     if not found:
-        return np.zeros(prepared.embedding.original_size, bool), 0.0
-    masks = np.stack([masks[0].cpu().numpy() != 0 for masks, *_ in found])
-    return masks.any(0), min(score for _, _, scores, _ in found for score in scores)
+        return np.zeros(prepared.embedding.original_size, np.float32), 0.0
+    masks = np.stack([masks[0].cpu().numpy() for masks, *_ in found])
+    return masks.max(0), min(score for _, _, scores, _ in found for score in scores)
+
+
+def _area(mask: np.ndarray) -> int:
+    return int((mask > INSIDE).sum())
 
 
 def _choices(question: Question, prepared: Prepared) -> list[Choice]:
@@ -279,7 +284,7 @@ def _choices(question: Question, prepared: Prepared) -> list[Choice]:
     for candidate in ("smallest", "middle", "largest"):
         objects = tuple(replace(one, candidate=candidate) for one in question.prompts.objects)
         mask, score = _mask(question, prepared, EditorPrompts(objects))
-        made.append(Choice(candidate, score, int(mask.sum()), _thumbnail(prepared.small, mask)))
+        made.append(Choice(candidate, score, _area(mask), _thumbnail(prepared.small, mask > INSIDE)))
     return made
 
 

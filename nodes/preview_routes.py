@@ -18,7 +18,7 @@ from .preview import Preview, RefusedError, parse_choice, parse_question, parse_
 log = logging.getLogger("samkit")
 
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
-MOST_BYTES = 256 << 10  # a thousand marks take 60 KB
+MOST_BYTES = 2 << 20  # a thousand marks take 60 KB, the most paint that is read 1 MB
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence"}

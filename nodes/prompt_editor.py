@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..sam import PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
+from ..utils.finish import finish_mask
 from ..utils.images import as_image, cutout, image_to_frames
 from .common import CATEGORY, SAM_MODEL_INPUT
-from .editor_text import EditorPrompts, parse_editor
+from .editor_text import EditorObject, EditorPrompts, parse_editor
 from .predict import Outputs, predict
 
 log = logging.getLogger("samkit")
@@ -22,7 +23,7 @@ MOST_IMAGES = 64  # frames of a batch that the editor can show
 def segment_marks(
     model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, frames: Iterable[int], only: int
 ) -> Outputs:
-    """Masks of one of the editor's objects, one per frame, by SAM Predict Mask's own function; the preview's too.
+    """Masks of one of the editor's objects, one per frame: SAM Predict Mask's, finished and painted; the preview's too.
 
     Args:
         model: the one that made the embedding.
@@ -31,10 +32,23 @@ def segment_marks(
         frames: the images' numbers, as the marks have them.
         only: the object's place.
     """
-    candidate = prompts.objects[only].candidate
-    multimask = "auto" if candidate == "best" else "on"
+    one, frames = prompts.objects[only], list(frames)
+    multimask = "auto" if one.candidate == "best" else "on"
     given = prompts.given(frames, embedding.original_size, only)
-    return predict(model, embedding, given, PredictOptions(candidate, multimask), False)
+    masks, *others = predict(model, embedding, given, PredictOptions(one.candidate, multimask), False)
+    return finish_object(masks, one, frames), *others
+
+
+def finish_object(masks: Tensor, one: EditorObject, frames: Iterable[int]) -> Tensor:
+    """An object's masks `[B, H, W]`, finished and painted, one per frame. Where it has neither mask nor paint it has none."""
+    if not (one.finish.has_effect or one.paint):
+        return masks
+    finished = torch.zeros_like(masks)
+    for place, frame in enumerate(frames):
+        patches = [patch for patch in one.paint if patch.frame in (None, frame)]
+        if patches or bool(masks[place].any()):
+            finished[place] = torch.from_numpy(finish_mask(masks[place].cpu().numpy(), one.finish, patches))
+    return finished
 
 
 class PromptEditor:
@@ -54,8 +68,8 @@ class PromptEditor:
         "Points on the objects, as JSON. Of several objects, each point names its own.",
         "Points that are not on the objects, as JSON.",
         "The boxes that were drawn.",
-        "One mask per frame, of all objects together, or one per object and frame with individual_masks. All zero where no "
-        "model is connected or nothing is marked.",
+        "One mask per frame, of all objects together, or one per object and frame with individual_masks. All zero where "
+        "nothing is marked or painted; without a model, the paint alone.",
         "The image, unchanged.",
         "The objects' names, in the order of the list.",
         "The image with each mask as its alpha: transparent outside.",
@@ -91,15 +105,20 @@ class PromptEditor:
             shown["samkit_model"] = [remember(sam_model)]
         per_object = _masks(sam_model, image, parsed)
         masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
-        labels = [one.name for one in parsed.objects if one.marks] or [""]
+        labels = [one.name for one in parsed.objects if one.has_content] or [""]
         result = (*parsed.outputs(frames, tuple(size)), masks, image, labels, cutout(image, masks))
         return {"ui": shown, "result": result}
 
 
 def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Tensor:
-    """`[N, B, H, W]`: for each object that has marks, one mask per frame; a single empty object where there is none."""
-    marked = [place for place, one in enumerate(prompts.objects) if one.marks]
-    if model is None or not marked:
-        return torch.zeros(max(1, len(marked)), *image.shape[:3], device=result_device())
+    """`[N, B, H, W]`: for each object that has marks or paint, one mask per frame; a single empty object where there is none.
+
+    Without a model an object has its paint.
+    """
+    made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
+    frames = range(len(image))
+    if model is None or not made:
+        empty = torch.zeros(image.shape[:3], device=result_device())
+        return torch.stack([finish_object(empty, one, frames) for _, one in made] or [empty])
     embedding = encode(model, image)
-    return torch.stack([segment_marks(model, embedding, prompts, range(len(image)), place)[0] for place in marked])
+    return torch.stack([segment_marks(model, embedding, prompts, frames, place)[0] for place, _ in made])

@@ -74,6 +74,18 @@ window.samkit = {
     const alpha = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3);
     return samkit.packed(alpha.map((value) => (value ? 1 : 0)), width, height);
   },
+  // The alpha of the masks that the server sent, 0 to 255: of all objects together.
+  levels(index = 0) {
+    const { masks, image: { width, height } } = samkit.editor(index);
+    const most = new Uint8Array(width * height);
+    for (const { bitmap } of masks) {
+      const context = new OffscreenCanvas(width, height).getContext("2d");
+      context.drawImage(bitmap, 0, 0);
+      const { data } = context.getImageData(0, 0, width, height);
+      most.forEach((level, i) => { most[i] = Math.max(level, data[4 * i + 3]); });
+    }
+    return samkit.packed(most, width, height);
+  },
   packed(mask, width, height) {
     let text = "";
     for (const value of mask) text += String.fromCharCode(value);
@@ -191,10 +203,19 @@ class Editor:
         self.leave()
         return self._unpacked(self.page.evaluate("([index, only]) => samkit.exact(index, only)", [self.index, only]))
 
+    def levels(self):
+        """The masks as the server sent them, of all objects together: uint8 [H, W]."""
+        self.leave()
+        return self._bytes(self.page.evaluate("(index) => samkit.levels(index)", self.index))
+
+    @classmethod
+    def _unpacked(cls, answer):
+        return cls._bytes(answer).astype(bool)
+
     @staticmethod
-    def _unpacked(answer):
+    def _bytes(answer):
         text, width, height = answer
-        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width).astype(bool)
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width)
 
 
 def build(page, editors=1, scale=1.0, model="samkit_demo.safetensors"):

@@ -37,6 +37,7 @@ beforeEach(() => {
     panning: false,
     negative: false,
     boxTool: false,
+    brush: { isActive: false, at: null },
     other: null,
     refused: 0,
     objectAt() { return this.other; },

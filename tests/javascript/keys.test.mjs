@@ -17,6 +17,8 @@ beforeEach(() => {
     state: { ...state, selected: null, marks: [], selectNext: note("selectNext", true) },
     image: { width: 10, height: 10 },
     gestures: { active: false },
+    brush: { isActive: true, toggle: note("brush.toggle"), resize: note("brush.resize") },
+    nextView: note("nextView"),
     ...Object.fromEntries(["fit", "toggleOverlay", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
   };
 });
@@ -39,6 +41,11 @@ for (const [what, key, held, call] of [
   ["N", "n", {}, ["newObject"]],
   ["[", "[", {}, ["selectNextObject", -1]],
   ["]", "]", {}, ["selectNextObject", 1]],
+  ["P", "p", {}, ["brush.toggle", "add"]],
+  ["E", "E", {}, ["brush.toggle", "erase"]],
+  ["-", "-", {}, ["brush.resize", 0.8]],
+  ["+", "+", SHIFT, ["brush.resize", 1.25]],
+  ["V", "v", {}, ["nextView"]],
   ["Escape", "Escape", {}, ["escape"]],
   ["Tab", "Tab", {}, ["selectNext", 1]],
   ["Shift+Tab", "Tab", SHIFT, ["selectNext", -1]],
@@ -131,4 +138,9 @@ test("letters go by their place where the layout has no Latin ones", () => {
   assert.deepEqual(calls, [["undo"]]);
   assert.equal(press("я", { code: "KeyZ" }), false);
   assert.equal(press("q", { ctrlKey: true, code: "KeyZ" }), false, "a Latin layout's own letter counts, wherever it is");
+});
+
+test("- and + are the browser's while no brush is taken up", () => {
+  editor.brush.isActive = false;
+  assert.deepEqual([press("-"), press("+"), press("=")], [false, false, false]);
 });

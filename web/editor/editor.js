@@ -1,6 +1,8 @@
 /** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
+import { Brush } from "./brush.js";
 import { PreviewClient } from "./client.js";
+import { makeFinish } from "./finish.js";
 import { clamped, View } from "./geometry.js";
 import { Gestures } from "./gestures.js";
 import { onKey } from "./keys.js";
@@ -11,6 +13,7 @@ import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
+import { paintLayer, ViewMode } from "./views.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
@@ -42,6 +45,8 @@ export class PromptEditor {
   negative = false;
   boxTool = false;
   panning = false;
+  before = false; // the image as it is, for as long as the key is held down
+  mode = new ViewMode();
   unit = 1;
   stageSize = { width: 1, height: 1 };
   view = new View();
@@ -69,6 +74,7 @@ export class PromptEditor {
     this.client = new PreviewClient({ send: host.send, editor });
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
     this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change) });
+    this.brush = new Brush(this);
     this.#build();
     this.attach();
   }
@@ -81,11 +87,12 @@ export class PromptEditor {
     this.stage.setAttribute("aria-label", "Image to mark: left click on the object, right click off it, drag a box");
     // ComfyUI leaves Ctrl+Z to whatever looks like a text field, and takes it from everything else.
     this.stage.type = "textarea";
+    this.finish = makeFinish(this);
     this.toolbar = makeToolbar(this);
     this.objects = makeObjects(this);
     this.statusLine = make("div", { className: "samkit-status", role: "status" });
     const middle = make("div", { className: "samkit-middle" }, this.stage, this.objects.element);
-    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, middle, this.statusLine);
+    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.statusLine);
     this.element.samkit = this;
   }
 
@@ -102,7 +109,7 @@ export class PromptEditor {
     on(stage, "focus", () => this.#focused(true));
     on(stage, "blur", () => this.#focused(false));
     on(element, "keydown", (event) => this.#key(event));
-    on(element, "keyup", (event) => { if (event.key === " ") this.panning = false; });
+    on(element, "keyup", (event) => this.#keyUp(event));
     on(element, "mousedown", (event) => this.#keepFocus(event));
     on(element, "pointerenter", () => this.#come());
     for (const type of ["pointerdown", "dblclick"]) on(element, type, (event) => event.stopPropagation());
@@ -149,6 +156,7 @@ export class PromptEditor {
     if (has) this.stage.setAttribute("data-capture-wheel", "true");
     else this.stage.removeAttribute("data-capture-wheel");
     this.panning &&= has;
+    if (!has) this.showBefore(false);
   }
 
   /** Whatever is pressed in the editor, the keys stay the editor's: a button would take them along when it is disabled. */
@@ -238,6 +246,24 @@ export class PromptEditor {
     this.#changed();
   }
 
+  /** The next way to see the masks. */
+  nextView() {
+    this.mode.next();
+    this.changed();
+  }
+
+  /** Show the image without masks and marks, or all again. */
+  showBefore(shown) {
+    if (shown === this.before) return;
+    this.before = shown;
+    this.redraw();
+  }
+
+  /** What the buttons show, or what is drawn, has changed. */
+  changed() {
+    this.#changed();
+  }
+
   toggleFullScreen() {
     if (document.fullscreenElement) document.exitFullscreen();
     else this.element.requestFullscreen?.().catch((error) => this.host.complain(error.message));
@@ -256,6 +282,7 @@ export class PromptEditor {
 
   escape() {
     if (this.gestures.active) this.gestures.abandon();
+    else if (this.brush.isActive) this.brush.toggle(this.brush.tool);
     else if (this.state.selected !== null) this.state.select(null);
     else if (!document.fullscreenElement) this.stage.blur();
   }
@@ -289,7 +316,7 @@ export class PromptEditor {
     const context = new OffscreenCanvas(width, height).getContext("2d");
     for (const { bitmap } of masks) context.drawImage(bitmap, 0, 0, width, height);
     const pixels = context.getImageData(0, 0, width, height);
-    for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = pixels.data[i] ? 0 : 255;
+    for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = 255 - pixels.data[i];
     context.putImageData(pixels, 0, 0);
     try {
       const alpha = await context.canvas.convertToBlob({ type: "image/png" });
@@ -316,7 +343,9 @@ export class PromptEditor {
     const [width, height] = [this.stageSize.width, this.stageSize.height].map((side) => Math.max(1, Math.round(side * ratio)));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     const { view, image, unit, state } = this;
-    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: this.#layers(), state });
+    if (this.preview.state.name === "idle") this.brush.settle(); // no mask will come
+    const { brush, mode, before } = this;
+    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, before });
   }
 
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
@@ -331,7 +360,7 @@ export class PromptEditor {
     const layers = items.reverse().map(({ key, object }) => this.#layer(key, object, strength)).filter(Boolean);
     const hovered = this.#hoverItem();
     const hover = hovered && this.preview.find(hovered.key);
-    if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75 });
+    if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75, isHover: true });
     return layers;
   }
 
@@ -340,7 +369,9 @@ export class PromptEditor {
     const found = this.preview.find(key);
     if (found) return { bitmap: found.bitmap, strength: rank };
     const old = this.preview.state.name === "failed" ? null : this.preview.find(this.#latest.get(slotOf(this.state.objects[object])));
-    return old && { bitmap: old.bitmap, strength: rank * strength };
+    if (old) return { bitmap: old.bitmap, strength: rank * strength };
+    const patches = this.state.paintOf(object);
+    return patches.length ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
   }
 
   #resized() {
@@ -362,6 +393,7 @@ export class PromptEditor {
       this.view.zoomAt(this.gestures.place(event), Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)));
       this.redraw();
     } else if (event.timeStamp - this.#wheeled > WHEEL_PAUSE) {
+      if (this.brush.isActive) return this.brush.resize(event.deltaY > 0 ? 0.8 : 1.25);
       this.#wheeled = event.timeStamp;
       this.state.cycleCandidate(event.deltaY > 0 ? 1 : -1);
     }
@@ -377,9 +409,15 @@ export class PromptEditor {
     }
     if (isButton && (key === " " || key === "Enter" || key === "Tab")) return event.stopPropagation();
     if (key === " ") this.panning = true;
-    if (key !== " " && !onKey(event, this)) return;
+    if (isPlainA(event)) this.showBefore(true);
+    if (key !== " " && !isPlainA(event) && !onKey(event, this)) return;
     event.preventDefault();
     event.stopPropagation();
+  }
+
+  #keyUp(event) {
+    if (event.key === " ") this.panning = false;
+    if (event.key === "a" || event.key === "A" || event.code === "KeyA") this.showBefore(false);
   }
 
   // --- what follows from a change
@@ -399,6 +437,7 @@ export class PromptEditor {
     for (const { key, object } of this.#items()) {
       if (this.preview.find(key)) this.#latest.set(slotOf(this.state.objects[object]), key);
     }
+    if (this.mask) this.brush.settle();
     this.#compare();
     this.#update();
   }
@@ -422,6 +461,7 @@ export class PromptEditor {
     this.element.classList.toggle("samkit-busy", preview.state.name === "preparing" && !preview.state.busy);
     this.element.dataset.state = preview.state.name;
     this.toolbar.update();
+    this.finish.update();
     this.objects.update();
     this.#describe();
     this.redraw();
@@ -470,7 +510,7 @@ export class PromptEditor {
 
   /** Whether masks are wanted: somebody looks, and has marked something or has come to do so. */
   get #isNeeded() {
-    return this.#isSeen && !document.hidden && (this.#isVisited || this.state.marks.length > 0);
+    return this.#isSeen && !document.hidden && (this.#isVisited || this.state.marks.length > 0 || this.state.objects.some(({ paint }) => paint));
   }
 
   /** Bring the masks up to date with the marks. What is out of date is shown on its own image only. */
@@ -489,7 +529,7 @@ export class PromptEditor {
     if (!more && this.#known.has(object)) return this.#known.get(object);
     const question = this.state.question(object, more);
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, question.prompts.objects?.length > 1]);
+    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, question.prompts.objects?.length > 1]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -497,12 +537,12 @@ export class PromptEditor {
   /** What is wanted: a mask for each object that is seen and has marks here, the selected one's first. */
   #items() {
     const { state } = this;
-    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && state.marksOf(object).length);
+    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && state.hasContent(object));
     return places.sort((a, b) => (b === state.current) - (a === state.current)).map((object) => this.#item(object));
   }
 
   #find(object) {
-    const found = this.state.objects[object].hidden || !this.state.marksOf(object).length ? null : this.#item(object);
+    const found = this.state.objects[object].hidden || !this.state.hasContent(object) ? null : this.#item(object);
     return found && this.preview.find(found.key);
   }
 
@@ -521,7 +561,7 @@ export class PromptEditor {
    * there too. An object that has no marks yet takes any click. */
   objectAt(place) {
     const { state } = this;
-    if (!state.marksOf(state.current).length) return null;
+    if (!state.hasContent(state.current)) return null;
     const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;
@@ -529,6 +569,7 @@ export class PromptEditor {
 
   /** Show what a click at a place would give: {x, y, label} in image pixels, or null for none. */
   hover(place) {
+    place = this.brush.isActive ? null : place;
     const isShown = place && this.hovering && !this.isHoverPaused && !this.hidden && !this.state.object.locked;
     if (!isShown && !this.#place) return;
     this.#place = isShown ? place : null;
@@ -551,6 +592,8 @@ export class PromptEditor {
 
 const slotOf = ({ name, colour }) => `${name}\n${colour}`;
 
+const isPlainA = ({ key, ctrlKey, metaKey, altKey }) => (key === "a" || key === "A") && !ctrlKey && !metaKey && !altKey;
+
 const isField = (target) => target.tagName === "SELECT" || (target.tagName === "INPUT" && target.type !== "checkbox");
 
 const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -559,5 +602,5 @@ const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: t
 function isIn(bitmap, { x, y }) {
   probe.clearRect(0, 0, 1, 1);
   probe.drawImage(bitmap, -Math.floor(x), -Math.floor(y));
-  return probe.getImageData(0, 0, 1, 1).data[3] > 0;
+  return probe.getImageData(0, 0, 1, 1).data[3] > 127;
 }

@@ -17,8 +17,8 @@ export class Gestures {
 
   /**
    * @param {HTMLElement} stage  takes the events
-   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, boxTool, redraw(), objectAt(place), and
-   *   hover(place | null)
+   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, boxTool, brush, redraw(),
+   *   objectAt(place), and hover(place | null)
    * @param {AbortSignal} [signal]  ends the listening
    */
   constructor(stage, editor, signal) {
@@ -29,7 +29,7 @@ export class Gestures {
     on("pointermove", (event) => this.#move(event));
     on("pointerup", (event) => this.#up(event));
     on("pointercancel", (event) => this.#cancel(event));
-    on("pointerleave", () => this.#gesture || editor.hover(null));
+    on("pointerleave", () => this.#leave());
     on("contextmenu", (event) => { event.preventDefault(); event.stopPropagation(); });
     on("dblclick", (event) => event.stopPropagation());
   }
@@ -48,7 +48,14 @@ export class Gestures {
   abandon() {
     const kind = this.#gesture?.kind ?? "pan";
     this.#gesture = null;
-    if (kind !== "pan") this.editor.state.cancel();
+    if (kind === "brush") this.editor.brush.cancel();
+    else if (kind !== "pan") this.editor.state.cancel();
+  }
+
+  #leave() {
+    if (this.#gesture) return;
+    this.editor.hover(null);
+    if (this.editor.brush.at) this.editor.brush.hover(null);
   }
 
   /** The marks as they are drawn: those that lie outside of the image are at its edge. */
@@ -80,6 +87,11 @@ export class Gestures {
     editor.hover(null);
     const at = editor.view.toImage(start);
     const isPan = event.button === 1 || editor.panning;
+    if (editor.brush.isActive && !isPan) {
+      const other = event.button === 2 || event.shiftKey || event.altKey;
+      this.#gesture = { kind: "brush", pointer: event.pointerId };
+      return editor.brush.begin(at, other);
+    }
     const forced = event.ctrlKey || event.metaKey; // a new mark, whatever lies there
     const found = isPan || forced ? null : this.#hit(at);
     const negative = event.button === 2 || event.shiftKey || event.altKey || editor.negative;
@@ -102,13 +114,24 @@ export class Gestures {
     event.stopPropagation();
     if (this.#gesture.kind === "pinch") return before && this.#pinch(event.pointerId, before, here);
     if (event.pointerId !== this.#gesture.pointer) return;
-    if (this.#gesture.kind === "pan") this.#pan(here);
+    if (this.#gesture.kind === "brush") this.#brush(event);
+    else if (this.#gesture.kind === "pan") this.#pan(here);
     else this.#drag(here);
+  }
+
+  /** Every place that the pointer has been at since the last event, which browsers put into one. */
+  #brush(event) {
+    const events = event.getCoalescedEvents?.() ?? [];
+    for (const one of events.length ? events : [event]) this.editor.brush.extend(this.editor.view.toImage(this.place(one)));
   }
 
   #hover(event, here) {
     const { editor } = this;
     const at = editor.view.toImage(here);
+    if (editor.brush.isActive) {
+      this.stage.style.cursor = editor.panning ? "grab" : "none";
+      return editor.brush.hover(editor.panning ? null : at);
+    }
     const found = this.#hit(at);
     const onMark = found && found.part !== "body" && !editor.boxTool;
     const negative = event.shiftKey || event.altKey || editor.negative;
@@ -173,6 +196,7 @@ export class Gestures {
     if (event.pointerId !== gesture.pointer) return;
     this.#gesture = null;
     if (gesture.kind === "pan") return;
+    if (gesture.kind === "brush") return this.editor.brush.end();
     if (gesture.moved) this.#drop(gesture);
     else this.#click(gesture, event.timeStamp);
   }

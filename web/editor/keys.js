@@ -15,7 +15,10 @@ export const LEGEND = [
   ["[ and ]", "object before, next object"],
   ["0, 1, 2, 3", "how much of the object"],
   ["B", "box tool"],
-  ["H", "hide the masks"],
+  ["P, E", "brush, eraser"],
+  ["- and +, Ctrl + wheel", "size of the brush"],
+  ["H, V", "hide the masks, next view"],
+  ["A, held down", "the image alone"],
   ["Wheel, Space + drag, F", "zoom, pan, fit"],
   ["Delete, arrows, Tab", "remove, move, next mark"],
   ["Ctrl + Z, Ctrl + Y", "undo, redo"],
@@ -24,7 +27,7 @@ export const LEGEND = [
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape()
+ * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView()
  */
 export function onKey(event, editor) {
   const action = event.altKey ? null : actionOf(event, editor);
@@ -66,6 +69,10 @@ function actionOf(event, editor) {
     f: () => editor.fit(),
     b: () => editor.toggleBoxTool(),
     n: () => state.newObject(),
+    p: () => editor.brush.toggle("add"),
+    e: () => editor.brush.toggle("erase"),
+    v: () => editor.nextView(),
+    ...(editor.brush.isActive && { "-": () => editor.brush.resize(0.8), "+": () => editor.brush.resize(1.25), "=": () => editor.brush.resize(1.25) }),
     "[": () => state.selectNextObject(-1),
     "]": () => state.selectNextObject(1),
   };

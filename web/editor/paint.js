@@ -1,7 +1,9 @@
 /** Draws the editor's canvas: image, masks, marks. Marks keep their size on the screen, whatever is zoomed. */
 
+import { drawBrush } from "./brush.js";
 import { clamped } from "./geometry.js";
 import { isBox, isOutside } from "./state.js";
+import { drawMasks } from "./views.js";
 
 const POSITIVE = "#1fa34a";
 const NEGATIVE = "#d62f2f";
@@ -16,10 +18,13 @@ export const POINT_RADIUS = 8;
  * @param {number} scene.unit  editor pixels per pixel of the screen (a zoomed-out graph shrinks the editor)
  * @param {import("./geometry.js").View} scene.view
  * @param {CanvasImageSource & {width: number, height: number} | null} scene.image
- * @param {{bitmap: ImageBitmap, strength: number}[]} scene.masks  in the order in which they are laid over the image
+ * @param {{bitmap: ImageBitmap, strength: number, isHover?: boolean}[]} scene.masks  in the order in which they are laid over the image
  * @param {object} scene.state  the editor's
+ * @param {{name: string, opacity: number}} scene.mode  how the masks are seen
+ * @param {import("./brush.js").Brush} scene.brush
+ * @param {boolean} scene.before  only the image
  */
-export function paint(context, { ratio, unit, view, image, masks, state }) {
+export function paint(context, { ratio, unit, view, image, masks, state, mode, brush, before }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   if (!image) return;
@@ -28,11 +33,11 @@ export function paint(context, { ratio, unit, view, image, masks, state }) {
   context.imageSmoothingEnabled = scale < 2;
   context.drawImage(image, 0, 0, image.width, image.height);
   context.imageSmoothingEnabled = false;
-  for (const { bitmap, strength } of masks) {
-    context.globalAlpha = strength;
-    context.drawImage(bitmap, 0, 0, image.width, image.height);
-  }
+  drawMasks(context, image, masks, mode);
+  if (before) return;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.globalAlpha = 1;
+  drawBrush(context, brush, { view, unit, colour: state.object.colour });
   for (const index of state.drawn) drawMark(context, state, index, view, unit, image);
   context.globalAlpha = 1;
   context.setLineDash([]);

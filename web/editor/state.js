@@ -3,6 +3,8 @@
 import { readText, writeText } from "./text.js";
 
 export { CANDIDATES, COLOURS, isBox } from "./text.js";
+import { cleanFinish } from "./finish_options.js";
+import { decode, encode, over, scaled } from "./patches.js";
 import { CANDIDATES, cleaned, isBox, nextColour, rounded } from "./text.js";
 
 const MOST_STEPS = 200;
@@ -78,6 +80,21 @@ export class EditorState {
     return this.shown.map((index) => this.marks[index]).filter((mark) => mark.object === object);
   }
 
+  /** The patches of an object in the frame that is shown. */
+  paintOf(object) {
+    return (this.objects[object].paint ?? []).filter(({ frame }) => (frame ?? this.frame) === this.frame);
+  }
+
+  /** Whether an object has a mask in the frame that is shown. */
+  hasContent(object) {
+    return this.marksOf(object).length > 0 || this.paintOf(object).length > 0;
+  }
+
+  /** What is done to an object's mask: its own, or that of all objects. */
+  finishOf(object) {
+    return this.objects[object].finish ?? this.finish;
+  }
+
   /**
    * The text for a preview of the frame that is shown (the server need not know of frames), and an object's place in it.
    * @param {number} object
@@ -89,8 +106,16 @@ export class EditorState {
     const marks = this.shown.map((index) => ({ ...this.marks[index], frame: undefined }));
     if (more) marks.push({ ...more, object, frame: undefined });
     const moved = marks.filter((mark) => listed.includes(mark.object)).map((mark) => ({ ...mark, object: listed.indexOf(mark.object) }));
-    const objects = listed.map((index) => ({ ...this.objects[index], hidden: false, locked: false }));
+    const objects = listed.map((index) => ({ ...this.objects[index], hidden: false, locked: false, ...this.#finishing(index, object) }));
     return { prompts: JSON.parse(writeText({ objects, marks: moved, size: null })), object: listed.indexOf(object) };
+  }
+
+  /** What a preview of `object` needs to know of how an object's mask is finished. */
+  #finishing(index, object) {
+    if (index !== object) return { finish: undefined, paint: undefined };
+    const finish = this.finishOf(index);
+    const paint = this.paintOf(index).map((patch) => ({ ...patch, frame: undefined }));
+    return { finish: Object.keys(finish).length ? finish : undefined, paint };
   }
 
   /** Take over a text from outside: a loaded workflow, a pasted node, ComfyUI's own undo. History starts anew. */
@@ -108,8 +133,8 @@ export class EditorState {
     this.onChange();
   }
 
-  #take({ objects, marks, size }) {
-    Object.assign(this, { objects, marks, size, selected: null });
+  #take({ objects, marks, size, finish }) {
+    Object.assign(this, { objects, marks, size, finish, selected: null });
     this.current = Math.min(this.current, objects.length - 1);
   }
 
@@ -212,7 +237,7 @@ export class EditorState {
   /** Begin another object; an empty one at the end is taken as it is. */
   newObject() {
     const last = this.objects.length - 1;
-    if (this.marks.some((mark) => mark.object === last)) this.#append();
+    if (this.objects[last].paint || this.marks.some((mark) => mark.object === last)) this.#append();
     else this.current = last;
     this.selected = null;
     this.commit();
@@ -258,7 +283,50 @@ export class EditorState {
     this.marks = this.marks.filter((mark) => mark.object !== index);
     this.marks = this.marks.map((mark) => (mark.object > index ? { ...mark, object: mark.object - 1 } : mark));
     const rest = this.objects.filter((_, place) => place !== index);
-    this.#take({ objects: rest.length ? rest : readText("{}").objects, marks: this.marks, size: this.size });
+    this.#take({ objects: rest.length ? rest : readText("{}").objects, marks: this.marks, size: this.size, finish: this.finish });
+    this.commit();
+  }
+
+  // --- finishing
+
+  /** Change what is done to the masks of all objects, or of one (`object`), which then has its own. */
+  setFinish(object, change, commit = true) {
+    if (object === null) this.finish = cleanFinish({ ...this.finish, ...change });
+    else this.#change(object, { finish: cleanFinish({ ...this.finishOf(object), ...change }) });
+    if (commit) this.commit();
+    else this.onChange();
+  }
+
+  /** Nothing is done to the masks of all objects any more; or to one what is done to all. */
+  resetFinish(object) {
+    if (object === null) this.finish = {};
+    else this.#change(object, { finish: undefined });
+    this.commit();
+  }
+
+  /** Lay a stroke over the selected object's paint, for this frame or for all. Returns whether the object takes it. */
+  paint(area) {
+    if (this.object.locked) return false;
+    const frame = this.onlyThisFrame ? this.frame : undefined;
+    const before = this.object.paint ?? [];
+    const own = before.find((patch) => patch.frame === frame);
+    const made = { ...encode(over(own ? decode(own) : null, area)), ...(frame !== undefined && { frame }) };
+    const others = before.filter((patch) => patch !== own);
+    this.#setPaint(this.current, frame === undefined ? [made, ...others] : [...others, made]);
+    if (this.image && !this.size) this.keepFor(this.image);
+    this.commit();
+    return true;
+  }
+
+  #setPaint(object, patches) {
+    this.#change(object, { paint: patches.length ? patches : undefined });
+  }
+
+  /** Remove the selected object's paint of the frame that is shown. */
+  clearPaint() {
+    if (this.object.locked) return;
+    const gone = this.paintOf(this.current);
+    this.#setPaint(this.current, (this.object.paint ?? []).filter((patch) => !gone.includes(patch)));
     this.commit();
   }
 
@@ -312,6 +380,9 @@ export class EditorState {
     this.marks = this.marks.map((mark) => {
       const place = { x: mark.x * across, y: mark.y * down };
       return { ...mark, ...cleaned({ ...mark, ...place, ...(isBox(mark) && { width: mark.width * across, height: mark.height * down }) }) };
+    });
+    this.objects.forEach((object, index) => {
+      if (object.paint) this.#setPaint(index, object.paint.map((patch) => scaled(patch, across, down)));
     });
     this.keepFor(image);
     this.commit();

@@ -1,5 +1,8 @@
 /** The editor's text: how objects and their marks are written and read, version 1 included. No DOM. */
 
+import { cleanFinish } from "./finish_options.js";
+import { cleanPatch } from "./patches.js";
+
 export const VERSION = 2;
 export const CANDIDATES = ["best", "smallest", "middle", "largest"];
 /** Far apart, and none of them the green and red of the points. */
@@ -9,7 +12,8 @@ export const COLOURS = ["#1e90ff", "#ff9500", "#e83ea8", "#00c8b4", "#a05cff", "
  * @typedef {{x: number, y: number, label: 0 | 1, frame?: number, object: number}} Point  label 1: on the object, 0: not on it
  * @typedef {{x: number, y: number, width: number, height: number, frame?: number, object: number}} Box
  * @typedef {Point | Box} Mark  one for every frame, or, with `frame`, for that frame; `object` is the object's place
- * @typedef {{name: string, colour: string, candidate: string, hidden?: boolean, locked?: boolean}} EditorObject
+ * @typedef {{name: string, colour: string, candidate: string, hidden?: boolean, locked?: boolean,
+ *   finish?: object, paint?: import("./patches.js").Patch[]}} EditorObject  `finish` is its own, else that of all objects is used
  * @typedef {{width: number, height: number} | null} Size  of the image that the marks were made on
  */
 
@@ -44,7 +48,7 @@ const candidateIn = (value) => (CANDIDATES.includes(value) ? value : "best");
 /**
  * Read the widget's text; what cannot be read is empty, for a widget must load. There is always an object.
  * @param {string} text
- * @returns {{objects: EditorObject[], marks: Mark[], size: Size, readable: boolean}}
+ * @returns {{objects: EditorObject[], marks: Mark[], size: Size, finish: object, readable: boolean}}
  */
 export function readText(text) {
   let value = null;
@@ -56,7 +60,7 @@ export function readText(text) {
   const readable = typeof value === "object" && value !== null && !Array.isArray(value);
   const read = Array.isArray(value?.objects) ? readObjects(value) : readVersion1(value ?? {});
   if (!read.objects.length) read.objects = [{ name: "Object 1", colour: COLOURS[0], candidate: "best" }];
-  return { ...read, size: sizeIn(value?.size), readable };
+  return { ...read, size: sizeIn(value?.size), finish: cleanFinish(value?.finish) ?? {}, readable };
 }
 
 function sizeIn(value) {
@@ -76,9 +80,21 @@ function readObjects({ objects: listed }) {
       candidate: candidateIn(one.candidate),
       ...(one.hidden === true && { hidden: true }),
       ...(one.locked === true && { locked: true }),
+      ...finishIn(one.finish),
+      ...paintIn(one.paint),
     });
   }
   return { objects, marks };
+}
+
+function finishIn(value) {
+  const finish = cleanFinish(value);
+  return finish && { finish };
+}
+
+function paintIn(value) {
+  const paint = listOf(value).map(cleanPatch).filter(Boolean);
+  return paint.length ? { paint } : null;
 }
 
 /** Version 1 is a flat list of marks: with several boxes each is an object (SAM Predict Mask's rule), else all are one. */
@@ -108,22 +124,23 @@ function grouped(marks) {
 
 /**
  * The widget's text.
- * @param {{objects: EditorObject[], marks: Mark[], size: Size}} state
+ * @param {{objects: EditorObject[], marks: Mark[], size: Size, finish?: object}} state
  * @param {object} options
  * @param {boolean} options.view  false: without what only the editor needs, for a run
  */
-export function writeText({ objects, marks, size }, { view = true } = {}) {
+export function writeText({ objects, marks, size, finish = {} }, { view = true } = {}) {
   const written = objects.map((object, place) => writeObject(object, marks.filter((mark) => mark.object === place), view));
-  const listed = view ? written : written.filter((object) => object.marks.length);
-  if (!marks.length && objects.length === 1 && isPlain(objects[0])) return "{}";
-  const made = size && view ? { size: [size.width, size.height] } : {};
+  const listed = view ? written : written.filter((object) => object.marks.length || object.paint);
+  const isFinished = Object.keys(finish).length > 0;
+  if (!marks.length && objects.length === 1 && isPlain(objects[0]) && !isFinished) return "{}";
+  const made = { ...(size && view && { size: [size.width, size.height] }), ...(isFinished && { finish }) };
   return JSON.stringify({ version: VERSION, ...made, objects: listed });
 }
 
-function writeObject({ name, colour, candidate, hidden, locked }, marks, view) {
+function writeObject({ name, colour, candidate, hidden, locked, finish, paint }, marks, view) {
   const seen = view ? { colour, ...(hidden && { hidden }), ...(locked && { locked }) } : {};
-  return { name, ...seen, candidate, marks: marks.map(cleaned) };
+  return { name, ...seen, candidate, marks: marks.map(cleaned), ...(finish && { finish }), ...(paint?.length && { paint }) };
 }
 
-const isPlain = ({ name, colour, candidate, hidden, locked }) =>
-  name === "Object 1" && colour === COLOURS[0] && candidate === "best" && !hidden && !locked;
+const isPlain = ({ name, colour, candidate, hidden, locked, finish, paint }) =>
+  name === "Object 1" && colour === COLOURS[0] && candidate === "best" && !hidden && !locked && !finish && !paint;

@@ -2,6 +2,7 @@
 
 import { LEGEND } from "./keys.js";
 import { ACTIONS } from "./status.js";
+import { VIEWS } from "./views.js";
 
 /** An element with properties, attributes (names with a dash) and children. */
 export function make(tag, properties = {}, ...children) {
@@ -47,6 +48,8 @@ export function makeToolbar(editor) {
   const hide = button("eye", "Show or hide the masks (H)", () => editor.toggleOverlay());
   const hover = button("bolt", "", () => editor.toggleHover());
   const send = button("pencil", "Send to Mask Editor: a Load Image node with this mask", () => editor.sendToMaskEditor());
+  const brush = makeBrush(editor);
+  const views = makeViews(editor);
   const fit = button("arrows-alt", "Fit the image (F)", () => editor.fit());
   const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
   const load = button("play", "Load image: run only what is upstream of it", () => editor.loadImage());
@@ -55,8 +58,9 @@ export function makeToolbar(editor) {
   const groups = [
     group("History", undo, redo),
     group("Marks", object, negative, box, remove, clear, clearAll),
-    group("Mask", candidate, choose.element, hide, hover, send),
-    group("View", fit, full, load),
+    group("Mask", candidate, choose.element, hover, send, editor.finish.opener),
+    brush.element,
+    group("View", hide, ...views.parts, fit, full, load),
     frames.element,
   ];
   const element = make("div", { className: "samkit-toolbar", role: "toolbar", "aria-label": "SAM Prompt Editor" }, ...groups);
@@ -74,6 +78,8 @@ export function makeToolbar(editor) {
     candidate.value = state.candidate;
     candidate.disabled = Boolean(state.object.locked);
     choose.update();
+    brush.update();
+    views.update();
     pressed(negative, editor.negative);
     pressed(box, editor.boxTool);
     pressed(hide, !editor.hidden);
@@ -82,6 +88,50 @@ export function makeToolbar(editor) {
     frames.update();
   };
   return { element, update };
+}
+
+/** Brush and eraser; their size and what removes the paint are out of sight while neither is taken up. */
+function makeBrush(editor) {
+  const add = button("circle-fill", "Brush (P): paint what belongs to the mask; right button: erase", () => editor.brush.toggle("add"));
+  const erase = button("circle", "Eraser (E): erase what does not; right button: paint", () => editor.brush.toggle("erase"));
+  const size = make("input", { type: "range", min: 0, max: 100, title: "Size of the brush (-, +, Ctrl + wheel)", "aria-label": "Size of the brush" });
+  const clear = button("filter-slash", "Remove the object's paint", () => editor.state.clearPaint());
+  const element = make("span", { className: "samkit-group", role: "group", "aria-label": "Brush" }, add, erase, size, clear);
+  const [least, most] = [1, 256]; // pixels, the ends of the slider
+  size.oninput = () => editor.brush.resize((least * (most / least) ** (size.value / 100)) / editor.brush.radius);
+  size.onchange = () => editor.stage.focus({ preventScroll: true });
+  const update = () => {
+    const { tool, radius, isActive } = editor.brush;
+    add.setAttribute("aria-pressed", String(tool === "add"));
+    erase.setAttribute("aria-pressed", String(tool === "erase"));
+    for (const part of [size, clear]) part.classList.toggle("samkit-unseen", !isActive); // the image must not move under the pointer
+    size.value = Math.round((100 * Math.log(radius / least)) / Math.log(most / least));
+    clear.disabled = !editor.state.paintOf(editor.state.current).length || Boolean(editor.state.object.locked);
+  };
+  return { element, update };
+}
+
+/** How the masks are seen, and how strongly. */
+function makeViews(editor) {
+  const { mode } = editor;
+  const options = Object.entries(VIEWS).map(([value, { label }]) => make("option", { value }, label));
+  const choose = make("select", { className: "samkit-view", "aria-label": "View", title: "How the masks are shown (V). Hold A to see the image alone" }, ...options);
+  const opacity = make("input", { className: "samkit-opacity", type: "range", min: 0, max: 100, title: "Opacity", "aria-label": "Opacity" });
+  choose.onchange = () => {
+    mode.name = choose.value;
+    editor.changed();
+    editor.stage.focus({ preventScroll: true });
+  };
+  opacity.oninput = () => {
+    mode.opacity = opacity.value / 100;
+    editor.redraw();
+  };
+  opacity.onchange = () => editor.stage.focus({ preventScroll: true });
+  const update = () => {
+    choose.value = mode.name;
+    opacity.value = Math.round(100 * mode.opacity);
+  };
+  return { parts: [choose, opacity], update };
 }
 
 function hoverTitle(editor) {
