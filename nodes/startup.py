@@ -25,18 +25,19 @@ def at_start(ours: Mapping[str, type]) -> None:
     manager = getattr(instance, "node_replace_manager", None)
     if manager is not None:  # 0.3.64 has none
         register_replacements(manager)
-    app = getattr(instance, "app", None)
-    if app is not None:
-        app.on_startup.append(_when_started(ours))  # by then every pack has been loaded
+    signal = getattr(getattr(instance, "app", None), "on_startup", None)
+    if signal is not None and not signal.frozen:  # frozen where the pack is loaded into a server that runs already
+        signal.append(_when_started(ours))  # by then every pack has been loaded
 
 
 def register_replacements(manager: Any) -> None:
     """Hand all `REPLACEMENTS` to ComfyUI's manager."""
     from comfy_api.latest import io
 
-    for one in REPLACEMENTS:
+    make = getattr(io, "NodeReplace", None)
+    for one in REPLACEMENTS if make else ():
         manager.register(
-            io.NodeReplace(
+            make(
                 new_node_id=one.new,
                 old_node_id=one.old,
                 old_widget_ids=list(one.widgets),

@@ -16,6 +16,28 @@ from pathlib import Path
 NEEDS = ("torch", "segment_anything", "safetensors", "huggingface_hub")  # in ComfyUI's own Python
 
 
+# Nodes with the sockets of Impact Pack and of Art Venture.
+OTHER_PACK = """
+def made(given, taken):
+    class Other:
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"model": (taken,)} if taken else {}}
+        RETURN_TYPES = (given,) if given else ()
+        FUNCTION = "run"
+        CATEGORY = "other"
+        OUTPUT_NODE = not given
+        def run(self, model=None):
+            return (model,)
+    return Other
+
+NODE_CLASS_MAPPINGS = {
+    "TakesImpact": made(None, "SAM_MODEL"), "TakesArt": made(None, "AV_SAM_MODEL"), "TakesImage": made(None, "IMAGE"),
+    "GivesImpact": made("SAM_MODEL", None), "GivesArt": made("AV_SAM_MODEL", None), "GivesImage": made("IMAGE", None),
+}
+"""
+
+
 class Unavailable(Exception):
     """There is no ComfyUI here, or none that starts."""
 

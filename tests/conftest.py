@@ -62,13 +62,14 @@ def picture():
 @pytest.fixture(scope="session")
 def editor_server(tmp_path_factory):
     """A real ComfyUI with the pack and its scene, for all tests in a browser."""
-    from comfyui_server import Unavailable, comfyui
+    from comfyui_server import OTHER_PACK, Unavailable, comfyui
     from world import unavailable
 
     base = tmp_path_factory.mktemp("editor")
     for folder in ("custom_nodes", "input"):
         (base / folder).mkdir()
     (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "other_pack.py").write_text(OTHER_PACK)
     shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
     try:
         with comfyui(base) as running:

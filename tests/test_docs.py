@@ -8,6 +8,7 @@ import pytest
 from demo import PAIR_SEED, SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
+from real_packs import EXAMPLES as WITH_OTHERS
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from samkit.sam.weights.registry import BUNDLED, KNOWN
 from scenes import make_pair, make_scene
@@ -16,6 +17,11 @@ EXAMPLES = ROOT / "example_workflows"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md")]
 OUR_TEXTS = [*PAGES, *EXAMPLES.rglob("*.json")]
+BROWSERS = "control_after_generate"  # a widget that the browser adds behind a seed; and `upload` behind a file
+CORE = {
+    "CheckpointLoaderSimple", "CLIPTextEncode", "LoadImage", "MarkdownNote", "MaskToImage", "PrimitiveStringMultiline",
+    "RepeatImageBatch", "SaveImage",
+}  # fmt: skip
 SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
 
 
@@ -80,7 +86,7 @@ def widgets_of(node):
     """Names of a node's widgets in the order of their values: as declared, with those that have no socket."""
     names = [socket["name"] for socket in node["inputs"] if "widget" in socket]
     if node["type"] not in NODE_CLASS_MAPPINGS:
-        return names
+        return [part for name in names for part in ((name, BROWSERS) if name == "seed" else (name,))]
     declared = {
         name: given for group in NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES().values() for name, given in group.items()
     }
@@ -98,7 +104,8 @@ def test_both_forms_of_an_example_are_the_same_graph(path):
             widgets = widgets_of(node)
             inputs = dict(zip(widgets, node["widgets_values"] if widgets else (), strict=True))
             inputs |= {socket["name"]: sources[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
-            inputs.pop("upload", None)  # the browser's own
+            for name in ("upload", BROWSERS):
+                inputs.pop(name, None)
             graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     api = json.loads((EXAMPLES / "api" / path.name).read_text(encoding="utf-8"))
     assert graph == {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in api.items()}
@@ -119,6 +126,15 @@ def test_an_example_uses_bundled_pictures_and_its_note_names_them(path):
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
     used = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"]
     assert used and all((EXAMPLES / name).is_file() and f"**{name}**" in note for name in used)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_an_example_with_nodes_of_another_pack_says_which(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    others = {node["type"] for node in nodes} - set(NODE_CLASS_MAPPINGS) - CORE
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    assert bool(others) == (path.stem in WITH_OTHERS)
+    assert not others or f"needs **{WITH_OTHERS[path.stem]}**" in note
 
 
 def test_the_api_forms_use_inputs_that_exist():

@@ -56,9 +56,15 @@ def test_a_class_knows_its_pack(theirs):
     assert pack_of(theirs["AV_SAMLoader"]) == "comfyui-art-venture" and pack_of(dict) is pack_of(types.ModuleType) is None
 
 
+class Signal(list):
+    """aiohttp's: it can be frozen."""
+
+    frozen = False
+
+
 class App:
     def __init__(self):
-        self.on_startup = []
+        self.on_startup = Signal()
 
 
 @pytest.fixture
@@ -78,6 +84,12 @@ def test_the_ids_are_settled_when_every_pack_is_loaded(server, theirs, caplog):
         for handler in server.app.on_startup:
             asyncio.run(handler(server.app))
     assert len(caplog.records) == 1 and "comfyui-art-venture" in caplog.text
+
+
+def test_a_server_that_runs_already_is_left_alone(server):
+    server.app.on_startup.frozen = True
+    startup.at_start(SHARED)
+    assert server.app.on_startup == []
 
 
 def test_outside_comfyui_nothing_is_registered():

@@ -1,0 +1,479 @@
+"""Other packs themselves beside ours: their nodes on our models and masks, our nodes on theirs. Needs SAMKIT_PACKS."""
+
+import contextlib
+import importlib
+import itertools
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import real_packs
+import torch
+from comfyui_server import Unavailable, comfyui, error_of
+from conftest import as_image, make_picture
+from load_pack import ROOT
+from PIL import Image
+from real_packs import ART_VENTURE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, WAS, definitions, source
+from reference import VIT_B, random_sam
+from samkit.nodes.predict import Segment
+from samkit.sam import as_segmenter, load_model
+from test_comfyui import EXAMPLES, NEIGHBOUR, NEIGHBOUR_UTILS, check_interface_example, shape_of
+from world import unavailable
+
+# Impact Pack's own wrapper around a plain Sam, with the weights that our loader loads.
+_IMPACT_OWN = """
+class ImpactOwn(PlainSam):
+    RETURN_TYPES = ("SAM_MODEL",)
+    def load(self):
+        import impact.core as core
+        (sam,) = super().load()
+        sam.sam_wrapper = core.SAMWrapper(sam, False, core.SafeToGPU(0))
+        return (sam,)
+
+class AnyJSON:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING",)}}
+    RETURN_TYPES = ("JSON",)
+    FUNCTION = "parse"
+    CATEGORY = CATEGORY
+    def parse(self, text):
+        import json
+        return (json.loads(text),)
+
+NODE_CLASS_MAPPINGS |= {"ImpactOwn": ImpactOwn, "AnyJSON": AnyJSON}
+"""
+# A tiny random UNet with a VAE that only changes the size: what a detailer makes is noise, but it goes all its ways.
+_TINY_DIFFUSION = """
+class TinyVAE:
+    def encode(self, pixels):
+        import torch
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([small, small[:, :1]], 1)
+    def decode(self, latent):
+        import torch
+        return torch.nn.functional.interpolate(latent[:, :3].float(), scale_factor=8.0).movedim(1, -1).clamp(0, 1)
+
+class TinyDiffusion:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "CONDITIONING", "BBOX_DETECTOR")
+    FUNCTION = "make"
+    CATEGORY = CATEGORY
+    def make(self):
+        import torch
+        import comfy.model_base, comfy.model_patcher, comfy.supported_models
+        shape = dict(image_size=32, use_spatial_transformer=True, legacy=False, in_channels=4, out_channels=4,
+                     model_channels=32, num_res_blocks=[1, 1],
+                     channel_mult=[1, 2], transformer_depth=[0, 1], transformer_depth_middle=1,
+                     transformer_depth_output=[0, 0, 1, 1], context_dim=16, use_linear_in_transformer=False,
+                     adm_in_channels=None, use_temporal_attention=False, dtype=torch.float32)
+        torch.manual_seed(0)
+        model = comfy.model_base.BaseModel(comfy.supported_models.SD15(shape), device=torch.device("cpu"))
+        with torch.inference_mode(False), torch.no_grad():
+            for value in model.parameters():
+                value.copy_(torch.randn(value.shape) * 0.05)
+        patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+        return patcher, None, TinyVAE(), [[torch.zeros(1, 77, 16), {}]], OneBox()
+
+class OneBox:
+    def setAux(self, text):
+        pass
+    def detect(self, image, threshold, dilation, crop_factor, drop_size=1, detailer_hook=None):
+        import numpy as np, torch
+        import impact.core as core
+        mask = torch.zeros(image.shape[1:3])
+        mask[250:430, 60:260] = 1
+        return core.mask_to_segs(mask, False, crop_factor, False, drop_size)
+
+NODE_CLASS_MAPPINGS |= {"TinyDiffusion": TinyDiffusion}
+"""
+SCENE, BOX = "samkit_scene.png", {"x": 60, "y": 250, "width": 200, "height": 180}
+
+
+@contextlib.contextmanager
+def running(base, packs, shared_nodes):
+    """A ComfyUI with our pack and others, and the pack that `SAMKIT_SHARED_NODES` gives the shared ids to."""
+    for folder in ("custom_nodes", "input", "models/sams", "models/checkpoints"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
+    (base / "models" / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors").touch()  # to be listed
+    shutil.copy(EXAMPLES / SCENE, base / "input")
+    real_packs.install(packs, base / "custom_nodes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(real_packs.site_packages()))
+        patch.setenv("SAMKIT_SHARED_NODES", shared_nodes)
+        try:
+            with comfyui(base) as server:
+                server.info = server.json("/object_info")
+                yield server
+        except Unavailable as reason:
+            unavailable("comfyui", reason)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, demo_model):
+    if real_packs.folder() is None:
+        pytest.skip("SAMKIT_PACKS names no folder with other packs' sources")
+    base = tmp_path_factory.mktemp("packs")
+    for folder in ("nodes", "utils"):
+        (base / "custom_nodes" / "neighbour" / folder).mkdir(parents=True)
+    neighbour = base / "custom_nodes" / "neighbour"
+    (neighbour / "__init__.py").write_text(NEIGHBOUR + _IMPACT_OWN + _TINY_DIFFUSION)
+    (neighbour / "nodes" / "__init__.py").write_text("CATEGORY = 'neighbour'\n")
+    (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
+    (base / "models" / "sams").mkdir(parents=True)
+    shutil.copy(ROOT / "sam/weights/bundled/samkit_demo.safetensors", base / "models" / "sams" / "mine.safetensors")
+    with running(base, [IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG], "samkit") as started:
+        yield started
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def needs(server, *kinds):
+    """Skip where a pack has not been loaded, with what its import said."""
+    missing = [kind for kind in kinds if kind not in server.info]
+    if missing:
+        lines = [line for line in server.log.splitlines() if "Cannot import" in line or "ModuleNotFoundError" in line]
+        pytest.skip(f"{', '.join(missing)} are not there: {' '.join(lines)[-300:]}")
+
+
+_runs = itertools.count()
+
+
+def saved(server, graph, *masks):
+    """Run a graph, and the masks of some of its outputs as bool arrays [N, H, W]."""
+    run = next(_runs)  # ComfyUI says nothing of a node whose output it still has
+    for number, output in enumerate(masks):
+        graph[f"image{number}"] = node("MaskToImage", mask=output)
+        graph[f"save{number}"] = node("SaveImage", images=[f"image{number}", 0], filename_prefix=f"run{run}_{number}")
+    found = server.saved(graph)
+    return [
+        np.stack([np.array(Image.open(path).convert("L")) > 127 for path in found[f"save{number}"]])
+        for number in range(len(masks))
+    ]
+
+
+def base_graph():
+    """An image, our model, masks of two boxes by SAM Segment, and the SEGS of them."""
+    return {
+        "image": node("LoadImage", image=SCENE),
+        "model": node("AV_SAMLoader", model_name="samkit_demo.safetensors", precision="fp32"),
+        "points": node("PrimitiveStringMultiline", value='[{"x": 209, "y": 386}]'),
+        "ours": node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], positive_coords=["points", 0]),
+        "segs": node("SAMKit_MasksToSEGS", masks=["ours", 0], bboxes=["ours", 1], crop_factor=2.0, drop_size=5, label="shape"),
+    }
+
+
+SAM_DETECTOR = {
+    "detection_hint": "center-1",
+    "dilation": 0,
+    "bbox_expansion": 0,
+    "mask_hint_threshold": 0.7,
+    "mask_hint_use_negative": "False",
+}
+
+
+def detectors(model, threshold):
+    inputs = {"sam_model": [model, 0], "segs": ["segs", 0], "image": ["image", 0], "threshold": threshold, **SAM_DETECTOR}
+    return {f"{kind} {model}": node(kind, **inputs) for kind in ("SAMDetectorCombined", "SAMDetectorSegmented")}
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_impacts_sam_detectors_find_with_our_model_what_they_find_with_theirs(server, threshold):
+    needs(server, "SAMDetectorCombined", "SAMDetectorSegmented", "ImpactOwn")
+    graph = base_graph() | {"theirs": node("ImpactOwn")} | detectors("model", threshold) | detectors("theirs", threshold)
+    kinds = [("SAMDetectorCombined", 0), ("SAMDetectorSegmented", 0), ("SAMDetectorSegmented", 1)]
+    outputs = [[f"{kind} {model}", place] for kind, place in kinds for model in ("model", "theirs")]
+    found = saved(server, graph, *outputs)
+    for ours, theirs in zip(found[::2], found[1::2], strict=True):
+        assert ours.shape == theirs.shape and (ours == theirs).mean() > 0.9999 and ours.any()
+
+
+@pytest.mark.comfyui
+def test_impacts_sam_runs_in_our_nodes(server):
+    needs(server, "ImpactOwn")
+    graph = base_graph()
+    graph["theirs"] = node("ImpactOwn")
+    graph["again"] = node("SAMKit_Segment", **(graph["ours"]["inputs"] | {"sam_model": ["theirs", 0]}))
+    ours, again = saved(server, graph, ["ours", 0], ["again", 0])
+    assert (ours == again).mean() > 0.9999 and ours.any()
+
+
+@pytest.mark.comfyui
+def test_impact_takes_our_segs(server):
+    needs(server, "SegsToCombinedMask", "ImpactSEGSLabelFilter")
+    graph = base_graph()
+    graph["filter"] = node("ImpactSEGSLabelFilter", segs=["segs", 0], preset="all", labels="shape")
+    graph["back"] = node("SegsToCombinedMask", segs=["filter", 0])
+    ours, back = saved(server, graph, ["ours", 0], ["back", 0])
+    assert np.array_equal(ours, back) and ours.any()
+
+
+DETAILER = {
+    "guide_size": 64.0,
+    "guide_size_for": True,
+    "max_size": 64.0,
+    "seed": 0,
+    "steps": 1,
+    "cfg": 1.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "denoise": 0.5,
+    "feather": 0,
+    "noise_mask": True,
+    "force_inpaint": True,
+    "bbox_threshold": 0.5,
+    "bbox_dilation": 0,
+    "bbox_crop_factor": 1.5,
+    "sam_detection_hint": "center-1",
+    "sam_dilation": 0,
+    "sam_threshold": 0.0,
+    "sam_bbox_expansion": 0,
+    "sam_mask_hint_threshold": 0.7,
+    "sam_mask_hint_use_negative": "False",
+    "drop_size": 10,
+    "wildcard": "",
+    "cycle": 1,
+}
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_face_detailer_runs_through_with_our_model(server):
+    """Its mask is where the box and the candidates of our model agree; outside of it the image stays as it was."""
+    needs(server, "FaceDetailer", "TinyDiffusion")
+    graph = base_graph() | {"tiny": node("TinyDiffusion")}
+    links = {name: ["tiny", place] for place, name in enumerate(["model", "clip", "vae", "positive", "bbox_detector"])}
+    links |= {"negative": ["tiny", 3], "image": ["image", 0], "sam_model_opt": ["model", 0]}
+    graph["detailer"] = node("FaceDetailer", **links, **DETAILER)
+    (mask,) = saved(server, graph, ["detailer", 3])
+    inside = mask[0].nonzero()
+    assert mask.any() and inside[0].min() >= 249 and inside[0].max() <= 431 and inside[1].max() <= 261
+    graph["after"] = node("SaveImage", images=["detailer", 0], filename_prefix="detailed")
+    after = np.array(Image.open(server.saved(graph)["after"][0]).convert("RGB")).astype(int)
+    before = np.array(Image.open(server.base / "input" / SCENE).convert("RGB")).astype(int)
+    changed = abs(after - before).max(-1) > 2
+    assert changed.any() and not (changed & ~mask[0]).any()
+
+
+EDITOR = {
+    "points_store": "{}",
+    "bbox_store": "{}",
+    "coordinates": '[{"x": 209, "y": 386}]',
+    "neg_coordinates": "",
+    "bboxes": "[{}]",
+    "bbox_format": "xyxy",
+    "width": 640,
+    "height": 480,
+    "normalize": False,
+}
+
+
+def editor_graph(**changes):
+    graph = base_graph()
+    graph["editor"] = node("PointsEditor", **(EDITOR | changes))
+    prompts = {"positive_coords": ["editor", 0], "negative_coords": ["editor", 1], "bboxes": ["editor", 2]}
+    graph["edited"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], **prompts)
+    return graph
+
+
+@pytest.mark.comfyui
+def test_the_points_editors_outputs_connect_directly(server):
+    needs(server, "PointsEditor")
+    ours, edited = saved(server, editor_graph(), ["ours", 0], ["edited", 0])
+    assert np.array_equal(ours, edited) and ours.any()
+
+
+@pytest.mark.comfyui
+def test_the_points_editors_xywh_boxes_are_read_with_the_form(server):
+    needs(server, "PointsEditor")
+    drawn = json.dumps([{"startX": 60, "startY": 250, "endX": 260, "endY": 430}])
+    graph = editor_graph(bboxes=drawn, bbox_format="xywh")
+    graph["edited"]["inputs"]["box_form"] = "xywh"
+    graph["box"] = node("PrimitiveBoundingBox", **BOX)
+    prompts = {"positive_coords": ["points", 0], "bboxes": ["box", 0]}
+    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], **prompts)
+    ours, edited = saved(server, graph, ["ours", 0], ["edited", 0])
+    assert np.array_equal(ours, edited) and ours.any()
+
+
+@pytest.mark.comfyui
+def test_the_points_editors_normalised_points_are_an_error_that_says_so(server):
+    needs(server, "PointsEditor")
+    graph = editor_graph(normalize=True)
+    graph["image0"] = node("PreviewAny", source=["edited", 2])
+    said = error_of(server.run(graph))
+    assert "Turn normalize off in the Points Editor" in said["exception_message"]
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("kind", ["Florence2toCoordinates", "AILab_Florence2ToCoordinates"])
+def test_florences_boxes_connect_directly_and_nothing_found_is_an_empty_mask(server, kind):
+    needs(server, kind)
+    corners = [BOX["x"], BOX["y"], BOX["x"] + BOX["width"], BOX["y"] + BOX["height"]]
+    graph = base_graph()
+    graph["box"] = node("PrimitiveBoundingBox", **BOX)
+    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=["box", 0])
+    for name, data in (("some", [[corners]]), ("none", [])):
+        graph[f"{name} data"] = node("AnyJSON", text=json.dumps(data))
+        graph[f"{name} boxes"] = node(kind, data=[f"{name} data", 0], index="0", batch=False)
+        given = {"sam_model": ["model", 0], "image": ["image", 0], "bboxes": [f"{name} boxes", 1]}
+        graph[name] = node("SAMKit_Segment", **given)
+    ours, some, none = saved(server, graph, ["ours", 0], ["some", 0], ["none", 0])
+    assert np.array_equal(ours, some) and ours.any() and none.shape == ours.shape and not none.any()
+
+
+@pytest.mark.comfyui
+def test_beside_art_ventures_pack_one_line_says_who_has_the_ids(server):
+    if not (server.base / "custom_nodes" / ART_VENTURE).is_dir():
+        pytest.skip(f"{ART_VENTURE} is not in SAMKIT_PACKS")
+    lines = [line for line in server.log.splitlines() if "have the nodes AV_SAMLoader" in line]
+    assert len(lines) == 1 and f"Both samkit and {ART_VENTURE}" in lines[0] and "Those of samkit are used" in lines[0]
+    assert server.info["AV_SAMLoader"]["python_module"] == "custom_nodes.samkit"
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_our_nodes_work_with_art_ventures_model_and_embedding_and_its_lacks_are_said(tmp_path):
+    """With the ids given to the other pack. Its loader knows only the published sizes."""
+    source(ART_VENTURE)
+    (tmp_path / "models" / "sams").mkdir(parents=True)
+    torch.save(random_sam(**VIT_B).state_dict(), tmp_path / "models" / "sams" / "vit_b.pth")
+    with running(tmp_path, [ART_VENTURE], "other") as server:
+        assert server.info["AV_SAMLoader"]["python_module"] == f"custom_nodes.{ART_VENTURE}"
+        (line,) = [line for line in server.log.splitlines() if "have the nodes AV_SAMLoader" in line]
+        assert f"Those of {ART_VENTURE} are used" in line and "does not list bundled checkpoints" in line
+        graph = {
+            "image": node("LoadImage", image=SCENE),
+            "model": node("AV_SAMLoader", model_name="vit_b.pth"),
+            "embedding": node("GetSAMEmbedding", sam_model=["model", 0], image=["image", 0], device_mode="CPU"),
+            "points": node("PrimitiveStringMultiline", value='[{"x": 209, "y": 386}]'),
+        }
+        given = {"sam_model": ["model", 0], "image": ["image", 0], "positive_coords": ["points", 0]}
+        graph["theirs"] = node("SAMKit_PredictMask", embedding=["embedding", 0], **given)
+        graph["ours"] = node("SAMKit_Segment", **given)
+        theirs, ours = saved(server, graph, ["theirs", 0], ["ours", 0])
+        assert (theirs == ours).mean() > 0.999 and ours.any()
+        graph["theirs"]["inputs"].pop("image")
+        assert "Connect the image as well" in error_of(server.run(graph))["exception_message"]
+        today = json.loads((EXAMPLES / "api" / "one_click.json").read_text())
+        with pytest.raises(AssertionError, match="model_name: 'samkit_demo.safetensors' not in"):
+            server.run(today)
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize(("example", "pack"), real_packs.EXAMPLES.items())
+def test_the_examples_with_their_nodes_fit(server, example, pack):
+    nodes = json.loads((EXAMPLES / f"{example}.json").read_text())["nodes"]
+    needs(server, *{one["type"] for one in nodes} - {"MarkdownNote"})
+    path = EXAMPLES / f"{example}.json"
+    check_interface_example(path, server.info)
+
+
+@pytest.mark.comfyui
+def test_the_example_of_the_points_editor_runs(server):
+    needs(server, "PointsEditor")
+    graph = json.loads((EXAMPLES / "api" / "points_editor.json").read_text())
+    ((path,),) = server.saved(graph).values()
+    assert np.array(Image.open(path)).any()
+
+
+@pytest.mark.comfyui
+def test_the_example_of_florences_boxes_runs_on_what_florence_would_say(server):
+    """Its weights are a download; what it says of a text is known."""
+    needs(server, "AILab_Florence2ToCoordinates")
+    graph = json.loads((EXAMPLES / "api" / "florence_boxes.json").read_text())
+    (florence,) = [number for number, one in graph.items() if one["class_type"] == "AILab_Florence2"]
+    said = [{"bboxes": [[60.5, 250.0, 260.0, 430.5]], "labels": ["leaf"]}]
+    graph["said"] = node("AnyJSON", text=json.dumps(said))
+    (boxes,) = [one["inputs"] for one in graph.values() if one["class_type"] == "AILab_Florence2ToCoordinates"]
+    boxes["data"] = ["said", 0]
+    del graph[florence]
+    ((path,),) = server.saved(graph).values()
+    assert np.array(Image.open(path)).any()
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_the_example_of_impacts_detailer_runs_with_a_tiny_unet(server):
+    """A checkpoint and Grounding DINO are downloads: another detector and another UNet take their places."""
+    needs(server, "FaceDetailer", "TinyDiffusion")
+    graph = json.loads((EXAMPLES / "api" / "impact_detailer.json").read_text())
+    gone = {"CheckpointLoaderSimple", "CLIPTextEncode", "SAMKit_GroundingLoader", "SAMKit_TextToBoxes"}
+    graph = {number: one for number, one in graph.items() if one["class_type"] not in gone} | {"tiny": node("TinyDiffusion")}
+    (detailer,) = [one["inputs"] for one in graph.values() if one["class_type"] == "FaceDetailer"]
+    places = {"model": 0, "clip": 1, "vae": 2, "positive": 3, "negative": 3, "bbox_detector": 4}
+    detailer |= {name: ["tiny", place] for name, place in places.items()}
+    detailer |= {"guide_size": 64.0, "max_size": 64.0, "steps": 1}
+    ((path,),) = server.saved(graph).values()
+    assert np.array(Image.open(path)).shape[:2] == (480, 640)
+
+
+# In this process: what needs no server, or cannot be imported by one.
+
+
+@pytest.fixture
+def storyicon(monkeypatch):
+    """storyicon's builders of SAM-HQ and MobileSAM; it puts its own folder on the path."""
+    folder = source(STORYICON)
+    monkeypatch.syspath_prepend(str(folder))
+    pytest.importorskip("timm", reason="storyicon's MobileSAM needs timm")
+    before = set(sys.modules)
+    yield importlib.import_module("sam_hq.build_sam_hq")
+    for name in set(sys.modules) - before:
+        if name.startswith("sam_hq"):
+            del sys.modules[name]
+
+
+def enliven(sam):
+    """Weights that make masks worth comparing."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in sam.named_parameters():
+            if "pos" in name:
+                value.normal_(0, 0.3)
+            elif name.startswith("mask_decoder") and value.ndim > 1:
+                value.mul_(2)
+            elif name.endswith("bias"):
+                value.add_(torch.randn_like(value) * 0.05)
+    return sam.eval()
+
+
+def test_storyicons_sam_hq_runs_on_our_code(storyicon, tmp_path):
+    sam = enliven(
+        storyicon._build_sam_hq(
+            encoder_embed_dim=64, encoder_depth=2, encoder_num_heads=2, encoder_global_attn_indexes=[1], checkpoint=None
+        )
+    )
+    sam.model_name = "sam_hq_vit_b.pth"
+    check_rebuilt(sam, "SAM-HQ", tmp_path)
+
+
+def test_storyicons_mobile_sam_runs_on_our_code(storyicon, tmp_path):
+    check_rebuilt(enliven(storyicon._build_mobile_sam(None)), "MobileSAM", tmp_path)
+
+
+def check_rebuilt(sam, family, folder):
+    """What comes out is what a file of the same weights gives, which other tests compare with the reference."""
+    assert as_segmenter(sam).family == family
+    torch.save(sam.state_dict(), folder / "same.pth")
+    image, click = as_image(make_picture(120, 160)), '[{"x": 60, "y": 50}]'
+    ours = Segment().execute(load_model(folder / "same.pth", "fp32"), image, positive_coords=click)[0]
+    theirs = Segment().execute(sam, image, positive_coords=click)[0]
+    assert torch.equal(ours, theirs)
+
+
+def test_was_sam_image_mask_itself_runs_on_our_model(tiny_sam, tiny_model):
+    path = source(WAS) / "WAS_Node_Suite.py"
+    tensor2sam, image_mask = definitions(path, ["tensor2sam", "WAS_SAM_Image_Mask"], np=np, torch=torch)
+    image, parameters = as_image(make_picture(60, 80)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
+    assert tensor2sam(image).dtype == np.uint8
+    (_, ours), (_, theirs) = (image_mask().sam_image_mask(model, parameters, image) for model in (tiny_model, tiny_sam))
+    assert torch.equal(ours, theirs)
