@@ -24,8 +24,13 @@ def demo(extra: list[str]) -> int:
 
 
 def test(extra: list[str]) -> int:
-    """The whole test suite; further arguments go to pytest, which runs in tests/."""
-    return run(python(), "-m", "pytest", *extra, folder=ROOT / "tests")
+    """The whole test suite; with further arguments, those go to one pytest, which runs in tests/."""
+    pytest = [python(), "-m", "pytest"]
+    if extra:
+        return run(*pytest, *extra, folder=ROOT / "tests")
+    # A server, a browser and what is timed in them need the machine for themselves; the rest shares its cores, file by file.
+    here = run(*pytest, "-n", "auto", "--dist", "loadfile", "-m", "not exhaustive and not comfyui", folder=ROOT / "tests")
+    return run(*pytest, "-m", "not exhaustive and comfyui", folder=ROOT / "tests") or here
 
 
 def bench(extra: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ for folder in ("tools", "tests"):
 from load_pack import load_pack  # noqa: E402
 
 load_pack()
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture(autouse=True)
