@@ -3,6 +3,7 @@
 from .automask import AutoMask
 from .boxes import ConvertBoxes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
+from .example import ExampleImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
 from .matte import Matte, MatteLoader
@@ -35,6 +36,7 @@ _NODES = {
     "SAMKit_ConvertBoxes": (ConvertBoxes, "Convert Boxes"),
     "SAMKit_MatteLoader": (MatteLoader, "Load ViTMatte"),
     "SAMKit_Matte": (Matte, "SAM Soft Edges"),
+    "SAMKit_ExampleImage": (ExampleImage, "SAM Kit Example Image"),
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
     "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
-from ..utils.comfy import IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
+from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import mask_png
@@ -117,7 +117,7 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
     filename, subfolder = _text(image, "image.filename"), _text(image, "image.subfolder", "")
     _check_name(filename, "image.filename", parts=1)
     _check_name(subfolder, "image.subfolder", parts=16)
-    kind = _one_of(image, "image.type", IMAGE_FOLDERS, "input")
+    kind = _one_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
     precision = _one_of(model, "model.precision", PRECISIONS, "auto")
     frame = _whole(image, "image.frame", 1 << 20)
     if ("model_name" in model) == ("identity" in model):

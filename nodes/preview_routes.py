@@ -13,6 +13,7 @@ from typing import Any
 
 from ..sam import SAMError
 from ..utils.comfy import inside_comfyui
+from ..utils.examples import example_path
 from .preview import Preview, RefusedError, parse_choice, parse_question, parse_subject
 
 log = logging.getLogger("samkit")
@@ -124,6 +125,7 @@ def register_routes() -> None:
     preview = Preview()
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
+    server.instance.routes.get("/samkit/examples/{name}")(_example)
 
 
 def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
@@ -196,6 +198,14 @@ def _aiohttp_handler(handler: Handler, preview: Preview) -> Callable[[Any], Awai
         return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
     return handle
+
+
+async def _example(request: Any) -> Any:
+    """`GET /samkit/examples/<name>`: an example image, for the editor's canvas."""
+    from aiohttp import web
+
+    path = example_path(request.match_info["name"])
+    return web.Response(status=404) if path is None else web.FileResponse(path)
 
 
 async def _read(request: Any) -> bytes | None:

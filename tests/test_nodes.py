@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from load_pack import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
 from samkit.nodes import model as model_node
@@ -35,6 +37,7 @@ CONTRACT = {
         + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"],
         ["masks", "bboxes", "scores", "logits"],
     ),
+    "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),
     "SAMKit_PromptEditor": (
         "SAM Prompt Editor",
         ["image", "prompts"],
@@ -312,3 +315,16 @@ def test_scores_must_fit_the_masks():
 def test_a_mask_without_batch_is_one_mask():
     masks, _ = SelectMasks().execute(squares()[0])
     assert masks.shape == (1, 20, 40)
+
+
+def test_an_example_image_is_the_file_of_that_name():
+    node = NODE_CLASS_MAPPINGS["SAMKit_ExampleImage"]
+    names, _ = node.INPUT_TYPES()["required"]["image"]
+    folder = ROOT / "example_workflows"
+    assert names[0] == "samkit_scene.png" and set(names) == {path.name for path in folder.glob("*.png")}
+    for name in names:
+        (image,) = node().execute(name)
+        stored = np.array(Image.open(folder / name).convert("RGB"))
+        assert image.shape == (1, *stored.shape) and (image[0] * 255).round().byte().numpy().tobytes() == stored.tobytes()
+    with pytest.raises(SAMError, match="no example image"):
+        node().execute("../README.md")

@@ -205,6 +205,27 @@ def test_candidates_answer(server):
     assert found[0]["area"] <= found[1]["area"] <= found[2]["area"]
 
 
+def test_an_example_image_is_served_prepared_and_nothing_beside_it(server):
+    status, headers, png = server.send(f"/samkit/examples/{SCENE}", method="GET")
+    assert (status, headers["Content-Type"]) == (200, "image/png")
+    assert png == (ROOT / "example_workflows" / SCENE).read_bytes()
+    for name in (
+        "one_click.json",
+        "none.png",
+        "..%2Ftests%2Fpytest.ini",
+        "%2Fetc%2Fpasswd",
+        "..%2Fexample_workflows%2F" + SCENE,
+    ):
+        assert server.send(f"/samkit/examples/{name}", method="GET")[0] == 404, name
+    status, _, png = post(server, PREVIEW, question_of(MARKS, editor="example", type="example"))
+    example = graph_of(json.dumps({"version": 1, "marks": MARKS}))
+    example["1"] = {"class_type": "SAMKit_ExampleImage", "inputs": {"image": SCENE}}
+    ((path,),) = server.saved(example).values()
+    assert status == 200 and (mask_in(png) == (np.array(Image.open(path).convert("L")) > 127)).all()
+    for name, folder in (("one_click.json", ""), (SCENE, "sub"), (f"../example_workflows/{SCENE}", "")):
+        assert post(server, PREPARE, subject_of(name, subfolder=folder, type="example"))[0] in (400, 404)
+
+
 def test_an_answer_tells_the_images_content_as_view_does(server):
     """By aiohttp's own ETag: the browser compares neither, but both change with the file."""
     stamps = []

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .examples import example_image, example_path
+
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _PACKS = "custom_nodes"
 _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "sam2", "grounding-dino", "vitmatte"
 CONCEPT_FOLDER = "sam_concepts"
 IMAGE_FOLDERS = ("input", "output", "temp")
+EXAMPLE = "example"  # stands beside these folders for the pack's own example images
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
 
@@ -169,8 +172,10 @@ def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
 
     Args:
         filename, subfolder: below the folder, as ComfyUI's own `/view` takes them.
-        kind: one of `IMAGE_FOLDERS`.
+        kind: one of `IMAGE_FOLDERS`, or `EXAMPLE` for an image of the pack's own.
     """
+    if kind == EXAMPLE:
+        return None if subfolder else example_path(filename)
     if not inside_comfyui() or kind not in IMAGE_FOLDERS:
         return None
     import folder_paths
@@ -190,6 +195,8 @@ def load_image_file(path: Path, kind: str) -> Any:
     Raises:
         OSError, ValueError, RuntimeError: the file is not an image.
     """
+    if kind == EXAMPLE:
+        return example_image(path.name)
     import folder_paths
 
     import nodes

@@ -27,7 +27,20 @@ function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
   return (graph?.nodes ?? []).filter((one) => one.subgraph).flatMap((one) => idsOf(node, one.subgraph, `${prefix}${one.id}:`));
 }
 
-const query = ({ filename, subfolder, type }, more) => `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
+const query = ({ filename, subfolder, type }, more) => type === "example"
+  ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
+  : `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
+
+/** ComfyUI's name of an image, for its own routes: an example image is copied to the temp folder for them. */
+async function inComfyUI(image) {
+  if (image.type !== "example") return image;
+  const body = new FormData();
+  body.append("image", await (await api.fetchApi(query(image))).blob(), image.filename);
+  body.append("type", "temp");
+  body.append("overwrite", "true");
+  const saved = await (await api.fetchApi("/upload/image", { method: "POST", body })).json();
+  return { filename: saved.name, subfolder: saved.subfolder, type: saved.type };
+}
 
 /** What the server says of a file's content; nothing where it does not say, or where the name says it already. */
 async function identify(image) {
@@ -167,7 +180,7 @@ class Binding {
     const body = new FormData();
     const filename = `samkit-mask-${Date.now()}.png`;
     body.append("image", alpha, filename);
-    body.append("original_ref", JSON.stringify(image));
+    body.append("original_ref", JSON.stringify(await inComfyUI(image)));
     body.append("type", "input");
     body.append("subfolder", "clipspace");
     const response = await api.fetchApi("/upload/mask", { method: "POST", body });

@@ -44,6 +44,11 @@ test("the image of a LoadImage", () => {
   assert.deepEqual(imageOf({ 1: load("sub/a.png [temp]"), 9: editor(["1", 0]) }, EDITOR), file("a.png", "sub", "temp"));
 });
 
+test("an example image of the pack", () => {
+  const graph = { 1: node("SAMKit_ExampleImage", { image: "samkit_scene.png" }), 9: editor(["1", 0]) };
+  assert.deepEqual(imageOf(graph, "9"), { filename: "samkit_scene.png", subfolder: "", type: "example" });
+});
+
 test("the image of a LoadImageOutput lies in the output folder", () => {
   const graph = { 1: node("LoadImageOutput", { image: "a.png" }), 9: editor(["1", 0]) };
   assert.deepEqual(imageOf(graph, EDITOR), file("a.png", "", "output"));

@@ -1,0 +1,31 @@
+"""SAM Kit Example Image."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..utils.examples import example_image, example_names
+from .common import CATEGORY
+
+
+class ExampleImage:
+    """`SAMKit_ExampleImage`: an image that comes with the pack, so that its templates run at once."""
+
+    DESCRIPTION = (
+        "Outputs an example image that is bundled with the pack. The templates use it, so that they run without any file of "
+        "yours. For your own images, use Load Image instead."
+    )
+    SEARCH_ALIASES = ["sam", "sample image", "test image", "demo image"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("The example image, one frame.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "samkit_scene: objects to click on. samkit_reference and samkit_other_scene: one object in two images."
+        return {"required": {"image": (example_names(), {"tooltip": tooltip})}}
+
+    def execute(self, image: str) -> tuple[Tensor]:
+        return (example_image(image),)

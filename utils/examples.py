@@ -1,0 +1,35 @@
+"""The example images that come with the pack."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .errors import SAMError
+from .images import frames_to_image
+
+FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
+
+
+def example_names() -> list[str]:
+    """File names of the example images, the scene that most examples use first."""
+    return sorted((path.name for path in FOLDER.glob("*.png")), key=lambda name: (name != "samkit_scene.png", name))
+
+
+def example_path(name: str) -> Path | None:
+    """Full path of an example image, or None where there is none of that name."""
+    return FOLDER / name if name in example_names() else None
+
+
+def example_image(name: str) -> Tensor:
+    """An example image as an IMAGE float32 `[1, H, W, 3]`.
+
+    Raises:
+        SAMError: there is no such image.
+    """
+    path = example_path(name)
+    if path is None:
+        raise SAMError(f"there is no example image {name!r}: choose one of {', '.join(example_names())}.")
+    with Image.open(path) as image:
+        return frames_to_image([np.array(image.convert("RGB"))])
