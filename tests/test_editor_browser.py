@@ -973,20 +973,69 @@ def test_a_random_walk_ends_in_no_stuck_state_and_the_mask_of_a_fresh_run(editor
     assert (editor.exact() == run_graph(page, server)).all(), (editor.state, trail[-20:])
 
 
-# --- the last: it leaves the mask editor open, which covers the page
+@pytest.mark.parametrize(
+    ("source", "target", "connects"),
+    [
+        ("AV_SAMLoader", "TakesImpact", True),
+        ("AV_SAMLoader", "TakesArt", True),
+        ("AV_SAMLoader", "TakesImage", False),
+        ("GivesImpact", "SAMKit_Segment", True),
+        ("GivesArt", "SAMKit_Segment", True),
+        ("GivesImage", "SAMKit_AutoMask", False),
+    ],
+)
+def test_model_sockets_of_both_communities_connect_by_dragging(page, source, target, connects):
+    """A real drag from the output's dot to the dot of the first input."""
+    start, end = page.evaluate(
+        """async ([source, target]) => {
+          samkit.empty();
+          app.canvas.ds.scale = 1;
+          app.canvas.ds.offset = [100, 100];
+          const from = samkit.add(source, 60, 120), to = samkit.add(target, 620, 120);
+          app.canvas.setDirty(true, true);
+          await new Promise((done) => setTimeout(done, 600));
+          const place = (node, isInput) => {
+            const dot = document.querySelector(`[data-slot-key="${node.id}-${isInput ? "in" : "out"}-0"]`);
+            if (dot && LiteGraph.vueNodesMode) {
+              const box = dot.getBoundingClientRect();
+              return [box.left + box.width / 2, box.top + box.height / 2];
+            }
+            const [x, y] = app.canvas.convertOffsetToCanvas(node.getConnectionPos(isInput, 0));
+            const bounds = app.canvas.canvas.getBoundingClientRect();
+            return [bounds.left + x, bounds.top + y];
+          };
+          return [place(from, false), place(to, true)];
+        }""",
+        [source, target],
+    )
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=12)
+    page.mouse.up()
+    linked = "() => Boolean(app.graph._nodes[1].inputs[0].link)"  # Nodes 2.0 looks for a fitting input on the whole node
+    page.wait_for_function(f"() => ({linked})() === {json.dumps(connects)}", timeout=5_000)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate(linked) == connects
 
 
-def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):
-    editor.click(*LEAF)
-    mask, page = editor.exact(), editor.page
-    page.evaluate("() => samkit.editor().sendToMaskEditor()")
-    page.wait_for_timeout(1500)
-    name = page.evaluate("app.graph.nodes.filter((one) => one.type === 'LoadImage').at(-1).widgets[0].value")
-    file = server.base / "input" / name.removesuffix(" [input]")
-    image = np.array(Image.open(file))
-    assert ((image[..., 3] == 0) == mask).all()
-    scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGB"))
-    assert (image[..., :3] == scene).all(), "what is masked keeps its colours"
+def test_a_workflow_with_the_old_type_keeps_its_links(page):
+    """The examples were saved when a loader gave AV_SAM_MODEL alone."""
+    workflow = json.loads((ROOT / "example_workflows" / "one_click.json").read_text())
+    assert "AV_SAM_MODEL" in {link[-1] for link in workflow["links"]}
+    kept = page.evaluate(
+        """async (workflow) => {
+          await app.loadGraphData(workflow);
+          await new Promise((done) => setTimeout(done, 600));
+          const { output } = await app.graphToPrompt();
+          const every = workflow.links.every(([id]) => app.graph.getLink?.(id) ?? app.graph.links.get(id));
+          return [every, output["5"].inputs.sam_model];
+        }""",
+        workflow,
+    )
+    assert kept == [True, ["2", 0]]
+
+
+# --- finishing, brush, views
 
 
 def set_finish(editor, **options):
@@ -1110,63 +1159,17 @@ def test_the_views_show_the_mask_each_in_its_way_and_a_key_shows_the_image(edito
     assert iou(editor.seen(), mask) > LEAST_IOU
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "connects"),
-    [
-        ("AV_SAMLoader", "TakesImpact", True),
-        ("AV_SAMLoader", "TakesArt", True),
-        ("AV_SAMLoader", "TakesImage", False),
-        ("GivesImpact", "SAMKit_Segment", True),
-        ("GivesArt", "SAMKit_Segment", True),
-        ("GivesImage", "SAMKit_AutoMask", False),
-    ],
-)
-def test_model_sockets_of_both_communities_connect_by_dragging(page, source, target, connects):
-    """A real drag from the output's dot to the dot of the first input."""
-    start, end = page.evaluate(
-        """async ([source, target]) => {
-          samkit.empty();
-          app.canvas.ds.scale = 1;
-          app.canvas.ds.offset = [100, 100];
-          const from = samkit.add(source, 60, 120), to = samkit.add(target, 620, 120);
-          app.canvas.setDirty(true, true);
-          await new Promise((done) => setTimeout(done, 600));
-          const place = (node, isInput) => {
-            const dot = document.querySelector(`[data-slot-key="${node.id}-${isInput ? "in" : "out"}-0"]`);
-            if (dot && LiteGraph.vueNodesMode) {
-              const box = dot.getBoundingClientRect();
-              return [box.left + box.width / 2, box.top + box.height / 2];
-            }
-            const [x, y] = app.canvas.convertOffsetToCanvas(node.getConnectionPos(isInput, 0));
-            const bounds = app.canvas.canvas.getBoundingClientRect();
-            return [bounds.left + x, bounds.top + y];
-          };
-          return [place(from, false), place(to, true)];
-        }""",
-        [source, target],
-    )
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*end, steps=12)
-    page.mouse.up()
-    linked = "() => Boolean(app.graph._nodes[1].inputs[0].link)"  # Nodes 2.0 looks for a fitting input on the whole node
-    page.wait_for_function(f"() => ({linked})() === {json.dumps(connects)}", timeout=5_000)
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    assert page.evaluate(linked) == connects
+# --- the last: it leaves the mask editor open, which covers the page
 
 
-def test_a_workflow_with_the_old_type_keeps_its_links(page):
-    """The examples were saved when a loader gave AV_SAM_MODEL alone."""
-    workflow = json.loads((ROOT / "example_workflows" / "one_click.json").read_text())
-    assert "AV_SAM_MODEL" in {link[-1] for link in workflow["links"]}
-    kept = page.evaluate(
-        """async (workflow) => {
-          await app.loadGraphData(workflow);
-          await new Promise((done) => setTimeout(done, 600));
-          const { output } = await app.graphToPrompt();
-          const every = workflow.links.every(([id]) => app.graph.getLink?.(id) ?? app.graph.links.get(id));
-          return [every, output["5"].inputs.sam_model];
-        }""",
-        workflow,
-    )
-    assert kept == [True, ["2", 0]]
+def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):
+    editor.click(*LEAF)
+    mask, page = editor.exact(), editor.page
+    page.evaluate("() => samkit.editor().sendToMaskEditor()")
+    page.wait_for_timeout(1500)
+    name = page.evaluate("app.graph.nodes.filter((one) => one.type === 'LoadImage').at(-1).widgets[0].value")
+    file = server.base / "input" / name.removesuffix(" [input]")
+    image = np.array(Image.open(file))
+    assert ((image[..., 3] == 0) == mask).all()
+    scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGB"))
+    assert (image[..., :3] == scene).all(), "what is masked keeps its colours"
