@@ -14,6 +14,7 @@ from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.masks import ORDERS, SelectMasks
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
+from samkit.nodes.refine import RefineMask
 from samkit.sam import CANDIDATES, MULTIMASK, SAMError
 
 CLICK = '[{"x": 30, "y": 25}]'
@@ -237,6 +238,24 @@ def test_sam_select_masks_with_anything(masks, bboxes, order_by, start, count, m
         assert str(error)
         return
     assert chosen.ndim == 3 and len(chosen) >= 1 and chosen.min() >= 0 and chosen.max() <= 1 and len(boxes) <= len(chosen)
+
+
+@often
+@given(
+    masks=st.one_of(st.just(torch.ones(2, 20, 30)), tensors()),
+    areas=st.tuples(st.integers(-1, 40), st.integers(-1, 40)),
+    deviations=st.tuples(st.floats(-1, 70), st.floats(-1, 130)),
+    grow=st.integers(-260, 260),
+    invert=st.booleans(),
+)
+def test_sam_refine_mask_with_anything(masks, areas, deviations, grow, invert):
+    try:
+        (finished,) = RefineMask().execute(masks, *areas, deviations[0], grow, invert, deviations[1])
+    except SAMError as error:
+        assert str(error)
+        return
+    assert finished.dtype == torch.float32 and finished.shape[-2:] == masks.shape[-2:] and finished.ndim == 3
+    assert not len(finished) or (finished.min() >= 0 and finished.max() <= 1)
 
 
 @settings(often, max_examples=40)
