@@ -17,7 +17,20 @@ from pathlib import Path
 import torch
 from harness import MODELS, Plot, Report, machine
 
-PARTS = ("encoder", "decoder", "click", "memory", "automask", "load", "preview", "result_images", "sam2", "gpu", "teach")
+PARTS = (
+    "encoder",
+    "decoder",
+    "click",
+    "memory",
+    "automask",
+    "load",
+    "preview",
+    "result_images",
+    "sam2",
+    "gpu",
+    "teach",
+    "finish",
+)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
