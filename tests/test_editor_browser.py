@@ -986,7 +986,7 @@ def test_a_random_walk_ends_in_no_stuck_state_and_the_mask_of_a_fresh_run(editor
 )
 def test_model_sockets_of_both_communities_connect_by_dragging(page, source, target, connects):
     """A real drag from the output's dot to the dot of the first input."""
-    start, end = page.evaluate(
+    start, end, number = page.evaluate(
         """async ([source, target]) => {
           samkit.empty();
           app.canvas.ds.scale = 1;
@@ -1004,7 +1004,7 @@ def test_model_sockets_of_both_communities_connect_by_dragging(page, source, tar
             const bounds = app.canvas.canvas.getBoundingClientRect();
             return [bounds.left + x, bounds.top + y];
           };
-          return [place(from, false), place(to, true)];
+          return [place(from, false), place(to, true), to.id];
         }""",
         [source, target],
     )
@@ -1012,10 +1012,11 @@ def test_model_sockets_of_both_communities_connect_by_dragging(page, source, tar
     page.mouse.down()
     page.mouse.move(*end, steps=12)
     page.mouse.up()
-    linked = "() => Boolean(app.graph._nodes[1].inputs[0].link)"  # Nodes 2.0 looks for a fitting input on the whole node
-    page.wait_for_function(f"() => ({linked})() === {json.dumps(connects)}", timeout=5_000)
+    # Nodes 2.0 looks for a fitting input on the whole node, so only the first input counts.
+    linked = "(id) => Boolean(app.graph.getNodeById(id).inputs[0].link)"
+    page.wait_for_function(f"(id) => ({linked})(id) === {json.dumps(connects)}", arg=number, timeout=5_000)
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    assert page.evaluate(linked) == connects
+    assert page.evaluate(linked, number) == connects
 
 
 def test_a_workflow_with_the_old_type_keeps_its_links(page):
