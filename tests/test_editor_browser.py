@@ -1160,6 +1160,69 @@ def test_the_views_show_the_mask_each_in_its_way_and_a_key_shows_the_image(edito
     assert iou(editor.seen(), mask) > LEAST_IOU
 
 
+def old_node(number, kind, inputs, outputs, values):
+    """A node of another pack as a workflow has it; its links are numbered."""
+    return {
+        "id": number,
+        "type": kind,
+        "pos": [320 * number, 40],
+        "size": [280, 120],
+        "flags": {},
+        "order": number,
+        "mode": 0,
+        "inputs": [{"name": name, "type": sort, "link": link} for name, sort, link in inputs],
+        "outputs": [{"name": sort, "type": sort, "links": links} for sort, links in outputs],
+        "properties": {"Node name for S&R": kind},
+        "widgets_values": values,
+    }
+
+
+DINO = "GROUNDING_DINO_MODEL"
+OLD_WORKFLOW = {
+    "last_node_id": 6,
+    "last_link_id": 5,
+    "nodes": [
+        old_node(1, "SAMModelLoader (segment anything)", [], [("SAM_MODEL", [1])], ["sam_vit_b (375MB)"]),
+        old_node(2, "GroundingDinoModelLoader (segment anything)", [], [(DINO, [2])], ["GroundingDINO_SwinB (938MB)"]),
+        old_node(3, "LoadImage", [], [("IMAGE", [3]), ("MASK", [])], ["samkit_scene.png", "image"]),
+        old_node(
+            4,
+            "GroundingDinoSAMSegment (segment anything)",
+            [("sam_model", "SAM_MODEL", 1), ("grounding_dino_model", DINO, 2), ("image", "IMAGE", 3)],
+            [("IMAGE", [4]), ("MASK", [5])],
+            ["face", 0.42],
+        ),
+        old_node(5, "SaveImage", [("images", "IMAGE", 4)], [], ["old"]),
+        old_node(6, "MaskPreview", [("mask", "MASK", 5)], [], []),
+    ],
+    "links": [
+        [1, 1, 0, 4, 0, "SAM_MODEL"],
+        [2, 2, 0, 4, 1, DINO],
+        [3, 3, 0, 4, 2, "IMAGE"],
+        [4, 4, 0, 5, 0, "IMAGE"],
+        [5, 4, 1, 6, 0, "MASK"],
+    ],
+    "version": 0.4,
+}
+
+
+def test_comfyui_replaces_storyicons_nodes_by_ours(page, server):
+    """By the buttons that ComfyUI shows for a workflow with nodes that are not installed."""
+    if "Sam2Segmentation" not in server.json("/node_replacements"):
+        pytest.skip("this ComfyUI replaces no nodes")
+    page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", OLD_WORKFLOW)
+    page.get_by_role("button", name="Show swap nodes").click()
+    page.get_by_role("button", name="Replace All", exact=True).click()
+    page.wait_for_function("app.graph._nodes.some((one) => one.type === 'SAMKit_SegmentText')", timeout=10_000)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    inputs = {number: one["inputs"] for number, one in graph.items()}
+    assert [graph[number]["class_type"] for number in "124"] == ["AV_SAMLoader", "SAMKit_GroundingLoader", "SAMKit_SegmentText"]
+    assert (inputs["1"]["model_name"], inputs["2"]["model_name"]) == ("sam_vit_b (375MB)", "GroundingDINO_SwinB (938MB)")
+    expected = {"sam_model": ["1", 0], "grounding_model": ["2", 0], "image": ["3", 0], "text": "face", "box_threshold": 0.42}
+    assert expected.items() <= inputs["4"].items() and inputs["4"]["nms_threshold"] == 1
+    assert (inputs["5"]["images"], inputs["6"]["mask"]) == (["4", 5], ["4", 0])
+
+
 # --- the last: it leaves the mask editor open, which covers the page
 
 
