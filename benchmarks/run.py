@@ -23,6 +23,7 @@ PARTS = (
     "click",
     "memory",
     "automask",
+    "scale",
     "load",
     "preview",
     "result_images",

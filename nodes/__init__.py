@@ -13,6 +13,7 @@ from .predict import PredictMask, Segment
 from .preview_routes import register_routes
 from .prompt_editor import PromptEditor
 from .refine import RefineMask
+from .save_masks import SaveMasks
 from .segs import MasksToSEGS
 from .startup import at_start
 from .teach import LoadConcept, SaveConcept, Teach
@@ -21,6 +22,7 @@ _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
     "SAMKit_HubLoader": (SAMHubLoader, "Load SAM from Hub"),
     "GetSAMEmbedding": (GetSAMEmbedding, "Get SAM Embedding"),
+    "SAMKit_SaveMasks": (SaveMasks, "SAM Save Masks"),
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..sam import SAMError
-from ..utils.boxes import BoundingBox, flat_boxes, tight_box
+from ..utils.boxes import BoundingBox, nested_boxes, tight_box
 from ..utils.images import as_masks
 from .common import CATEGORY
 
@@ -19,6 +19,7 @@ _KEYS: dict[str, Callable[[BoundingBox, float], float]] = {
     "top-bottom": lambda box, area: box["y"] if area else _BEYOND,
 }
 ORDERS = ("index", *_KEYS)
+_KNOWN = ("score", "label", "frame_index")  # of a given box, what its mask keeps
 
 
 class SelectMasks:
@@ -105,7 +106,7 @@ def boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBox
     Given boxes are as many as there are masks, or as there are masks with something in them, as SAM Predict Mask makes them.
     """
     tight = [tight_box(mask) for mask in masks]
-    given = [] if bboxes is None else flat_boxes(bboxes)
+    given = [] if bboxes is None else _with_frames(nested_boxes(bboxes))
     filled = [i for i, box in enumerate(tight) if box is not None]
     places = range(len(masks)) if len(given) == len(masks) else filled
     if needs_scores and (len(given) != len(places) or any("score" not in box for box in given)):
@@ -115,9 +116,16 @@ def boxes_of(masks: Tensor, bboxes: Any, needs_scores: bool) -> list[BoundingBox
             "individual_masks on."
         )
     known = dict(zip(places, given, strict=True)) if len(given) == len(places) else {}
-    extras = [{key: known[i][key] for key in ("score", "label") if key in known.get(i, {})} for i in range(len(masks))]
+    extras = [{key: known[i][key] for key in _KNOWN if key in known.get(i, {})} for i in range(len(masks))]
     empty = BoundingBox(x=0, y=0, width=0, height=0)
     return [BoundingBox(**(box or empty), **extra) for box, extra in zip(tight, extras, strict=True)]
+
+
+def _with_frames(lists: list[list[BoundingBox]]) -> list[BoundingBox]:
+    """In one list; of several frames, each box says its own, so that what comes next can tell them apart."""
+    if len(lists) == 1:
+        return lists[0]
+    return [BoundingBox(**{"frame_index": frame, **box}) for frame, boxes in enumerate(lists) for box in boxes]
 
 
 def _merged(masks: Tensor, boxes: list[BoundingBox], chosen: list[int]) -> tuple[Tensor, list[BoundingBox]]:

@@ -19,7 +19,7 @@ from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_fram
 from .store.embedding import SAMEmbedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
-from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, segment_every_image, segment_everything
+from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, as_dicts, segment_every_image, segment_everything
 from .tasks.personalize import Personalized, PersonalizeOptions, personalize
 from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
 from .tasks.soft_edges import MatteOptions, soft_edges
@@ -61,6 +61,7 @@ __all__ = [
     "SAMWrapper",
     "Segmenter",
     "TeachOptions",
+    "as_dicts",
     "as_embedding",
     "as_segmenter",
     "decode",

@@ -102,7 +102,8 @@ class FakeComfyUI:
         )
 
     @staticmethod
-    def _save_image_path(prefix, output):
+    def _save_image_path(prefix, output, width=0, height=0):
+        prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
         folder, name = os.path.split(os.path.normpath(prefix))
         whole = Path(output) / folder
         if not whole.resolve().is_relative_to(Path(output).resolve()):

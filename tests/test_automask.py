@@ -13,7 +13,7 @@ from samkit.nodes.automask import AutoMask
 from samkit.sam import PRESETS, SAMError
 from samkit.sam.kernels.nms import Suppression, best_first, non_maximum_suppression
 from samkit.sam.tasks import everything
-from samkit.sam.tasks.everything import AutoMaskOptions, remove_small_regions, segment_everything
+from samkit.sam.tasks.everything import AutoMaskOptions, FoundMask, as_dicts, remove_small_regions, segment_everything
 from samkit.utils.boxes import tight_box
 from scenes import make_scene
 from segment_anything import SamAutomaticMaskGenerator
@@ -42,6 +42,52 @@ def check_equal(model, picture, **options):
         assert match.area == pytest.approx(record["area"], rel=1e-3)
         assert np.allclose(match.point, record["point_coords"][0])
     return ours
+
+
+@pytest.mark.parametrize("form", ["binary_mask", "coco_rle"])
+def test_the_dicts_are_segment_anythings(tiny_model, tiny_sam, picture, form):
+    as_mask = np.asarray
+    if form == "coco_rle":
+        as_mask = pytest.importorskip("pycocotools.mask", reason="the reference needs it; the pack does not").decode
+    options = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "points_per_side": 3, "box_nms_thresh": 1.0}
+    found = as_dicts(segment_everything(tiny_model, picture, AutoMaskOptions(**options)), picture.shape[:2], form)
+    wanted = SamAutomaticMaskGenerator(tiny_sam, output_mode=form, **options).generate(picture)
+    assert len(found) == len(wanted) > 2
+    by_place = lambda record: (*record["point_coords"][0], round(record["predicted_iou"], 3))  # noqa: E731
+    for one, other in zip(sorted(found, key=by_place), sorted(wanted, key=by_place), strict=True):
+        assert list(one) == list(other) and [type(value) for value in one.values()] == [type(v) for v in other.values()]
+        for key in ("bbox", "crop_box", "area", "predicted_iou", "stability_score"):
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-3), key
+        assert np.allclose(one["point_coords"], other["point_coords"])
+        assert np.mean(as_mask(one["segmentation"]) != as_mask(other["segmentation"])) < 1e-3
+
+
+def test_supervision_takes_the_dicts(demo_model):
+    supervision = pytest.importorskip("supervision", reason="a development requirement; the pack does not need it")
+    picture = make_scene(1_000_000_001).image
+    dicts = as_dicts(segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE)), picture.shape[:2])
+    detections = supervision.Detections.from_sam(dicts)
+    assert len(detections) == len(dicts) > 2
+    assert (np.sort(detections.mask.sum((1, 2))) == np.sort([one["area"] for one in dicts])).all()
+
+
+def test_the_dicts_of_a_crop_have_its_place():
+    one = FoundMask(np.packbits(np.ones(6, bool)), (10, 20, 12, 21), 0.5, 0.75, (11.0, 20.5), (8, 16, 40, 48))
+    (record,) = as_dicts([one], (60, 80))
+    assert record.pop("segmentation")[20:22, 10:13].all()
+    assert record == {
+        "area": 6,
+        "bbox": [10, 20, 2, 1],
+        "predicted_iou": 0.5,
+        "point_coords": [[11.0, 20.5]],
+        "stability_score": 0.75,
+        "crop_box": [8, 16, 32, 32],
+    }
+
+
+def test_an_unknown_form_of_dicts_is_refused():
+    with pytest.raises(SAMError, match="choose one of binary_mask"):
+        as_dicts([], (4, 4), "uncompressed_rle")
 
 
 @pytest.mark.parametrize("seed", range(3))

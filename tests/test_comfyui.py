@@ -248,6 +248,29 @@ def test_words_that_find_nothing_make_empty_masks(server):
     assert len(masks) == 2 and not any(pixels(path).any() for node in masks for path in saved[node])
 
 
+def test_masks_are_saved_as_a_data_set_that_grows(server):
+    """Labels and scores of SAM Segment Text come as ComfyUI's lists, and run the node once for all of them."""
+    graph = words_graph(0.0)
+    (words,) = [number for number, node in graph.items() if node["class_type"] == "SAMKit_SegmentText"]
+    graph[words]["inputs"]["individual_masks"] = True
+    given = {name: [words, slot] for slot, name in enumerate(("masks", "bboxes", "scores", "labels"))}
+    inputs = {"images": graph[words]["inputs"]["image"], "filename_prefix": "samkit/words", "format": "COCO RLE", **given}
+    both = {words: graph[words], "data": {"class_type": "SAMKit_SaveMasks", "inputs": inputs}}
+    for source in ("sam_model", "grounding_model", "image"):
+        number = graph[words]["inputs"][source][0]
+        both[number] = graph[number]
+    labels = {"class_type": "PreviewAny", "inputs": {"source": [words, 3]}}
+    shown = [server.run({**both, "labels": labels, "data": both["data"] | {"inputs": inputs | {"labels": name}}})["outputs"]
+             for name in ([words, 3], "all")]  # fmt: skip
+    assert [one["data"]["images"][0]["filename"] for one in shown] == ["words_00001_.png", "words_00002_.png"]
+    root = server.base / "output" / "samkit" / "words"
+    document = read(root / "annotations.json")
+    names = {one["id"]: one["name"] for one in document["categories"]}
+    saved = [names[one["category_id"]] for one in document["annotations"]]
+    assert saved[: len(saved) // 2] == shown[0]["labels"]["text"] and set(saved[len(saved) // 2 :]) == {"all"}
+    assert (pixels(root / "images" / "words_00002_.png") == opened("samkit_scene.png")).all()
+
+
 @pytest.mark.parametrize(
     ("example", "prefix", "thing", "least"),
     [

@@ -24,7 +24,7 @@ from samkit.sam.placement.host import move
 from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.words import _best
 from samkit.sam.weights.registry import GROUNDING, KnownFolder
-from samkit.utils.boxes import boxes_per_frame, flat_boxes
+from samkit.utils.boxes import boxes_per_frame, nested_boxes
 from samkit.utils.overlay import paint_boxes
 from test_hub import COMMIT, REPO, server  # noqa: F401  a fixture
 
@@ -585,11 +585,11 @@ def test_impact_packs_segs_are_boxes():
     segs = ((60, 90), [seg((10, 12, 40, 50)), seg(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.5]), "hand")])
     for frames in (1, 3):
         assert [boxes.tolist() for boxes in boxes_per_frame(segs, frames)] == [[[10, 12, 40, 50], [1, 2, 3, 4]]] * frames
-    assert flat_boxes(segs) == [
+    assert nested_boxes(segs)[0] == [
         {"x": 10, "y": 12, "width": 30, "height": 38, "score": 0.75, "label": "face"},
         {"x": 1, "y": 2, "width": 2, "height": 2, "score": 0.5, "label": "hand"},
     ]
-    assert flat_boxes(((60, 90), [seg((1, 2, 3, 4), None, None)])) == [{"x": 1, "y": 2, "width": 2, "height": 2}]
+    assert nested_boxes(((60, 90), [seg((1, 2, 3, 4), None, None)]))[0] == [{"x": 1, "y": 2, "width": 2, "height": 2}]
 
 
 def test_segs_without_a_thing_and_segs_per_frame():

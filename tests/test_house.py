@@ -18,6 +18,7 @@ FLOORS = {  # inside sam: a room may import its own floor and those below
     "weights": 2,
     "prompts": 2,
     "store": 1,
+    "datasets": 1,
     "geometry": 0,
     "errors": 0,
 }

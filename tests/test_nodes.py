@@ -21,6 +21,12 @@ NODES = pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
 CONTRACT = {
     "AV_SAMLoader": ("Load SAM Model", ["model_name"], ["precision"], ["sam_model"]),
     "SAMKit_HubLoader": ("Load SAM from Hub", ["repo_id"], ["revision", "filename", "precision"], ["sam_model"]),
+    "SAMKit_SaveMasks": (
+        "SAM Save Masks",
+        ["images", "masks", "filename_prefix", "format"],
+        ["bboxes", "labels", "scores"],
+        [],
+    ),
     "GetSAMEmbedding": ("Get SAM Embedding", ["sam_model", "image"], ["device_mode"], ["sam_embedding"]),
     "SAMEmbeddingToImage": ("SAM Embedding to Image", ["embedding"], ["mode"], ["image"]),
     "SAMKit_PredictMask": (

@@ -10,7 +10,7 @@ from reference import random_sam
 from samkit.sam import PromptInputs, SAMError, group, objects_per_frame
 from samkit.sam.models.families import as_segmenter
 from samkit.sam.prompts import mask_to_logits
-from samkit.utils.boxes import boxes_per_frame, flat_boxes
+from samkit.utils.boxes import boxes_per_frame, nested_boxes
 from samkit.utils.images import resize_masks
 from samkit.utils.names import named
 from samkit.utils.points import points_per_frame
@@ -106,7 +106,7 @@ def test_an_object_is_a_text_or_a_number(name):
 
 
 def test_names_are_kept_with_boxes_that_are_selected():
-    assert flat_boxes([{"x": 1, "y": 1, "width": 2, "height": 2, "object": "cup"}])[0]["object"] == "cup"
+    assert nested_boxes([{"x": 1, "y": 1, "width": 2, "height": 2, "object": "cup"}])[0][0]["object"] == "cup"
 
 
 def test_a_single_click_is_one_point_and_nothing_else():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from samkit.sam import SAMError
-from samkit.utils.boxes import boxes_per_frame, flat_boxes, tight_box
+from samkit.utils.boxes import boxes_per_frame, nested_boxes, tight_box
 from samkit.utils.images import as_masks, image_to_frames
 from samkit.utils.overlay import draw_box, mark, outline, paint_masks, principal_components
 from samkit.utils.points import points_per_frame
@@ -61,9 +61,10 @@ def test_boxes_of_another_form_are_refused(value, message):
         boxes_per_frame(value, 2)
 
 
-def test_flat_boxes_keep_scores_and_labels():
-    flat = flat_boxes([[{**BOX, "score": 0.5}], [], [(0, 0, 2, 1)]])
-    assert flat == [{**BOX, "score": 0.5}, {"x": 0, "y": 0, "width": 2, "height": 1}]
+def test_lists_of_boxes_keep_frames_scores_and_labels():
+    lists = nested_boxes([[{**BOX, "score": 0.5}], [], [(0, 0, 2, 1)]])
+    assert lists == [[{**BOX, "score": 0.5}], [], [{"x": 0, "y": 0, "width": 2, "height": 1}]]
+    assert nested_boxes(BOX) == nested_boxes([BOX]) == [[BOX]] and nested_boxes([]) == [[]]
 
 
 def test_a_tight_box_ends_after_the_last_pixel():

@@ -172,7 +172,7 @@ def _short(value: Any) -> str:
 
 
 def nested_boxes(value: Any, form: BoxForm = "auto") -> list[list[BoundingBox]]:
-    """Boxes in any of their forms to lists of dicts, with scores and labels: one list per frame, or a single one for all.
+    """Boxes in any of their forms to lists of dicts, with scores, labels and frames: one list per frame, or one for all.
 
     Raises:
         SAMError: an item that is not a box.
@@ -184,20 +184,10 @@ def nested_boxes(value: Any, form: BoxForm = "auto") -> list[list[BoundingBox]]:
     return [[_as_dict(box, f"{place}[{i}]", form) for i, box in enumerate(boxes)] for place, boxes in places]
 
 
-def flat_boxes(value: Any) -> list[BoundingBox]:
-    """BOUNDING_BOX in any of its forms to one flat list of dicts in order, with scores and labels kept.
-
-    Raises:
-        SAMError: an item that is not a box.
-    """
-    value = _as_list(value)
-    flat = [box for item in value for box in ([item] if _is_box(item) or not _is_list(item) else item)]
-    return [_as_dict(box, f"bboxes[{i}]") for i, box in enumerate(flat)]
-
-
 def _as_dict(box: Any, place: str, form: BoxForm = "auto") -> BoundingBox:
     x1, y1, x2, y2 = _corners(box, place, form)
-    extra = {key: box[key] for key in ("score", "label", "object") if key in box} if isinstance(box, Mapping) else {}
+    kept = ("score", "label", "object", "frame_index")
+    extra = {key: box[key] for key in kept if key in box} if isinstance(box, Mapping) else {}
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
 
 
@@ -206,9 +196,9 @@ def corners_of(box: BoundingBox) -> tuple[float, float, float, float]:
     return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
 
 
-def tight_box(mask: Tensor) -> BoundingBox | None:
+def tight_box(mask: Tensor | np.ndarray) -> BoundingBox | None:
     """Smallest box around a mask `[H, W]` (nonzero = inside), in whole pixels; None where the mask is empty."""
-    values = mask.cpu().numpy()
+    values = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     inside = values if values.dtype == bool else values != 0
     rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     if not len(rows):

@@ -95,11 +95,8 @@ def new_path(prefix: str, ending: str) -> Path:
         ValueError, OSError: ComfyUI refuses the name, since it leads out of the output folder.
     """
     if inside_comfyui():
-        import folder_paths
-
-        output = folder_paths.get_output_directory()
-        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, output)
-        return Path(folder) / f"{name}_{number:05}_{ending}"
+        folder, name, number = save_place(prefix, (0, 0))
+        return folder / f"{name}_{number:05}_{ending}"
     path = PACK / "models" / prefix
     path.parent.mkdir(parents=True, exist_ok=True)
     taken = len(list(path.parent.glob(f"{path.name}_*{ending}")))
@@ -260,6 +257,35 @@ def _saved_result(image: np.ndarray, folder: Path) -> dict[str, str]:
     name = f"samkit_result_{hashlib.sha256(file.getvalue()).hexdigest()[:32]}.jpg"
     _write_once(folder / name, lambda part: part.write_bytes(file.getvalue()))
     return {"filename": name, "subfolder": "", "type": "temp"}
+
+
+def output_folder() -> Path:
+    """ComfyUI's folder for results; outside ComfyUI, `output` in the pack."""
+    if not inside_comfyui():
+        return PACK / "output"
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
+
+
+def save_place(prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:
+    """Where ComfyUI's Save Image would put the next file of a prefix: its folder, name and number. The folder is made.
+
+    Args:
+        prefix: below the output folder; `%width%`, `%height%` and parts of the date such as `%year%` are filled in. Outside
+            ComfyUI it is taken as it is.
+        size: (H, W) of the image.
+    """
+    output = output_folder()
+    if inside_comfyui():
+        import folder_paths
+
+        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(output), size[1], size[0])
+        return Path(folder), name, number
+    path = output / prefix
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = [one.name[len(path.name) + 1 :].split("_")[0] for one in path.parent.glob(f"{path.name}_*")]
+    return path.parent, path.name, 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def is_running() -> bool:

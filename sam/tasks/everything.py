@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...utils.comfy import Progress
+from ..datasets.rle import encode_mask
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.nms import Suppression, best_first, non_maximum_suppression
@@ -118,6 +119,44 @@ class FoundMask:
         x1, y1, x2, y2 = self.box
         mask[y1 : y2 + 1, x1 : x2 + 1] = self.pixels
         return mask
+
+
+def as_dicts(found: Sequence[FoundMask], size: Size, mask_format: str = "binary_mask") -> list[dict[str, Any]]:
+    """Masks in the form of `SamAutomaticMaskGenerator.generate`, for what takes its result (supervision's `from_sam`).
+
+    Args:
+        found: the masks of one image.
+        size: (H, W) of the image.
+        mask_format: of `segmentation`: `binary_mask`, bool `[H, W]`, or `coco_rle`, COCO's run-length encoding.
+
+    Returns:
+        For each mask, in the order of `found`: `segmentation`, `area`, `bbox` and `crop_box` [x, y, width, height] (of `bbox`
+        as there, from the first to the last pixel: one less than the mask is wide and high), `predicted_iou`, `point_coords`
+        [[x, y]], `stability_score`.
+
+    Raises:
+        SAMError: there is no such `mask_format`.
+    """
+    if mask_format not in ("binary_mask", "coco_rle"):
+        raise SAMError(f"mask_format is {mask_format!r}: choose one of binary_mask, coco_rle.")
+    encode = encode_mask if mask_format == "coco_rle" else np.asarray
+    return [
+        {
+            "segmentation": encode(one.full(size)),
+            "area": one.area,
+            "bbox": _sides(one.box),
+            "predicted_iou": one.score,
+            "point_coords": [list(one.point)],
+            "stability_score": one.stability,
+            "crop_box": _sides(one.crop),
+        }
+        for one in found
+    ]
+
+
+def _sides(box: Box) -> list[int]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def segment_everything(

@@ -1,0 +1,74 @@
+"""COCO instance JSON (https://cocodataset.org/#format-data), one file for all images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import as_json, read_json, write_whole
+from .objects import LabeledImage, Record, labels_in, record_of, visible
+from .polygons import coco_polygons
+from .rle import encode_mask
+
+_LISTS = "images", "annotations", "categories"
+
+
+class Coco:
+    """A COCO file.
+
+    `file_name` of an image is relative to the folder of images, which a reader is given beside the file. Numbers of images,
+    annotations and categories begin at 1. `score` is added to an annotation where it is known.
+
+    Args:
+        path: the JSON file.
+        polygons: write polygons; else run-length encodings, which are exact in every reader.
+    """
+
+    image_folder: Path | None = None
+
+    def __init__(self, path: Path, polygons: bool = False) -> None:
+        self.path = path
+        self._encode: Callable[[np.ndarray], Any] = coco_polygons if polygons else encode_mask
+
+    def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
+        """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
+        return record_of(image, [self._encode(one.mask) for one in visible(image)]), {}
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write the file with these images only."""
+        self._write({"info": {"description": "SAM Kit"}, "images": [], "annotations": [], "categories": []}, records)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add images to the file, which need not be there; what it holds stays, with its numbers.
+
+        Raises:
+            SAMError: the file is not a COCO file.
+        """
+        document = read_json(self.path, _LISTS)
+        if document is None:
+            self.write(records)
+        else:
+            self._write(document, records)
+
+    def _write(self, document: dict[str, Any], records: Sequence[Record]) -> None:
+        write_whole(self.path, as_json(_extended(document, records)))
+
+
+def _extended(document: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    images, annotations, categories = (list(document[name]) for name in _LISTS)
+    numbers = {category["name"]: category["id"] for category in categories}
+    for label in labels_in(records):
+        if label not in numbers:
+            numbers[label] = 1 + max(numbers.values(), default=0)
+            categories.append({"id": numbers[label], "name": label, "supercategory": ""})
+    image_id, annotation_id = (1 + max((one["id"] for one in listed), default=0) for listed in (images, annotations))
+    for record in records:
+        images.append({"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}})
+        for one in record["objects"]:
+            kept = {key: value for key, value in one.items() if key != "label"}
+            numbered = {"id": annotation_id, "image_id": image_id, "category_id": numbers[one["label"]], "iscrowd": 0}
+            annotations.append({**numbered, **kept})
+            annotation_id += 1
+        image_id += 1
+    return {**document, "images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,51 @@
+"""The formats by name, behind one face."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, get_args
+
+from ..errors import SAMError
+from .coco import Coco
+from .objects import LabeledImage, Record
+from .pngs import Pngs
+from .yolo import Yolo
+
+FormatName: TypeAlias = Literal["COCO RLE", "COCO polygons", "YOLO", "PNG"]
+FORMATS: tuple[str, ...] = get_args(FormatName)
+
+
+class Format(Protocol):
+    """A data set at one place.
+
+    Attributes:
+        path: its file or folder.
+        image_folder: where the format wants the images; None: anywhere.
+    """
+
+    path: Path
+    image_folder: Path | None
+
+    def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
+        """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Make the data set of these images only."""
+        ...
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add images to what is there."""
+        ...
+
+
+def data_set(name: str, path: Path) -> Format:
+    """A data set in the format `name`, one of `FORMATS`: a file for COCO, a folder for the others.
+
+    Raises:
+        SAMError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise SAMError(f"format is {name!r}: choose one of {', '.join(FORMATS)}.")
+    if name.startswith("COCO"):
+        return Coco(path, polygons=name.endswith("polygons"))
+    return Yolo(path) if name == "YOLO" else Pngs(path)

@@ -1,0 +1,72 @@
+"""What a data set records: images, and in each its objects, one mask with a label and a score to an object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...utils.boxes import tight_box
+from ..geometry import Size
+
+DEFAULT_LABEL = "object"
+
+
+@dataclass(frozen=True)
+class LabeledMask:
+    """One object of an image.
+
+    Attributes:
+        mask: bool `[H, W]`; an object with an empty mask is not recorded.
+        label: its category; empty: `DEFAULT_LABEL`.
+        score: SAM's predicted IoU or a detector's score; None: not known.
+    """
+
+    mask: np.ndarray
+    label: str = DEFAULT_LABEL
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image and its objects.
+
+    Attributes:
+        file_name: relative to the data set's folder of images, with `/`.
+        size: (H, W), also that of every mask.
+        objects: in order.
+    """
+
+    file_name: str
+    size: Size
+    objects: Sequence[LabeledMask]
+
+
+Record = dict[str, Any]
+"""A `LabeledImage` as JSON: `file_name`, `width`, `height`, and `objects`, each with `label`, `score` where it is known, `area`
+in pixels, `bbox` [x, y, width, height] and `segmentation`, whose form is the format's."""
+
+
+def record_of(image: LabeledImage, segmentations: Sequence[Any]) -> Record:
+    """The record of an image, with one segmentation for each of `visible(image)`."""
+    height, width = image.size
+    objects = [_object(one, value) for one, value in zip(visible(image), segmentations, strict=True)]
+    return {"file_name": image.file_name, "width": width, "height": height, "objects": objects}
+
+
+def visible(image: LabeledImage) -> list[LabeledMask]:
+    """The objects that have a pixel."""
+    return [one for one in image.objects if one.mask.any()]
+
+
+def _object(one: LabeledMask, segmentation: Any) -> Record:
+    x, y, width, height = (tight_box(one.mask) or {}).values()
+    label = " ".join(one.label.split()) or DEFAULT_LABEL  # a line of text is a class in YOLO's files
+    score = {} if one.score is None else {"score": float(one.score)}
+    area = int(np.count_nonzero(one.mask))
+    return {"label": label, **score, "area": area, "bbox": [x, y, width, height], "segmentation": segmentation}
+
+
+def labels_in(records: Sequence[Record], known: Sequence[str] = ()) -> list[str]:
+    """Every label once: those that are known, then the others in the order in which they first appear."""
+    return list(dict.fromkeys([*known, *(one["label"] for record in records for one in record["objects"])]))

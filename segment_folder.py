@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Segments folders of images with SAM, and writes the masks as a data set: COCO, YOLO or PNGs.
+
+    python segment_folder.py photos --everything --coco masks.json
+    python segment_folder.py photos --words "cat. dog." --yolo cats_and_dogs
+    python segment_folder.py photos --prompts boxes.json --png masks
+
+A run that was stopped or killed goes on where it was when it is started again. An image that cannot be segmented is reported
+and skipped. The exit status is 0 if every image was segmented, 1 if some were skipped, 2 if nothing could be done, and 130
+after Ctrl-C. See docs/scale.md.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NAME = "samkit"
+
+
+def load_pack() -> ModuleType:
+    """The pack as a package: the installed one that this file belongs to, or the folder it lies in, whatever that is called."""
+    if __package__:
+        return importlib.import_module(__package__)
+    if NAME not in sys.modules:
+        root = Path(__file__).resolve().parent
+        spec = importlib.util.spec_from_file_location(NAME, root / "__init__.py", submodule_search_locations=[str(root)])
+        sys.modules[NAME] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[NAME])
+    return sys.modules[NAME]
+
+
+def part(name: str) -> ModuleType:
+    """A module of the pack, by its dotted name in it."""
+    return importlib.import_module(f"{load_pack().__name__}.{name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    chosen = make_parser().parse_args(arguments)
+    try:
+        return run(chosen)
+    except part("sam").SAMError as error:
+        say(f"{Path(sys.argv[0]).name}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("Stopped. Run the same command to go on.")
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options, those of the modes by the fields of their dataclasses."""
+    sam = part("sam")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGES", help="folders, with their subfolders, and image files"
+    )
+    modes = parser.add_argument_group("what to segment").add_mutually_exclusive_group(required=True)
+    modes.add_argument("--everything", action="store_true", help="all objects")
+    modes.add_argument("--words", metavar="TEXT", help='the objects that a text names: "cat. dog."')
+    modes.add_argument("--prompts", type=Path, metavar="FILE", help="points and boxes per image, see docs/scale.md")
+    outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
+    outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
+    outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
+    outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
+    parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
+    parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
+    parser.add_argument("--restart", action="store_true", help="forget what an earlier run has done")
+    models = parser.add_argument_group("models and devices")
+    models.add_argument(
+        "--model", default="sam_vit_b_01ec64.pth", help="a checkpoint's path or known name (default: %(default)s)"
+    )
+    models.add_argument("--grounding", default="grounding-dino-tiny", help="with --words: a folder or a known name")
+    models.add_argument("--precision", default="auto", choices=sam.PRECISIONS)
+    models.add_argument("--device-mode", default="Prefer GPU", choices=sam.DEVICE_MODES)
+    models.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run under Ray: on this machine, or on a cluster")
+    models.add_argument("--actors", type=int, default=0, metavar="N", help="with --ray: how many copies of the model")
+    for title, options in (("with --everything", sam.AutoMaskOptions), ("with --words", sam.GroundingOptions)):
+        group = parser.add_argument_group(title)
+        for field in fields(options):
+            group.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    return parser
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Segment what was chosen, and say how it went."""
+    folders = part("sam.tasks.folders")
+    output = chosen.coco or chosen.yolo or chosen.png
+    root, images = folders.find_images(chosen.images, None if chosen.coco else output)
+    task, unknown = make_task(chosen, folders), []
+    if chosen.prompts:
+        images, unknown = folders.read_prompts(chosen.prompts, images)
+    if chosen.restart:
+        output.with_name(f"{output.name}.journal").unlink(missing_ok=True)
+    runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
+    with Bar(len(images)) as bar:
+        summary = folders.segment_folder(task, images, output, runner, bar.advance)
+    errors = summary.errors | dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+    for name, error in errors.items():
+        say(f"{name}: skipped. {error}")
+    say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
+    return 1 if errors else 0
+
+
+def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
+    """The options as a task, with the models' files found, or fetched where they are known."""
+    sam = part("sam")
+    kinds = {"everything": sam.AutoMaskOptions, "found": sam.GroundingOptions}
+    options = {name: kind(**{f.name: getattr(chosen, f.name) for f in fields(kind)}) for name, kind in kinds.items()}
+    path, grounding = Path(chosen.model), None
+    if chosen.words is not None:
+        folder = Path(chosen.grounding)
+        grounding = folder if folder.is_dir() else part("nodes.grounding").find_model(chosen.grounding)
+    return folders.FolderTask(
+        mode="everything" if chosen.everything else "words" if chosen.words is not None else "prompts",
+        format=("COCO polygons" if chosen.polygons else "COCO RLE") if chosen.coco else "YOLO" if chosen.yolo else "PNG",
+        checkpoint=path.resolve() if path.is_file() else part("nodes.model").find_checkpoint(chosen.model),
+        precision=chosen.precision,
+        device_mode=chosen.device_mode,
+        grounding=grounding and grounding.resolve(),
+        text=chosen.words or "",
+        label=chosen.label,
+        **options,
+    )
+
+
+class Bar:
+    """A progress bar on a terminal, and nothing elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="image", disable=None)
+
+    def advance(self, result: Any) -> None:
+        """One image more."""
+        self._bar.update()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def say(text: str) -> None:
+    """A line for the user."""
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
