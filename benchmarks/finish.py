@@ -19,8 +19,7 @@ SIZES = ((480, 640), (1536, 2048), (3000, 4000))
 IMAGES = ((768, 1024), (3000, 4000))
 MATTE = """
 import transformers
-from samkit.sam import MatteOptions, soft_edges
-from samkit.sam.models.matte import MatteModel
+from samkit.sam import MatteModel, soft_edges
 torch.manual_seed(0)
 backbone = transformers.VitDetConfig(
     hidden_size=384, num_attention_heads=6, num_channels=4, image_size=512, out_features=["stage12"], window_size=14,
