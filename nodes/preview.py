@@ -20,7 +20,7 @@ from ..sam.weights.registry import BUNDLED, KNOWN
 from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
-from ..utils.overlay import mask_png
+from ..utils.overlay import FORMS, mask_png
 from ..utils.text import counted
 from .editor_text import EditorObject, EditorPrompts, parse_editor
 from .prompt_editor import segment_marks
@@ -64,13 +64,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for: of the object at the place `only`, or of all together."""
+    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it."""
 
     subject: Subject
     prompts: EditorPrompts
     only: int | None
     editor: str = ""
     sequence: int = 0
+    form: str = "tint"
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,14 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
-    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `object`, `editor` and `sequence`.
+    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `object`, `editor`, `sequence` and `form`.
 
     Raises:
         SAMError: as `parse_subject` and `parse_editor`.
     """
     choice = parse_choice(body)
-    return Question(choice.subject, choice.prompts, choice.only, _text(body, "editor"), _whole(body, "sequence", 1 << 53))
+    editor, sequence = _text(body, "editor"), _whole(body, "sequence", 1 << 53)
+    return replace(choice, editor=editor, sequence=sequence, form=_one_of(body, "form", FORMS, "tint"))
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -260,7 +262,7 @@ class Preview:
         mask, score = _mask(question, prepared, question.prompts)
         objects = question.prompts.objects
         colour = objects[question.only or 0].colour if objects else EditorObject().colour
-        png = mask_png(mask, ImageColor.getrgb(colour))
+        png = mask_png(mask, ImageColor.getrgb(colour), question.form)
         return Answer(png, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.stamp)
 
 

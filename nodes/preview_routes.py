@@ -22,7 +22,7 @@ SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes
 MOST_BYTES = 2 << 20  # a thousand marks take 60 KB, the most paint that is read 1 MB
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
-_QUESTION = {*_CHOICE, "editor", "sequence"}
+_QUESTION = {*_CHOICE, "editor", "sequence", "form"}
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,9 @@ window.samkit = {
 """
 
 
+_SEE = "([index, name]) => { const editor = samkit.editor(index); editor.mode.name = name; editor.changed(); }"
+
+
 @contextlib.contextmanager
 def browser_page(server, nodes2=False):
     """A page of the server's ComfyUI with the classic canvas or Nodes 2.0.
@@ -204,9 +207,14 @@ class Editor:
         return self._unpacked(self.page.evaluate("([index, only]) => samkit.exact(index, only)", [self.index, only]))
 
     def levels(self):
-        """The masks as the server sent them, of all objects together: uint8 [H, W]."""
+        """The masks as the server gives them in their exact form, of all objects together: uint8 [H, W]."""
+        seen = self.evaluate("editor.mode.name")
+        self.page.evaluate(_SEE, [self.index, "mask"])
         self.leave()
-        return self._bytes(self.page.evaluate("(index) => samkit.levels(index)", self.index))
+        levels = self._bytes(self.page.evaluate("(index) => samkit.levels(index)", self.index))
+        self.page.evaluate(_SEE, [self.index, seen])
+        self.settle()
+        return levels
 
     @classmethod
     def _unpacked(cls, answer):

@@ -78,7 +78,9 @@ def test_the_preview_is_the_runs_mask_to_the_level(comfy, finish):  # noqa: F811
 
     async def ask():
         preview = Preview()
-        bodies = [{**subject_of(), "prompts": prompts, "editor": "one", "sequence": n, "object": n} for n in range(2)]
+        bodies = [
+            {**subject_of(), "prompts": prompts, "editor": "one", "sequence": n, "object": n, "form": "mask"} for n in range(2)
+        ]
         return [await preview.ask(parse_question(body)) for body in bodies], (await preview.prepare(subject())).model
 
     answers, model = asyncio.run(ask())

@@ -17,7 +17,7 @@ from samkit.nodes.predict import Segment
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, image_path, is_running, load_image_file, quietly, save_temporary
-from samkit.utils.overlay import mask_png
+from samkit.utils.overlay import FORMS, mask_png, outline
 
 POINT, AWAY, BOX = (
     {"x": 30, "y": 25, "label": 1},
@@ -290,17 +290,22 @@ def test_the_errors_name_is_short_and_it_can_be_pickled():
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_the_png_is_exactly_the_mask(size, share):
     mask = np.random.default_rng(1).random(size) < share
-    made = mask_png(mask, (30, 144, 255))
-    image = Image.open(io.BytesIO(made))
-    assert image.mode == "P" and image.size == size[::-1]
-    pixels = np.array(image.convert("RGBA"))
-    assert (pixels[..., 3] == 255 * mask).all() and (pixels[..., :3] == (30, 144, 255)).all()
+    edge = outline(mask)
+    for form, inside in (("tint", 115), ("mask", 255), ("outline", 1)):
+        image = Image.open(io.BytesIO(mask_png(mask, (30, 144, 255), form)))
+        assert image.mode == "P" and image.size == size[::-1]
+        pixels = np.array(image.convert("RGBA"))
+        assert (pixels[..., 3] == np.where(edge, 255, np.where(mask, inside, 0))).all()
+        assert (pixels[..., :3] == (30, 144, 255)).all()
 
 
 def test_the_png_of_a_soft_mask_has_its_levels():
     mask = np.linspace(0, 1, 3000, dtype=np.float32).reshape(50, 60)
-    pixels = np.array(Image.open(io.BytesIO(mask_png(mask, (1, 2, 3)))).convert("RGBA"))
-    assert (pixels[..., 3] == np.rint(255 * mask)).all() and (pixels[..., :3] == (1, 2, 3)).all()
+    alpha = {form: np.array(Image.open(io.BytesIO(mask_png(mask, (1, 2, 3), form))).convert("RGBA"))[..., 3] for form in FORMS}
+    assert (alpha["mask"] == np.rint(255 * mask)).all()
+    edge = outline(mask > 0.5)
+    assert (alpha["tint"][edge] == 255).all() and (alpha["outline"] == np.where(edge, 255, mask > 0.5)).all()
+    assert abs(alpha["tint"] - 115 * mask)[~edge].max() < 1.5
 
 
 def test_the_png_is_small():

@@ -14,6 +14,8 @@ from .text import counted
 
 _GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, however many there are
 _TOKEN_PIXELS = 16
+FORMS = ("tint", "mask", "outline")
+_TINT = 115  # of 255: the opacity inside of a mask
 _RESULT_SIDE = 512  # pixels of a result image's long side: a node is rarely wider on the screen
 _RESULT_WIDTH = 240  # the narrowest that a caption has room on
 _CAPTION_PIXELS = 20
@@ -51,20 +53,39 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
-def mask_png(mask: np.ndarray, colour: tuple[int, int, int]) -> bytes:
-    """A mask as a PNG of one colour whose alpha is the mask.
+def mask_png(mask: np.ndarray, colour: tuple[int, int, int], form: str = "tint") -> bytes:
+    """A mask as a PNG of one colour, to lay over its image. It has a palette and few bits a pixel: small, and soon made.
 
     Args:
-        mask: bool or float in 0..1, `[H, W]`. Without levels it takes a bit a pixel: small, and made in some milliseconds.
+        mask: bool or float in 0..1, `[H, W]`.
         colour: red, green, blue.
+        form: of `FORMS`. `tint`: faint inside an opaque outline. `mask`: the alpha is the mask. `outline`: the outline alone;
+            inside the alpha is 1 of 255, which is not seen and tells the inside.
     """
     levels = np.rint(mask.astype(np.float32) * 255).astype(np.uint8)
-    has_levels = bool(((levels != 0) & (levels != 255)).any())
-    image = Image.fromarray(levels if has_levels else (levels != 0).view(np.uint8))
-    image.putpalette(list(colour) * (256 if has_levels else 2))
-    alpha = bytes(range(256)) if has_levels else bytes([0, 255])
+    has_levels = form != "outline" and bool(((levels != 0) & (levels != 255)).any())
+    if not has_levels:
+        return _palette_png(
+            _zones(mask > 0.5), colour, {"tint": [0, _TINT, 255], "mask": [0, 255, 255], "outline": [0, 1, 255]}[form]
+        )
+    if form == "tint":
+        levels = np.minimum(levels, 254)
+        levels[outline(mask > 0.5)] = 255
+    return _palette_png(levels, colour, list(range(256)) if form == "mask" else [*(_TINT * n // 255 for n in range(255)), 255])
+
+
+def _zones(mask: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W]`: 0 outside of a mask, 1 inside, 2 on its outline."""
+    zones = mask.astype(np.uint8)
+    zones += outline(mask)
+    return zones
+
+
+def _palette_png(indices: np.ndarray, colour: tuple[int, int, int], alphas: list[int]) -> bytes:
+    image = Image.fromarray(indices)
+    image.putpalette(list(colour) * len(alphas))
     file = io.BytesIO()
-    image.save(file, format="PNG", bits=8 if has_levels else 1, transparency=alpha, compress_level=1)
+    image.save(file, format="PNG", bits=2 if len(alphas) == 3 else 8, transparency=bytes(alphas), compress_level=1)
     return file.getvalue()
 
 

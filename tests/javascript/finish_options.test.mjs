@@ -170,7 +170,7 @@ test("views follow each other, and each has its own opacity", () => {
   mode.opacity = 0.3;
   const seen = Object.keys(VIEWS).map(() => (mode.next(), mode.name));
   assert.deepEqual(seen, ["cutout", "mask", "outline", "tint"]);
-  assert.equal(mode.opacity, 0.3);
+  assert.deepEqual([mode.opacity, mode.form], [0.3, "tint"]);
   mode.opacity = 7;
   assert.equal(mode.opacity, 1);
 });

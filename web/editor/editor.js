@@ -13,7 +13,7 @@ import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
-import { paintLayer, ViewMode } from "./views.js";
+import { INSIDE, paintLayer, ViewMode } from "./views.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
@@ -72,6 +72,7 @@ export class PromptEditor {
     this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed() });
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
+    this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
     this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change) });
     this.brush = new Brush(this);
@@ -310,17 +311,22 @@ export class PromptEditor {
 
   /** The masks to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
   async sendToMaskEditor() {
-    const masks = this.masks;
-    if (!masks.length || !this.image) return;
-    const { width, height } = this.image;
-    const context = new OffscreenCanvas(width, height).getContext("2d");
-    for (const { bitmap } of masks) context.drawImage(bitmap, 0, 0, width, height);
-    const pixels = context.getImageData(0, 0, width, height);
-    for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = 255 - pixels.data[i];
-    context.putImageData(pixels, 0, 0);
+    const { image, masks } = this;
+    const subject = this.#subject();
+    if (!masks.length || !image || !subject) return;
+    const { width, height } = image;
+    const name = this.images[this.state.frame];
     try {
+      const context = new OffscreenCanvas(width, height).getContext("2d");
+      for (const { object } of masks) {
+        const { png } = await this.exact.ask({ image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" });
+        context.drawImage(await createImageBitmap(png), 0, 0, width, height);
+      }
+      const pixels = context.getImageData(0, 0, width, height);
+      for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = 255 - pixels.data[i];
+      context.putImageData(pixels, 0, 0);
       const alpha = await context.canvas.convertToBlob({ type: "image/png" });
-      await this.host.sendToMaskEditor(alpha, this.images[this.state.frame]);
+      await this.host.sendToMaskEditor(alpha, name);
     } catch (error) {
       this.host.complain(error.message);
     }
@@ -527,9 +533,10 @@ export class PromptEditor {
   /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
   #item(object, more = null) {
     if (!more && this.#known.has(object)) return this.#known.get(object);
-    const question = this.state.question(object, more);
+    const form = more ? "tint" : this.mode.form;
+    const question = { ...this.state.question(object, more), form };
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, question.prompts.objects?.length > 1]);
+    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -562,7 +569,7 @@ export class PromptEditor {
   objectAt(place) {
     const { state } = this;
     if (!state.hasContent(state.current)) return null;
-    const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place));
+    const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place, INSIDE[this.mode.form]));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;
   }
@@ -599,8 +606,8 @@ const isField = (target) => target.tagName === "SELECT" || (target.tagName === "
 const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
 
 /** Whether a mask has the pixel at a place. */
-function isIn(bitmap, { x, y }) {
+function isIn(bitmap, { x, y }, least) {
   probe.clearRect(0, 0, 1, 1);
   probe.drawImage(bitmap, -Math.floor(x), -Math.floor(y));
-  return probe.getImageData(0, 0, 1, 1).data[3] > 127;
+  return probe.getImageData(0, 0, 1, 1).data[3] >= least;
 }

@@ -2,18 +2,26 @@
 
 import { ADD, decode } from "./patches.js";
 
-/** In the order in which V goes through them, each with how strong it is at first. */
+/** In the order in which V goes through them, each with the form in which the server renders its masks. */
 export const VIEWS = {
-  tint: { label: "Tint", opacity: 0.45 },
-  cutout: { label: "Cut-out", opacity: 1 },
-  mask: { label: "B & W", opacity: 1 },
-  outline: { label: "Outline", opacity: 1 },
+  tint: { label: "Tint", form: "tint" },
+  cutout: { label: "Cut-out", form: "mask" },
+  mask: { label: "B & W", form: "mask" },
+  outline: { label: "Outline", form: "outline" },
 };
+
+/** From which alpha on a pixel of a form is in the mask. */
+export const INSIDE = { tint: 58, mask: 128, outline: 1 };
 
 /** Which view is shown, and how strongly each is. */
 export class ViewMode {
   name = "tint";
-  #opacities = Object.fromEntries(Object.entries(VIEWS).map(([name, { opacity }]) => [name, opacity]));
+  #opacities = Object.fromEntries(Object.keys(VIEWS).map((name) => [name, 1]));
+
+  /** The form in which masks are wanted. */
+  get form() {
+    return VIEWS[this.name].form;
+  }
 
   get opacity() {
     return this.#opacities[this.name];
@@ -41,45 +49,10 @@ export function drawMasks(context, image, masks, { name, opacity }) {
   const isWhole = name === "cutout" || name === "mask";
   if (isWhole && own.length) drawWhole(context, image, own, name, opacity);
   for (const { bitmap, strength } of isWhole ? masks.filter((mask) => mask.isHover) : masks) {
-    const [fill, line] = name === "outline" ? [0, opacity] : [isWhole ? VIEWS.tint.opacity : opacity, 1];
-    context.globalAlpha = strength;
-    context.drawImage(layerOf(bitmap, fill, line), 0, 0, image.width, image.height);
+    context.globalAlpha = strength * (isWhole ? 1 : opacity);
+    context.drawImage(bitmap, 0, 0, image.width, image.height);
   }
   context.globalAlpha = 1;
-}
-
-const layers = new WeakMap(); // bitmap -> its latest layer
-
-/** A mask as a tint inside of an outline, at the mask's size. */
-function layerOf(bitmap, fill, line) {
-  const key = `${fill} ${line}`;
-  const known = layers.get(bitmap);
-  if (known?.key === key) return known.canvas;
-  const ring = draft(bitmap.width, bitmap.height, (context) => {
-    context.drawImage(bitmap, 0, 0);
-    context.globalCompositeOperation = "destination-out";
-    context.drawImage(innerOf(bitmap), 0, 0);
-  });
-  const canvas = known?.canvas ?? new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.globalAlpha = line;
-  context.drawImage(ring, 0, 0);
-  context.globalAlpha = fill;
-  context.globalCompositeOperation = "destination-over";
-  if (fill) context.drawImage(bitmap, 0, 0);
-  context.globalCompositeOperation = "source-over";
-  layers.set(bitmap, { key, canvas });
-  return canvas;
-}
-
-/** The pixels of a mask whose neighbours are in it too; beyond the image nothing is. */
-function innerOf(bitmap) {
-  return draft(bitmap.width, bitmap.height, (context) => {
-    context.drawImage(bitmap, 0, 0);
-    context.globalCompositeOperation = "destination-in";
-    for (const [x, y] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) context.drawImage(bitmap, x, y);
-  });
 }
 
 let painted = { key: null, canvas: null };
@@ -91,7 +64,7 @@ export function paintLayer(patches, colour, image) {
   const canvas = draft(image.width, image.height, (context) => {
     for (const { x, y, width, height, kinds } of patches.map(decode)) {
       const pixels = new ImageData(width, height);
-      kinds.forEach((kind, index) => { pixels.data[4 * index + 3] = kind === ADD ? 255 : 0; });
+      kinds.forEach((kind, index) => { pixels.data[4 * index + 3] = kind === ADD ? 115 : 0; });
       context.putImageData(pixels, x, y);
     }
     context.globalCompositeOperation = "source-in";
