@@ -75,9 +75,13 @@ export function paintLayer(patches, colour, image) {
   return canvas;
 }
 
-/** All masks together: white on black, or the hole that is cut into what hides the rest of the image. */
-function drawWhole(context, image, masks, name, opacity) {
-  const union = draft(image.width, image.height, (draw) => {
+let whole = { key: [], canvas: null };
+
+/** All masks together: white on black, or what hides the rest of the image with the masks cut out of it. */
+function wholeOf(image, masks, name) {
+  const key = [name, image.width, image.height, ...masks.flatMap(({ bitmap, strength }) => [bitmap, strength])];
+  if (key.length === whole.key.length && key.every((value, index) => value === whole.key[index])) return whole.canvas;
+  const canvas = draft(image.width, image.height, (draw) => {
     for (const { bitmap, strength } of masks) {
       draw.globalAlpha = strength < 0.5 ? strength : 1; // another object's is as white as the selected one's
       draw.drawImage(bitmap, 0, 0, image.width, image.height);
@@ -90,9 +94,14 @@ function drawWhole(context, image, masks, name, opacity) {
     draw.fillStyle = "#000000";
     if (name === "mask") draw.fillRect(0, 0, image.width, image.height);
   });
+  whole = { key, canvas };
+  return canvas;
+}
+
+function drawWhole(context, image, masks, name, opacity) {
   context.globalAlpha = opacity;
   context.globalCompositeOperation = name === "mask" ? "source-over" : "destination-out";
-  context.drawImage(union, 0, 0, image.width, image.height);
+  context.drawImage(wholeOf(image, masks, name), 0, 0, image.width, image.height);
   context.globalCompositeOperation = "source-over";
 }
 
