@@ -15,18 +15,19 @@ from ..sam import (
     FoundMask,
     SAMError,
     Segmenter,
+    everything_each,
     free_result_bytes,
     result_device,
-    segment_every_image,
 )
 from ..utils.boxes import BoundingBox
-from ..utils.images import as_masks, frames_to_image, image_to_frames, resize_masks
+from ..utils.images import Frames, as_masks, put_frame, resize_masks
 from ..utils.overlay import legend, paint_masks
 from ..utils.text import counted
 from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Found, Result, ShowsResult
 from .predict import OPTION_INPUTS as PREDICT_INPUTS
 
-_MASK_BYTES = 4  # a MASK is float32
+_MASK_BYTES = 4  # of a pixel: a MASK is float32
+_FRAME_BYTES = 16  # of a pixel: overlay and labels
 _DEFAULTS = {field.name: field.default for field in fields(AutoMaskOptions)}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
 
@@ -196,10 +197,16 @@ class AutoMask(ShowsResult):
             min_mask_region_area,
         )
         options = replace(_preset(preset, custom), points_per_batch=points_per_batch, concept=concept, hq=hq)
-        frames = image_to_frames(image)
-        regions = _regions(region, len(frames), tuple(image.shape[1:3]))
-        found = segment_every_image(sam_model, frames, options, regions, device_mode)
-        return _outputs(frames, [masks[: max_masks or None] for masks in found], tuple(image.shape[1:3]))
+        frames = Frames(image)
+        regions, found = _regions(region, len(frames), frames.size), []
+
+        def take(index: int, masks: list[FoundMask]) -> None:
+            found.append(masks[: max_masks or None])
+            _check_memory(found, len(frames), frames.size)
+
+        _check_memory(found, len(frames), frames.size)
+        everything_each(sam_model, frames, options, regions, take, device_mode)
+        return _outputs(frames, found)
 
 
 def _preset(name: str, custom: AutoMaskOptions) -> AutoMaskOptions:
@@ -222,26 +229,30 @@ def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[
     return list(masks) if len(masks) == frames else list(masks) * frames
 
 
-def _outputs(frames: list[np.ndarray], found: list[list[FoundMask]], size: tuple[int, int]) -> Result:
-    count = sum(map(len, found))
-    _check_memory(count, size)
-    masks = np.zeros((count, *size), dtype=np.float32)
-    labels = np.zeros((len(frames), *size), dtype=np.float32)
-    overlays, position = [], 0
+def _outputs(frames: Frames, found: list[list[FoundMask]]) -> Result:
+    """Each output is allocated once and filled in place, a frame at a time."""
+    masks = torch.zeros(sum(map(len, found)), *frames.size)
+    labels, overlay = torch.zeros(len(frames), *frames.size), torch.empty(len(frames), *frames.size, 3)
+    position = 0
     for index, (frame, objects) in enumerate(zip(frames, found, strict=True)):
-        full = np.stack([one.full(size) for one in objects]) if objects else np.zeros((0, *size), bool)
-        masks[position : position + len(full)] = full
-        position += len(full)
-        for rank, mask in enumerate(full, start=1):
-            labels[index][mask] = rank / len(full)
-        overlays.append(legend(paint_masks(frame, full), counted(len(full), "mask")))
-    overlay = frames_to_image(overlays) if overlays else torch.zeros(0, *size, 3)
+        own = masks[position : position + len(objects)].numpy()
+        position += len(objects)
+        _fill(own, labels[index].numpy(), objects)
+        put_frame(overlay[index], legend(paint_masks(frame, own), counted(len(objects), "mask")))
     boxes = [[_box(one, index) for one in objects] for index, objects in enumerate(found)]
     scores = [one.score for objects in found for one in objects] or [0.0]
     where = result_device()
-    outputs = torch.from_numpy(masks).to(where), boxes, scores, overlay.to(where), torch.from_numpy(labels).to(where)
-    shown = [Found(torch.zeros(0, *size, dtype=torch.bool), [one.score for one in objects]) for objects in found]
-    return Result(outputs, overlay, shown)
+    shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), [one.score for one in objects]) for objects in found]
+    return Result((masks.to(where), boxes, scores, overlay.to(where), labels.to(where)), overlay, shown)
+
+
+def _fill(masks: np.ndarray, labels: np.ndarray, objects: list[FoundMask]) -> None:
+    """A frame's masks float32 `[N, H, W]` and its label map `[H, W]`, both 0 before, each mask inside its box."""
+    for rank, (mask, one) in enumerate(zip(masks, objects, strict=True), start=1):
+        x1, y1, x2, y2 = one.box
+        inside, pixels = (slice(y1, y2 + 1), slice(x1, x2 + 1)), one.pixels
+        mask[inside] = pixels
+        labels[inside][pixels] = rank / len(objects)
 
 
 def _box(found: FoundMask, frame: int) -> BoundingBox:
@@ -250,11 +261,12 @@ def _box(found: FoundMask, frame: int) -> BoundingBox:
     return BoundingBox(x=x1, y=y1, width=x2 + 1 - x1, height=y2 + 1 - y1, **extra)
 
 
-def _check_memory(count: int, size: tuple[int, int]) -> None:
-    """Refuse before the masks would exceed free memory, while there is still something to say it with."""
-    needed, free = count * size[0] * size[1] * _MASK_BYTES, free_result_bytes()
+def _check_memory(found: list[list[FoundMask]], frames: int, size: tuple[int, int]) -> None:
+    """Refuse as soon as the outputs would exceed free memory, before more work that cannot fit either."""
+    count, pixels = sum(map(len, found)), size[0] * size[1]
+    needed, free = pixels * (count * _MASK_BYTES + frames * _FRAME_BYTES), free_result_bytes()
     if free is not None and needed > free:
         raise SAMError(
             f"{count} masks of {size[1]}x{size[0]} pixels need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: set "
-            "max_masks, or raise pred_iou_thresh."
+            f"max_masks, raise pred_iou_thresh, or use fewer frames. Segmented when this was noticed: {len(found)} of {frames}."
         )

@@ -1,10 +1,13 @@
 """What every node declares alike, and how a node shows its result."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..sam import DEVICE_MODES
@@ -60,6 +63,41 @@ class Found:
     scores: Sequence[float]
 
 
+class PackedFound:
+    """`Found` with a bit per pixel, for the frames of a long batch."""
+
+    def __init__(self, masks: Tensor, scores: Sequence[float]) -> None:
+        self.scores, self._shape = scores, tuple(masks.shape)
+        self._bits = np.packbits(masks.cpu().numpy())
+
+    @property
+    def masks(self) -> Tensor:
+        """The masks bool `[N, H, W]`."""
+        return torch.from_numpy(np.unpackbits(self._bits, count=math.prod(self._shape)).view(bool)).view(self._shape)
+
+
+class Shown:
+    """What was found in the frames of a batch that are shown.
+
+    Args:
+        frames: how many there are.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._kind = Found if frames == 1 else PackedFound
+        self._found: dict[int, Found | PackedFound] = {}
+
+    def put(self, frame: int, masks: Tensor, scores: list[float]) -> None:
+        """Masks bool `[N, H, W]` and scores of a frame."""
+        if frame < MOST_SHOWN:
+            self._found[frame] = self._kind(masks, scores)
+
+    @property
+    def found(self) -> "list[Found | PackedFound]":
+        """One for each frame that is shown, in order."""
+        return [self._found[frame] for frame in sorted(self._found)]
+
+
 class Result(tuple[Any, ...]):
     """A node's outputs, which also know how they are shown.
 
@@ -69,9 +107,9 @@ class Result(tuple[Any, ...]):
     """
 
     image: Tensor | None
-    found: Sequence[Found]
+    found: "Sequence[Found | PackedFound]"
 
-    def __new__(cls, outputs: tuple[Any, ...], image: Tensor | None, found: Sequence[Found]) -> "Result":
+    def __new__(cls, outputs: tuple[Any, ...], image: Tensor | None, found: "Sequence[Found | PackedFound]") -> "Result":
         """The outputs as a tuple."""
         result = super().__new__(cls, outputs)
         result.image, result.found = image, found

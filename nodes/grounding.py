@@ -11,21 +11,25 @@ from torch import Tensor
 from ..sam import (
     DeviceMode,
     FoundBoxes,
+    FramePrediction,
     GroundingModel,
     GroundingOptions,
     PredictOptions,
     PromptInputs,
     Segmenter,
-    encode,
+    as_segmenter,
     find_boxes,
     load_grounding,
+    objects_per_frame,
     result_device,
+    segment_each,
 )
 from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
 from ..utils.comfy import grounding_folders
-from ..utils.images import cutout, frames_to_image, image_to_frames
+from ..utils.images import Frames, cutout, put_frame
 from ..utils.overlay import legend, paint_boxes, paint_masks
+from ..utils.stacks import MaskStack
 from . import model_folders
 from .aliases import GROUNDING_ALIASES, is_listed
 from .common import (
@@ -37,7 +41,7 @@ from .common import (
     Result,
     ShowsResult,
 )
-from .predict import OPTION_INPUTS, predict
+from .predict import OPTION_INPUTS, Results
 from .segs import WordsDetector
 
 _DEFAULTS = {field.name: field.default for field in fields(GroundingOptions)}
@@ -169,10 +173,10 @@ class TextToBoxes:
         device_mode: DeviceMode = "AUTO",
     ) -> tuple[list[list[BoundingBox]], list[str], Tensor, WordsDetector]:
         options = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
-        frames = image_to_frames(image)
+        frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, options, device_mode)
         detector = WordsDetector(grounding_model, text, options, device_mode)
-        return _bboxes(found), _labels(found), _overlay(frames, found, image), detector
+        return _bboxes(found), _labels(found), _overlay(frames, found), detector
 
 
 class SegmentText(ShowsResult):
@@ -226,18 +230,26 @@ class SegmentText(ShowsResult):
         hq: bool = True,
     ) -> Result:
         wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
-        frames = image_to_frames(image)
+        frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
-        given = PromptInputs(boxes=[one.boxes for one in found])
-        embedding = encode(sam_model, image, device_mode)
-        options = PredictOptions(mask_threshold=mask_threshold, hq=hq)
-        masks, _, scores, _ = predict(sam_model, embedding, given, options, True, device_mode)
-        objects = masks.split([max(1, len(one.boxes)) for one in found])
-        overlay = _overlay([_painted(*pair) for pair in zip(frames, objects, strict=True)], found, image)
-        merged = torch.stack([part.amax(0) for part in objects]) if found else masks
-        outputs = _bboxes(found), scores, _labels(found), overlay, cutout(image, merged)
-        shown = [Found(part[:0] > 0, one.scores) for part, one in zip(objects, found, strict=True)]
-        return Result((masks if individual_masks else merged, *outputs), overlay, shown)
+        options = PredictOptions(mask_threshold=mask_threshold, hq=hq, logits=False)
+        frame = as_segmenter(sam_model).frame(frames.size)
+        results, merged = Results(len(frames), frame, options, individual_masks), MaskStack(len(frames), frames.size)
+        overlay = torch.empty(len(frames), *frames.size, 3)
+
+        def take(index: int, predicted: FramePrediction) -> None:
+            results.take(index, predicted)
+            merged.put(index, predicted.masks.any(0, keepdim=True))
+            painted = _painted_boxes(paint_masks(frames[index], predicted.masks.cpu().numpy()), found[index])
+            put_frame(overlay[index], painted)
+
+        prompts = objects_per_frame(PromptInputs(boxes=[one.boxes for one in found]), len(frames), frame)
+        segment_each(sam_model, frames, prompts, take, options, device_mode)
+        masks, _, scores, _ = results.outputs()
+        where = result_device()
+        cut = cutout(image, masks if not individual_masks else merged.filled(where))
+        shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), one.scores) for one in found]
+        return Result((masks, _bboxes(found), scores, _labels(found), overlay.to(where), cut), overlay, shown)
 
 
 def available_models() -> list[str]:
@@ -265,16 +277,16 @@ def _labels(found: list[FoundBoxes]) -> list[str]:
     return [label for one in found for label in one.labels or [""]]
 
 
-def _painted(frame: np.ndarray, masks: Tensor) -> np.ndarray:
-    return paint_masks(frame, masks.cpu().numpy() > 0)
-
-
-def _overlay(images: list[np.ndarray], found: list[FoundBoxes], image: Tensor) -> Tensor:
-    """Images uint8 `[H, W, 3]` with their boxes and a legend, as an IMAGE of as many frames as `image`."""
-    painted = []
-    for frame, (boxes, scores, labels) in zip(images, found, strict=True):
-        captions = [f"{label} {score:.2f}".strip() for label, score in zip(labels, scores, strict=True)]
-        with_boxes = paint_boxes(frame, boxes, captions)
-        painted.append(with_boxes if captions else legend(with_boxes, "nothing found"))
-    overlay = frames_to_image(painted) if painted else torch.zeros(0, *image.shape[1:3], 3)
+def _overlay(images: Frames, found: list[FoundBoxes]) -> Tensor:
+    """Images with their boxes and a legend, as an IMAGE."""
+    overlay = torch.empty(len(images), *images.size, 3)
+    for place, frame, boxes in zip(overlay, images, found, strict=True):
+        put_frame(place, _painted_boxes(frame, boxes))
     return overlay.to(result_device())
+
+
+def _painted_boxes(frame: np.ndarray, found: FoundBoxes) -> np.ndarray:
+    """An image uint8 `[H, W, 3]` with its boxes and a legend."""
+    captions = [f"{label} {score:.2f}".strip() for label, score in zip(found.labels, found.scores, strict=True)]
+    with_boxes = paint_boxes(frame, found.boxes, captions)
+    return with_boxes if captions else legend(with_boxes, "nothing found")

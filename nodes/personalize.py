@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import Concept, DeviceMode, PersonalizeOptions, Segmenter, personalize
-from .common import CATEGORY, CONCEPT_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Found, Result, ShowsResult
+from ..sam import Concept, DeviceMode, FoundObjects, PersonalizeOptions, Segmenter, personalize_each, result_device
+from ..sam.prompts import NO_POINTS
+from ..utils.images import Frames
+from ..utils.stacks import MaskStack
+from .common import CATEGORY, CONCEPT_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Result, Shown, ShowsResult
 from .predict import OPTION_INPUTS
 
 
@@ -73,12 +76,21 @@ class Personalize(ShowsResult):
         concept: Concept | None = None,
     ) -> Result:
         options = PersonalizeOptions(max_objects, min_score, hq, concept=concept)
-        found = personalize(sam_model, reference_image, reference_mask, image, options, device_mode)
-        masks = [_of_frame(masks, individual_masks) for masks in found.masks]
-        scores = [score for frame in found.scores for score in frame.tolist() or [0.0]]
-        stacked = torch.cat(masks).float() if masks else found.similarity
-        shown = [Found(*pair) for pair in zip(found.masks, map(Tensor.tolist, found.scores), strict=True)]
-        return Result((stacked, scores, found.similarity, _as_json(found.points)), image, shown)
+        frames = Frames(image)
+        masks, similarity = MaskStack(len(frames), frames.size), torch.empty(len(frames), *frames.size)
+        scores, points = [[0.0]] * len(frames), [NO_POINTS] * len(frames)
+        shown = Shown(len(frames))
+
+        def take(index: int, found: FoundObjects) -> None:
+            masks.put(index, _of_frame(found.masks, individual_masks))
+            similarity[index] = found.similarity
+            scores[index], points[index] = found.scores.tolist() or [0.0], found.points
+            shown.put(index, found.masks, found.scores.tolist())
+
+        personalize_each(sam_model, reference_image, reference_mask, frames, take, options, device_mode)
+        where = result_device()
+        flat = [score for frame in scores for score in frame]
+        return Result((masks.filled(where), flat, similarity.to(where), _as_json(points)), image, shown.found)
 
 
 def _of_frame(masks: Tensor, individually: bool) -> Tensor:

@@ -13,8 +13,8 @@ from ..sam import (
     Candidate,
     Concept,
     DeviceMode,
+    FramePrediction,
     Multimask,
-    Prediction,
     PredictOptions,
     PromptInputs,
     SAMEmbedding,
@@ -22,13 +22,17 @@ from ..sam import (
     Segmenter,
     as_embedding,
     as_segmenter,
-    decode,
-    encode,
+    decode_each,
     objects_per_frame,
+    result_device,
+    segment_each,
 )
+from ..sam.geometry import Frame
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
+from ..utils.comfy import is_connected
 from ..utils.images import as_image, as_masks
 from ..utils.points import points_per_frame, refuse_normalised
+from ..utils.stacks import MaskStack, joined
 from .common import (
     CATEGORY,
     CONCEPT_INPUT,
@@ -36,8 +40,8 @@ from .common import (
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
     UNCONNECTED,
-    Found,
     Result,
+    Shown,
     ShowsResult,
 )
 
@@ -131,6 +135,11 @@ class _Predictor(ShowsResult):
         "SAM's low-resolution logits of each object. Connect them to the next prediction to refine the mask.",
     )
 
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """ComfyUI's cache must not hand on results without logits to a graph in which they are connected."""
+        return "with logits" if logits_wanted() else ""
+
 
 class PredictMask(_Predictor):
     """`SAMKit_PredictMask`."""
@@ -173,7 +182,7 @@ class PredictMask(_Predictor):
         known = as_embedding(embedding, sam_model, image)
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
         refuse_normalised_points(given, known.original_size)
-        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
 
 
@@ -216,9 +225,17 @@ class Segment(_Predictor):
         frames, *size = as_image(image).shape[:3]
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
         refuse_normalised_points(given, tuple(size))
-        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept)
-        embedding = encode(sam_model, image, device_mode)
-        return predict(sam_model, embedding, given, options, individual_masks, device_mode, image)
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
+        frame = as_segmenter(sam_model).frame(tuple(size))
+        results = Results(frames, frame, options, individual_masks)
+        prompts = objects_per_frame(given, frames, frame)
+        segment_each(sam_model, image, prompts, results.take, options, device_mode)
+        return results.outputs(image)
+
+
+def logits_wanted() -> bool:
+    """Whether to make the output `logits`: not where ComfyUI says that nothing is connected to it."""
+    return is_connected(_Predictor.RETURN_NAMES.index("logits")) is not False
 
 
 def parse_prompts(
@@ -266,31 +283,51 @@ def predict(
 ) -> Outputs:
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
     frame = as_segmenter(model).frame(embedding.original_size)
-    found = decode(model, embedding, objects_per_frame(given, len(embedding), frame), options, device_mode)
-    bboxes = [_scored_boxes(masks, scores) for masks, scores in zip(found.masks, found.scores, strict=True)]
-    whole = _with_placeholders(found, frame.original, frame.grid)
-    apart = individual_masks or options.candidate == "all"
-    masks = [masks if apart or len(masks) == 1 else masks.any(0, keepdim=True) for masks in whole.masks]
-    scores = [float(score) for scores in whole.scores for score in scores]
-    shown = [Found(*pair) for pair in zip(found.masks, map(Tensor.tolist, found.scores), strict=True)]
-    if not masks:
-        return Result((torch.zeros(0, *frame.original), bboxes, scores, torch.zeros(0, 1, *frame.grid)), image, shown)
-    return Result((_joined(masks).float(), bboxes, scores, _joined(whole.logits)), image, shown)
+    results = Results(len(embedding), frame, options, individual_masks)
+    prompts = objects_per_frame(given, len(embedding), frame)
+    decode_each(model, embedding, prompts, results.take, options, device_mode)
+    return results.outputs(image)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class Results:
+    """The four outputs of both nodes, gathered frame by frame.
 
+    Args:
+        frames: how many there are.
+        frame: how each lies in the model's input.
+        options: what was asked for.
+        individual_masks: see the nodes.
+    """
 
-def _with_placeholders(found: Prediction, size: tuple[int, int], grid: tuple[int, int]) -> Prediction:
-    """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
-    masks, scores, logits = [], [], []
-    for mask, score, logit in zip(*found, strict=True):
-        none = not len(mask)
-        masks.append(mask.new_zeros(1, *size) if none else mask)
-        scores.append(score.new_zeros(1) if none else score)
-        logits.append(logit.new_full((1, 1, *grid), ABSENT_LOGIT) if none else logit)
-    return Prediction(masks, scores, logits)
+    def __init__(self, frames: int, frame: Frame, options: PredictOptions, individual_masks: bool) -> None:
+        self.frame, self.options, self.apart = frame, options, individual_masks or options.candidate == "all"
+        self.masks = MaskStack(frames, frame.original)
+        self.bboxes: list[list[BoundingBox]] = [[] for _ in range(frames)]
+        self.scores: list[list[float]] = [[] for _ in range(frames)]
+        self.logits, self.shown = [torch.zeros(0)] * frames, Shown(frames)
+
+    def take(self, index: int, found: FramePrediction) -> None:
+        """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
+        self.bboxes[index] = _scored_boxes(found.masks, found.scores)
+        self.shown.put(index, found.masks, found.scores.tolist())
+        if not len(found.masks):
+            found = self._placeholder(found)
+        together = not self.apart and len(found.masks) > 1
+        self.masks.put(index, found.masks.any(0, keepdim=True) if together else found.masks)
+        self.scores[index] = found.scores.tolist()
+        self.logits[index] = found.logits
+
+    def _placeholder(self, found: FramePrediction) -> FramePrediction:
+        logits = found.logits.new_full((int(self.options.logits), 1, *self.frame.grid), ABSENT_LOGIT)
+        return FramePrediction(found.masks.new_zeros(1, *self.frame.original), found.scores.new_zeros(1), logits)
+
+    def outputs(self, image: Tensor | None = None) -> Outputs:
+        """The outputs, shown on `image`; there are no logits where nothing is connected to them."""
+        scores, found = [score for frame in self.scores for score in frame], self.shown.found
+        if not self.logits:
+            empty = torch.zeros(0, *self.frame.original), self.bboxes, scores, torch.zeros(0, 1, *self.frame.grid)
+            return Result(empty, image, found)
+        return Result((self.masks.filled(result_device()), self.bboxes, scores, joined(self.logits)), image, found)
 
 
 def _scored_boxes(masks: Tensor, scores: Tensor) -> list[BoundingBox]:

@@ -19,10 +19,29 @@ from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_fram
 from .store.embedding import SAMEmbedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
-from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, as_dicts, segment_every_image, segment_everything
-from .tasks.personalize import Personalized, PersonalizeOptions, personalize
-from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
+from .tasks.everything import (
+    PRESETS,
+    AutoMaskOptions,
+    FoundMask,
+    as_dicts,
+    everything_each,
+    segment_every_image,
+    segment_everything,
+)
+from .tasks.personalize import FoundObjects, Personalized, PersonalizeOptions, personalize, personalize_each
+from .tasks.predict import (
+    CANDIDATES,
+    MULTIMASK,
+    Candidate,
+    FramePrediction,
+    Multimask,
+    Prediction,
+    PredictOptions,
+    decode,
+    decode_each,
+)
 from .tasks.soft_edges import MatteOptions, soft_edges
+from .tasks.stream import segment_each
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.files import load_concept, save_concept
@@ -42,6 +61,8 @@ __all__ = [
     "DeviceMode",
     "FoundBoxes",
     "FoundMask",
+    "FoundObjects",
+    "FramePrediction",
     "GroundingModel",
     "GroundingOptions",
     "Lesson",
@@ -65,7 +86,9 @@ __all__ = [
     "as_embedding",
     "as_segmenter",
     "decode",
+    "decode_each",
     "encode",
+    "everything_each",
     "find_boxes",
     "free_result_bytes",
     "group",
@@ -79,10 +102,12 @@ __all__ = [
     "normalise_text",
     "objects_per_frame",
     "personalize",
+    "personalize_each",
     "recall",
     "remember",
     "result_device",
     "save_concept",
+    "segment_each",
     "segment_every_image",
     "segment_everything",
     "soft_edges",

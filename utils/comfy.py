@@ -295,6 +295,32 @@ def is_running() -> bool:
     return instance is not None and bool(instance.prompt_queue.currently_running)
 
 
+def is_connected(output: int) -> bool | None:
+    """Whether the running prompt connects an output of the node that ComfyUI is calling now, in `IS_CHANGED` or to run it.
+
+    None where that cannot be known: outside ComfyUI, and for nodes that others make while a prompt runs.
+
+    ComfyUI gives a node its hidden inputs `PROMPT` and `UNIQUE_ID` when it runs, but `PROMPT` is empty in `IS_CHANGED`, which
+    has to know the same: the cache of results would hand on what was made before the output was connected.
+    """
+    node, prompt = _running_node()
+    if node not in prompt:
+        return None
+    links = [value for other in prompt.values() for value in other.get("inputs", {}).values()]
+    return any(isinstance(link, list) and link == [node, output] for link in links)
+
+
+def _running_node() -> tuple[str | None, dict[str, Any]]:
+    """The node that ComfyUI is calling now, and the prompt that it belongs to."""
+    context = getattr(sys.modules.get("comfy_execution.utils"), "get_executing_context", lambda: None)()
+    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if context is None or instance is None:
+        return None, {}
+    running = list(instance.prompt_queue.currently_running.values())
+    prompts = [item[2] for item in running if item[1] == context.prompt_id]
+    return context.node_id, prompts[0] if prompts else {}
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """In the body, work is not the queue's: it moves no progress bar, and does not answer (and so swallow) a Cancel."""
@@ -314,12 +340,12 @@ class Progress:
     """ComfyUI's progress bar and interruption; does nothing outside ComfyUI, or `quietly`.
 
     Args:
-        total: number of steps (or bytes) to come.
+        total: number of steps (or bytes) to come; None: it has no bar, since what it belongs to has one.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self._bar = None
-        if inside_comfyui() and not _is_quiet.get():
+        if total is not None and inside_comfyui() and not _is_quiet.get():
             import comfy.utils
 
             self._bar = comfy.utils.ProgressBar(total)

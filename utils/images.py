@@ -1,5 +1,8 @@
 """IMAGE and MASK tensors <-> numpy <-> PIL."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,32 +36,68 @@ def as_image(image: Tensor) -> Tensor:
     return image
 
 
-def image_to_frames(image: Tensor) -> list[np.ndarray]:
-    """IMAGE to one uint8 array per frame.
+class Frames(Sequence[np.ndarray]):
+    """An IMAGE as uint8 images `[H, W, 3]`, each converted when it is needed: a long batch is never there twice.
+
+    Values are rounded to the nearest of 256 levels and clipped. Alpha is dropped, as ComfyUI's own LoadImage does.
 
     Args:
-        image: `[B, H, W, C]` floats in 0..1; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). Alpha is dropped, as
-            ComfyUI's own LoadImage does.
-
-    Returns:
-        B arrays `[H, W, 3]`, rounded to the nearest of 256 levels and clipped.
+        image: `[B, H, W, C]` floats in 0..1; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA).
 
     Raises:
-        SAMError: not an IMAGE (see `as_image`), or values that are not finite.
+        SAMError: not an IMAGE (see `as_image`), or values that are not finite: at once, not after an hour of other frames.
     """
-    image = as_image(image)
-    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
-    colour = colour.detach().cpu()
-    if colour.dtype == torch.float64:
-        colour = torch.where(colour.isfinite(), colour.clamp(-_FAR, _FAR), colour)
-    levels = _to_levels(colour.float().contiguous().numpy())
-    if levels is None:
-        bad = int((~torch.isfinite(image)).sum())
-        raise SAMError(
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = as_image(image).detach()
+        self.size: tuple[int, int] = (int(image.shape[1]), int(image.shape[2]))
+        if len(image) > 1 and not all(map(_is_finite, self.image)):
+            raise self._not_finite()
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        frame = self.image[index]
+        colour = frame[..., :3] if frame.shape[-1] >= 3 else frame[..., :1].expand(*self.size, 3)
+        colour = colour.cpu()
+        if colour.dtype == torch.float64:
+            colour = torch.where(colour.isfinite(), colour.clamp(-_FAR, _FAR), colour)
+        levels = _to_levels(colour.float().contiguous().numpy())
+        if levels is None:
+            raise self._not_finite()
+        return levels
+
+    def _not_finite(self) -> SAMError:
+        bad = sum(int((~torch.isfinite(frame)).sum()) for frame in self.image)
+        return SAMError(
             f"image has values that are NaN or infinite ({bad} in total), often because a VAE overflowed in fp16: "
             "run the VAE in fp32 or bf16."
         )
-    return list(levels)
+
+
+def _is_finite(frame: Tensor) -> bool:
+    """Whether all colours of a frame `[H, W, C]` are finite; a NaN is both the least and the most. Alpha is ignored."""
+    colour = frame[..., :3] if frame.shape[-1] >= 3 else frame[..., :1]
+    return bool(torch.isfinite(torch.stack(colour.aminmax())).all())
+
+
+def image_to_frames(image: Tensor) -> list[np.ndarray]:
+    """All of an IMAGE's frames at once, see `Frames`."""
+    return Frames(image)[:]
+
+
+def put_frame(place: Tensor, frame: np.ndarray) -> None:
+    """Fill one frame of an IMAGE, float32 `[H, W, 3]` on the CPU, with a uint8 image of its size."""
+    place.copy_(torch.from_numpy(frame)).div_(255.0)
 
 
 def _to_levels(values: np.ndarray) -> np.ndarray | None:

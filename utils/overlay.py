@@ -32,7 +32,7 @@ def paint_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.45) -> 
 
     Args:
         frame: uint8 `[H, W, 3]`.
-        masks: bool `[N, H, W]`.
+        masks: bool `[N, H, W]`, or floats that are not 0 inside.
         opacity: of the tint; outlines are opaque.
 
     Returns:
@@ -40,9 +40,10 @@ def paint_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.45) -> 
     """
     painted = frame.astype(np.float32)
     for index, mask in enumerate(masks):
-        painted[mask] = painted[mask] * (1 - opacity) + colour(index) * opacity
+        inside = mask != 0
+        painted[inside] = painted[inside] * (1 - opacity) + colour(index) * opacity
     for index, mask in enumerate(masks):
-        painted[outline(mask)] = colour(index)
+        painted[outline(mask != 0)] = colour(index)
     return painted.round().astype(np.uint8)
 
 

@@ -27,7 +27,7 @@ class _Derived(NamedTuple):
         return sum(values.nbytes for values in self.maps) + self.shared.nbytes
 
 
-cache: ByteCache[_Derived] = ByteCache(128 << 20)  # nine of stock SAM, at 14 MiB each
+cache: ByteCache[_Derived] = ByteCache(128 << 20, brief=True)  # nine of stock SAM, at 14 MiB each
 
 
 def shared_image(

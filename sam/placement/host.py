@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from .resident import Resident, resident_of
 log = logging.getLogger("samkit")
 
 CPU = torch.device("cpu")
+_MEMORY = Path("/proc/meminfo")
 _GEFORCE_16 = ("1660", "1650", "1630", "MX450", "MX550", "T500", "T550", "T600", "T1000", "T1200", "T2000", "CMP 30HX")
 
 
@@ -76,6 +78,9 @@ class PlainHost:
     def free_bytes(self, device: torch.device) -> int | None:
         if device.type == "cuda":
             return torch.cuda.mem_get_info(device)[0]
+        if _MEMORY.exists():  # Linux: what the cache of files takes is given up when it is needed
+            lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+            return int(lines["MemAvailable"].split()[0]) << 10
         if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return None

@@ -6,11 +6,12 @@ from typing import TypeVar
 
 import torch
 
-from .host import host
+from .host import CPU, host
 
 log = logging.getLogger("samkit")
 
 _SHARE = 0.8  # of the free memory: torch's allocator rounds up and leaves gaps
+_CHUNK, _CHUNK_SHARE = 32, 0.1
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,6 +28,22 @@ def fitting(device: torch.device, each: int, most: int, fixed: int = 0) -> int:
     if free is None:
         return most
     return max(1, min(most, int((_SHARE * free - fixed) // each)))
+
+
+def chunk(device: torch.device, each: int) -> int:
+    """How many images a long batch encodes before it decodes them and drops their features.
+
+    A CPU encodes one at a time, so it decodes one at a time. A GPU works on a batch while the one before is on its way back:
+    its chunks have several batches, where the main memory has room for them.
+
+    Args:
+        device: where the encoder runs.
+        each: bytes of an image's features.
+    """
+    if device.type == "cpu":
+        return 1
+    free = host().free_bytes(CPU)
+    return _CHUNK if free is None else max(1, min(_CHUNK, int(_CHUNK_SHARE * free // each)))
 
 
 def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:

@@ -1,12 +1,13 @@
 """Content keys of images."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ...utils.threads import in_threads
-from .memory import ByteCache
+from .memory import ByteCache, passing
 
 _HASHED = 1 << 19  # bytes at a time
 _HASHED_BYTES = 64 << 20  # of images whose hash is cached
@@ -25,7 +26,13 @@ class _Hashed(NamedTuple):
         return sum(piece.nbytes for piece in self.pieces)
 
 
-_hashed: ByteCache[_Hashed] = ByteCache(_HASHED_BYTES)
+_hashed: ByteCache[_Hashed] = ByteCache(_HASHED_BYTES, brief=True)
+
+
+def image_keys(frames: Sequence[np.ndarray]) -> list[str]:
+    """`image_key` of each image, one after the other."""
+    with passing(len(frames)):
+        return [image_key(frame) for frame in frames]
 
 
 def image_key(frame: np.ndarray) -> str:

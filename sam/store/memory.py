@@ -26,6 +26,26 @@ def one_run() -> Iterator[None]:
         _run.reset(token)
 
 
+_FEW = 16  # images: what is made of so many may stay in brief caches, if it fits
+_passed: ContextVar[dict[int, Hashable] | None] = ContextVar("samkit_passed", default=None)
+
+
+@contextlib.contextmanager
+def passing(count: int) -> Iterator[None]:
+    """In the body, what is made of a long batch passes through brief caches: each value takes the place of the one before.
+
+    A batch that is longer than a cache finds nothing of itself there in the next run; it would only fill the memory.
+
+    Args:
+        count: number of images; a few pass like any other.
+    """
+    token = _passed.set({} if count > _FEW else _passed.get())
+    try:
+        yield
+    finally:
+        _passed.reset(token)
+
+
 class Sized(Protocol):
     """A value that knows its size."""
 
@@ -41,10 +61,11 @@ class ByteCache(Generic[Value]):
 
     Args:
         limit: most bytes to cache; a value larger than that is not cached.
+        brief: whether values are mostly used right after they are made, see `passing`.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, brief: bool = False) -> None:
+        self.limit, self.brief = limit, brief
         self.nbytes = 0
         self._values: OrderedDict[Hashable, tuple[Value, int, int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,10 +84,18 @@ class ByteCache(Generic[Value]):
         size, run = value.nbytes, _run.get()
         with self._lock:
             self._drop(key)
+            self._pass(key)
             if not self._make_room(size, run):
                 return
             self._values[key] = value, size, run
             self.nbytes += size
+
+    def _pass(self, key: Hashable) -> None:
+        """Drop what the same body of `passing` cached before."""
+        passed = _passed.get() if self.brief else None
+        if passed is not None:
+            self._drop(passed.get(id(self), key))
+            passed[id(self)] = key
 
     def _make_room(self, size: int, run: int) -> bool:
         """Drop the least recently used values until `size` bytes fit; whether they do."""

@@ -2,8 +2,7 @@
 
 import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...utils.comfy import Progress
-from ...utils.images import image_to_frames, resize_pil
+from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
@@ -23,7 +22,7 @@ from ..placement.memory import attempt, fitting, halved
 from ..placement.precision import encoder_dtype
 from ..placement.transfer import Download, upload
 from ..store.embedding import SAMEmbedding, knows_its_image
-from ..store.keys import image_key
+from ..store.keys import image_keys
 from ..store.memory import ByteCache, one_run
 
 log = logging.getLogger("samkit")
@@ -59,19 +58,72 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
         Embeddings `[B, C, h, w]`, one per image, in order; a single one is read-only (`copy` it to change it).
 
     Raises:
-        SAMError: images of another form (see `image_to_frames`) or of different sizes, weights or embeddings with values that
+        SAMError: images of another form (see `Frames`) or of different sizes, weights or embeddings with values that
             are not finite, or not a model.
     """
-    segmenter = as_segmenter(model)
-    frames = _as_frames(images)
-    original_size = _common_size(images, frames)
-    keys = [image_key(frame) for frame in frames]
-    identity = segmenter.encoder_identity
+    return _encode(EncoderRun(as_segmenter(model), images, device_mode), Progress(len(images)))
+
+
+def encode_one(model: Segmenter, image: np.ndarray, device_mode: DeviceMode) -> SAMEmbedding:
+    """`encode` for an image uint8 `[H, W, 3]` that is a part of a task, which has the progress bar."""
+    return _encode(EncoderRun(model, [image], device_mode), Progress(None))
+
+
+def _encode(run: "EncoderRun", progress: Progress) -> SAMEmbedding:
+    maps = _Maps(run)
     with one_run():
-        encoded = _look_up_or_run(segmenter, identity, frames, keys, device_mode)
-    maps = {name: _together([one.maps[name] for one in encoded], shape) for name, shape in segmenter.map_shapes.items()}
-    resized = segmenter.frame(original_size).resized
-    return SAMEmbedding(maps.pop(IMAGE), original_size, resized, identity, keys, maps)
+        run.each(list(run.places), progress, maps.take)
+    return run.embedding(maps.values, run.keys)
+
+
+class EncoderRun:
+    """Images of one size that one model encodes, each distinct one once.
+
+    Args:
+        model: that encodes them.
+        images, device_mode: see `encode`.
+
+    Attributes:
+        frames: the images, uint8 `[H, W, 3]`.
+        keys: the content key of each.
+        places: where each distinct image is among them, by its key.
+    """
+
+    def __init__(self, model: Segmenter, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode) -> None:
+        self.model, self.device_mode, self.frames = model, device_mode, _as_frames(images)
+        self.size = _common_size(self.frames)
+        self.identity, self.keys = model.encoder_identity, image_keys(self.frames)
+        self.places: dict[str, list[int]] = {}
+        for index, key in enumerate(self.keys):
+            self.places.setdefault(key, []).append(index)
+
+    def each(self, keys: Sequence[str], progress: Progress, take: Callable[[str, Encoded], None]) -> None:
+        """Hand on the feature maps of some of the images, by the cache or by the encoder; `progress` moves by their frames."""
+        device = device_for(self.device_mode)
+        known = self.identity, str(encoder_dtype(self.model, device))
+        missing = []
+        for key in keys:
+            encoded = cache.get((*known, key))
+            if encoded is None:
+                missing.append(key)
+            else:
+                take(key, encoded)
+                progress.advance(len(self.places[key]))
+        log.debug("encoding %d of %d images, the rest is cached", len(missing), len(keys))
+        if missing:
+            with placed(self.model.network, self.device_mode, _memory_required(self.model, len(missing), device)) as device:
+                for key, encoded in _run_encoder(self.model, self._frame_of, missing, device):
+                    cache.put((*known, key), encoded)
+                    take(key, encoded)
+                    progress.advance(len(self.places[key]))
+
+    def _frame_of(self, key: str) -> np.ndarray:
+        return self.frames[self.places[key][0]]
+
+    def embedding(self, maps: Mapping[str, np.ndarray], keys: Sequence[str]) -> SAMEmbedding:
+        """Maps `[n, C, h, w]` of the images with these keys, with what is known of them."""
+        others = {name: values for name, values in maps.items() if name != IMAGE}
+        return SAMEmbedding(maps[IMAGE], self.size, self.model.frame(self.size).resized, self.identity, keys, others)
 
 
 @contextlib.contextmanager
@@ -88,39 +140,27 @@ def stay_loaded(model: Any) -> Iterator[None]:
         yield
 
 
-def _together(arrays: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
-    """Stacked; a single one is not copied, and stays read-only as it is in the cache."""
-    if not arrays:
-        return np.zeros((0, *shape), np.float32)
-    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+class _Maps:
+    """Maps `[B, C, h, w]` of all images of a run, filled as they come; a single one is not copied, and stays read-only."""
+
+    def __init__(self, run: EncoderRun) -> None:
+        self.places, self.count = run.places, len(run.frames)
+        shapes = {} if self.count else run.model.map_shapes
+        self.values = {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
+
+    def take(self, key: str, encoded: Encoded) -> None:
+        for name, values in encoded.maps.items():
+            if self.count == 1:
+                self.values[name] = values[None]
+                continue
+            if name not in self.values:
+                self.values[name] = np.empty((self.count, *values.shape), np.float32)
+            self.values[name][self.places[key]] = values
 
 
-def _look_up_or_run(
-    model: Segmenter, identity: str, frames: list[np.ndarray], keys: list[str], device_mode: DeviceMode
-) -> list[Encoded]:
-    progress = Progress(len(frames))
-    known = identity, str(encoder_dtype(model, device_for(device_mode)))
-    found: dict[str, Encoded] = {}
-    missing: OrderedDict[str, np.ndarray] = OrderedDict()
-    for key, frame in zip(keys, frames, strict=True):
-        encoded = cache.get((*known, key))
-        if encoded is None:
-            missing[key] = frame
-        else:
-            found[key] = encoded
-    progress.advance(len(frames) - len(missing))
-    log.debug("encoding %d of %d images, the rest is cached", len(missing), len(frames))
-    if missing:
-        with placed(model.network, device_mode, _memory_required(model, len(missing), device_mode)) as device:
-            for key, encoded in _run_encoder(model, missing, device, progress):
-                found[key] = encoded
-                cache.put((*known, key), encoded)
-    return [found[key] for key in keys]
-
-
-def _memory_required(model: Segmenter, images: int, device_mode: DeviceMode) -> int:
+def _memory_required(model: Segmenter, images: int, device: torch.device) -> int:
     """What the encoder needs on a GPU for as many images as it takes at a time."""
-    fixed, each = _bytes_needed(model, encoder_dtype(model, device_for(device_mode)))
+    fixed, each = _bytes_needed(model, encoder_dtype(model, device))
     return fixed + each * min(images, _IMAGES_ON_GPU)
 
 
@@ -132,30 +172,30 @@ def _bytes_needed(model: Segmenter, dtype: torch.dtype) -> tuple[int, int]:
 
 @torch.no_grad()
 def _run_encoder(
-    model: Segmenter, frames: Mapping[str, np.ndarray], device: torch.device, progress: Progress
+    model: Segmenter, frame_of: Callable[[str], np.ndarray], names: list[str], device: torch.device
 ) -> Iterator[tuple[str, Encoded]]:
     """Encode images uint8 `[H, W, 3]` of one size, by their keys; what is done before a Cancel is handed over.
 
     A GPU takes some at a time, half as many once they did not fit, and works on them while the CPU resizes the next.
     """
-    names, dtype, size = list(frames), encoder_dtype(model, device), _images_at_a_time(model, device)
+    dtype, size = encoder_dtype(model, device), _images_at_a_time(model, device)
     running: tuple[list[str], Download] | None = None
     while names:
-        progress.check_interrupted()
+        Progress.check_interrupted()
         some = names[:size]
-        begun = attempt(lambda some: _begin(model, [frames[name] for name in some], device, dtype), some)
+        begun = attempt(lambda some: _begin(model, [frame_of(name) for name in some], device, dtype), some)
         if running is not None:
-            yield from _separate(*running, progress)
+            yield from _separate(*running)
             running = None
         if begun is None:
             size = halved(len(some))
             continue
         running, names = (some, begun[0]), names[len(some) :]
         if device.type == "cpu":  # nothing runs on
-            yield from _separate(*running, progress)
+            yield from _separate(*running)
             running = None
     if running is not None:
-        yield from _separate(*running, progress)
+        yield from _separate(*running)
 
 
 def _images_at_a_time(model: Segmenter, device: torch.device) -> int:
@@ -172,7 +212,7 @@ def _begin(model: Segmenter, frames: list[np.ndarray], device: torch.device, dty
     return Download(model.features(pixels, dtype))
 
 
-def _separate(names: list[str], done: Download, progress: Progress) -> Iterator[tuple[str, Encoded]]:
+def _separate(names: list[str], done: Download) -> Iterator[tuple[str, Encoded]]:
     """A batch's results to one read-only entry per image, in memory of its own: a cached one must not hold the whole batch."""
     arrays = done.arrays()
     for key, array in arrays.items():
@@ -182,7 +222,6 @@ def _separate(names: list[str], done: Download, progress: Progress) -> Iterator[
         for values in maps.values():
             values.setflags(write=False)
         yield name, Encoded(maps)
-    progress.advance(len(names))
 
 
 def _refuse_not_finite(name: str, values: np.ndarray) -> None:
@@ -193,10 +232,10 @@ def _refuse_not_finite(name: str, values: np.ndarray) -> None:
         )
 
 
-def _as_frames(images: Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:
-    if isinstance(images, (list, tuple, np.ndarray)):
-        return [_as_frame(image) for image in images]
-    return image_to_frames(images)
+def _as_frames(images: Tensor | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    if isinstance(images, Frames):
+        return images
+    return [_as_frame(image) for image in images] if isinstance(images, (list, tuple, np.ndarray)) else Frames(images)
 
 
 def _as_frame(image: np.ndarray) -> np.ndarray:
@@ -208,14 +247,14 @@ def _as_frame(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _common_size(images: Tensor | Sequence[np.ndarray], frames: list[np.ndarray]) -> Size:
+def _common_size(frames: Sequence[np.ndarray]) -> Size:
+    if isinstance(frames, Frames):
+        return frames.size
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:
         raise SAMError(f"The images have {len(sizes)} different sizes ({sorted(sizes)}). Encode each size in a separate call.")
     if sizes:
         return sizes.pop()
-    if isinstance(images, Tensor):
-        return images.shape[1], images.shape[2]
     raise SAMError("There are no images to encode. Pass at least one.")
 
 
@@ -237,7 +276,7 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
         raise SAMError(
             f"The embedding is {seen}, but this model's are (B, {', '.join(map(str, expected))}). Run Get SAM Embedding again."
         )
-    keys = None if images is None else [image_key(frame) for frame in image_to_frames(images)]
+    keys = None if images is None else image_keys(Frames(images))
     if keys is not None and len(keys) != len(embedding):
         raise SAMError(
             f"The image input has {counted(len(keys), 'frame')}, but the embedding has {len(embedding)}. "

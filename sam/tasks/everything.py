@@ -5,8 +5,9 @@ masks that the predicted IoU rejects are never upsampled, nor are those that non
 edges are, to know the box. The others are upsampled only inside the box that they can reach.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...utils.comfy import Progress
+from ...utils.images import Frames
 from ..datasets.rle import encode_mask
 from ..errors import SAMError
 from ..geometry import Frame, Size
@@ -24,10 +26,11 @@ from ..kernels.upsample import Reach, axes, extents
 from ..models.base import Segmenter, Wanted
 from ..models.concept import Concept
 from ..models.families import as_segmenter
+from ..placement import devices
 from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
-from ..store.memory import one_run
-from .embed import encode
+from ..store.memory import one_run, passing
+from .embed import encode_one
 from .predict import PROMPT_BYTES, FrameDecoder, PredictOptions
 
 Box = tuple[int, int, int, int]
@@ -181,7 +184,6 @@ def segment_everything(
     return segment_every_image(model, [image], options, [region], device_mode)[0]
 
 
-@torch.no_grad()
 def segment_every_image(
     model: Any,
     images: Sequence[np.ndarray],
@@ -193,18 +195,57 @@ def segment_every_image(
 
     Embeddings of all their crops share the cache: those that do not fit are encoded again by the next run, the others not.
     """
+    found: list[list[FoundMask]] = []
+    everything_each(model, images, options, regions, lambda _, masks: found.append(masks), device_mode)
+    return found
+
+
+@torch.no_grad()
+def everything_each(
+    model: Any,
+    images: Sequence[np.ndarray],
+    options: AutoMaskOptions,
+    regions: Sequence[np.ndarray | None],
+    take: Callable[[int, list[FoundMask]], None],
+    device_mode: DeviceMode = "AUTO",
+) -> None:
+    """`segment_every_image`, with the masks of each image handed on as they come; what `take` raises ends the work.
+
+    Args:
+        take: gets the index and the masks of each image, in order.
+        model, options, device_mode: see `segment_everything`.
+        images: uint8 `[H, W, 3]`.
+        regions: of each image, bool `[H, W]` or None.
+    """
     segmenter = as_segmenter(model)
-    with one_run():
-        each = zip(images, regions, strict=True)
-        return [_segment_image(segmenter, image, options, region, device_mode) for image, region in each]
+    sizes = [images.size] * len(images) if isinstance(images, Frames) else [image.shape[:2] for image in images]
+    plans = zip(sizes, regions, strict=True)
+    progress = Progress(sum(_steps(_points_of_crops(size, options, region), options) for size, region in plans))
+    staying = devices.stay_loaded(segmenter.network) if device_mode == "AUTO" else contextlib.nullcontext()
+    with staying, one_run(), passing(len(images)):
+        for index, (image, region) in enumerate(zip(images, regions, strict=True)):
+            take(index, _segment_image(segmenter, image, options, region, progress, device_mode))
+
+
+def _points_of_crops(size: Size, options: AutoMaskOptions, region: np.ndarray | None) -> list[tuple[Box, np.ndarray]]:
+    return [(crop, _points(crop, layer, options, region)) for crop, layer in _crops(size, options)]
+
+
+def _steps(crops: list[tuple[Box, np.ndarray]], options: AutoMaskOptions) -> int:
+    """How many batches of points there are."""
+    return sum(math.ceil(len(points) / options.points_per_batch) for _, points in crops)
 
 
 def _segment_image(
-    model: Segmenter, image: np.ndarray, options: AutoMaskOptions, region: np.ndarray | None, device_mode: DeviceMode
+    model: Segmenter,
+    image: np.ndarray,
+    options: AutoMaskOptions,
+    region: np.ndarray | None,
+    progress: Progress,
+    device_mode: DeviceMode,
 ) -> list[FoundMask]:
     size: Size = image.shape[:2]
-    crops = [(crop, _points(crop, layer, options, region)) for crop, layer in _crops(size, options)]
-    progress = Progress(sum(math.ceil(len(points) / options.points_per_batch) for _, points in crops))
+    crops = _points_of_crops(size, options, region)
     found: list[FoundMask] = []
     for crop, points in crops:
         if len(points):
@@ -255,7 +296,7 @@ def _segment_crop(
     device_mode: DeviceMode,
 ) -> list[FoundMask]:
     x1, y1, x2, y2 = crop
-    embedding = encode(model, [np.ascontiguousarray(image[y1:y2, x1:x2])], device_mode)
+    embedding = encode_one(model, np.ascontiguousarray(image[y1:y2, x1:x2]), device_mode)
     upsampler = _Upsampler(model.frame(embedding.original_size), model.mask_threshold, options)
     above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     waiting: list[_Candidate] = []

@@ -6,7 +6,7 @@ mean of the similarity to the example's mean feature and to its best matching lo
 objects.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...utils.boxes import tight_box
-from ...utils.comfy import Progress
 from ...utils.images import as_masks
 from ...utils.text import counted
 from ..errors import SAMError
@@ -25,11 +24,12 @@ from ..kernels.decoder import Guidance
 from ..kernels.upsample import resize_logits
 from ..models.concept import Concept
 from ..models.families import as_segmenter
-from ..placement.devices import DeviceMode, placed, result_device
+from ..placement.devices import DeviceMode, result_device
 from ..prompts import Prompt, on_grid
 from ..store.embedding import SAMEmbedding
-from .embed import encode
+from .embed import EncoderRun, encode
 from .predict import FrameDecoder, PredictOptions
+from .stream import each_embedding
 
 _TRIES = 2  # per object: a peak may lead back to what was found
 _SAME = 0.5  # a mask that shares this much of the smaller one's area is what was found already
@@ -85,7 +85,22 @@ class PersonalizeOptions:
     concept: Concept | None = None
 
 
-@torch.no_grad()
+class FoundObjects(NamedTuple):
+    """What `personalize_each` found in one image, see `Personalized`.
+
+    Attributes:
+        masks: bool `[N, H, W]`.
+        scores: float32 `[N]`.
+        points: float `[N, 2]` (x, y).
+        similarity: float32 `[H, W]` on the CPU, 0..1.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    points: np.ndarray
+    similarity: Tensor
+
+
 def personalize(
     model: Any,
     references: Tensor | Sequence[np.ndarray],
@@ -106,23 +121,57 @@ def personalize(
     Raises:
         SAMError: a mask is empty, their number is not that of the references, or the model's decoder cannot be guided.
     """
-    segmenter, options = as_segmenter(model), options or PersonalizeOptions()
-    examples = encode(segmenter, references, device_mode)
+    run, found = EncoderRun(as_segmenter(model), images, device_mode), {}
+    _find_each(run, references, reference_masks, found.__setitem__, options or PersonalizeOptions())
+    each = [found[index] for index in range(len(run.frames))]
+    maps = torch.stack([one.similarity for one in each]) if each else torch.zeros(0, *run.size)
+    return Personalized(
+        [one.masks for one in each], [one.scores for one in each], [one.points for one in each], maps.to(result_device())
+    )
+
+
+def personalize_each(
+    model: Any,
+    references: Tensor | Sequence[np.ndarray],
+    reference_masks: Tensor,
+    images: Tensor | Sequence[np.ndarray],
+    take: Callable[[int, FoundObjects], None],
+    options: PersonalizeOptions | None = None,
+    device_mode: DeviceMode = "AUTO",
+) -> None:
+    """`personalize` for batches of any length: what is found in an image is handed on, and its embedding is dropped.
+
+    Args:
+        take: gets the index of each image and what was found; equal images come together, the others in order.
+        model, references, reference_masks, images, options, device_mode: see `personalize`, as for what is raised.
+    """
+    run = EncoderRun(as_segmenter(model), images, device_mode)
+    _find_each(run, references, reference_masks, take, options or PersonalizeOptions())
+
+
+@torch.no_grad()
+def _find_each(
+    run: EncoderRun,
+    references: Tensor | Sequence[np.ndarray],
+    reference_masks: Tensor,
+    take: Callable[[int, FoundObjects], None],
+    options: PersonalizeOptions,
+) -> None:
+    segmenter = run.model
+    examples = encode(segmenter, references, run.device_mode)
     masks = _checked_masks(reference_masks, examples)
-    embedding = encode(segmenter, images, device_mode)
-    found, maps = [], torch.zeros(len(embedding), *embedding.original_size)
-    progress = Progress(len(embedding))
-    with placed(segmenter.network, device_mode) as device:
-        target = learn(examples, masks, segmenter.frame(examples.original_size), device)
-        frames = FrameDecoder(segmenter, embedding, device, _predict_options(options))
-        for index in range(len(embedding)):
-            progress.check_interrupted()
-            maps[index] = similarity_map(embedding, index, frames.frame, target)
-            objects = _objects(frames, index, maps[index], target, options)
-            found.append(_gathered(list(objects), embedding.original_size))
-            progress.advance()
-    each, scores, points = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
-    return Personalized(each, scores, points, maps.clamp(0, 1).to(result_device()))
+    predict = _predict_options(options)
+    targets: dict[torch.device, Target] = {}  # a GPU that has no room left in the middle of a batch hands over to the CPU
+
+    def use(index: int, embedding: SAMEmbedding, device: torch.device) -> None:
+        if device not in targets:
+            targets[device] = learn(examples, masks, segmenter.frame(examples.original_size), device)
+        frames = FrameDecoder(segmenter, embedding, device, predict)
+        similarity = similarity_map(embedding, 0, frames.frame, targets[device])
+        objects = list(_objects(frames, 0, similarity, targets[device], options))
+        take(index, FoundObjects(*_gathered(objects, embedding.original_size), similarity.clamp_(0, 1)))
+
+    each_embedding(run, use)
 
 
 def _predict_options(options: PersonalizeOptions) -> PredictOptions:

@@ -1,7 +1,7 @@
 """Embedding + prompts -> masks, scores, logits. Stateless: nothing stays between calls, so threads may share a model."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -22,6 +22,7 @@ from ..placement.devices import DeviceMode, placed, result_device
 from ..placement.memory import fitting, in_batches
 from ..prompts import Prompt, shape_of, to_model_frame
 from ..store.embedding import SAMEmbedding
+from ..store.memory import passing
 from .embed import as_embedding
 
 Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
@@ -47,6 +48,7 @@ class PredictOptions:
         mask_threshold: a pixel is in the mask where its logit is above this.
         hq: with a SAM-HQ model, its fine masks; off gives plain SAM's. Ignored by other models.
         concept: what was taught, or None. With it `auto` gives one mask: the one that was taught.
+        logits: off, no logits are returned: those of a long batch take a good part of its masks' memory.
     """
 
     candidate: Candidate = "best"
@@ -54,6 +56,7 @@ class PredictOptions:
     mask_threshold: float = 0.0
     hq: bool = True
     concept: Concept | None = None
+    logits: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("candidate", CANDIDATES), ("multimask", MULTIMASK)):
@@ -67,7 +70,8 @@ class Prediction(NamedTuple):
     Attributes:
         masks: bool `[N, H, W]` in source pixels.
         scores: float32 `[N]`, predicted IoU.
-        logits: float32 `[N, 1, 4h, 4w]`, low-resolution mask logits, a prompt for the next call.
+        logits: float32 `[N, 1, 4h, 4w]`, low-resolution mask logits, a prompt for the next call; without `options.logits`
+            `[0, 1, 4h, 4w]`.
     """
 
     masks: list[Tensor]
@@ -75,7 +79,18 @@ class Prediction(NamedTuple):
     logits: list[Tensor]
 
 
-@torch.no_grad()
+class FramePrediction(NamedTuple):
+    """The masks, scores and logits of one image, see `Prediction`."""
+
+    masks: Tensor
+    scores: Tensor
+    logits: Tensor
+
+
+Take: TypeAlias = Callable[[int, FramePrediction], None]
+"""Takes the masks of a frame, by its index."""
+
+
 def decode(
     model: Any,
     embedding: SAMEmbedding,
@@ -95,21 +110,48 @@ def decode(
     Raises:
         SAMError: the embedding is another model's or lacks what SAM-HQ needs, or the counts differ.
     """
+    found: list[FramePrediction] = []
+    decode_each(model, embedding, prompts, lambda _, frame: found.append(frame), options, device_mode)
+    masks, scores, logits = zip(*found, strict=True) if found else ((), (), ())
+    return Prediction(list(masks), list(scores), list(logits))
+
+
+@torch.no_grad()
+def decode_each(
+    model: Any,
+    embedding: SAMEmbedding,
+    prompts: Sequence[Sequence[Prompt]],
+    take: Take,
+    options: PredictOptions | None = None,
+    device_mode: DeviceMode = "AUTO",
+) -> None:
+    """`decode`, with the masks of each image handed on as they come, so that they need not all be there at once.
+
+    Args:
+        take: gets the index and the masks of each image, in order.
+        model, embedding, prompts, options, device_mode: see `decode`, as for what is raised.
+    """
     segmenter, embedding = as_segmenter(model), as_embedding(embedding, model)
-    if len(prompts) != len(embedding):
-        raise SAMError(f"There are prompts for {counted(len(prompts), 'image')}, but embeddings of {len(embedding)}.")
+    check_count(prompts, len(embedding))
     options = options or PredictOptions()
-    results = []
     progress = Progress(len(prompts))
-    at_once = min(_PROMPTS_PER_BATCH, max(map(len, prompts), default=0))
-    with placed(segmenter.network, device_mode, PROMPT_BYTES * at_once) as device:
+    with placed(segmenter.network, device_mode, prompt_bytes(prompts)) as device, passing(len(prompts)):
         frames = FrameDecoder(segmenter, embedding, device, options)
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
-            results.append(frames.decode(index, objects))
+            take(index, frames.decode(index, objects))
             progress.advance()
-    masks, scores, logits = zip(*results, strict=True) if results else ((), (), ())
-    return Prediction(list(masks), list(scores), list(logits))
+
+
+def check_count(prompts: Sequence[Sequence[Prompt]], images: int) -> None:
+    """Raise SAMError unless there is one list of prompts per image."""
+    if len(prompts) != images:
+        raise SAMError(f"There are prompts for {counted(len(prompts), 'image')}, but embeddings of {images}.")
+
+
+def prompt_bytes(prompts: Sequence[Sequence[Prompt]]) -> int:
+    """What a decoder needs on a GPU for as many prompts as it takes at a time."""
+    return PROMPT_BYTES * min(_PROMPTS_PER_BATCH, max(map(len, prompts), default=0))
 
 
 class FrameDecoder:
@@ -138,7 +180,7 @@ class FrameDecoder:
         objects: Sequence[Prompt],
         options: PredictOptions | None = None,
         guidance: Guidance | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> FramePrediction:
         """Masks, scores and logits of one image's objects (see `Prediction`), all under the one `guidance`.
 
         `options` takes precedence over those of the decoder.
@@ -155,7 +197,8 @@ class FrameDecoder:
             for row, member in enumerate(members):
                 chosen[member] = self._pick(logits[row], scores[row], options)
         logits, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        return self._upscale(logits, options), scores.to(self.result_device), logits[:, None].to(self.result_device)
+        masks, asked = self._upscale(logits, options), logits if options.logits else logits[:0].clone()
+        return FramePrediction(masks, scores.to(self.result_device), asked[:, None].to(self.result_device))
 
     def run(self, index: int, prompts: list[Prompt], wanted: Wanted) -> Decoded:
         """Logits and predicted IoUs of one image's n prompts, which must share a shape (see `shape_of`).
