@@ -31,6 +31,7 @@ PARTS = (
     "gpu",
     "teach",
     "finish",
+    "batch",
 )
 RESULTS = Path(__file__).resolve().parent / "results"
 
