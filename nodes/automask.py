@@ -198,15 +198,9 @@ class AutoMask(ShowsResult):
         )
         options = replace(_preset(preset, custom), points_per_batch=points_per_batch, concept=concept, hq=hq)
         frames = Frames(image)
-        regions, found = _regions(region, len(frames), frames.size), []
-
-        def take(index: int, masks: list[FoundMask]) -> None:
-            found.append(masks[: max_masks or None])
-            _check_memory(found, len(frames), frames.size)
-
-        _check_memory(found, len(frames), frames.size)
-        everything_each(sam_model, frames, options, regions, take, device_mode)
-        return _outputs(frames, found)
+        regions, gathered = _regions(region, len(frames), frames.size), _Gathered(frames, max_masks)
+        everything_each(sam_model, frames, options, regions, gathered.take, device_mode)
+        return _outputs(frames, gathered.found)
 
 
 def _preset(name: str, custom: AutoMaskOptions) -> AutoMaskOptions:
@@ -227,6 +221,28 @@ def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[
             f"the batch size of region is {len(masks)}, but that of image is {frames}: connect one mask, or one per frame."
         )
     return list(masks) if len(masks) == frames else list(masks) * frames
+
+
+class _Gathered:
+    """The masks of each frame as they come, for as long as the outputs that they make fit into memory.
+
+    Args:
+        frames: all of them.
+        most: masks of a frame that are used; 0: all.
+
+    Raises:
+        SAMError: what does not depend on the masks does not fit.
+    """
+
+    def __init__(self, frames: Frames, most: int) -> None:
+        self.frames, self.most = frames, most
+        self.found: list[list[FoundMask]] = []
+        _check_memory(self.found, len(frames), frames.size)
+
+    def take(self, _: int, masks: list[FoundMask]) -> None:
+        """The masks of the next frame; SAMError where they do not fit."""
+        self.found.append(masks[: self.most or None])
+        _check_memory(self.found, len(self.frames), self.frames.size)
 
 
 def _outputs(frames: Frames, found: list[list[FoundMask]]) -> Result:

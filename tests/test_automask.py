@@ -244,8 +244,8 @@ def test_without_a_preset_the_raw_values_are_used(demo_model):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_the_generator_with_its_parameters(demo_model, preset, monkeypatch):
     """Those of the advanced inputs do not matter, but for how many points are decoded at once."""
-    used, run = [], everything.segment_every_image
-    monkeypatch.setattr("samkit.nodes.automask.segment_every_image", lambda *args: used.append(args[2]) or run(*args))
+    used, run = [], everything.everything_each
+    monkeypatch.setattr("samkit.nodes.automask.everything_each", lambda *args: used.append(args[2]) or run(*args))
     scene = make_scene(1_000_000_000, (120, 160)).image
     masks, *_ = node(demo_model, scene, preset=preset, points_per_side=2, points_per_batch=100, max_masks=1)
     options = PRESETS[preset]
