@@ -117,7 +117,22 @@ BOX_FORM_INPUT: tuple[Any, ...] = (
         "ComfyUI's boxes and SEGS are always read correctly.",
     },
 )
-_LAST_INPUTS = {"box_form": BOX_FORM_INPUT, "concept": CONCEPT_INPUT, "show_result": SHOW_RESULT_INPUT}
+FRAME_OFFSET_INPUT: tuple[Any, ...] = (
+    "INT",
+    {
+        "default": -1,
+        "min": -1,
+        "max": 1_000_000_000,
+        "tooltip": "For a batch that is a part of a film: the number of its first frame in the film, from 0. Lists of points "
+        "and boxes per frame are then those of the whole film. -1: they are those of this batch.",
+    },
+)
+_LAST_INPUTS = {
+    "box_form": BOX_FORM_INPUT,
+    "concept": CONCEPT_INPUT,
+    "show_result": SHOW_RESULT_INPUT,
+    "frame_offset": FRAME_OFFSET_INPUT,
+}
 
 
 class _Predictor(ShowsResult):
@@ -178,9 +193,10 @@ class PredictMask(_Predictor):
         hq: bool = True,
         box_form: BoxForm = "auto",
         concept: Concept | None = None,
+        frame_offset: int = -1,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
-        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
+        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, frame_offset)
         refuse_normalised_points(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
@@ -221,9 +237,10 @@ class Segment(_Predictor):
         hq: bool = True,
         box_form: BoxForm = "auto",
         concept: Concept | None = None,
+        frame_offset: int = -1,
     ) -> Outputs:
         frames, *size = as_image(image).shape[:3]
-        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form)
+        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, frame_offset)
         refuse_normalised_points(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         frame = as_segmenter(sam_model).frame(tuple(size))
@@ -246,16 +263,19 @@ def parse_prompts(
     mask: Tensor | None,
     logits: Tensor | None,
     box_form: BoxForm = "auto",
+    frame_offset: int = -1,
 ) -> PromptInputs:
-    """Prompt sockets -> typed prompts. A connected socket of boxes that carries None is a detector that found nothing.
+    """Prompt sockets -> typed prompts; points and boxes per frame are the whole film's with a `frame_offset` from 0 on.
+
+    A connected socket of boxes that carries None is a detector that found nothing.
 
     Raises:
         SAMError: nothing is connected, or an input has another form than it should.
     """
     given = PromptInputs(
-        positive=None if positive is None else points_per_frame(positive, frames, "positive_coords"),
-        negative=None if negative is None else points_per_frame(negative, frames, "negative_coords"),
-        boxes=None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form),
+        positive=None if positive is None else points_per_frame(positive, frames, "positive_coords", frame_offset),
+        negative=None if negative is None else points_per_frame(negative, frames, "negative_coords", frame_offset),
+        boxes=None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, frame_offset),
         mask=None if mask is None else as_masks(mask),
         logits=logits,
     )

@@ -33,14 +33,16 @@ CONTRACT = {
         "SAM Predict Mask",
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
+        + ["frame_offset"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
         "SAM Segment",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
-        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"],
+        + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
+        + ["frame_offset"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),

@@ -265,3 +265,25 @@ def test_packed_masks_are_the_masks(frames):
     assert stack.nbytes <= 12 * sum(map(len, masks[1:])) + masks[0].nbytes
     assert torch.equal(stack.filled(torch.device("cpu")), torch.cat(masks).float())
     assert torch.equal(joined([one.clone() for one in masks]), torch.cat(masks))
+
+
+@pytest.mark.parametrize("individual", [True, False])
+def test_a_film_in_parts_is_the_film(tiny_model, film, individual):
+    points = json.dumps([[{"x": 10 + index, "y": 60}] for index in range(7)])  # none after the seventh frame
+    boxes = [[] if index % 3 else [(5, 5, 60 + index, 50), (70, 70, 90, 100)] for index in range(10)]
+    padded = json.dumps([*json.loads(points), [], [], []])
+    whole = Segment().execute(tiny_model, film[:10], padded, bboxes=boxes, individual_masks=individual)
+    embedding = encode(tiny_model, film[:10])
+    for node, subject in ((Segment(), film), (PredictMask(), embedding)):
+        parts = [
+            node.execute(
+                tiny_model, subject[at : min(10, at + 4)], points, None, boxes, individual_masks=individual, frame_offset=at
+            )
+            for at in (0, 4, 8)
+        ]
+        assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
+        assert [boxes for part in parts for boxes in part[1]] == whole[1]
+    with pytest.raises(SAMError, match="the number of lists in positive_coords is 7"):
+        Segment().execute(tiny_model, film[:4], points)
+    everywhere = Segment().execute(tiny_model, film[4:6], CLICK, frame_offset=4)
+    assert torch.equal(everywhere[0], Segment().execute(tiny_model, film[4:6], CLICK)[0]), "a single list is for all frames"

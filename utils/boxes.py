@@ -42,7 +42,7 @@ _FAR = 1e300  # whole numbers may be larger than any float
 _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
-def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto") -> list[Boxes]:
+def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto", frame_offset: int = -1) -> list[Boxes]:
     """Parse BOUNDING_BOX or BBOX into one array of boxes per frame.
 
     Args:
@@ -51,6 +51,7 @@ def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto") -> list[Box
             what a detector's socket carries that found nothing: no boxes.
         frames: number of frames B.
         form: of sequences of four numbers; dicts and SEGS say themselves what they are.
+        frame_offset: see `spread`.
 
     Returns:
         B arrays `[N_b, 4]`, corners in order, boxes in their order.
@@ -65,7 +66,7 @@ def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto") -> list[Box
         log.info("bboxes: a list of %d boxes for %d frames is read as one box per frame.", len(value), frames)
         value = [[box] for box in value]
     if len(value) and all(_is_list(item) and not _is_box(item) for item in value):
-        return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(spread(value, frames, "bboxes"))]
+        return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(spread(value, frames, "bboxes", frame_offset))]
     return [_parse(value, "bboxes", form)] * frames
 
 
@@ -115,14 +116,24 @@ def _box_of_seg(one: Any, place: str) -> BoundingBox:
     return box
 
 
-def spread(per_frame: Sequence[Any], frames: int, name: str) -> Sequence[Any]:
+def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int = -1) -> Sequence[Any]:
     """One item per frame: as many as there are frames, or one for all of them.
+
+    Args:
+        per_frame: the items.
+        frames: number of frames B.
+        name: the input's name, for messages.
+        frame_offset: the number, in the whole film, of the first of the frames, where the items are those of the whole film:
+            those of other frames are left out, and a frame after the last item has none. -1: the items are these frames' own.
 
     Raises:
         SAMError: any other number of items.
     """
     if len(per_frame) == 1:
         return list(per_frame) * frames
+    if frame_offset >= 0:
+        own = list(per_frame[frame_offset : frame_offset + frames])
+        return own + [[]] * (frames - len(own))
     if len(per_frame) != frames:
         raise SAMError(f"the number of lists in {name} is {len(per_frame)}: it must be 1, or one per frame ({frames}).")
     return per_frame
