@@ -3,6 +3,7 @@
 from .automask import AutoMask
 from .boxes import ConvertBoxes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
+from .embedding_file import LoadEmbedding, SaveEmbedding
 from .example import ExampleImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .masks import SelectMasks
@@ -42,6 +43,8 @@ _NODES = {
     "SAMKit_GroundingLoader": (GroundingLoader, "Load Grounding DINO"),
     "SAMKit_TextToBoxes": (TextToBoxes, "Text to Boxes"),
     "SAMKit_SegmentText": (SegmentText, "SAM Segment Text"),
+    "SAMKit_SaveEmbedding": (SaveEmbedding, "Save SAM Embedding"),
+    "SAMKit_LoadEmbedding": (LoadEmbedding, "Load SAM Embedding"),
 }
 
 NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}

@@ -38,7 +38,8 @@ class GetSAMEmbedding:
         }
 
     def get_sam_embedding(self, image: Tensor, sam_model: Segmenter, device_mode: DeviceMode = "AUTO") -> tuple[SAMEmbedding]:
-        return (encode(sam_model, image, device_mode).copy(),)  # other packs' nodes may write to it
+        embedding = encode(sam_model, image, device_mode)
+        return (embedding if embedding.flags.writeable else embedding.copy(),)  # other packs' nodes may write to it
 
 
 class SAMEmbeddingToImage:

@@ -19,6 +19,7 @@ from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_fram
 from .store.embedding import SAMEmbedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
+from .tasks.embedding_file import load_embedding, save_embedding
 from .tasks.everything import (
     PRESETS,
     AutoMaskOptions,
@@ -95,6 +96,7 @@ __all__ = [
     "identity_of",
     "knows_its_image",
     "load_concept",
+    "load_embedding",
     "load_grounding",
     "load_matte",
     "load_model",
@@ -107,6 +109,7 @@ __all__ = [
     "remember",
     "result_device",
     "save_concept",
+    "save_embedding",
     "segment_each",
     "segment_every_image",
     "segment_everything",

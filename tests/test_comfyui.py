@@ -477,3 +477,43 @@ def test_a_graph_of_other_packs_nodes_is_replaced_and_runs(server):
     assert replacements["Sam2Segmentation"][0]["new_node_id"] == "SAMKit_Segment"
     (path,) = server.saved(graph)["save"]
     assert pixels(path).any()
+
+
+def node_of(graph, kind):
+    """The number and the inputs of the first node of a kind."""
+    return next((number, node["inputs"]) for number, node in graph.items() if node["class_type"] == kind)
+
+
+def saved_mask(source, prefix):
+    """Nodes that save a mask."""
+    return {
+        f"{prefix} image": {"class_type": "MaskToImage", "inputs": {"mask": source}},
+        f"{prefix} save": {"class_type": "SaveImage", "inputs": {"images": [f"{prefix} image", 0], "filename_prefix": prefix}},
+    }
+
+
+def test_logits_that_are_connected_later_are_made(server):
+    """ComfyUI's cache has the results of a graph in which nothing was connected to them."""
+    graph = varied("one_click", filename_prefix="without_logits")
+    number, inputs = node_of(graph, "SAMKit_Segment")
+    server.saved(graph)
+    again = {name: inputs[name] for name in ("sam_model", "image")} | {"logits": [number, 3]}
+    graph |= {"again": {"class_type": "SAMKit_Segment", "inputs": again}, **saved_mask(["again", 0], "with_logits")}
+    check_saved(server, graph)
+
+
+def test_an_embedding_that_was_saved_is_loaded_and_prompted(server):
+    graph = varied("embed_once", filename_prefix="saved/embedding")
+    entry = server.run(graph)
+    (name,) = entry["outputs"][node_of(graph, "SAMKit_SaveEmbedding")[0]]["text"]
+    _, inputs = node_of(graph, "SAMKit_PredictMask")
+    loader, _ = node_of(graph, "AV_SAMLoader")
+    click, _ = node_of(graph, "PrimitiveStringMultiline")
+    loaded = {
+        loader: graph[loader],
+        click: graph[click],
+        "load": {"class_type": "SAMKit_LoadEmbedding", "inputs": {"name": name}},
+        "predict": {"class_type": "SAMKit_PredictMask", "inputs": inputs | {"embedding": ["load", 0]}},
+        **saved_mask(["predict", 0], "loaded"),
+    }
+    check_saved(server, loaded)

@@ -93,6 +93,8 @@ CONTRACT = {
         ["device_mode"],
         ["alpha"],
     ),
+    "SAMKit_SaveEmbedding": ("Save SAM Embedding", ["embedding", "filename_prefix"], [], ["name"]),
+    "SAMKit_LoadEmbedding": ("Load SAM Embedding", ["name"], [], ["sam_embedding"]),
     "SAMKit_GroundingLoader": ("Load Grounding DINO", ["model_name"], [], ["grounding_model"]),
     "SAMKit_TextToBoxes": (
         "Text to Boxes",

@@ -274,15 +274,11 @@ def test_a_film_in_parts_is_the_film(tiny_model, film, individual):
     padded = json.dumps([*json.loads(points), [], [], []])
     whole = Segment().execute(tiny_model, film[:10], padded, bboxes=boxes, individual_masks=individual)
     embedding = encode(tiny_model, film[:10])
-    for node, subject in ((Segment(), film), (PredictMask(), embedding)):
-        parts = [
-            node.execute(
-                tiny_model, subject[at : min(10, at + 4)], points, None, boxes, individual_masks=individual, frame_offset=at
-            )
-            for at in (0, 4, 8)
-        ]
+    options = {"bboxes": boxes, "individual_masks": individual}
+    for node, subject in ((Segment(), film[:10]), (PredictMask(), embedding)):
+        parts = [node.execute(tiny_model, subject[i : i + 4], points, **options, frame_offset=i) for i in (0, 4, 8)]
         assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
-        assert [boxes for part in parts for boxes in part[1]] == whole[1]
+        assert [one for part in parts for one in part[1]] == whole[1]
     with pytest.raises(SAMError, match="the number of lists in positive_coords is 7"):
         Segment().execute(tiny_model, film[:4], points)
     everywhere = Segment().execute(tiny_model, film[4:6], CLICK, frame_offset=4)

@@ -7,7 +7,9 @@ in a script and in a notebook, where a folder of that name on `sys.path` must no
 import contextlib
 import hashlib
 import io
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .errors import SAMError
 from .examples import example_image, example_path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -186,6 +189,69 @@ def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
         return None
 
 
+def files_ending(suffix: str, kinds: tuple[str, ...]) -> list[str]:
+    """Names of the files with an ending in some of `IMAGE_FOLDERS`, as `annotated_path` takes them, sorted."""
+    found = []
+    for kind in kinds:
+        folder = _data_folder(kind)
+        for path in sorted(folder.rglob(f"*{suffix}")) if folder.is_dir() else ():
+            found.append(f"{path.relative_to(folder).as_posix()} [{kind}]")
+    return found
+
+
+def annotated_path(name: str, kinds: tuple[str, ...]) -> Path | None:
+    """Full path of a file by a name such as `folder/file.ending [output]`; ComfyUI's form, which without a folder is `input`.
+
+    None where there is none of that name in one of `kinds`, or where the name or a link leads out of its folder.
+    """
+    inside, _, kind = name.removesuffix("]").rpartition(" [") if name.endswith("]") else (name, "", "input")
+    try:
+        folder = _data_folder(kind).resolve() if kind in kinds else None
+        path = folder and (folder / inside).resolve()
+        return path if path and path.is_relative_to(folder) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # as in `image_path`
+        return None
+
+
+def new_output(prefix: str, suffix: str) -> tuple[Path, str]:
+    """A path in ComfyUI's output folder that is not taken, and its name for `annotated_path`; numbered as SaveImage's are.
+
+    Args:
+        prefix: of the name, with subfolders.
+        suffix: the ending, with its dot.
+
+    Raises:
+        SAMError: the prefix leads out of the folder, or is none.
+    """
+    folder, name = _data_folder("output").resolve(), _with_date(prefix)
+    parts = name.replace("\\", "/").split("/")
+    if not parts[-1] or any(not part.strip(" .") or ":" in part or not part.isprintable() for part in parts):
+        raise SAMError(f"filename_prefix is {prefix[:80]!r}: it must be a name below ComfyUI's output folder.")
+    place = folder.joinpath(*parts).parent
+    if not place.resolve().is_relative_to(folder):
+        raise SAMError(f"filename_prefix is {prefix[:80]!r}: a link leads out of ComfyUI's output folder.")
+    place.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(re.escape(parts[-1]) + r"_(\d+)_.*")
+    taken = [int(match[1]) for path in place.iterdir() if (match := pattern.fullmatch(path.name))]
+    path = place / f"{parts[-1]}_{max(taken, default=0) + 1:05}_{suffix}"
+    return path, f"{path.relative_to(folder).as_posix()} [output]"
+
+
+def _with_date(prefix: str) -> str:
+    """SaveImage's `%year%` and the like."""
+    forms = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+    return re.sub(r"%(year|month|day|hour|minute|second)%", lambda match: time.strftime(forms[match[1]]), prefix)
+
+
+def _data_folder(kind: str) -> Path:
+    """One of `IMAGE_FOLDERS`; outside ComfyUI, a folder of that name in the pack."""
+    if not inside_comfyui():
+        return PACK / kind
+    import folder_paths
+
+    return Path(folder_paths.get_directory_by_type(kind))
+
+
 def load_image_file(path: Path, kind: str) -> Any:
     """The IMAGE that ComfyUI's Load Image gives for a file that `image_path` has found in the folder `kind`.
 
@@ -200,6 +266,15 @@ def load_image_file(path: Path, kind: str) -> Any:
 
     inside = path.relative_to(Path(folder_paths.get_directory_by_type(kind)).resolve())
     return nodes.LoadImage().load_image(f"{inside.as_posix()} [{kind}]")[0]
+
+
+def user_folder() -> Path:
+    """Where what belongs to this server's user is stored: ComfyUI's user folder; outside ComfyUI, `user` in the pack."""
+    if not inside_comfyui():
+        return PACK / "user"
+    import folder_paths
+
+    return Path(folder_paths.get_user_directory())
 
 
 def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:

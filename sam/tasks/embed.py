@@ -1,15 +1,19 @@
 """Images -> SAMEmbedding, and the cache by which changing a prompt never encodes an image again."""
 
 import contextlib
+import functools
 import logging
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.comfy import Progress
+from ...utils.comfy import Progress, user_folder
 from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
@@ -21,6 +25,7 @@ from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import attempt, fitting, halved
 from ..placement.precision import encoder_dtype
 from ..placement.transfer import Download, upload
+from ..store.disk import DiskCache
 from ..store.embedding import SAMEmbedding, knows_its_image
 from ..store.keys import image_keys
 from ..store.memory import ByteCache, one_run
@@ -28,6 +33,7 @@ from ..store.memory import ByteCache, one_run
 log = logging.getLogger("samkit")
 
 CACHE_BYTES = 512 << 20  # 128 images for stock SAM, at 4 MiB each
+_DISK_GB = 10
 _IMAGES_ON_GPU = 8
 _BYTES_PER_IMAGE = 1 << 30  # of an encoder that does not say, see `_bytes_needed`
 
@@ -44,6 +50,29 @@ class Encoded(NamedTuple):
 
 
 cache: ByteCache[Encoded] = ByteCache(CACHE_BYTES)
+
+
+def disk_cache() -> DiskCache | None:
+    """The second level of the cache, where it is switched on: by a folder, by a limit, or by both.
+
+    `SAMKIT_CACHE_DIR` is the folder (default: below ComfyUI's user folder), `SAMKIT_CACHE_GB` the limit (default: 10).
+    """
+    folder, limit = os.environ.get("SAMKIT_CACHE_DIR", ""), os.environ.get("SAMKIT_CACHE_GB", "")
+    return _disk_cache(folder, limit) if folder or limit else None
+
+
+@functools.cache
+def _disk_cache(folder: str, limit: str) -> DiskCache | None:
+    try:
+        size = float(limit or _DISK_GB)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        if size != 0:
+            log.warning("SAMKIT_CACHE_GB is %r: it must be a number of gigabytes. The embedding cache on disk is off.", limit)
+        return None
+    parent = Path(folder).expanduser() if folder else user_folder() / "samkit"
+    return DiskCache(parent / "embeddings", int(size * 1e9))
 
 
 def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
@@ -102,8 +131,9 @@ class EncoderRun:
         device = device_for(self.device_mode)
         known = self.identity, str(encoder_dtype(self.model, device))
         missing = []
+        disk = disk_cache()
         for key in keys:
-            encoded = cache.get((*known, key))
+            encoded = cache.get((*known, key)) or self._on_disk(disk, known, key)
             if encoded is None:
                 missing.append(key)
             else:
@@ -114,8 +144,22 @@ class EncoderRun:
             with placed(self.model.network, self.device_mode, _memory_required(self.model, len(missing), device)) as device:
                 for key, encoded in _run_encoder(self.model, self._frame_of, missing, device):
                     cache.put((*known, key), encoded)
+                    if disk is not None:
+                        disk.put(repr((*known, key)), encoded.maps)
                     take(key, encoded)
                     progress.advance(len(self.places[key]))
+
+    def _on_disk(self, disk: DiskCache | None, known: tuple[str, str], key: str) -> Encoded | None:
+        """What another process, or this one before it was restarted, has made of an image."""
+        maps = disk.get(repr((*known, key))) if disk is not None else None
+        if maps is None or {name: (one.shape, one.dtype) for name, one in maps.items()} != self._expected():
+            return None
+        encoded = Encoded(maps)
+        cache.put((*known, key), encoded)
+        return encoded
+
+    def _expected(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        return {name: (tuple(shape), np.dtype(np.float32)) for name, shape in self.model.map_shapes.items()}
 
     def _frame_of(self, key: str) -> np.ndarray:
         return self.frames[self.places[key][0]]
