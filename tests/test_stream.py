@@ -205,6 +205,13 @@ def test_a_cancel_stops_within_a_frame(comfy, tiny_model, film, runs):
     assert sum(runs) <= 4 and len(comfy.bars) == 1 and comfy.bars[0].total == 2 * MANY
 
 
+def test_a_cancel_ends_the_work_before_the_first_frame_too(comfy, tiny_model, film, runs):
+    comfy.interrupted_after = 0
+    with pytest.raises(Interrupted):
+        Segment().execute(tiny_model, film, CLICK)
+    assert not runs and not comfy.bars
+
+
 def test_a_bad_last_frame_is_refused_before_the_first_is_encoded(tiny_model, film, runs):
     film = film.clone()
     film[-1, 3, 4, 0] = float("nan")

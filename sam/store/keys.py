@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...utils.comfy import Progress
 from ...utils.threads import in_threads
 from .memory import ByteCache, passing
 
 _HASHED = 1 << 19  # bytes at a time
 _HASHED_BYTES = 64 << 20  # of images whose hash is cached
+_UNINTERRUPTED = 16  # images
 _SAMPLED = 4099  # every so many values are compared first
 
 
@@ -30,9 +32,14 @@ _hashed: ByteCache[_Hashed] = ByteCache(_HASHED_BYTES, brief=True)
 
 
 def image_keys(frames: Sequence[np.ndarray]) -> list[str]:
-    """`image_key` of each image, one after the other."""
+    """`image_key` of each image, one after the other; a Cancel ends a long batch."""
+    keys = []
     with passing(len(frames)):
-        return [image_key(frame) for frame in frames]
+        for index, frame in enumerate(frames, start=1):
+            keys.append(image_key(frame))
+            if index % _UNINTERRUPTED == 0:
+                Progress.check_interrupted()
+    return keys
 
 
 def image_key(frame: np.ndarray) -> str:
