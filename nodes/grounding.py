@@ -234,7 +234,8 @@ class SegmentText(ShowsResult):
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
         options = PredictOptions(mask_threshold=mask_threshold, hq=hq, logits=False)
         frame = as_segmenter(sam_model).frame(frames.size)
-        results, merged = Results(len(frames), frame, options, individual_masks), MaskStack(len(frames), frames.size)
+        prompts = objects_per_frame(PromptInputs(boxes=[one.boxes for one in found]), len(frames), frame)
+        results, merged = Results(prompts, frame, options, individual_masks), MaskStack(len(frames), frames.size)
         overlay = torch.empty(len(frames), *frames.size, 3)
 
         def take(index: int, predicted: FramePrediction) -> None:
@@ -243,7 +244,6 @@ class SegmentText(ShowsResult):
             painted = _painted_boxes(paint_masks(frames[index], predicted.masks.cpu().numpy()), found[index])
             put_frame(overlay[index], painted)
 
-        prompts = objects_per_frame(PromptInputs(boxes=[one.boxes for one in found]), len(frames), frame)
         segment_each(sam_model, frames, prompts, take, options, device_mode)
         masks, _, scores, _ = results.outputs()
         where = result_device()

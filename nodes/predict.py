@@ -1,5 +1,7 @@
 """SAM Predict Mask (from an embedding) and SAM Segment (from an image): the same prompts, options and outputs."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ..sam import (
     FramePrediction,
     Multimask,
     PredictOptions,
+    Prompt,
     PromptInputs,
     SAMEmbedding,
     SAMError,
@@ -244,8 +247,8 @@ class Segment(_Predictor):
         refuse_normalised_points(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         frame = as_segmenter(sam_model).frame(tuple(size))
-        results = Results(frames, frame, options, individual_masks)
         prompts = objects_per_frame(given, frames, frame)
+        results = Results(prompts, frame, options, individual_masks)
         segment_each(sam_model, image, prompts, results.take, options, device_mode)
         return results.outputs(image)
 
@@ -303,8 +306,8 @@ def predict(
 ) -> Outputs:
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
     frame = as_segmenter(model).frame(embedding.original_size)
-    results = Results(len(embedding), frame, options, individual_masks)
     prompts = objects_per_frame(given, len(embedding), frame)
+    results = Results(prompts, frame, options, individual_masks)
     decode_each(model, embedding, prompts, results.take, options, device_mode)
     return results.outputs(image)
 
@@ -313,18 +316,24 @@ class Results:
     """The four outputs of both nodes, gathered frame by frame.
 
     Args:
-        frames: how many there are.
+        prompts: the objects of each frame.
         frame: how each lies in the model's input.
         options: what was asked for.
         individual_masks: see the nodes.
     """
 
-    def __init__(self, frames: int, frame: Frame, options: PredictOptions, individual_masks: bool) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[Prompt]], frame: Frame, options: PredictOptions, individual_masks: bool
+    ) -> None:
         self.frame, self.options, self.apart = frame, options, individual_masks or options.candidate == "all"
-        self.masks = MaskStack(frames, frame.original)
-        self.bboxes: list[list[BoundingBox]] = [[] for _ in range(frames)]
-        self.scores: list[list[float]] = [[] for _ in range(frames)]
-        self.logits, self.shown = [torch.zeros(0)] * frames, Shown(frames)
+        self.masks, self.shown = MaskStack(len(prompts), frame.original), Shown(len(prompts))
+        self.bboxes: list[list[BoundingBox]] = [[] for _ in prompts]
+        self.scores: list[list[float]] = [[] for _ in prompts]
+        # How many candidates an object has is only known once it is decoded; otherwise the output is filled as they come.
+        self.parts = [torch.zeros(0)] * len(prompts) if options.candidate == "all" else []
+        *self.places, count = accumulate((max(1, len(objects)) for objects in prompts), initial=0)
+        count = count if options.logits and not self.parts else 0
+        self.logits = torch.empty(count, 1, *frame.grid, device=result_device())
 
     def take(self, index: int, found: FramePrediction) -> None:
         """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
@@ -335,7 +344,10 @@ class Results:
         together = not self.apart and len(found.masks) > 1
         self.masks.put(index, found.masks.any(0, keepdim=True) if together else found.masks)
         self.scores[index] = found.scores.tolist()
-        self.logits[index] = found.logits
+        if self.parts:
+            self.parts[index] = found.logits
+        elif self.options.logits:
+            self.logits[self.places[index] : self.places[index] + len(found.logits)] = found.logits
 
     def _placeholder(self, found: FramePrediction) -> FramePrediction:
         logits = found.logits.new_full((int(self.options.logits), 1, *self.frame.grid), ABSENT_LOGIT)
@@ -343,11 +355,9 @@ class Results:
 
     def outputs(self, image: Tensor | None = None) -> Outputs:
         """The outputs, shown on `image`; there are no logits where nothing is connected to them."""
-        scores, found = [score for frame in self.scores for score in frame], self.shown.found
-        if not self.logits:
-            empty = torch.zeros(0, *self.frame.original), self.bboxes, scores, torch.zeros(0, 1, *self.frame.grid)
-            return Result(empty, image, found)
-        return Result((self.masks.filled(result_device()), self.bboxes, scores, joined(self.logits)), image, found)
+        scores, logits = [score for frame in self.scores for score in frame], joined(self.parts) if self.parts else self.logits
+        masks = self.masks.filled(result_device())
+        return Result((masks, self.bboxes, scores, logits), image, self.shown.found)
 
 
 def _scored_boxes(masks: Tensor, scores: Tensor) -> list[BoundingBox]:
