@@ -15,7 +15,7 @@ from samkit.nodes.predict import Segment
 from samkit.sam.tasks.embed import cache
 from samkit.utils import comfy
 
-ROUNDS = 5
+ROUNDS = 3
 CLICK = {"positive_coords": '[{"x": 300, "y": 300}]'}
 EVERYTHING = {"points_per_side": 8, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "max_masks": 20}  # of random weights
 CASES: tuple[tuple[str, type, dict[str, Any], int, bool], ...] = (

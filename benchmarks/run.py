@@ -27,6 +27,7 @@ PARTS = (
     "load",
     "preview",
     "result_images",
+    "hover",
     "sam2",
     "gpu",
     "teach",

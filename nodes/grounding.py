@@ -176,7 +176,7 @@ class TextToBoxes:
         frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, options, device_mode)
         detector = WordsDetector(grounding_model, text, options, device_mode)
-        return _bboxes(found), _labels(found), _overlay(frames, found), detector
+        return bounding_boxes(found), _labels(found), _overlay(frames, found), detector
 
 
 class SegmentText(ShowsResult):
@@ -249,7 +249,7 @@ class SegmentText(ShowsResult):
         where = result_device()
         cut = cutout(image, masks if not individual_masks else merged.filled(where))
         shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), one.scores) for one in found]
-        return Result((masks, _bboxes(found), scores, _labels(found), overlay.to(where), cut), overlay, shown)
+        return Result((masks, bounding_boxes(found), scores, _labels(found), overlay.to(where), cut), overlay, shown)
 
 
 def available_models() -> list[str]:
@@ -263,7 +263,16 @@ def find_model(name: str) -> Path:
     return here or model_folders.find(GROUNDING_ALIASES.get(name, name), GroundingModel, grounding_folders(), GROUNDING)
 
 
-def _bboxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:
+def present_model(name: str) -> Path | None:
+    """The folder of that name, or of the model that other packs call so, where it is there and complete."""
+    names = (name, GROUNDING_ALIASES.get(name, name))
+    return next(
+        filter(None, (model_folders.complete(one, GroundingModel, grounding_folders(), GROUNDING) for one in names)), None
+    )
+
+
+def bounding_boxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:
+    """Found boxes as BOUNDING_BOX, a list per frame."""
     return [[_box(*each) for each in zip(*one, strict=True)] for one in found]
 
 

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, BusyError, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
+from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
-from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, is_running, load_image_file, quietly
+from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, load_image_file
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import FORMS, mask_png
 from ..utils.text import counted
 from .editor_text import EditorObject, EditorPrompts, parse_editor
+from .preview_jobs import Jobs, RefusedError, check_idle, run_quietly
 from .prompt_editor import segment_marks
 
 log = logging.getLogger("samkit")
@@ -33,20 +34,6 @@ _THUMBNAIL = 96
 _PREPARED = 16
 _EDITORS = 256
 Value = TypeVar("Value")
-
-
-class RefusedError(SAMError):
-    """A request that was understood and not done.
-
-    Attributes:
-        status: the HTTP status that says why.
-        missing: the known checkpoint that a run would download; None where that is not the reason.
-    """
-
-    def __init__(self, status: int, text: str, missing: str | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.missing = missing
 
 
 @dataclass(frozen=True)
@@ -113,21 +100,26 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
     Raises:
         SAMError: a field is missing, unknown, or of another type or range.
     """
-    image = _object(body, "image", {"filename", "subfolder", "type", "frame"})
-    model = _object(body, "model", {"model_name", "precision", "identity"})
-    filename, subfolder = _text(image, "image.filename"), _text(image, "image.subfolder", "")
-    _check_name(filename, "image.filename", parts=1)
-    _check_name(subfolder, "image.subfolder", parts=16)
-    kind = _one_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
+    image, model = parse_image(body), object_of(body, "model", {"model_name", "precision", "identity"})
     precision = _one_of(model, "model.precision", PRECISIONS, "auto")
-    frame = _whole(image, "image.frame", 1 << 20)
     if ("model_name" in model) == ("identity" in model):
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
-        return Subject(filename, subfolder, kind, frame, None, precision, _text(model, "model.identity"))
-    model_name = _text(model, "model.model_name")
-    _check_name(model_name, "model.model_name", parts=16)
-    return Subject(filename, subfolder, kind, frame, model_name, precision, None)
+        return replace(image, precision=precision, identity=text_of(model, "model.identity"))
+    return replace(image, precision=precision, model_name=name_of(model, "model.model_name", parts=16))
+
+
+def parse_image(body: Mapping[str, Any]) -> Subject:
+    """Check the field `image` of a request. The subject has no model.
+
+    Raises:
+        SAMError: a field is missing, unknown, or of another type or range.
+    """
+    image = object_of(body, "image", {"filename", "subfolder", "type", "frame"})
+    filename = name_of(image, "image.filename", parts=1)
+    subfolder = name_of(image, "image.subfolder", parts=16, default="")
+    kind = _one_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
+    return Subject(filename, subfolder, kind, _whole(image, "image.frame", 1 << 20), None, "auto", None)
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
@@ -137,7 +129,7 @@ def parse_question(body: Mapping[str, Any]) -> Question:
         SAMError: as `parse_subject` and `parse_editor`.
     """
     choice = parse_choice(body)
-    editor, sequence = _text(body, "editor"), _whole(body, "sequence", 1 << 53)
+    editor, sequence = text_of(body, "editor"), _whole(body, "sequence", 1 << 53)
     return replace(choice, editor=editor, sequence=sequence, form=_one_of(body, "form", FORMS, "tint"))
 
 
@@ -154,7 +146,12 @@ def parse_choice(body: Mapping[str, Any]) -> Question:
     return Question(subject, prompts, only)
 
 
-def _object(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[str, Any]:
+def object_of(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[str, Any]:
+    """A field of a request that is a JSON object of known keys.
+
+    Raises:
+        SAMError: it is missing, not an object, or has another key.
+    """
     value = body.get(name)
     if not isinstance(value, Mapping):
         raise SAMError(f"{name} is missing, or not a JSON object.")
@@ -163,10 +160,16 @@ def _object(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[str,
     return value
 
 
-def _text(values: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def text_of(values: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """A text field of a request.
+
+    Raises:
+        SAMError: it is missing and has no default, or is not a text, or too long.
+    """
     value = values.get(name.split(".")[-1], default)
     if not isinstance(value, str) or not (value or default == "") or len(value) > _MOST_NAME or "\0" in value:
-        raise SAMError(f"{name} must be a text of 1 to {_MOST_NAME} characters.")
+        seen = "is missing: it " if value is None else ""
+        raise SAMError(f"{name} {seen}must be a text of 1 to {_MOST_NAME} characters.")
     return value
 
 
@@ -184,11 +187,17 @@ def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
     return value
 
 
-def _check_name(name: str, field: str, parts: int) -> None:
-    """Only names inside ComfyUI's folders: nothing absolute, no way up, no drive."""
+def name_of(values: Mapping[str, Any], field: str, parts: int, default: str | None = None) -> str:
+    """A field of a request that is a name inside ComfyUI's folders: nothing absolute, no way up, no drive.
+
+    Raises:
+        SAMError: it is another, or not a text.
+    """
+    name = text_of(values, field, default)
     pieces = name.replace("\\", "/").split("/") if name else []
     if len(pieces) > parts or any(piece in ("", ".", "..") or ":" in piece for piece in pieces):
         raise SAMError(f"{field} is {name[:80]!r}: it must be a name inside ComfyUI's folder.")
+    return name
 
 
 class Preview:
@@ -199,6 +208,7 @@ class Preview:
         self._decoding = ThreadPoolExecutor(1, "samkit-decode")
         self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
+        self.jobs = Jobs()
 
     async def prepare(self, subject: Subject) -> Prepared:
         """Load and encode, or wait for whoever does, or take what was done.
@@ -207,11 +217,11 @@ class Preview:
             RefusedError: 404, there is no such image or model; 503, ComfyUI is at work.
         """
         loop = asyncio.get_running_loop()
-        key, work = await loop.run_in_executor(None, _look_up, subject)
+        key, work = await loop.run_in_executor(None, look_up, subject, _prepare)
         if key not in self._prepared:
-            _check_idle()
+            check_idle()
             self._keep_only(key.model)
-            task = self._prepared[key] = loop.run_in_executor(self._encoding, _run_quietly, work)
+            task = self._prepared[key] = loop.run_in_executor(self._encoding, run_quietly, work)
             task.add_done_callback(lambda done: self._forget_failure(key, done))
         self._prepared.move_to_end(key)
         return await asyncio.shield(self._prepared[key])  # somebody who goes away does not end it for the others
@@ -240,7 +250,7 @@ class Preview:
             self._newest.popitem(last=False)
         prepared = await self.prepare(question.subject)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, _run_quietly, lambda: self._answer(question, prepared))
+        return await loop.run_in_executor(self._decoding, run_quietly, lambda: self._answer(question, prepared))
 
     async def choices(self, question: Question) -> list[Choice]:
         """SAM's candidates for a question's object, smallest first.
@@ -250,7 +260,7 @@ class Preview:
         """
         prepared = await self.prepare(question.subject)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, _run_quietly, lambda: _choices(question, prepared))
+        return await loop.run_in_executor(self._decoding, run_quietly, lambda: _choices(question, prepared))
 
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
@@ -305,24 +315,6 @@ def _thumbnail(small: np.ndarray, mask: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _check_idle() -> None:
-    if is_running():
-        raise RefusedError(503, "ComfyUI is running a prompt. The preview continues when it is done.")
-
-
-def _run_quietly(work: Callable[[], Value]) -> Value:
-    """Do the work, unless a run has begun since it was queued: it would take the model, or its memory, from the run."""
-    _check_idle()
-    try:
-        with quietly():
-            return work()
-    except BusyError as error:
-        raise RefusedError(503, str(error)) from error
-    except (RuntimeError, MemoryError) as error:  # out of memory, as a rule
-        log.warning("the prompt editor's preview failed", exc_info=True)
-        raise RefusedError(500, f"the preview failed: {error}") from error
-
-
 @dataclass(frozen=True)
 class _Key:
     """What tells an image and a model from all others, as they are on disk now."""
@@ -331,18 +323,31 @@ class _Key:
     model: object
 
 
-def _look_up(subject: Subject) -> tuple[_Key, Callable[[], Prepared]]:
-    """The key of an image and model, and the work to prepare them.
+Work = Callable[[Subject, Path, tuple[int, int], Callable[[], Segmenter]], Value]
+
+
+def look_up(subject: Subject, work: Work[Value]) -> tuple[_Key, Callable[[], Value]]:
+    """The key of an image and model, and the work that is to be done with the file, its stamp and the model.
 
     Raises:
         RefusedError: 404, there is no such image or model.
+    """
+    image, stamp = find_image(subject)
+    model_key, load = _model(subject)
+    return _Key((image, stamp, subject.frame), model_key), lambda: work(subject, image, stamp, load)
+
+
+def find_image(subject: Subject) -> tuple[Path, tuple[int, int]]:
+    """The file of an image, and its state.
+
+    Raises:
+        RefusedError: 404, there is no such image.
     """
     image = image_path(subject.filename, subject.subfolder, subject.kind)
     stamp = _stamp(image) if image is not None else None
     if image is None or stamp is None:
         raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")
-    model_key, load = _model(subject)
-    return _Key((image, stamp, subject.frame), model_key), lambda: _prepare(subject, image, stamp, load)
+    return image, stamp
 
 
 def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
@@ -378,13 +383,27 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> Prepared:
     started = time.perf_counter()
+    frames = frames_of(path, subject)
+    model, frame = load(), frames[subject.frame]
+    embedding = encode(model, [frame])
+    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version_of(stamp))
+
+
+def version_of(stamp: tuple[int, int]) -> str:
+    """A file's state as a short text."""
+    return "-".join(f"{part:x}" for part in stamp)
+
+
+def frames_of(path: Path, subject: Subject) -> list[np.ndarray]:
+    """The frames of an image file, uint8 `[H, W, 3]`; the subject's is among them.
+
+    Raises:
+        RefusedError: 404, it cannot be read, or has no such frame; 413, it has too many pixels.
+    """
     frames = _frames(path, subject)
     if subject.frame >= len(frames):
         raise RefusedError(404, f"{subject.filename} has {counted(len(frames), 'frame')}: there is no frame {subject.frame}.")
-    model, frame = load(), frames[subject.frame]
-    embedding = encode(model, [frame])
-    version = "-".join(f"{part:x}" for part in stamp)
-    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version)
+    return frames
 
 
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
-"""The prompt editor's server half: two routes on ComfyUI's server, where there is one."""
+"""The prompt editor's server half: routes on ComfyUI's server, where there is one."""
 
+import asyncio
 import base64
 import ipaddress
 import json
@@ -14,7 +15,10 @@ from typing import Any
 from ..sam import SAMError
 from ..utils.comfy import inside_comfyui
 from ..utils.examples import example_path
-from .preview import Preview, RefusedError, parse_choice, parse_question, parse_subject
+from .preview import Preview, parse_choice, parse_question, parse_subject, text_of
+from .preview_everything import everything, parse_everything
+from .preview_jobs import Job, RefusedError
+from .preview_words import parse_words, words
 
 log = logging.getLogger("samkit")
 
@@ -23,6 +27,8 @@ MOST_BYTES = 2 << 20  # a thousand marks take 60 KB, the most paint that is read
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence", "form"}
+_EVERYTHING = {*_SUBJECT, "preset", "editor"}
+_WORDS = {"image", "grounding", "text", "editor"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,43 @@ async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
     return _as_json(200, {"candidates": listed})
 
 
-ROUTES: dict[str, Handler] = {"/samkit/prepare": prepare, "/samkit/preview": ask, "/samkit/candidates": choices}
+async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/segments`: all segments of an image; until they are ready, how far the work is. Posted again and again."""
+    _check_keys(body, _EVERYTHING)
+    subject, editor, preset = parse_everything(body)
+    key, work = await asyncio.get_running_loop().run_in_executor(None, everything, subject, preset)
+    found = await preview.jobs.ask(key, work, editor)
+    return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
+
+
+async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/words`: boxes of the objects that a text names; until they are ready, as `segments`."""
+    _check_keys(body, _WORDS)
+    wanted = parse_words(body)
+    key, work = await asyncio.get_running_loop().run_in_executor(None, words, wanted)
+    found = await preview.jobs.ask(key, work, wanted.editor)
+    return _progress(found) if isinstance(found, Job) else _as_json(200, {"boxes": found.boxes})
+
+
+def _progress(job: Job) -> Reply:
+    return _as_json(202, {"progress": min(1.0, job.done / job.total) if job.total else 0.0})
+
+
+async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/cancel`: the editor waits no longer; work that nobody waits for ends."""
+    _check_keys(body, {"editor"})
+    preview.jobs.leave(text_of(body, "editor"))
+    return _as_json(200, {})
+
+
+ROUTES: dict[str, Handler] = {
+    "/samkit/prepare": prepare,
+    "/samkit/preview": ask,
+    "/samkit/candidates": choices,
+    "/samkit/segments": segments,
+    "/samkit/words": find_words,
+    "/samkit/cancel": leave,
+}
 
 
 async def reply_to(handler: Handler, preview: Preview, content_type: str, body: bytes | None) -> Reply:

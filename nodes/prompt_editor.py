@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sam import PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
+from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import as_image, cutout, image_to_frames
@@ -91,12 +91,25 @@ class PromptEditor:
                 "image": ("IMAGE", {"tooltip": "The image to mark; of a batch, every frame."}),
                 "prompts": ("STRING", widget),
             },
-            "optional": {"sam_model": model, "individual_masks": ("BOOLEAN", apart)},
+            "optional": {
+                "sam_model": model,
+                "individual_masks": ("BOOLEAN", apart),
+                "grounding_model": (
+                    "SAMKIT_GROUNDING_MODEL",
+                    {"tooltip": "Connect Load Grounding DINO to find objects by words."},
+                ),
+            },
         }
 
     def execute(
-        self, image: Tensor, prompts: str = "{}", sam_model: Segmenter | None = None, individual_masks: bool = False
+        self,
+        image: Tensor,
+        prompts: str = "{}",
+        sam_model: Segmenter | None = None,
+        individual_masks: bool = False,
+        grounding_model: GroundingModel | None = None,
     ) -> dict[str, Any]:
+        """The editor finds words by `grounding_model`, and a run takes the objects that it has made of them."""
         parsed, (frames, *size) = parse_editor(prompts), as_image(image).shape[:3]
         shown = {"samkit_images": save_temporary(image_to_frames(image[:MOST_IMAGES]))}
         if outside := parsed.outside(tuple(size)):

@@ -49,7 +49,7 @@ CONTRACT = {
     "SAMKit_PromptEditor": (
         "SAM Prompt Editor",
         ["image", "prompts"],
-        ["sam_model", "individual_masks"],
+        ["sam_model", "individual_masks", "grounding_model"],
         ["positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout"],
     ),
     "SAMKit_AutoMask": (

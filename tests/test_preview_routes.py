@@ -353,6 +353,25 @@ def test_random_bodies_bring_nothing_about(server):
     assert secret.stat().st_atime == 1
 
 
+def test_random_bodies_to_the_routes_of_what_takes_long_bring_nothing_about(server):
+    chance = random.Random(8)
+    words = {"grounding": {"model_name": "grounding-dino-tiny"}, "text": "a leaf."}
+    parts = {"segments": {"preset": "few and large"}, "words": words, "cancel": {}}
+    seen = set()
+    for number in range(90):
+        path = chance.choice(list(parts))
+        body = {**({} if path == "cancel" else {"image": subject_of()["image"]}), **parts[path], "editor": chance.choice("abc")}
+        if path == "segments":
+            body["model"] = subject_of()["model"]
+        status, _, said = server.send(f"/samkit/{path}", dumped(mutated(body, chance)))
+        assert status in EXPECTED | {202}, (number, path, body, status, said[:300])
+        assert status < 300 or json.loads(said)["error"]
+        seen.add(status)
+    assert {200, 400, 404} <= seen and seen & {200, 202}
+    for editor in "abc":
+        assert server.send("/samkit/cancel", dumped({"editor": editor}))[0] == 200
+
+
 def test_fifty_at_once(server):
     chance = random.Random(7)
     bodies = [random_body(chance) for _ in range(30)]

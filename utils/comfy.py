@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ IMAGE_FOLDERS = ("input", "output", "temp")
 EXAMPLE = "example"  # stands beside these folders for the pack's own example images
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
+_watch: ContextVar["Watch | None"] = ContextVar("samkit_watch", default=None)
 
 
 def inside_comfyui() -> bool:
@@ -396,14 +398,35 @@ def _running_node() -> tuple[str | None, dict[str, Any]]:
     return context.node_id, prompts[0] if prompts else {}
 
 
+@dataclass
+class Watch:
+    """Somebody who follows work that is not the queue's, and may end it by an error that `check` raises.
+
+    Attributes:
+        total: steps of the whole work; 0 until it has begun. Parts of it, which have steps of their own, do not show.
+        done: steps.
+    """
+
+    total: int = 0
+    done: int = 0
+
+    def check(self) -> None:
+        """Raise to end the work."""
+
+
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """In the body, work is not the queue's: it moves no progress bar, and does not answer (and so swallow) a Cancel."""
-    token = _is_quiet.set(True)
+def quietly(watch: Watch | None = None) -> Iterator[None]:
+    """In the body, work is not the queue's: it moves no progress bar, and does not answer (and so swallow) a Cancel.
+
+    Args:
+        watch: follows the work.
+    """
+    tokens = _is_quiet.set(True), _watch.set(watch)
     try:
         yield
     finally:
-        _is_quiet.reset(token)
+        _is_quiet.reset(tokens[0])
+        _watch.reset(tokens[1])
 
 
 def is_quiet() -> bool:
@@ -419,7 +442,10 @@ class Progress:
     """
 
     def __init__(self, total: int | None) -> None:
-        self._bar = None
+        self._bar, self._watch = None, None
+        watch = _watch.get()
+        if watch is not None and total is not None and not watch.total:
+            self._watch, watch.total = watch, total
         if total is not None and inside_comfyui() and not _is_quiet.get():
             import comfy.utils
 
@@ -429,6 +455,8 @@ class Progress:
         """Move the bar on by `steps`."""
         if self._bar is not None:
             self._bar.update(steps)
+        if self._watch is not None:
+            self._watch.done += steps
 
     @staticmethod
     def is_interrupted() -> bool:
@@ -441,7 +469,10 @@ class Progress:
 
     @staticmethod
     def check_interrupted() -> None:
-        """Raise ComfyUI's own exception if the user pressed Cancel; never to be caught here."""
+        """Raise ComfyUI's own exception if the user pressed Cancel; never to be caught here. Of a `Watch`, its own."""
+        watch = _watch.get()
+        if watch is not None:
+            watch.check()
         if inside_comfyui() and not _is_quiet.get():
             import comfy.model_management
 

@@ -109,3 +109,22 @@ def paint_over(mask: np.ndarray, patches: Sequence[Patch]) -> np.ndarray:
         part[kinds == ADD] = True
         part[kinds == REMOVE] = False
     return mask
+
+
+def encode_runs(kinds: np.ndarray) -> str:
+    """The runs of a patch.
+
+    Args:
+        kinds: bool `[height, width]`, True where pixels are added, or uint8 with each pixel's kind.
+    """
+    flat = kinds.astype(np.uint8).ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    numbers = 3 * np.diff([*starts, len(flat)]) + flat[starts]
+    bytes_of = 1 + sum((numbers >> (7 * place) > 0).astype(int) for place in range(1, _MOST_BYTES))
+    ends = np.cumsum(bytes_of)
+    coded = np.zeros(ends[-1], np.uint8)
+    for place in range(_MOST_BYTES):
+        has = bytes_of > place
+        more = np.where(bytes_of > place + 1, 128, 0)
+        coded[(ends - bytes_of)[has] + place] = ((numbers >> (7 * place)) & 127 | more)[has]
+    return base64.b64encode(coded.tobytes()).decode()

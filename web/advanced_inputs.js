@@ -16,6 +16,6 @@ app.registerExtension({
       // What is hidden takes no room; what is only advanced leaves a gap.
       Object.defineProperty(widget, "hidden", { get: isFolded, set: () => {}, configurable: true });
     }
-    node.setSize(node.computeSize());
+    node.setSize([node.size[0], node.computeSize()[1]]);
   },
 });

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PromptEditor } from "./editor/editor.js";
-import { imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
+import { groundingOf, imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
@@ -124,6 +124,7 @@ class Binding {
     const made = signature && Array.isArray(ran) ? ran : [];
     const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
     this.editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder });
+    this.editor.words.connect(groundingOf(graph, id));
     const model = modelOf(graph, id);
     const identity = this.#models.get(model?.signature);
     this.editor.setModel(model?.name ?? (identity ? { identity } : null));

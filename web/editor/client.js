@@ -50,6 +50,29 @@ export class PreviewClient {
     return (await response.json()).candidates;
   }
 
+  /**
+   * All segments of an image: {width, height, segments}, or {progress} where they are not ready: then post again, soon.
+   * @param {object} subject  {image, model}
+   */
+  async segments({ image, model }) {
+    const response = await this.#post("/samkit/segments", { image, model, editor: this.#editor });
+    return response.json();
+  }
+
+  /**
+   * Boxes of the objects that a text names: {boxes}, or {progress} where they are not ready: then post again, soon.
+   * @param {object} question  {image, grounding, text}
+   */
+  async words(question) {
+    const response = await this.#post("/samkit/words", { ...question, editor: this.#editor });
+    return response.json();
+  }
+
+  /** Wait no longer for what takes long. */
+  async cancel() {
+    await this.#post("/samkit/cancel", { editor: this.#editor });
+  }
+
   async #post(path, body) {
     const headers = { "Content-Type": "application/json" };
     const response = await this.#send(path, { method: "POST", headers, body: JSON.stringify(body) });
@@ -57,4 +80,32 @@ export class PreviewClient {
     const said = await response.json().catch(() => null);
     throw new Refusal(response.status, said?.error ?? `The server answered ${response.status}.`, said?.missing);
   }
+}
+
+const BUSY = 503;
+const CANCELLED = 409;
+const PAUSE = 1000; // milliseconds until a busy server is tried again
+
+/**
+ * Post until the server is done.
+ * @param {() => Promise<{progress?: number}>} post
+ * @param {() => boolean} isWanted
+ * @param {(progress: number | null) => void} said  0 to 1; null while the server is busy
+ * @param {(milliseconds: number) => Promise<void>} [wait]
+ * @returns {Promise<object | null>}  the answer; null where it is not wanted any longer
+ */
+export async function pollFor(post, isWanted, said, wait = (time) => new Promise((done) => setTimeout(done, time))) {
+  while (isWanted()) {
+    try {
+      const answer = await post();
+      if (answer.progress === undefined) return isWanted() ? answer : null;
+      if (isWanted()) said(answer.progress);
+    } catch (error) {
+      if (error.status === CANCELLED) return null;
+      if (error.status !== BUSY) throw error;
+      if (isWanted()) said(null);
+      await wait(PAUSE);
+    }
+  }
+  return null;
 }

@@ -2,6 +2,7 @@
 
 import { Brush } from "./brush.js";
 import { PreviewClient } from "./client.js";
+import { Everything } from "./everything.js";
 import { makeFinish } from "./finish.js";
 import { clamped, View } from "./geometry.js";
 import { Gestures } from "./gestures.js";
@@ -14,6 +15,7 @@ import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 import { INSIDE, paintLayer, ViewMode } from "./views.js";
+import { Words } from "./words.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
@@ -93,8 +95,11 @@ export class PromptEditor {
     this.objects = makeObjects(this);
     this.statusLine = make("div", { className: "samkit-status", role: "status" });
     const middle = make("div", { className: "samkit-middle" }, this.stage, this.objects.element);
-    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.statusLine);
+    this.foot = make("div", { className: "samkit-foot" }, this.statusLine);
+    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.foot);
     this.element.samkit = this;
+    this.everything = new Everything(this);
+    this.words = new Words(this);
   }
 
   /** Begin to listen: at first, and when the node is put back into a graph. */
@@ -104,6 +109,7 @@ export class PromptEditor {
     const { signal } = this.#alive;
     const { stage, element } = this;
     const on = (target, type, handle, options) => target.addEventListener(type, handle, { signal, ...options });
+    this.everything.attach(signal);
     this.gestures = new Gestures(stage, this, signal);
     this.#watch(signal);
     on(stage, "wheel", (event) => this.#wheel(event), { passive: false });
@@ -288,6 +294,11 @@ export class PromptEditor {
     else if (!document.fullscreenElement) this.stage.blur();
   }
 
+  /** Add what was found as objects, see `EditorState.addObjects`. */
+  addObjects(made) {
+    if (!this.state.addObjects(made)) this.host.complain("The editor has as many objects as it can: remove some.");
+  }
+
   /** Say why a mark was not added. */
   refuse() {
     this.#refused = `${this.state.object.name} is locked.`;
@@ -312,7 +323,7 @@ export class PromptEditor {
   /** The masks to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
   async sendToMaskEditor() {
     const { image, masks } = this;
-    const subject = this.#subject();
+    const subject = this.subject;
     if (!masks.length || !image || !subject) return;
     const { width, height } = image;
     const name = this.images[this.state.frame];
@@ -352,6 +363,7 @@ export class PromptEditor {
     if (this.preview.state.name === "idle") this.brush.settle(); // no mask will come
     const { brush, mode, before } = this;
     paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, before });
+    this.everything.draw();
   }
 
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
@@ -469,6 +481,8 @@ export class PromptEditor {
     this.toolbar.update();
     this.finish.update();
     this.objects.update();
+    this.everything.update();
+    this.words.update();
     this.#describe();
     this.redraw();
   }
@@ -508,10 +522,16 @@ export class PromptEditor {
 
   // --- the masks
 
-  #subject() {
+  /** What to tell the server of the image and the model; null where one of them is missing. */
+  get subject() {
+    const image = this.shownImage;
+    return image && this.#model && { image, model: this.#model, version: this.shown.version };
+  }
+
+  /** ComfyUI's name of the image that is shown; null where none is, or another than should be. */
+  get shownImage() {
     const image = this.images[this.state.frame];
-    if (!image || !this.#model || !this.image || this.shown.name !== JSON.stringify(image)) return null;
-    return { image, model: this.#model, version: this.shown.version };
+    return image && this.image && this.shown.name === JSON.stringify(image) ? image : null;
   }
 
   /** Whether masks are wanted: somebody looks, and has marked something or has come to do so. */
@@ -521,7 +541,7 @@ export class PromptEditor {
 
   /** Bring the masks up to date with the marks. What is out of date is shown on its own image only. */
   #refresh() {
-    const subject = this.#subject();
+    const subject = this.subject;
     const key = JSON.stringify(subject);
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
@@ -536,7 +556,7 @@ export class PromptEditor {
     const form = more ? "tint" : this.mode.form;
     const question = { ...this.state.question(object, more), form };
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.#subject(), own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1]);
+    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -585,13 +605,13 @@ export class PromptEditor {
   }
 
   #hoverItem() {
-    return this.#place && this.#subject() ? this.#item(this.state.current, this.#place) : null;
+    return this.#place && this.subject ? this.#item(this.state.current, this.#place) : null;
   }
 
   /** SAM's candidates for the selected object; null where there is nothing to choose from. */
   async candidates() {
     const { state } = this;
-    const subject = this.#subject();
+    const subject = this.subject;
     if (!subject || !state.marksOf(state.current).length) return null;
     return this.client.candidates({ image: subject.image, model: subject.model, ...state.question(state.current) });
   }

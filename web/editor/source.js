@@ -37,7 +37,7 @@ export function imageOf(graph, id) {
 /** A text that changes whenever another value would come from an output of a graph. Marks do not change an editor's image. */
 function signatureOf(graph, { id, output }) {
   const parts = Object.entries(only(graph, id)).map(([part, { class_type: kind, inputs }]) => {
-    const { prompts: _, sam_model: __, individual_masks: ___, ...others } = inputs ?? {};
+    const { prompts: _, sam_model: __, individual_masks: ___, grounding_model: ____, ...others } = inputs ?? {};
     return [part, kind, kind in SAME_IMAGE ? others : inputs];
   });
   return JSON.stringify([output, parts]);
@@ -75,6 +75,14 @@ export function modelOf(graph, id) {
   return { name: isOurs ? { model_name: name, precision } : null, signature: signatureOf(graph, from) };
 }
 
+/** The name of the Grounding DINO that is connected; "" where something else is, null where nothing is. @returns {string | null} */
+export function groundingOf(graph, id) {
+  const from = feeding(graph, id, "grounding_model");
+  if (!from) return null;
+  const { class_type: kind, inputs } = from.node;
+  return kind === "SAMKit_GroundingLoader" && typeof inputs.model_name === "string" ? inputs.model_name : "";
+}
+
 /** The part of a graph that a node needs, itself included. */
 export function only(graph, id) {
   const found = {};
@@ -94,5 +102,6 @@ export function only(graph, id) {
 export function imageGraph(graph, id) {
   const editor = { ...graph[id], inputs: { ...graph[id].inputs } };
   delete editor.inputs.sam_model;
+  delete editor.inputs.grounding_model;
   return only({ ...graph, [id]: editor }, id);
 }

@@ -9,6 +9,7 @@ import { CANDIDATES, cleaned, isBox, nextColour, rounded } from "./text.js";
 
 const MOST_STEPS = 200;
 const MOST_NAME = 100;
+const MOST_OBJECTS = 256; // as the node reads them
 
 /**
  * @typedef {import("./text.js").Mark} Mark
@@ -246,6 +247,39 @@ export class EditorState {
   #append() {
     this.objects = [...this.objects, { name: this.#freeName(), colour: nextColour(this.objects), candidate: "best" }];
     this.current = this.objects.length - 1;
+  }
+
+  /** The colour of the next object that is added. */
+  get nextColour() {
+    const last = this.objects.length - 1;
+    return this.#isUsed(last) ? nextColour(this.objects) : this.objects[last].colour;
+  }
+
+  #isUsed(index) {
+    return Boolean(this.objects[index].paint || this.objects[index].locked) || this.marks.some((mark) => mark.object === index);
+  }
+
+  /**
+   * Add objects, as one step; an empty one at the end of the list is the first of them. Of several frames they are this one's.
+   * @param {{name?: string, marks?: Mark[], paint?: import("./patches.js").Patch[]}[]} made
+   * @returns {boolean} whether there was room for all
+   */
+  addObjects(made) {
+    const frame = this.frames > 1 ? { frame: this.frame } : {};
+    const isUsed = this.#isUsed(this.objects.length - 1);
+    const room = made.slice(0, MOST_OBJECTS - this.objects.length + (isUsed ? 0 : 1));
+    for (const { name, marks = [], paint = [] } of room) {
+      const last = this.objects.length - 1;
+      if (this.#isUsed(last)) this.#append();
+      else this.current = last;
+      const patches = paint.map((patch) => ({ ...patch, ...frame }));
+      this.#change(this.current, { ...(name && { name: name.slice(0, MOST_NAME) }), ...(patches.length && { paint: patches }) });
+      this.marks.push(...marks.map((mark) => ({ ...cleaned({ ...mark, ...frame }), object: this.current })));
+    }
+    if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
+    this.selected = null;
+    this.commit();
+    return room.length === made.length;
   }
 
   #freeName() {

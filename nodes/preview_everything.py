@@ -1,0 +1,51 @@
+"""Everything under the pointer: segment everything for the prompt editor, as patches that it lights up and makes objects of."""
+
+import json
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..sam import PRESETS, FoundMask, SAMError, Segmenter, segment_everything
+from ..utils.patches import encode_runs
+from .preview import Subject, frames_of, look_up, parse_subject, text_of, version_of
+
+MOST_SEGMENTS = 1000
+DEFAULT_PRESET = "balanced"
+
+
+def parse_everything(body: Mapping[str, Any]) -> tuple[Subject, str, str]:
+    """Check the fields `image`, `model`, `preset` and `editor` of a request.
+
+    Raises:
+        SAMError: as `parse_subject`; there is no such preset.
+    """
+    subject, editor, preset = parse_subject(body), text_of(body, "editor"), text_of(body, "preset", DEFAULT_PRESET)
+    if preset not in PRESETS:
+        raise SAMError(f"preset is {preset[:40]!r}: choose one of {', '.join(PRESETS)}.")
+    return subject, editor, preset
+
+
+def everything(subject: Subject, preset: str) -> tuple[Hashable, Callable[[], bytes]]:
+    """The key of an image, a model and a preset, and the work to segment it: JSON `{width, height, stamp, segments}`.
+
+    Raises:
+        RefusedError: 404, there is no such image or model.
+    """
+
+    def work(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> bytes:
+        frame = frames_of(path, subject)[subject.frame]
+        found = segment_everything(load(), frame, PRESETS[preset])[:MOST_SEGMENTS]
+        height, width = frame.shape[:2]
+        segments = [_segment(mask) for mask in found]
+        return json.dumps({"width": width, "height": height, "stamp": version_of(stamp), "segments": segments}).encode()
+
+    key, begun = look_up(subject, work)
+    return (key, preset), begun
+
+
+def _segment(found: FoundMask) -> dict[str, Any]:
+    """A mask as a patch of its box (see `utils/patches.py`), with its score and area."""
+    (x, y, *_), pixels = found.box, found.pixels
+    height, width = pixels.shape
+    place = {"x": int(x), "y": int(y), "width": width, "height": height}
+    return {**place, "runs": encode_runs(pixels), "score": round(found.score, 4), "area": int(pixels.sum())}

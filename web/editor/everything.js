@@ -1,0 +1,213 @@
+/** Everything under the pointer: all segments of the image, found once; then the one under the pointer lights up, and a click
+ * makes it an object. A layer of its own above the editor's canvas, so that a move draws no more than one segment. */
+
+import { pollFor } from "./client.js";
+import { makeProgress } from "./progress.js";
+import { Segments } from "./segments.js";
+import { button, make } from "./toolbar.js";
+
+const MOST_SIDE = 1024; // pixels of a segment as it is drawn
+const MOST_DRAWN = 16 << 20; // pixels of segments that stay drawn
+const MOST_IMAGES = 4;
+const WORK = "Finding all segments…";
+
+/**
+ * How it stands.
+ * - off
+ * - working: the server finds the segments
+ * - ready: the segments of the image that is shown are there
+ * @typedef {"off" | "working" | "ready"} Name
+ */
+export class Everything {
+  state = "off";
+  #found = new Map(); // image and model -> Segments
+  #drawn = new Map(); // segment and colour -> {canvas, step}
+  #subject = null;
+  #segments = null;
+  #under = null; // the segment under the pointer
+  #shown = null;
+  #drawing = 0;
+  #work = 0;
+
+  /** @param {import("./editor.js").PromptEditor} editor */
+  constructor(editor) {
+    this.editor = editor;
+    this.canvas = make("canvas", { className: "samkit-canvas samkit-segments" });
+    this.button = button("th-large", "", () => this.toggle());
+    this.progress = makeProgress(() => this.end());
+    editor.canvas.after(this.canvas);
+    editor.stage.append(this.progress.element);
+    editor.foot.append(make("span", { className: "samkit-group", role: "group", "aria-label": "Segments" }, this.button));
+    this.update();
+  }
+
+  /** Listen on the stage, before the editor's own gestures do. @param {AbortSignal} signal */
+  attach(signal) {
+    const on = (type, handle) => this.editor.stage.addEventListener(type, handle, { signal, capture: true });
+    on("pointermove", (event) => this.#move(event));
+    on("pointerdown", (event) => this.#down(event));
+    on("pointerleave", () => this.#light(null));
+    signal.addEventListener("abort", () => this.end());
+  }
+
+  /** The index of the segment under the pointer, or null. */
+  get under() {
+    return this.#under;
+  }
+
+  toggle() {
+    if (this.state === "off") this.#begin();
+    else this.end();
+  }
+
+  /** Off; work that is under way is cancelled. */
+  end() {
+    if (this.state === "working") this.editor.client.cancel().catch(() => {}); // it ends by itself when nobody waits
+    this.#work += 1;
+    this.state = "off";
+    this.#subject = this.#segments = null;
+    this.#light(null);
+    this.progress.hide();
+    this.update();
+  }
+
+  async #begin() {
+    const { subject } = this.editor;
+    if (!subject) return;
+    const key = JSON.stringify(subject);
+    const work = (this.#work += 1);
+    this.state = "working";
+    this.#subject = key;
+    this.progress.show(WORK, 0);
+    this.update();
+    const isWanted = () => work === this.#work;
+    try {
+      const found = this.#found.get(key) ?? (await this.#ask(subject, isWanted));
+      if (isWanted()) found ? this.#ready(key, found) : this.end();
+    } catch (error) {
+      if (!isWanted()) return;
+      this.state = "off"; // there is nothing to cancel
+      this.end();
+      this.editor.host.complain(error.message);
+    }
+  }
+
+  async #ask(subject, isWanted) {
+    const said = await pollFor(() => this.editor.client.segments(subject), isWanted, (progress) => this.progress.show(WORK, progress));
+    return said && new Segments(said);
+  }
+
+  #ready(key, found) {
+    this.#found.delete(key);
+    this.#found.set(key, found);
+    if (this.#found.size > MOST_IMAGES) this.#found.delete(this.#found.keys().next().value);
+    this.#segments = found;
+    this.#drawn.clear();
+    this.state = "ready";
+    const count = found.list.length;
+    this.progress.say(count ? `Found ${count === 1 ? "1 segment" : `${count} segments`}. Click one to make it an object.` : "There are no segments in this image.");
+    this.update();
+  }
+
+  /** The editor has changed: segments are those of one image and one model. */
+  update() {
+    const { editor } = this;
+    const subject = editor.subject && JSON.stringify(editor.subject);
+    if (this.state !== "off" && subject !== this.#subject) return this.end();
+    const isOn = this.state !== "off";
+    this.button.disabled = !isOn && !subject;
+    this.button.setAttribute("aria-pressed", String(isOn));
+    const title = isOn ? "Leave the segments" : "Find all segments of the image: point at one to see it, click to make it an object";
+    if (this.button.title !== title) Object.assign(this.button, { title, ariaLabel: title });
+    this.#redraw();
+  }
+
+  // --- the pointer
+
+  #isOurs(event) {
+    const { gestures, panning, brush } = this.editor;
+    const isPlain = !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+    return this.state === "ready" && isPlain && !brush.isActive && !panning && !gestures.active && event.target === this.editor.stage;
+  }
+
+  #move(event) {
+    if (!this.#isOurs(event) || event.buttons) return this.#light(null);
+    event.stopImmediatePropagation();
+    this.editor.hover(null);
+    this.editor.stage.style.cursor = "pointer";
+    this.#light(this.#segments.at(this.editor.view.toImage(this.editor.gestures.place(event))));
+  }
+
+  #down(event) {
+    if (!this.#isOurs(event) || event.button !== 0) return;
+    const index = this.#segments.at(this.editor.view.toImage(this.editor.gestures.place(event)));
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    this.editor.stage.focus({ preventScroll: true });
+    if (index !== null) this.#choose(this.#segments.list[index]);
+  }
+
+  /** Make a segment an object, or select the one that it is. */
+  #choose({ x, y, width, height, runs }) {
+    const { state } = this.editor;
+    const is = (patch) => patch.x === x && patch.y === y && patch.width === width && patch.runs === runs;
+    const object = state.objects.findIndex(({ paint }) => paint?.some(is));
+    if (object >= 0) state.selectObject(object);
+    else this.editor.addObjects([{ paint: [{ x, y, width, height, runs }] }]);
+  }
+
+  // --- drawing
+
+  #light(index) {
+    if (index === this.#under) return;
+    this.#under = index;
+    this.#redraw();
+  }
+
+  #redraw() {
+    this.#drawing ||= requestAnimationFrame(() => {
+      this.#drawing = 0;
+      this.draw();
+    });
+  }
+
+  /** Draw the layer, if what it shows or where that lies has changed. */
+  draw() {
+    const { canvas, editor } = this;
+    const { view, unit } = editor;
+    const { width, height } = editor.canvas;
+    const shown = JSON.stringify([this.#subject, this.#under, view.scale, view.x, view.y, width, height, unit]);
+    if (shown === this.#shown) return;
+    this.#shown = shown;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, width, height);
+    if (this.#under === null) return;
+    const ratio = width / editor.stageSize.width;
+    const scale = view.scale * ratio;
+    const segment = this.#segments.list[this.#under];
+    const { canvas: drawn, step } = this.#pixels(this.#under, scale);
+    context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(drawn, segment.x, segment.y, drawn.width * step, drawn.height * step);
+  }
+
+  /** A segment as it is drawn at a scale, in the colour that its object would get. */
+  #pixels(index, scale) {
+    const colour = this.editor.state.nextColour;
+    const segment = this.#segments.list[index];
+    const step = Math.max(Math.ceil(Math.max(segment.width, segment.height) / MOST_SIDE), Math.floor(1 / scale));
+    const key = `${index} ${colour} ${step}`;
+    const before = this.#drawn.get(key);
+    if (before) return before;
+    const rgb = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+    const { data, width, height } = this.#segments.pixels(index, rgb, step);
+    const canvas = new OffscreenCanvas(width, height);
+    canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
+    this.#drawn.set(key, { canvas, step });
+    let room = MOST_DRAWN;
+    for (const [old, one] of [...this.#drawn].reverse()) if ((room -= one.canvas.width * one.canvas.height) < 0) this.#drawn.delete(old);
+    return { canvas, step };
+  }
+}
