@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..utils.comfy import save_temporary
 from ..utils.examples import example_image, example_names
+from ..utils.images import image_to_frames
 from .common import CATEGORY
 
 
@@ -20,12 +22,17 @@ class ExampleImage:
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = ("The example image, one frame.",)
-    FUNCTION = "execute"
+    FUNCTION = "show"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "samkit_scene: objects to click on. samkit_reference and samkit_other_scene: one object in two images."
         return {"required": {"image": (example_names(), {"tooltip": tooltip})}}
+
+    def show(self, image: str) -> dict[str, Any]:
+        """What ComfyUI calls: the output, and the image to show in the node."""
+        (output,) = self.execute(image)
+        return {"ui": {"images": save_temporary(image_to_frames(output))}, "result": (output,)}
 
     def execute(self, image: str) -> tuple[Tensor]:
         return (example_image(image),)

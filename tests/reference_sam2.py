@@ -1,7 +1,6 @@
 """The reference for SAM 2: transformers' `Sam2Model` with seeded weights that make masks worth comparing."""
 
 import torch
-from safetensors.torch import save_file
 from transformers import Sam2Config, Sam2HieraDetConfig, Sam2ImageProcessor, Sam2Model, Sam2VisionConfig
 
 TINY = {"hidden_size": 96}
@@ -61,8 +60,7 @@ def random_sam2(hiera, side=1024, channels=256, seed=0):
 
 def write_tiny(path):
     """A checkpoint of SAM 2.1 tiny at its full size, in transformers' layout."""
-    state = random_sam2(TINY).state_dict()
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path)
+    torch.save(random_sam2(TINY).state_dict(), path)
 
 
 def _enliven(name, parameter):

@@ -93,7 +93,7 @@ def server(tmp_path_factory, demo_model, grounding_folder, matte_folder):  # noq
     (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
     for path in EXAMPLES.glob("*.png"):
         shutil.copy(path, base / "input")
-    write_tiny(base / "models" / "sams" / "sam2.1_hiera_tiny.safetensors")
+    write_tiny(base / "models" / "sams" / "sam2.1_hiera_tiny.pt")
     folder_copy(grounding_folder, base / "models" / "grounding-dino" / "grounding-dino-tiny")
     folder_copy(matte_folder, base / "models" / "vitmatte" / "vitmatte-small-composition-1k")
     with pytest.MonkeyPatch.context() as patch:
@@ -293,7 +293,7 @@ def test_an_example_finds_what_its_note_says(example, prefix, thing, least):
 def test_the_art_venture_graph_keeps_the_embedding_exactly(server, picture, demo_model):
     graph = read(EXAMPLES / "api" / "art_venture.json")
     kinds = [node["class_type"] for node in graph.values()]
-    assert sorted(kinds) == ["AV_SAMLoader", "GetSAMEmbedding", "LoadImage", "SAMEmbeddingToImage", "SaveImage"]
+    assert sorted(kinds) == ["AV_SAMLoader", "GetSAMEmbedding", "SAMEmbeddingToImage", "SAMKit_ExampleImage", "SaveImage"]
     check_embedding(server, graph, picture, demo_model)
 
 
@@ -329,7 +329,7 @@ def test_another_packs_bare_embedding_works_where_its_image_is_wired(server):
     graph["bare"] = {"class_type": "PlainEmbedding", "inputs": {"embedding": [kinds["GetSAMEmbedding"], 0]}}
     for node in graph.values():
         if node["class_type"] == "SAMKit_PredictMask":
-            node["inputs"] |= {"embedding": ["bare", 0], "image": [kinds["LoadImage"], 0]}
+            node["inputs"] |= {"embedding": ["bare", 0], "image": [kinds["SAMKit_ExampleImage"], 0]}
     saved = server.saved(graph)
     for node, images in expected.items():
         assert (pixels(saved[node][0]) == (images[0].numpy() * 255).astype(np.uint8)).mean() >= MASKS_EQUAL
@@ -429,7 +429,7 @@ def test_core_crops_to_the_box_of_a_mask(server):
         pytest.skip("this ComfyUI has no Crop Image that takes a box")
     graph = varied("one_click", filename_prefix="uncropped")
     kinds = {node["class_type"]: number for number, node in graph.items()}
-    image = [kinds["LoadImage"], 0]
+    image = [kinds["SAMKit_ExampleImage"], 0]
     inputs = {"bboxes": [kinds["SAMKit_Segment"], 1], "index": 0, "frame": 0, "image": image}
     graph["boxes"] = {"class_type": "SAMKit_ConvertBoxes", "inputs": inputs}
     graph["crop"] = {"class_type": "ImageCropV2", "inputs": {"image": image, "crop_region": ["boxes", 2]}}

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 LEAF, CARPET, STICKER = (209, 386), (300, 240), (380, 312)
 LEAST_IOU = 0.8
-SAM_2 = "sam2.1_hiera_tiny.safetensors"  # with random weights
+SAM_2 = "sam2.1_hiera_tiny.pt"  # with random weights
 _numbers = itertools.count(3)
 CONNECT_COPY = """async () => {
 const of = (type) => app.graph.nodes.filter((one) => one.type === type);
