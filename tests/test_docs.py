@@ -19,7 +19,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rgl
 OUR_TEXTS = [*PAGES, *EXAMPLES.rglob("*.json")]
 BROWSERS = "control_after_generate"  # a widget that the browser adds behind a seed; and `upload` behind a file
 CORE = {
-    "CheckpointLoaderSimple", "CLIPTextEncode", "MarkdownNote", "MaskToImage", "PrimitiveStringMultiline",
+    "CheckpointLoaderSimple", "CLIPTextEncode", "LoadImage", "MarkdownNote", "MaskToImage", "PrimitiveStringMultiline",
     "RepeatImageBatch", "SaveImage",
 }  # fmt: skip
 SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
@@ -124,7 +124,7 @@ def test_the_examples_pictures_are_what_the_generator_draws():
 def test_an_example_runs_on_images_of_the_pack_and_its_note_names_them(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
-    used = [node["widgets_values"][0] for node in nodes if node["type"] == "SAMKit_ExampleImage"]
+    used = [node["widgets_values"][0] for node in nodes if node["type"] in ("LoadImage", "SAMKit_ExampleImage")]
     assert used and all((EXAMPLES / name).is_file() and f"**{name}**" in note for name in used)
 
 
