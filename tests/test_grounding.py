@@ -152,7 +152,9 @@ def test_the_node_gives_the_same_as_core_writes_boxes(folder, grounding, frames)
     assert overlay.shape == (6, 60, 90, 3) and all(bboxes)
     _, segs = detector.detect(as_image(frames[0]), box_threshold, 0, 2.0)
     given = [(box["label"] or "object", box["score"]) for box in bboxes[0]]
-    assert segs and all((seg.label, seg.confidence) in given for seg in segs)
+    for seg in segs:  # one image alone rounds otherwise than six together
+        assert any(label == seg.label and abs(score - seg.confidence) < 1e-5 for label, score in given), seg
+    assert segs
     for boxes, frame in zip(bboxes, frames, strict=True):
         corners, scores, words = reference(folder, frame, TEXT, box_threshold, text_threshold)
         assert [box["label"] for box in boxes] == words
