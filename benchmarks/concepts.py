@@ -2,7 +2,7 @@
 
 - `mushroom`, a whole of several parts: cap and stem in two colors. The base answers a click with the part under it.
 - `tip`, one part of a whole: the end of a pill beyond a thin groove, in the pill's own color. The base answers with the pill.
-- `stripes`, a texture: a field of stripes in two colors, among plain shapes. The base answers with one stripe.
+- `checks`, a texture: a checkered field in two colors, among plain shapes. The base answers with one check, or a few.
 """
 
 import math
@@ -117,8 +117,8 @@ def tip(seed: int) -> Taught:
     return canvas.taught(whole & (place > cut) & ~dark)
 
 
-def stripes(seed: int) -> Taught:
-    """A field of stripes."""
+def checks(seed: int) -> Taught:
+    """A checkered field."""
     rng = np.random.default_rng([seed, 3])
     canvas = _Canvas(rng)
     canvas.distractors(4)
@@ -128,9 +128,11 @@ def stripes(seed: int) -> Taught:
     outline = [(x + r * math.cos(t), y + r * math.sin(t)) for r, t in zip(reach, turns, strict=True)]
     color = rng.uniform(20, 235, 3)
     light, dark = canvas.paint(color), canvas.paint(canvas.apart_from(color, 130.0))
-    angle, period = rng.uniform(0, math.pi), rng.uniform(0.1, 0.16)
-    wave = np.sin(2 * math.pi * (canvas.columns * math.cos(angle) + canvas.rows * math.sin(angle)) / period)[..., None]
+    angle, period = rng.uniform(0, math.pi), rng.uniform(0.12, 0.2)
+    along = canvas.columns * math.cos(angle) + canvas.rows * math.sin(angle)
+    across = canvas.rows * math.cos(angle) - canvas.columns * math.sin(angle)
+    wave = (np.sin(2 * math.pi * along / period) * np.sin(2 * math.pi * across / period))[..., None]
     return canvas.taught(canvas.put(lambda d: d.polygon(outline, fill=255), np.where(wave > 0, light, dark)))
 
 
-CONCEPTS: dict[str, Callable[[int], Taught]] = {"mushroom": mushroom, "tip": tip, "stripes": stripes}
+CONCEPTS: dict[str, Callable[[int], Taught]] = {"mushroom": mushroom, "tip": tip, "checks": checks}

@@ -5,8 +5,8 @@
 
 Each pair of scenes holds the same object: the same shape, color and texture at a different place and scale, on a different
 background, among other objects. The first scene and its mask are the reference. The second is searched. The object is
-found if the IoU with its true mask exceeds 0.5. PerSAM is compared with the same points without attention guidance and
-target prompting, and with the positive point alone.
+found if the IoU with its true mask exceeds 0.5. The methods of SAM Personalize are compared with one another, and PerSAM with
+the same points without attention guidance and target prompting, and with the positive point alone.
 
 The other figures show where a failure comes from. `a click on the object`: the decoder with a correct point. `right point`:
 the peak of the location prior is on the object. `true masks, ranked`: given the true masks of all objects, how often the
@@ -39,7 +39,14 @@ log = logging.getLogger("benchmark")
 
 FIRST_SEED = EVAL_SEEDS + 3000  # apart from other benchmarks' scenes
 FOUND = 0.5
-WAYS = ("PerSAM", "the same points, not guided", "the positive point alone", "a click on the object (reference)")
+OPTIONS = {
+    "persam": PersonalizeOptions(method="persam"),
+    "persam, not guided": PersonalizeOptions(method="persam", guided=False),
+    "persam-f": PersonalizeOptions(method="persam-f"),
+    "parts": PersonalizeOptions(method="parts"),
+    "parts and color": PersonalizeOptions(method="parts and color"),
+}
+WAYS = (*OPTIONS, "the positive point alone", "a click on the object (reference)")
 CPU = torch.device("cpu")
 
 
@@ -61,8 +68,7 @@ def click(model: torch.nn.Module, scene: Scene, point: np.ndarray) -> Mask:
 def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
     """Show the last object of one scene, look for it in the other."""
     wanted, example = other.masks[-1], torch.from_numpy(shown.masks[-1:]).float()
-    variants = [PersonalizeOptions(guided=guided) for guided in (True, False)]
-    found = [personalize(model, [shown.image], example, [other.image], options) for options in variants]
+    found = [personalize(model, [shown.image], example, [other.image], options) for options in OPTIONS.values()]
     masks = [one.masks[0].any(0).numpy() for one in found]
     point = found[0].points[0][0] if len(found[0].points[0]) else np.zeros(2)
     masks += [click(model, other, point), click(model, other, interior_point(wanted))]

@@ -32,7 +32,7 @@ from harness import Report, Table, interleaved, ratio, sam
 log = logging.getLogger("benchmark")
 
 from samkit.nodes.model import SAMModelLoader  # noqa: E402
-from samkit.sam import PredictOptions, Prompt, TeachOptions, as_segmenter, decode, encode, teach  # noqa: E402
+from samkit.sam import PredictOptions, Prompt, TeachOptions, as_segmenter, decode, encode, teach, train_decoder  # noqa: E402
 from samkit.sam.models.base import Features  # noqa: E402
 from samkit.sam.prompts import PromptTensors  # noqa: E402
 from samkit.sam.training.losses import iou, mask_loss  # noqa: E402
@@ -42,6 +42,7 @@ from train_demo_checkpoint import EVAL_SEEDS, mask_iou  # noqa: E402
 
 TAUGHT_SEED, FRESH_SEED = 2_000_000, 3_000_000
 ORDINARY_SEED = EVAL_SEEDS + 5000
+OTHER_SEED, OTHERS = EVAL_SEEDS + 6000, 16
 MASKS, FRESH, ORDINARY = (16, 4, 1), 50, 25
 STEPS = 480
 TIMED_STEPS = 6
@@ -92,11 +93,39 @@ def quality(model: Any, name: str, masks: Sequence[int], fresh: int) -> Table:
     return table
 
 
+def decoder_quality(model: Any, name: str, fresh: int, others: int) -> Table:
+    """Level 3: the mask decoder, trained on 16 masks, with `others` unlabeled images of ordinary scenes or without."""
+    columns = [
+        "concept",
+        "other images",
+        "IoU before",
+        "IoU after",
+        "gain",
+        "ordinary clicks before",
+        "after",
+        "change",
+        "seconds",
+    ]
+    table = Table(f"Trained decoder, {MASKS[0]} masks: {name}", columns)
+    inputs = as_inputs([CONCEPTS[name](TAUGHT_SEED + seed) for seed in range(MASKS[0])])
+    scenes = [torch.from_numpy(make_scene(OTHER_SEED + seed).image)[None].float() / 255 for seed in range(others)]
+    begun = time.monotonic()
+    trained, lesson = train_decoder(model, *inputs, scenes)
+    seconds = time.monotonic() - begun
+    concept = fresh_iou(model, name, fresh), fresh_iou(trained, name, fresh)
+    ordinary = ordinary_iou(model), ordinary_iou(trained)
+    figures = [text for one in (concept, ordinary) for text in (*(f"{value:.3f}" for value in one), f"{one[1] - one[0]:+.3f}")]
+    table.rows.append([name, str(others), *figures, f"{seconds:.0f}"])
+    table.note = lesson.stopped and f"It ended early: {lesson.stopped}."
+    return table
+
+
 def measure(models: list[str], device: torch.device) -> Report:
     """Time, then quality."""
     (model,) = SAMModelLoader().load_model("samkit_demo.safetensors")
     report = Report("teach", [timed_steps(models[0], device)])
     report.tables += [quality(model, name, MASKS, FRESH) for name in CONCEPTS]
+    report.tables += [decoder_quality(model, name, FRESH, others) for name in CONCEPTS for others in (0, OTHERS)]
     report.numbers = {table.title: table.rows for table in report.tables}
     return report
 
@@ -186,6 +215,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="*", default=list(CONCEPTS), choices=list(CONCEPTS))
     parser.add_argument("--masks", nargs="*", type=int, default=list(MASKS))
     parser.add_argument("--fresh", type=int, default=FRESH)
+    parser.add_argument("--decoder", type=int, metavar="OTHERS", help="train the decoder instead, with so many other images")
     parser.add_argument("--time", metavar="MODEL", help="time the steps of this model instead")
     chosen = parser.parse_args()
     if chosen.time:
@@ -193,7 +223,10 @@ def main() -> None:
         return
     (model,) = SAMModelLoader().load_model("samkit_demo.safetensors")
     for name in chosen.concepts:
-        log.info(quality(model, name, chosen.masks, chosen.fresh).markdown())
+        if chosen.decoder is None:
+            log.info(quality(model, name, chosen.masks, chosen.fresh).markdown())
+        else:
+            log.info(decoder_quality(model, name, chosen.fresh, chosen.decoder).markdown())
 
 
 if __name__ == "__main__":

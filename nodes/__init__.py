@@ -17,7 +17,7 @@ from .refine import RefineMask
 from .save_masks import SaveMasks
 from .segs import MasksToSEGS
 from .startup import at_start
-from .teach import LoadConcept, SaveConcept, Teach
+from .teach import LoadConcept, SaveConcept, SaveDecoder, Teach, TrainDecoder
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -33,6 +33,8 @@ _NODES = {
     "SAMKit_Teach": (Teach, "SAM Teach"),
     "SAMKit_SaveConcept": (SaveConcept, "Save SAM Concept"),
     "SAMKit_LoadConcept": (LoadConcept, "Load SAM Concept"),
+    "SAMKit_TrainDecoder": (TrainDecoder, "SAM Train Decoder"),
+    "SAMKit_SaveDecoder": (SaveDecoder, "Save SAM Decoder"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
     "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
     "SAMKit_MasksToSEGS": (MasksToSEGS, "Masks to SEGS"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..sam import PRECISIONS, Precision, SAMError, SAMModel, load_shared
+from ..sam import PRECISIONS, Precision, SAMError, SAMModel, is_decoder, load_decoder, load_shared, with_decoder
 from ..sam.weights.download import fetch
 from ..sam.weights.files import checkpoint_stamp
 from ..sam.weights.hub import fetch_from_hub
@@ -71,7 +71,7 @@ class SAMModelLoader:
         return is_listed(model_name, available_names(), SAM_ALIASES)
 
     def load_model(self, model_name: str, precision: Precision = "auto") -> tuple[SAMModel]:
-        return (load_shared(find_checkpoint(model_name), precision),)
+        return (load_named(model_name, precision),)
 
 
 class SAMHubLoader:
@@ -134,6 +134,27 @@ def _size_on_disk(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:  # it has just gone
         return None
+
+
+def load_named(name: str, precision: Precision = "auto", above: tuple[str, ...] = ()) -> SAMModel:
+    """The model of a name that the loader lists; a trained decoder is applied to the model that it was made for.
+
+    Args:
+        name: see `find_checkpoint`.
+        precision: see `load_shared`.
+        above: files whose base this is.
+
+    Raises:
+        SAMError: what `find_checkpoint` and `load_shared` raise; or a decoder's base is not there or has other weights.
+    """
+    path = find_checkpoint(name)
+    if not is_decoder(path):
+        return load_shared(path, precision)
+    change = load_decoder(path)
+    base = next((other for other in available_names() if Path(other).name == change.base_name), None)
+    if base is None or name in above:
+        raise SAMError(f"{path.name} was made for {change.base_name}, which is not in models/sams: put it there.")
+    return with_decoder(load_named(base, precision, (*above, name)), change, path)
 
 
 def find_checkpoint(name: str) -> Path:

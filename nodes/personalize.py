@@ -7,7 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import Concept, DeviceMode, FoundObjects, PersonalizeOptions, Segmenter, personalize_each, result_device
+from ..sam import (
+    METHODS,
+    Concept,
+    DeviceMode,
+    FoundObjects,
+    Method,
+    PersonalizeOptions,
+    Segmenter,
+    personalize_each,
+    result_device,
+)
 from ..sam.prompts import NO_POINTS
 from ..utils.images import Frames
 from ..utils.stacks import MaskStack
@@ -40,6 +50,11 @@ class Personalize(ShowsResult):
         images = {"tooltip": "The images to search, every frame of a batch. Alpha is ignored."}
         max_objects = {"default": 1, "min": 1, "max": 100, "tooltip": "Maximum number of objects to find per frame."}
         min_score = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01}
+        method = {
+            "default": "parts and color",
+            "tooltip": "persam: the most similar place. persam-f: the same, and learns from the references how to mix SAM's "
+            "candidates. parts: compares several places part by part, by features, or by features and color.",
+        }
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -59,6 +74,7 @@ class Personalize(ShowsResult):
                 **{name: OPTION_INPUTS[name] for name in ("individual_masks", "hq", "device_mode")},
                 "concept": CONCEPT_INPUT,
                 "show_result": SHOW_RESULT_INPUT,
+                "method": (list(METHODS), method),
             },
         }
 
@@ -74,8 +90,9 @@ class Personalize(ShowsResult):
         hq: bool = True,
         device_mode: DeviceMode = "AUTO",
         concept: Concept | None = None,
+        method: Method = "parts and color",
     ) -> Result:
-        options = PersonalizeOptions(max_objects, min_score, hq, concept=concept)
+        options = PersonalizeOptions(max_objects, min_score, hq, concept=concept, method=method)
         frames = Frames(image)
         masks, similarity = MaskStack(len(frames), frames.size), torch.empty(len(frames), *frames.size)
         scores, points = [[0.0]] * len(frames), [NO_POINTS] * len(frames)

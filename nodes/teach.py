@@ -1,4 +1,4 @@
-"""SAM Teach, and saving and loading what it learned."""
+"""SAM Teach and SAM Train Decoder, and saving and loading what they learned."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,14 +6,27 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sam import Concept, DeviceMode, Lesson, SAMError, Segmenter, TeachOptions, load_concept, save_concept, teach
+from ..sam import (
+    Concept,
+    DecoderOptions,
+    DeviceMode,
+    Lesson,
+    SAMError,
+    Segmenter,
+    TeachOptions,
+    load_concept,
+    save_concept,
+    save_decoder,
+    teach,
+    train_decoder,
+)
 from ..sam.weights.files import checkpoint_stamp
 from ..sam.weights.paths import is_plain
-from ..utils.comfy import CONCEPT_FOLDER, new_path, taught_names, taught_path
+from ..utils.comfy import CONCEPT_FOLDER, DECODER_FOLDER, new_path, taught_names, taught_path
 from ..utils.text import counted
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
 
-_DEFAULTS = TeachOptions()
+_DEFAULTS, _DECODER_DEFAULTS = TeachOptions(), DecoderOptions()
 EXAMPLE_INPUTS: dict[str, Any] = {
     "images": ("IMAGE", {"tooltip": "Images that show the object: a batch, or a list of images of different sizes."}),
     "masks": (
@@ -31,7 +44,18 @@ SEED_INPUT = (
         "tooltip": "The same seed and inputs give the same result.",
     },
 )
-REPORT = "The loss of each step, for Plot Loss Graph."
+LOSSES = "The loss of each step, for Plot Loss Graph."
+
+
+def _schedule(defaults: TeachOptions | DecoderOptions) -> dict[str, Any]:
+    """How long and how fast, and the seed."""
+    steps = {"default": defaults.steps, "min": 1, "max": 100_000}
+    rate = {"default": defaults.rate, "min": 1e-6, "max": 1.0, "step": defaults.rate / 20, "round": False}
+    return {
+        "steps": ("INT", {**steps, "tooltip": "Maximum number of training steps, each with one image."}),
+        "learning_rate": ("FLOAT", {**rate, "tooltip": "Lower it if the loss jumps up and down."}),
+        "seed": SEED_INPUT,
+    }
 
 
 class Teach:
@@ -58,23 +82,19 @@ class Teach:
     RETURN_NAMES = ("concept", "loss_map", "report")
     OUTPUT_TOOLTIPS = (
         "What was learned, for the concept input of other nodes and for Save SAM Concept. Changes nothing if it did not help.",
-        REPORT,
+        LOSSES,
         "Mean IoU of clicks on the held-out masks, before and after.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        steps = {"default": _DEFAULTS.steps, "min": 1, "max": 100_000}
-        rate = {"default": _DEFAULTS.rate, "min": 1e-6, "max": 1.0, "step": 0.001, "round": False}
         negative = "One mask per image, of what resembles the object but is not part of it. Empty masks are ignored."
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
                 **EXAMPLE_INPUTS,
-                "steps": ("INT", {**steps, "tooltip": "Maximum number of training steps, each with one image."}),
-                "learning_rate": ("FLOAT", {**rate, "tooltip": "Lower it if the loss jumps up and down."}),
-                "seed": SEED_INPUT,
+                **_schedule(_DEFAULTS),
             },
             "optional": {"negative_masks": ("MASK", {"tooltip": negative}), "device_mode": DEVICE_MODE_INPUT},
         }
@@ -91,8 +111,83 @@ class Teach:
         device_mode: list[DeviceMode] | DeviceMode = "AUTO",
     ) -> tuple[Concept, dict[str, list[float]], str]:
         options = TeachOptions(one(steps), one(learning_rate), one(seed))
-        concept, lesson = teach(one(sam_model), images, masks, negative_masks, options, one(device_mode))
+        negatives = None if negative_masks is None else many(negative_masks)
+        concept, lesson = teach(one(sam_model), many(images), many(masks), negatives, options, one(device_mode))
         return concept, {"loss": lesson.losses}, report(lesson, "The concept changes nothing")
+
+
+class TrainDecoder:
+    """`SAMKit_TrainDecoder`."""
+
+    DESCRIPTION = (
+        "Trains a copy of a SAM model's mask decoder on 10 to 50 masks. The result is a model for every node; embeddings stay "
+        "valid. It stays near the base, but changes what other clicks give. Try SAM Teach first."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "train", "fine-tune", "finetune", "mask decoder"]
+    CATEGORY = CATEGORY
+    INPUT_IS_LIST = True
+    RETURN_TYPES = ("AV_SAM_MODEL", "LOSS_MAP", "STRING")
+    RETURN_NAMES = ("sam_model", "loss_map", "report")
+    OUTPUT_TOOLTIPS = (
+        "The model with the trained decoder, or the model that came in if training did not help.",
+        LOSSES,
+        "Mean IoU of clicks on the held-out masks, before and after.",
+    )
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        other = "Images of anything else, without masks. What the base gives there is to stay as it is. Ten or more help most."
+        return {
+            "required": {"sam_model": SAM_MODEL_INPUT, **EXAMPLE_INPUTS, **_schedule(_DECODER_DEFAULTS)},
+            "optional": {"other_images": ("IMAGE", {"tooltip": other}), "device_mode": DEVICE_MODE_INPUT},
+        }
+
+    def execute(
+        self,
+        sam_model: list[Segmenter],
+        images: list[Tensor],
+        masks: list[Tensor],
+        steps: list[int] | int = _DECODER_DEFAULTS.steps,
+        learning_rate: list[float] | float = _DECODER_DEFAULTS.rate,
+        seed: list[int] | int = _DECODER_DEFAULTS.seed,
+        other_images: list[Tensor] = (),
+        device_mode: list[DeviceMode] | DeviceMode = "AUTO",
+    ) -> tuple[Segmenter, dict[str, list[float]], str]:
+        options = DecoderOptions(one(steps), one(learning_rate), one(seed))
+        model, lesson = train_decoder(one(sam_model), many(images), many(masks), many(other_images), options, one(device_mode))
+        return model, {"loss": lesson.losses}, report(lesson, "The model is the one that came in")
+
+
+class SaveDecoder:
+    """`SAMKit_SaveDecoder`."""
+
+    DESCRIPTION = (
+        "Saves the decoder of a model from SAM Train Decoder as a .safetensors file in the output folder. Load SAM Model lists "
+        "it, and applies it to the model that it was made for."
+    )
+    SEARCH_ALIASES = ["sam", "segment anything", "export decoder", "save sam model", "save delta"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("filename",)
+    OUTPUT_TOOLTIPS = ("The name of the file.",)
+    OUTPUT_NODE = True
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = {"default": f"{DECODER_FOLDER}/decoder", "tooltip": "Folder and name of the file in the output folder."}
+        return {
+            "required": {
+                "sam_model": ("AV_SAM_MODEL", {"tooltip": "A model from SAM Train Decoder."}),
+                "filename_prefix": ("STRING", prefix),
+            }
+        }
+
+    def execute(self, sam_model: Segmenter, filename_prefix: str = f"{DECODER_FOLDER}/decoder") -> tuple[str]:
+        path = checked_new_path(filename_prefix)
+        save_decoder(sam_model, path)
+        return (path.name,)
 
 
 class SaveConcept:
@@ -158,6 +253,11 @@ class LoadConcept:
 def one(value: Any) -> Any:
     """The value of an input that takes no list: with INPUT_IS_LIST all come in one."""
     return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def many(value: Any) -> list[Any]:
+    """The values of an input that takes a list, or the one that a caller in Python gave."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def checked_new_path(prefix: str) -> Path:

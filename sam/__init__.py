@@ -29,7 +29,7 @@ from .tasks.everything import (
     segment_every_image,
     segment_everything,
 )
-from .tasks.personalize import FoundObjects, Personalized, PersonalizeOptions, personalize, personalize_each
+from .tasks.personalize import METHODS, FoundObjects, Method, Personalized, PersonalizeOptions, personalize, personalize_each
 from .tasks.predict import (
     CANDIDATES,
     MULTIMASK,
@@ -45,13 +45,16 @@ from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import segment_each
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
-from .training.files import load_concept, save_concept
+from .training.decoder import DecoderOptions, train_decoder
+from .training.files import is_decoder, load_concept, load_decoder, save_concept, save_decoder
+from .training.retrained import Retrained, retrained_from, with_decoder
 from .training.teach import Lesson, TeachOptions, teach
 
 __all__ = [
     "ABSENT_LOGIT",
     "CANDIDATES",
     "DEVICE_MODES",
+    "METHODS",
     "MULTIMASK",
     "PRECISIONS",
     "PRESETS",
@@ -59,6 +62,7 @@ __all__ = [
     "BusyError",
     "Candidate",
     "Concept",
+    "DecoderOptions",
     "DeviceMode",
     "FoundBoxes",
     "FoundMask",
@@ -69,6 +73,7 @@ __all__ = [
     "Lesson",
     "MatteModel",
     "MatteOptions",
+    "Method",
     "Multimask",
     "PersonalizeOptions",
     "Personalized",
@@ -77,6 +82,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "PromptInputs",
+    "Retrained",
     "SAMEmbedding",
     "SAMError",
     "SAMModel",
@@ -94,8 +100,10 @@ __all__ = [
     "free_result_bytes",
     "group",
     "identity_of",
+    "is_decoder",
     "knows_its_image",
     "load_concept",
+    "load_decoder",
     "load_embedding",
     "load_grounding",
     "load_matte",
@@ -108,7 +116,9 @@ __all__ = [
     "recall",
     "remember",
     "result_device",
+    "retrained_from",
     "save_concept",
+    "save_decoder",
     "save_embedding",
     "segment_each",
     "segment_every_image",
@@ -116,5 +126,7 @@ __all__ = [
     "soft_edges",
     "stay_loaded",
     "teach",
+    "train_decoder",
     "weights_changed",
+    "with_decoder",
 ]

@@ -141,6 +141,9 @@ def evaluate(graph):
         "PrimitiveStringMultiline": lambda value: (value,),
         "RepeatImageBatch": lambda image, amount: (image.repeat(amount, 1, 1, 1),),
         "MaskToImage": lambda mask: (mask[..., None].expand(*mask.shape, 3),),
+        "ImageFlip": lambda image, flip_method: (image.flip(1 if flip_method.startswith("x") else 2),),
+        "ImageBatch": lambda image1, image2: (torch.cat([image1, image2]),),
+        "ImageToMask": lambda image, channel: (image[..., ["red", "green", "blue"].index(channel)],),
         "SaveImage": lambda images, filename_prefix: (images,),
     }
     results = {}

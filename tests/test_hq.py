@@ -14,6 +14,7 @@ from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import SAMError, identity_of, load_model
 from samkit.sam.models.hq import HQMaskDecoder
 from test_formats import pixels_of
+from test_teach import check_taught
 
 transformers = pytest.importorskip("transformers")
 if not hasattr(transformers, "SamHQModel"):
@@ -203,3 +204,7 @@ def test_segment_everything_is_plain_sams_where_hq_is_off(ours, plain):
     off = AutoMask().execute(ours, image, **ALL, hq=False)
     assert len(off[0]) == len(expected[0]) and (off[0] != expected[0]).float().mean() < 1e-4
     assert len(fine[0]) != len(off[0]) or (fine[0] != off[0]).any()
+
+
+def test_it_can_be_taught(ours):
+    check_taught(ours)

@@ -63,7 +63,7 @@ CONTRACT = {
     "SAMKit_Personalize": (
         "SAM Personalize",
         ["sam_model", "reference_image", "reference_mask", "image", "max_objects", "min_score"],
-        ["individual_masks", "hq", "device_mode", "concept", "show_result"],
+        ["individual_masks", "hq", "device_mode", "concept", "show_result", "method"],
         ["masks", "scores", "similarity", "positive_coords"],
     ),
     "SAMKit_SelectMasks": (
@@ -84,6 +84,13 @@ CONTRACT = {
         ["negative_masks", "device_mode"],
         ["concept", "loss_map", "report"],
     ),
+    "SAMKit_TrainDecoder": (
+        "SAM Train Decoder",
+        ["sam_model", "images", "masks", "steps", "learning_rate", "seed"],
+        ["other_images", "device_mode"],
+        ["sam_model", "loss_map", "report"],
+    ),
+    "SAMKit_SaveDecoder": ("Save SAM Decoder", ["sam_model", "filename_prefix"], [], ["filename"]),
     "SAMKit_SaveConcept": ("Save SAM Concept", ["concept", "filename_prefix"], [], ["filename"]),
     "SAMKit_LoadConcept": ("Load SAM Concept", ["concept_name"], [], ["concept"]),
     "SAMKit_MatteLoader": ("Load ViTMatte", ["model_name"], [], ["matte_model"]),

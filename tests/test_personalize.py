@@ -143,7 +143,7 @@ def test_the_points_are_those_of_a_direct_computation(tiny_model, count):
     np.testing.assert_allclose(found, full, atol=1e-5)
     (high, low) = extremes(found)
     assert full[int(high[1]), int(high[0])] == pytest.approx(full.max()) and full[int(low[1]), int(low[0])] == full.min()
-    coords = json.loads(Personalize().execute(tiny_model, as_image(*references), masks, as_image(picture))[3])
+    coords = json.loads(Personalize().execute(tiny_model, as_image(*references), masks, as_image(picture), method="persam")[3])
     assert coords in ([[{"x": high[0], "y": high[1]}]], [[]])
 
 
@@ -200,7 +200,7 @@ def two_things(monkeypatch):
 
 def found_in(model, **options):
     picture = as_image(make_picture(60, 80))
-    return Personalize().execute(model, picture, disc(60, 80), picture, **options)
+    return Personalize().execute(model, picture, disc(60, 80), picture, method="persam", **options)
 
 
 def test_several_things_are_found_one_after_the_other(tiny_model, two_things):
@@ -288,7 +288,7 @@ def test_a_batch_is_its_frames(tiny_model):
 
 def test_its_points_are_prompts(tiny_model):
     picture = as_image(make_picture(60, 80), make_picture(60, 80, 1))
-    coords = Personalize().execute(tiny_model, picture[:1], disc(60, 80), picture)[3]
+    coords = Personalize().execute(tiny_model, picture[:1], disc(60, 80), picture, method="persam")[3]
     assert len(Segment().execute(tiny_model, picture, coords)[0]) == 2
 
 
@@ -298,7 +298,7 @@ def test_sam_hq_is_guided_too(tmp_path):
     model, picture = load_model(tmp_path / "model.safetensors"), as_image(make_picture(60, 80))
     embedding = encode(model, picture)
     guidance = guidance_for(1, torch.Generator().manual_seed(0))
-    points = json.loads(Personalize().execute(model, picture, disc(60, 80), picture)[3])
+    points = json.loads(Personalize().execute(model, picture, disc(60, 80), picture, method="persam")[3])
     assert len(points) == 1
     with torch.no_grad():
         for hq in (True, False):

@@ -21,6 +21,7 @@ from samkit.sam.prompts import to_model_frame
 from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
 from samkit.utils.comfy import sams_folders
+from test_teach import check_taught
 
 SMALL_SIZE = hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
 SIZES = [(480, 640), (333, 1000), (1024, 1024)]
@@ -482,3 +483,7 @@ class TestFolders:
             (model,) = SAMModelLoader().load_model(f"in_{kind}.safetensors")
             assert model.encoder_identity == small.ours.encoder_identity
         assert sams_folders() == [tmp_path / "models" / "sams"], "downloads go there"
+
+
+def test_it_can_be_taught(small):
+    check_taught(small.ours)

@@ -182,6 +182,7 @@ def test_a_click_on_what_resembles_it_is_taught_to_find_nothing(tiny_model, monk
     other = torch.zeros(1, 60, 80)
     other[:, 45:, 60:] = 1
     seen, original = [], teaching.mask_loss
+    monkeypatch.setattr(teaching, "_MIRRORED", 0)
     monkeypatch.setattr(teaching, "mask_loss", lambda logits, target, _: (seen.append(target), original(logits, target, _))[1])
     examples = make_examples(as_segmenter(tiny_model), images, masks, [other])
     teacher, drawn = _Teacher(as_segmenter(tiny_model), examples, OPTIONS, CPU), []
@@ -320,3 +321,25 @@ def test_a_decoder_of_another_pack_is_named(tiny_sam):
 def test_a_plain_sam_of_another_pack_is_taught(tiny_sam):
     concept, lesson = teach(tiny_sam, *lesson_of(3), options=TeachOptions(steps=4, rate=0.05))
     assert concept.base == identity_of(tiny_sam) and lesson.losses and "another pack" in concept.base_name
+
+
+def check_taught(model):
+    """The tracked arithmetic of a family gives what its fast one gives, gradients flow, and a concept's mask is its token's."""
+    embedding = encode(model, [make_picture(60, 80)])
+    maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
+    trainable, frame = Trainable(as_segmenter(model), CPU), model.frame((60, 80))
+    scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
+    prompts = PromptTensors((torch.tensor([[[30.0, 25.0]]]) * scale, torch.ones(1, 1, dtype=torch.int)), None, None)
+    shared = trainable.share(Features(maps, "", CPU))
+    width = trainable.decoder.iou_token.weight.shape[1]
+    tokens = torch.randn(8, width, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    tracked = trainable.run(shared, prompts, EVERY, tokens)
+    with torch.no_grad():
+        fast = trainable.run(shared, prompts, EVERY, tokens)
+    for one, two in zip(tracked, fast, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+    tracked.logits.mean().backward()
+    assert float(tokens.grad.abs().max()) > 0
+    concept = Concept(tokens.detach(), identity_of(model), "it")
+    logits = Segment().execute(model, as_image(make_picture(60, 80)), CLICK, concept=concept)[3]
+    torch.testing.assert_close(logits[0, 0], fast.logits[0, 0], atol=1e-4, rtol=1e-4)

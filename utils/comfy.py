@@ -26,7 +26,7 @@ PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 _PACKS = "custom_nodes"
 _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "sam2", "grounding-dino", "vitmatte"
-CONCEPT_FOLDER = "sam_concepts"
+CONCEPT_FOLDER, DECODER_FOLDER = "sam_concepts", "sam_decoders"
 IMAGE_FOLDERS = ("input", "output", "temp")
 EXAMPLE = "example"  # stands beside these folders for the pack's own example images
 
@@ -129,11 +129,12 @@ def _model_folders(kind: str) -> list[Path]:
 
 
 def checkpoint_names() -> list[str]:
-    """Names of the files in the `sams` folders, and in `sam2`, where the packs for SAM 2 put theirs.
+    """Names of the files in the `sams` folders, in `sam2`, where the packs for SAM 2 put theirs, and of trained decoders.
 
     Subfolders are included; the names are sorted, with `/` or the system's separator.
     """
-    return sorted({name for kind in (_FOLDER, _SAM2_FOLDER) for name in _names_in(kind)})
+    names = {name for kind in (_FOLDER, _SAM2_FOLDER) for name in _names_in(kind)}
+    return sorted(names.union(taught_names(DECODER_FOLDER)))
 
 
 def _names_in(kind: str) -> list[str]:
@@ -153,7 +154,8 @@ def _names_in(kind: str) -> list[str]:
 
 def checkpoint_path(name: str) -> Path | None:
     """Full path of a file that `checkpoint_names` lists, or None where there is none of that name."""
-    return next((found for kind in (_FOLDER, _SAM2_FOLDER) if (found := _path_in(kind, name))), None)
+    found = next((found for kind in (_FOLDER, _SAM2_FOLDER) if (found := _path_in(kind, name))), None)
+    return found or taught_path(DECODER_FOLDER, name)
 
 
 def _path_in(kind: str, name: str) -> Path | None:

@@ -119,7 +119,7 @@ class EncoderRun:
     """
 
     def __init__(self, model: Segmenter, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode) -> None:
-        self.model, self.device_mode, self.frames = model, device_mode, _as_frames(images)
+        self.model, self.device_mode, self.frames = model, device_mode, as_frames(images)
         self.size = _common_size(self.frames)
         self.identity, self.keys = model.encoder_identity, image_keys(self.frames)
         self.places: dict[str, list[int]] = {}
@@ -276,7 +276,8 @@ def _refuse_not_finite(name: str, values: np.ndarray) -> None:
         )
 
 
-def _as_frames(images: Tensor | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+def as_frames(images: Tensor | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Images, in any form that `encode` takes, as uint8 arrays `[H, W, 3]`."""
     if isinstance(images, Frames):
         return images
     return [_as_frame(image) for image in images] if isinstance(images, (list, tuple, np.ndarray)) else Frames(images)

@@ -6,9 +6,10 @@ mean of the similarity to the example's mean feature and to its best matching lo
 objects.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,21 +17,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...utils.boxes import tight_box
-from ...utils.images import as_masks
+from ...utils.images import as_masks, resize_masks
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.decoder import Guidance
 from ..kernels.upsample import resize_logits
+from ..models.base import Wanted
 from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..placement.devices import DeviceMode, result_device
 from ..prompts import Prompt, on_grid
 from ..store.embedding import SAMEmbedding
-from .embed import EncoderRun, encode
+from ..training.mixture import CANDIDATES as MIXED
+from ..training.mixture import learn_mixture, mix
+from .compare import color_distance, match, mean_color, parts_of
+from .embed import EncoderRun, as_frames, encode
 from .predict import FrameDecoder, PredictOptions
 from .stream import each_embedding
 
+Method: TypeAlias = Literal["persam", "persam-f", "parts", "parts and color"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+_PLACES, _PARTS = 8, 4  # that `parts` tries, and into which it divides an object
 _TRIES = 2  # per object: a peak may lead back to what was found
 _SAME = 0.5  # a mask that shares this much of the smaller one's area is what was found already
 
@@ -42,11 +51,17 @@ class Target(NamedTuple):
         mean: `[C]`, the mean feature of the object, averaged over the examples.
         local: for each example its features, of unit length, `[P, C]`.
         means: for each example its mean feature, of unit length, `[C]`.
+        mixture: weights `[2]` that mix SAM's candidates (see `mix`), or None.
+        parts: for each example the parts of the object, `[K, C]` of unit length.
+        colors: for each example the mean color of the object.
     """
 
     mean: Tensor
     local: list[Tensor]
     means: list[Tensor]
+    mixture: Tensor | None = None
+    parts: Sequence[Tensor] = ()
+    colors: Sequence[np.ndarray] = ()
 
 
 class Personalized(NamedTuple):
@@ -76,6 +91,9 @@ class PersonalizeOptions:
         guided: off, the example only gives the place to click: the location prior without target-guided attention and
             target-semantic prompting.
         concept: what was taught, or None; see `PredictOptions`.
+        method: one of `METHODS`. `persam-f` does not guide, but learns from the references how to mix SAM's candidates. `parts`
+            tries several places, each again with a point for each part of the object, and takes what matches the references
+            best, part by part; `parts and color` also by the mean color.
     """
 
     max_objects: int = 1
@@ -83,6 +101,11 @@ class PersonalizeOptions:
     hq: bool = True
     guided: bool = True
     concept: Concept | None = None
+    method: Method = "persam"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SAMError(f"method is {self.method!r}: choose one of {', '.join(METHODS)}.")
 
 
 class FoundObjects(NamedTuple):
@@ -165,11 +188,16 @@ def _find_each(
 
     def use(index: int, embedding: SAMEmbedding, device: torch.device) -> None:
         if device not in targets:
-            targets[device] = learn(examples, masks, segmenter.frame(examples.original_size), device)
+            learned = learn(examples, masks, segmenter.frame(examples.original_size), device)
+            shown = FrameDecoder(segmenter, examples, device, predict)
+            targets[device] = _with_method(learned, shown, references, masks, options)
         frames = FrameDecoder(segmenter, embedding, device, predict)
         similarity = similarity_map(embedding, 0, frames.frame, targets[device])
-        objects = list(_objects(frames, 0, similarity, targets[device], options))
-        take(index, FoundObjects(*_gathered(objects, embedding.original_size), similarity.clamp_(0, 1)))
+        if targets[device].parts:
+            objects = _compared(frames, 0, similarity, targets[device], options, run.frames[index])
+        else:
+            objects = _objects(frames, 0, similarity, targets[device], options)
+        take(index, FoundObjects(*_gathered(list(objects), embedding.original_size), similarity.clamp_(0, 1)))
 
     each_embedding(run, use)
 
@@ -251,15 +279,100 @@ def _objects(
         peak = extremes(left)[0]
         if len(found) == options.max_objects or float(left.max()) < options.min_score:
             return
-        guidance = guide(left, frames.frame, frames.embedding.shape[-2:], target) if options.guided else None
-        mask = _segment(frames, index, np.stack([peak, lowest]), guidance).cpu()
-        area = int(mask.sum())
-        score = float(similarity[mask].clamp(0, 1).mean()) if area else 0.0
-        known = any(int((mask & other).sum()) > _SAME * min(area, int(other.sum())) for other in found)
-        if area and not known and score >= options.min_score:
+        if target.mixture is None:
+            guidance = guide(left, frames.frame, frames.embedding.shape[-2:], target) if options.guided else None
+            mask = _segment(frames, index, np.stack([peak, lowest]), guidance).cpu()
+        else:
+            mask = _segment_mixed(frames, index, peak, target.mixture).cpu()
+        score = _score(similarity, mask)
+        if bool(mask.any()) and not _is_known(mask, found) and score >= options.min_score:
             found.append(mask)
             yield _Object(mask, score, peak)
         left[mask | _around(peak, mask.shape, frames)] = similarity.min()
+
+
+def _with_method(
+    target: Target,
+    shown: FrameDecoder,
+    references: Tensor | Sequence[np.ndarray],
+    masks: Tensor,
+    options: PersonalizeOptions,
+) -> Target:
+    """What the method of the options needs besides."""
+    if options.method == "persam-f":
+        return target._replace(mixture=_mixture(shown, masks, target))
+    return _with_parts(target, references, masks) if options.method.startswith("parts") else target
+
+
+def _with_parts(target: Target, references: Tensor | Sequence[np.ndarray], masks: Tensor) -> Target:
+    """What `_compared` needs of the references."""
+    frames = as_frames(references)
+    shown = [resize_masks(mask[None], frame.shape[:2])[0] for mask, frame in zip(masks, frames, strict=True)]
+    colors = [mean_color(frame, (mask >= mask.max() / 2).numpy()) for mask, frame in zip(shown, frames, strict=True)]
+    return target._replace(parts=[parts_of(local, _PARTS) for local in target.local], colors=colors)
+
+
+def _compared(
+    frames: FrameDecoder, index: int, similarity: Tensor, target: Target, options: PersonalizeOptions, image: np.ndarray
+) -> Iterator[_Object]:
+    """What was found at several places, the best match of the references first."""
+    places = replace(options, max_objects=max(_PLACES, options.max_objects), min_score=0.0)
+    lowest, rated = extremes(similarity)[1], []
+    for one in _objects(frames, index, similarity, target, places):
+        again = _segment_parts(frames, index, one, lowest, target)
+        for found in (one, one._replace(mask=again, score=_score(similarity, again))):
+            if bool(found.mask.any()):
+                rated.append((_resemblance(frames, index, found.mask, target, options, image), found))
+    taken: list[Tensor] = []
+    for _, found in sorted(rated, key=lambda pair: -pair[0]):
+        if len(taken) < options.max_objects and found.score >= options.min_score and not _is_known(found.mask, taken):
+            taken.append(found.mask)
+            yield found
+
+
+def _cells(frames: FrameDecoder, index: int, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of unit length `[P, C]` of the grid cells that a mask `[H, W]` covers, and the cells' numbers `[P]`."""
+    values = torch.tensor(frames.embedding.view(np.ndarray)[index], device=device)
+    share = on_grid(mask.float().cpu(), frames.frame, values.shape[-2:]).flatten()
+    numbers = (share >= min(0.5, float(share.max()))).nonzero()[:, 0].to(device)
+    return F.normalize(values.flatten(1).T[numbers], dim=-1), numbers
+
+
+def _segment_parts(frames: FrameDecoder, index: int, found: _Object, lowest: np.ndarray, target: Target) -> Tensor:
+    """A mask prompted with a point for each part of the object inside what was found; parts that are not there have none."""
+    cells, numbers = _cells(frames, index, found.mask, target.mean.device)
+    similarity = cells @ torch.cat(list(target.parts)).T
+    best, where = similarity.max(0)
+    best, where = best.cpu(), numbers[where].cpu()
+    kept = where[best >= best.mean() - best.std(correction=0)].unique().numpy()
+    width = frames.embedding.shape[-1]
+    (height_, width_), resized = frames.frame.original, frames.frame.resized
+    scale = np.array([width_ / resized[1], height_ / resized[0]]) * frames.frame.side / width
+    points = np.stack([kept % width + 0.5, kept // width + 0.5], 1) * scale
+    points = np.concatenate([found.point[None], np.minimum(points, [width_, height_]), lowest[None]])
+    labels = np.array([1] * (len(points) - 1) + [0], np.int32)
+    return frames.decode(index, [Prompt(points, labels)], replace(frames.options, multimask="off"))[0][0].cpu()
+
+
+def _resemblance(
+    frames: FrameDecoder, index: int, mask: Tensor, target: Target, options: PersonalizeOptions, image: np.ndarray
+) -> float:
+    """How much a mask resembles the most similar of the references."""
+    cells, _ = _cells(frames, index, mask, target.mean.device)
+    each = [match(local, cells) for local in target.local]
+    if options.method == "parts and color":
+        color = mean_color(image, mask.cpu().numpy())
+        each = [one - color_distance(color, other) for one, other in zip(each, target.colors, strict=True)]
+    return max(each)
+
+
+def _score(similarity: Tensor, mask: Tensor) -> float:
+    return float(similarity[mask].clamp(0, 1).mean()) if bool(mask.any()) else 0.0
+
+
+def _is_known(mask: Tensor, others: list[Tensor]) -> bool:
+    area = int(mask.sum())
+    return any(int((mask & other).sum()) > _SAME * min(area, int(other.sum())) for other in others)
 
 
 def _around(point: np.ndarray, size: Size, frames: FrameDecoder) -> Tensor:
@@ -288,6 +401,40 @@ def _segment(frames: FrameDecoder, index: int, points: np.ndarray, guidance: Gui
         return masks[0]
     corners = np.array([box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]], dtype=np.float64)
     return frames.decode(index, [replace(prompt, logits=logits[0], box=corners)])[0][0]
+
+
+def _mixture(frames: FrameDecoder, masks: Tensor, target: Target) -> Tensor:
+    """PerSAM-F's weights: what mixes the candidates of a click on each reference to its mask `[R, h, w]`."""
+    examples, frame = [], frames.frame
+    height, width = (math.ceil(side * cells / frame.side) for side, cells in zip(frame.resized, frame.grid, strict=True))
+    for index, mask in enumerate(masks):
+        peak = extremes(similarity_map(frames.embedding, index, frame, target))[0]
+        wanted = (on_grid(mask, frame, frame.grid)[0] > 0.5).float().to(frames.device)
+        examples.append((_candidates(frames, index, peak)[:, :height, :width], wanted[:height, :width]))
+    return learn_mixture(examples)
+
+
+def _candidates(frames: FrameDecoder, index: int, point: np.ndarray) -> Tensor:
+    """Logits `[3, 4h, 4w]` of SAM's candidates for a click."""
+    found = frames.run(index, [Prompt(point[None], np.array([1], np.int32))], Wanted(True, hq=frames.options.hq)).logits[0]
+    if len(found) != MIXED:
+        raise SAMError(f"persam-f mixes {MIXED} candidates, but this model gives {len(found)}. Choose another method.")
+    return found
+
+
+def _segment_mixed(frames: FrameDecoder, index: int, point: np.ndarray, weights: Tensor) -> Tensor:
+    """A mask bool `[H, W]` from a point: the mixed candidates, refined twice with the last pixels as a box, and logits."""
+    prompt, logits = Prompt(point[None], np.array([1], np.int32)), mix(_candidates(frames, index, point), weights)[None]
+    mask = frames.upscale(logits)[0]
+    for _ in range(2):
+        box = tight_box(mask)
+        if box is None:
+            break
+        x, y = box["x"], box["y"]
+        corners = np.array([x, y, x + box["width"] - 1, y + box["height"] - 1], dtype=np.float64)
+        masks, _, refined = frames.decode(index, [replace(prompt, logits=logits, box=corners)])
+        mask, logits = masks[0], refined[0]
+    return mask
 
 
 def _gathered(objects: list[_Object], size: Size) -> tuple[Tensor, Tensor, np.ndarray]:

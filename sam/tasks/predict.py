@@ -197,7 +197,7 @@ class FrameDecoder:
             for row, member in enumerate(members):
                 chosen[member] = self._pick(logits[row], scores[row], options)
         logits, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        masks, asked = self._upscale(logits, options), logits if options.logits else logits[:0].clone()
+        masks, asked = self.upscale(logits, options), logits if options.logits else logits[:0].clone()
         return FramePrediction(masks, scores.to(self.result_device), asked[:, None].to(self.result_device))
 
     def run(self, index: int, prompts: list[Prompt], wanted: Wanted) -> Decoded:
@@ -225,13 +225,14 @@ class FrameDecoder:
             order = scores.argsort(descending=True, stable=True)
             picked = order if options.candidate == "all" else order[:1]
         else:
-            order = self._upscale(logits, options).flatten(1).sum(1).argsort(stable=True)
+            order = self.upscale(logits, options).flatten(1).sum(1).argsort(stable=True)
             place = {"smallest": 0, "middle": (len(order) - 1) // 2, "largest": len(order) - 1}[options.candidate]
             picked = order[place : place + 1].to(logits.device)
         return logits[picked], scores[picked]
 
-    def _upscale(self, logits: Tensor, options: PredictOptions) -> Tensor:
+    def upscale(self, logits: Tensor, options: PredictOptions | None = None) -> Tensor:
         """Low-resolution logits `[N, 4h, 4w]` -> masks bool `[N, H, W]`, a bounded number at a time."""
+        options = options or self.options
         height, width = self.frame.original
         pixels = max(height * width, self.frame.side**2)
         masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=self.result_device)

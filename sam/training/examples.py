@@ -39,10 +39,15 @@ class Example:
     other: Tensor | None
     depth: Tensor
 
+    def mirrored(self) -> "Example":
+        """The same from right to left."""
+        other = None if self.other is None else self.other.flip(1)
+        return Example(self.features.mirrored(), self.target.flip(1), self.inside.flip(1), other, self.depth.flip(1))
+
     @property
     def mask(self) -> Tensor:
         """bool `[4h, 4w]`: the cells that the object covers half, or, of a tiny one, those that it covers most."""
-        return self.target >= min(0.5, float(self.target.max()))
+        return covered(self.target)
 
 
 def make_examples(
@@ -80,6 +85,26 @@ def make_examples(
     return [_example(model, *one, device_mode) for one in zip(frames, each, others, strict=True)]
 
 
+def make_others(model: Segmenter, images: Sequence[Tensor], device_mode: DeviceMode = "AUTO") -> list[Example]:
+    """Images without the object, as examples of nothing.
+
+    Args:
+        model, images, device_mode: see `make_examples`.
+
+    Raises:
+        SAMError: there are too many.
+    """
+    frames = [image[i : i + 1] for image in map(as_image, images) for i in range(len(image))]
+    if len(frames) > MOST_EXAMPLES:
+        raise SAMError(f"There are {counted(len(frames), 'other image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
+    return [_example(model, frame, torch.zeros(1, *frame.shape[1:3]), None, device_mode) for frame in frames]
+
+
+def covered(target: Tensor) -> Tensor:
+    """bool `[h, w]`: cells that a mask covers half, of shares in 0..1; of a tiny mask those that it covers most."""
+    return (target > 0) & (target >= min(0.5, float(target.max())))
+
+
 def _as_many(masks: Sequence[Tensor], count: int, name: str) -> list[Tensor]:
     """Each mask on its own, `[1, h, w]` on the CPU."""
     try:
@@ -99,7 +124,7 @@ def _example(model: Segmenter, image: Tensor, mask: Tensor, other: Tensor | None
     inside = _inside(frame)
     wrong = None if other is None or not bool((other > 0.5).any()) else on_grid(other[0], frame, frame.grid)[0] > 0.5
     features = Features(maps, embedding.image_keys[0], torch.device("cpu"))
-    depth = _depth(target >= min(0.5, float(target.max())))
+    depth = _depth(covered(target))
     return Example(features, target, inside, wrong, depth)
 
 

@@ -1,17 +1,19 @@
 """What was taught, as `.safetensors` files: written whole or not at all, read with every doubt."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import SAMError
-from ..models.concept import Concept
-from ..weights.safetensors_file import read_with_metadata
+from ..models.concept import Concept, name_of
+from ..weights.safetensors_file import read_metadata, read_with_metadata
+from .retrained import Retrained, retrained_from
 
 _KIND = "samkit"
-CONCEPT = "concept-1"
+CONCEPT, DECODER = "concept-1", "decoder-1"
 _MOST_BYTES = 1 << 30
 
 
@@ -41,6 +43,36 @@ def load_concept(path: Path) -> Concept:
     if not bool(torch.isfinite(tokens).all()):
         raise SAMError(f"{path.name} was not loaded: its tokens have values that are NaN or infinite.")
     return Concept(tokens, metadata["base"], metadata["base_name"])
+
+
+def save_decoder(model: Any, path: Path) -> None:
+    """Write the trained decoder of a model, and what it was made for.
+
+    Raises:
+        SAMError: the model's decoder was not trained here; or the file cannot be written.
+    """
+    change = retrained_from(model)
+    if change is None:
+        raise SAMError(f"There is nothing to save: {name_of(model)} has no trained decoder. Connect SAM Train Decoder.")
+    write(path, DECODER, dict(change.weights), change.base, change.base_name)
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether a file is one of `save_decoder`'s."""
+    return path.suffix == ".safetensors" and read_metadata(path).get(_KIND) == DECODER
+
+
+def load_decoder(path: Path) -> Retrained:
+    """Read a trained decoder, for `with_decoder`.
+
+    Raises:
+        SAMError: there is no such file, or it is damaged, or not a trained decoder.
+    """
+    tensors, metadata = read(path, DECODER, "a decoder of SAM Train Decoder")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise SAMError(f"{path.name} was not loaded: {name} has values that are NaN, infinite or not numbers of a weight.")
+    return Retrained(tensors, metadata["base"], metadata["base_name"])
 
 
 def write(path: Path, kind: str, tensors: dict[str, Tensor], base: str, base_name: str) -> None:

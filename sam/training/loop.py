@@ -11,6 +11,7 @@ from ...utils.comfy import Progress
 
 _WARM_UP = 0.05
 _LEAST_GAIN = 1e-4
+_AVERAGE = 0.95  # what a step leaves of the running average
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Schedule:
     rate: float
     decay: float = 0.0
     round_steps: int = 16
-    patience: int = 12
+    patience: int = 15
     end: int | None = None
 
     @property
@@ -85,6 +86,8 @@ def train(
 ) -> History:
     """Train, and leave the parameters as they were after the best round.
 
+    What is measured and left is their running average, since single steps on single images are noisy.
+
     Args:
         parameters: leaves that require gradients; changed in place.
         schedule: see `Schedule`.
@@ -93,7 +96,8 @@ def train(
         progress: one step of it for each step.
     """
     optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, weight_decay=schedule.decay)
-    history, best = History(), [parameter.detach().clone() for parameter in parameters]
+    history, average = History(), _copied(parameters)
+    best = average
     for step in range(schedule.last):
         if progress.is_interrupted() and history.best >= 0:
             history.stopped = "cancelled"
@@ -102,18 +106,38 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate * schedule.factor(step)
         history.losses.append(_step(optimizer, loss_of(step)))
+        for one, parameter in zip(average, parameters, strict=True):
+            one.lerp_(parameter.detach(), max(1 - _AVERAGE, 1 / (step + 1)))
         progress.advance()
         if (step + 1) % schedule.round_steps and step + 1 < schedule.last:
             continue
-        if history.add(measure()):
-            best = [parameter.detach().clone() for parameter in parameters]
+        if history.add(_measured(parameters, average, measure)):
+            best = _copied(average)
         elif len(history.scores) - 1 - history.best >= schedule.patience:
             history.stopped = "no further gain"
             break
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best, strict=True):
-            parameter.copy_(value)
+    _set(parameters, best)
     return history
+
+
+def _measured(parameters: Sequence[Tensor], average: Sequence[Tensor], measure: Callable[[], list[float]]) -> list[float]:
+    """What the average is worth; the parameters are as before afterwards."""
+    current = _copied(parameters)
+    _set(parameters, average)
+    try:
+        return measure()
+    finally:
+        _set(parameters, current)
+
+
+def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:

@@ -26,10 +26,11 @@ from .trainable import Trainable, Tried
 TOKENS = 8
 SINGLE, CANDIDATES = slice(0, 1), slice(1, None)
 _CLICKS = 2  # of a step
-_TRIED = 3  # clicks on a held-out mask
+_TRIED = 5  # clicks on a held-out mask
 _ROUND = 16  # steps, at least
 _START = 0.02  # standard deviation of the tokens at the start
 _TRAINING_BYTES = 1 << 30
+_MIRRORED = 0.5  # of the steps: twice as many images, nearly
 _LEAST_TO_SPLIT = 5  # masks: with fewer, each is left out once
 _OTHER_EVERY = 3  # steps: a click on what resembles the object, where that is given
 
@@ -168,6 +169,7 @@ class _Teacher:
         return tokens.detach(), history
 
     def _loss(self, example: Example, tokens: Tensor, rng: Generator, step: int) -> Tensor:
+        example = example.mirrored() if rng.random() < _MIRRORED else example
         shared = self.trainable.share(example.features)
         target, inside = example.target.to(self.device), example.inside.to(self.device)
         if example.other is not None and step % _OTHER_EVERY == 0:

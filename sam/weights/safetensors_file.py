@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -60,6 +61,16 @@ def read_with_metadata(file: BinaryIO, name: str) -> tuple[dict[str, Tensor], di
     tensors = {entry.name: _read(file, entry, name) for entry in entries}
     texts = metadata.items() if isinstance(metadata, dict) else ()
     return tensors, {key: value for key, value in texts if isinstance(value, str)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """A file's metadata alone; none of a file that is not one of safetensors, or not there."""
+    try:
+        with path.open("rb") as file:
+            texts = _header(file, path.stat().st_size, path.name)[0].get("__metadata__")
+    except (OSError, SAMError):
+        return {}
+    return texts if isinstance(texts, dict) else {}
 
 
 def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
