@@ -137,7 +137,7 @@ class TrainDecoder:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        other = "Images of anything else, without masks. What the base gives there is to stay as it is. Ten or more help most."
+        other = "Images of anything else, without masks. What the base gives there is to stay as it is. Use ten or more."
         return {
             "required": {"sam_model": SAM_MODEL_INPUT, **EXAMPLE_INPUTS, **_schedule(_DECODER_DEFAULTS)},
             "optional": {"other_images": ("IMAGE", {"tooltip": other}), "device_mode": DEVICE_MODE_INPUT},
