@@ -416,7 +416,7 @@ def check_widgets(node, declared):
     socketless = [name for name, (_, *options) in declared.items() if options and options[0].get("socketless")]
     socketless = [name for name in socketless if name not in sockets]
     names = sorted(sockets + socketless, key=list(declared).index) if socketless else sockets
-    if "seed" in names:
+    if "seed" in names and declared["seed"][1].get("control_after_generate", True):
         names.insert(names.index("seed") + 1, "control_after_generate")
     assert len(names) == len(node["widgets_values"])
     for name, value in zip(names, node["widgets_values"], strict=True):

@@ -19,8 +19,8 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rgl
 OUR_TEXTS = [*PAGES, *EXAMPLES.rglob("*.json")]
 BROWSERS = "control_after_generate"  # a widget that the browser adds behind a seed; and `upload` behind a file
 CORE = {
-    "CheckpointLoaderSimple", "CLIPTextEncode", "LoadImage", "MarkdownNote", "MaskToImage", "PrimitiveStringMultiline",
-    "RepeatImageBatch", "SaveImage",
+    "CheckpointLoaderSimple", "CLIPTextEncode", "ImageBatch", "ImageFlip", "ImageToMask", "LoadImage", "LossGraphNode",
+    "MarkdownNote", "MaskToImage", "PreviewAny", "PrimitiveStringMultiline", "RepeatImageBatch", "SaveImage",
 }  # fmt: skip
 SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
 
