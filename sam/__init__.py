@@ -41,9 +41,6 @@ from .tasks.predict import (
     decode,
     decode_each,
 )
-from .tasks.everything import PRESETS, AutoMaskOptions, FoundMask, as_dicts, segment_every_image, segment_everything
-from .tasks.personalize import METHODS, Method, Personalized, PersonalizeOptions, personalize
-from .tasks.predict import CANDIDATES, MULTIMASK, Candidate, Multimask, Prediction, PredictOptions, decode
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import segment_each
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
