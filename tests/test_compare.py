@@ -6,7 +6,7 @@ import torch
 from conftest import as_image, make_picture
 from samkit.nodes.personalize import Personalize
 from samkit.sam import METHODS, PersonalizeOptions, personalize
-from samkit.sam.tasks.compare import color_distance, match, mean_color, parts_of
+from samkit.sam.kernels.resemblance import color_distance, match, mean_color, parts_of
 from scenes import make_pair
 from scipy.spatial.distance import cdist
 from train_demo_checkpoint import mask_iou

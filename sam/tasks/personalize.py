@@ -22,6 +22,7 @@ from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.decoder import Guidance
+from ..kernels.resemblance import color_distance, match, mean_color, parts_of
 from ..kernels.upsample import resize_logits
 from ..models.base import Wanted
 from ..models.concept import Concept
@@ -31,7 +32,6 @@ from ..prompts import Prompt, on_grid
 from ..store.embedding import SAMEmbedding
 from ..training.mixture import CANDIDATES as MIXED
 from ..training.mixture import learn_mixture, mix
-from .compare import color_distance, match, mean_color, parts_of
 from .embed import EncoderRun, as_frames, encode
 from .predict import FrameDecoder, PredictOptions
 from .stream import each_embedding
