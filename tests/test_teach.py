@@ -287,6 +287,7 @@ def metadata(kind="concept-1"):
         (save({"other": torch.ones(8, 32)}, metadata()), "no learned tokens"),
         (save({"tokens": torch.full((8, 32), torch.nan)}, metadata()), "NaN or infinite"),
     ],
+    ids=["cut at the end", "cut in the header", "empty", "no metadata", "another kind", "one row", "another name", "NaN"],
 )
 def test_files_that_are_not_whole_concepts_are_refused_by_name(tmp_path, monkeypatch, content, message):
     install(monkeypatch, FakeComfyUI(tmp_path))
