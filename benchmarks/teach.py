@@ -6,7 +6,7 @@
 
 Quality: the bundled checkpoint is taught the concepts of `concepts.py` from 16, 4 and 1 masks. Mean IoU of one click, in the
 middle of the mask, on 50 fresh scenes before and after; and, to see that nothing is forgotten, of one click on objects of
-ordinary scenes. No seed here was used to choose anything.
+ordinary scenes. Settings were chosen on other seeds; see results/teach.md for the one exception.
 
 Time: 16 masks x 30 epochs = 480 steps with a ViT-B of random weights on cached embeddings, beside segment_anything's own
 decoder doing the same steps.
