@@ -19,8 +19,20 @@ from load_pack import load_pack  # noqa: E402
 
 load_pack()
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+CORES = os.cpu_count() or 1
+SHARE = CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) or 1  # of one process among several
+torch.set_num_threads(SHARE)
+
+
+@pytest.fixture(autouse=True)
+def all_cores_for_full_size(request):
+    """Full-size models run longest, when the other processes have little left to do."""
+    if SHARE == CORES or not request.node.get_closest_marker("slow"):
+        yield
+        return
+    torch.set_num_threads(CORES)
+    yield
+    torch.set_num_threads(SHARE)
 
 
 @pytest.fixture(autouse=True)

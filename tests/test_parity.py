@@ -126,6 +126,7 @@ def test_vit_b_equals_the_predictor(vit_b, width, height):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # minutes; ViT-B's every size is in the suite
 def test_vit_h_equals_the_predictor(tmp_path):
     sam = random_sam(**VIT_H)
     check_picture(sam, saved_and_loaded(sam, tmp_path), 640, 480, FAST)
