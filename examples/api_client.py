@@ -4,7 +4,8 @@
     python examples/api_client.py workflow_api.json photos/*.jpg --output results \\
         --servers http://127.0.0.1:8188 http://10.0.0.2:8188
 
-The workflow is one of example_workflows/api, or what ComfyUI exports as API format. Each image goes into its Load Image node.
+The workflow is one of example_workflows/api, or what ComfyUI exports as API format. Each image goes into its Load Image
+node, or takes the place of its example image.
 The images that the workflow saves are downloaded to the output folder, named by their source. A server says through its
 websocket when a workflow has ended; nothing is polled.
 
@@ -160,16 +161,16 @@ class Server:
 
 
 def with_image(graph: Graph, name: str) -> Graph:
-    """The workflow with an image of the server's input folder in its Load Image node.
+    """The workflow with an image of the server's input folder in its Load Image node, or in place of its example image.
 
     Raises:
         WorkflowFailedError: it has none, or several.
     """
     graph = copy.deepcopy(graph)
-    loaders = [node for node in graph.values() if node["class_type"] == "LoadImage"]
+    loaders = [node for node in graph.values() if node["class_type"] in ("LoadImage", "SAMKit_ExampleImage")]
     if len(loaders) != 1:
         raise WorkflowFailedError(f"the workflow has {len(loaders)} Load Image nodes, but needs exactly one")
-    loaders[0]["inputs"]["image"] = name
+    loaders[0] |= {"class_type": "LoadImage", "inputs": {"image": name}}
     return graph
 
 
@@ -277,7 +278,7 @@ async def run(chosen: argparse.Namespace) -> int:
 def main() -> int:
     """Read the arguments, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workflow", type=Path, help="in API format, with one Load Image node")
+    parser.add_argument("workflow", type=Path, help="in API format, with one Load Image node or example image")
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--servers", nargs="+", default=["http://127.0.0.1:8188"], metavar="URL")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="FOLDER")

@@ -39,6 +39,9 @@ class BoxModel:
         small = nn.functional.adaptive_avg_pool2d(pixels.float() / 255, 16)
         return {"image": small, "mean": small.mean((1, 2, 3), keepdim=True)}
 
+    def decoder_parts(self):
+        raise SAMError("Boxes cannot be trained.")
+
     def decode(self, features, prompts, wanted):
         boxes = prompts.boxes
         if boxes is None:

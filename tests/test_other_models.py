@@ -62,7 +62,9 @@ def test_the_wrapper_answers_as_impacts_does(tiny_sam, tiny_model, picture, prom
 def test_the_wrapper_encodes_an_image_once_and_shares_the_cache(tiny_model, picture, monkeypatch):
     runs, run = [], embed._run_encoder
     monkeypatch.setattr(
-        embed, "_run_encoder", lambda model, frames, *rest: runs.append(len(frames)) or run(model, frames, *rest)
+        embed,
+        "_run_encoder",
+        lambda model, frame_of, names, *rest: runs.append(len(names)) or run(model, frame_of, names, *rest),
     )
     for points, plabs, bbox in PROMPTS:
         tiny_model.sam_wrapper.predict(picture, points, plabs, bbox, 0.9)

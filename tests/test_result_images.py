@@ -66,11 +66,14 @@ def test_without_the_input_nothing_is_shown(comfy, tiny_model):
     assert not (comfy.root / "temp").exists()
 
 
+NEWER = {"frame_offset", "method"}  # than the switch: what is stored keeps its order
+
+
 def test_these_nodes_show_their_result_and_the_switch_comes_last():
     assert {node_id for node_id, node in NODE_CLASS_MAPPINGS.items() if node.FUNCTION == "run"} == set(SHOWING)
     for node_id in SHOWING:
         optional = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
-        *_, last = (name for name in optional if name != "frame_offset")  # which is newer: what is stored keeps its order
+        *_, last = (name for name in optional if name not in NEWER)
         assert last == "show_result" and optional[last][1]["default"] is True
 
 

@@ -1,13 +1,15 @@
 """The example images that come with the pack."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from .errors import SAMError
-from .images import frames_to_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
 
@@ -22,12 +24,14 @@ def example_path(name: str) -> Path | None:
     return FOLDER / name if name in example_names() else None
 
 
-def example_image(name: str) -> Tensor:
+def example_image(name: str) -> "Tensor":
     """An example image as an IMAGE float32 `[1, H, W, 3]`.
 
     Raises:
         SAMError: there is no such image.
     """
+    from .images import frames_to_image  # here: downloads need names, but no torch
+
     path = example_path(name)
     if path is None:
         raise SAMError(f"there is no example image {name!r}: choose one of {', '.join(example_names())}.")
