@@ -965,7 +965,7 @@ def test_a_random_walk_ends_in_no_stuck_state_and_the_mask_of_a_fresh_run(editor
     page, wrong = editor.page, []
     page.on("pageerror", lambda error: wrong.append(str(error)) if "samkit" in (error.stack or "") else None)
     walk, trail = Walk(page, server, seed), []
-    end = time.monotonic() + float(os.environ.get("SAMKIT_WALK_SECONDS", "45"))
+    end = time.monotonic() + float(os.environ.get("SAMKIT_WALK_SECONDS", "15"))
     while time.monotonic() < end:
         trail.append(walk.step())
     walk.finish()
