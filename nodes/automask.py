@@ -17,6 +17,7 @@ from ..sam import (
     Segmenter,
     everything_each,
     free_result_bytes,
+    preset_options,
     result_device,
 )
 from ..utils.boxes import BoundingBox
@@ -141,8 +142,9 @@ class AutoMask(ShowsResult):
         }
         preset = {
             "default": CUSTOM,
-            "tooltip": "What to find. few and large: a coarse grid, fast. balanced: SAM's defaults. many and small: also in "
-            "crops of the image, about five times as long. custom: the advanced inputs, which are SAM's defaults at first.",
+            "tooltip": "What to find. few and large: a coarse grid, fast. balanced: the model's own defaults. many and small: "
+            "also in crops of the image, about five times as long. custom: the advanced inputs, which are SAM's defaults at "
+            "first.",
         }
         return {
             "required": {
@@ -196,19 +198,22 @@ class AutoMask(ShowsResult):
             crop_n_points_downscale_factor,
             min_mask_region_area,
         )
-        options = replace(_preset(preset, custom), points_per_batch=points_per_batch, concept=concept, hq=hq)
+        options = replace(
+            custom if preset == CUSTOM else _preset(preset, sam_model),
+            points_per_batch=points_per_batch,
+            concept=concept,
+            hq=hq,
+        )
         frames = Frames(image)
         regions, gathered = _regions(region, len(frames), frames.size), _Gathered(frames, max_masks)
         everything_each(sam_model, frames, options, regions, gathered.take, device_mode)
         return _outputs(frames, gathered.found)
 
 
-def _preset(name: str, custom: AutoMaskOptions) -> AutoMaskOptions:
-    if name == CUSTOM:
-        return custom
+def _preset(name: str, model: Any) -> AutoMaskOptions:
     if name not in PRESETS:
         raise SAMError(f"preset is {name!r}: choose one of {', '.join((CUSTOM, *PRESETS))}.")
-    return PRESETS[name]
+    return preset_options(name, model)
 
 
 def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..sam import PRESETS, FoundMask, SAMError, Segmenter, segment_everything
+from ..sam import PRESETS, FoundMask, SAMError, Segmenter, preset_options, segment_everything
 from ..utils.patches import encode_runs
 from .preview import Subject, frames_of, look_up, parse_subject, text_of, version_of
 
@@ -34,7 +34,8 @@ def everything(subject: Subject, preset: str) -> tuple[Hashable, Callable[[], by
 
     def work(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> bytes:
         frame = frames_of(path, subject)[subject.frame]
-        found = segment_everything(load(), frame, PRESETS[preset])[:MOST_SEGMENTS]
+        model = load()
+        found = segment_everything(model, frame, preset_options(preset, model))[:MOST_SEGMENTS]
         height, width = frame.shape[:2]
         segments = [_segment(mask) for mask in found]
         return json.dumps({"width": width, "height": height, "stamp": version_of(stamp), "segments": segments}).encode()

@@ -26,6 +26,7 @@ from .tasks.everything import (
     FoundMask,
     as_dicts,
     everything_each,
+    preset_options,
     segment_every_image,
     segment_everything,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "objects_per_frame",
     "personalize",
     "personalize_each",
+    "preset_options",
     "recall",
     "remember",
     "result_device",

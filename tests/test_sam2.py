@@ -18,7 +18,7 @@ from samkit.sam.models.base import Features, Wanted
 from samkit.sam.models.sam2 import SAM2Model, hiera
 from samkit.sam.models.sam2.decoder import is_stable
 from samkit.sam.prompts import to_model_frame
-from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
+from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
 from samkit.utils.comfy import sams_folders
 from test_teach import check_taught
@@ -467,6 +467,13 @@ def test_segment_everything_equals_sam_2s_generator(small, layers):
         assert ious[best] >= 0.999
         assert np.abs(np.array(match.box) - wanted["box"]).max() <= 1
         assert (match.score, match.stability) == pytest.approx((wanted["score"], wanted["stability"]), abs=1e-3)
+
+
+def test_the_balanced_preset_is_the_familys_own(small, tiny_model):
+    """`pred_iou_thresh` in the signatures of SAM2AutomaticMaskGenerator and SamAutomaticMaskGenerator."""
+    assert preset_options("balanced", small.ours) == AutoMaskOptions(pred_iou_thresh=0.8)
+    assert preset_options("balanced", tiny_model) == AutoMaskOptions()
+    assert preset_options("few and large", small.ours) == preset_options("few and large", tiny_model)
 
 
 class TestFolders:

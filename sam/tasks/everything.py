@@ -84,6 +84,23 @@ PRESETS: dict[str, AutoMaskOptions] = {
 """Parameters by what they find; "balanced" is SAM's defaults."""
 
 
+def preset_options(name: str, model: Any) -> AutoMaskOptions:
+    """The parameters of a preset for a model; "balanced" is what the generator of its own family has by default.
+
+    Args:
+        name: one of `PRESETS`.
+        model: ours or any `segment_anything` Sam. SAM 2's `SAM2AutomaticMaskGenerator` has a pred_iou_thresh of 0.8.
+
+    Raises:
+        SAMError: there is no such preset, or not a model.
+    """
+    if name not in PRESETS:
+        raise SAMError(f"preset is {name[:40]!r}: choose one of {', '.join(PRESETS)}.")
+    options = PRESETS[name]
+    own = getattr(as_segmenter(model), "pred_iou_thresh", None) if name == "balanced" else None
+    return options if own is None else replace(options, pred_iou_thresh=own)
+
+
 @dataclass(frozen=True)
 class FoundMask:
     """One mask, stored inside its box only.

@@ -47,6 +47,7 @@ class SAM2Model(nn.Module):
     """
 
     mask_threshold = 0.0
+    pred_iou_thresh = 0.8  # what `SAM2AutomaticMaskGenerator` keeps by default
 
     def __init__(
         self,
