@@ -120,13 +120,20 @@ def vit_b(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 1000), (1024, 1024)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [
+        (640, 480),
+        pytest.param(333, 1000, marks=pytest.mark.exhaustive),
+        pytest.param(1024, 1024, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_vit_b_equals_the_predictor(vit_b, width, height):
     check_picture(*vit_b, width, height, FAST)
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive  # minutes; ViT-B's every size is in the suite
+@pytest.mark.exhaustive  # minutes; ViT-B is in the suite
 def test_vit_h_equals_the_predictor(tmp_path):
     sam = random_sam(**VIT_H)
     check_picture(sam, saved_and_loaded(sam, tmp_path), 640, 480, FAST)
