@@ -135,3 +135,18 @@ def shown(result: Result, seconds: float) -> list[dict[str, str]]:
     frames = [None] * len(result.found) if result.image is None else result.image
     each = list(zip(frames, result.found, strict=False))[:MOST_SHOWN]
     return save_results([result_image(frame, one.masks, result_text(one.scores, seconds)) for frame, one in each])
+
+
+class SavesFile:
+    """What the nodes declare alike that save what they get as one `.safetensors` file."""
+
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("STRING",)
+    OUTPUT_NODE = True
+    FUNCTION = "execute"
+
+
+def saving_inputs(name: str, kind: str, tooltip: str, prefix: str) -> dict[str, Any]:
+    """The inputs of such a node: the socket of that name and type, and where the file goes."""
+    where = {"default": prefix, "tooltip": "Folder and name of the file, below ComfyUI's output folder."}
+    return {"required": {name: (kind, {"tooltip": tooltip}), "filename_prefix": ("STRING", where)}}

@@ -7,14 +7,14 @@ import numpy as np
 
 from ..sam import SAMEmbedding, SAMError, load_embedding, save_embedding
 from ..utils.comfy import annotated_path, files_ending, new_output
-from .common import CATEGORY
+from .common import CATEGORY, SavesFile, saving_inputs
 
 _SUFFIX = ".safetensors"
 _FOLDERS = ("input", "output")
 _CHUNK = 1 << 20
 
 
-class SaveEmbedding:
+class SaveEmbedding(SavesFile):
     """`SAMKit_SaveEmbedding`."""
 
     DESCRIPTION = (
@@ -22,23 +22,12 @@ class SaveEmbedding:
         "prompt on any other with Load SAM Embedding and the same checkpoint."
     )
     SEARCH_ALIASES = ["sam", "save embedding", "export embedding", "store embedding", "safetensors"]
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("name",)
     OUTPUT_TOOLTIPS = ("The name of the file, as Load SAM Embedding lists it.",)
-    OUTPUT_NODE = True
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "The start of the file name, below the output folder. It may name folders."
-        prefix = {"default": "samkit/embedding", "tooltip": tooltip}
-        return {
-            "required": {
-                "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding."}),
-                "filename_prefix": ("STRING", prefix),
-            }
-        }
+        return saving_inputs("embedding", "SAM_EMBEDDING", "An embedding from Get SAM Embedding.", "samkit/embedding")
 
     def execute(self, embedding: np.ndarray, filename_prefix: str = "samkit/embedding") -> dict[str, Any]:
         path, name = new_output(filename_prefix, _SUFFIX)

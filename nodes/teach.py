@@ -1,7 +1,6 @@
 """SAM Teach and SAM Train Decoder, and saving and loading what they learned."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,10 +20,9 @@ from ..sam import (
     train_decoder,
 )
 from ..sam.weights.files import checkpoint_stamp
-from ..sam.weights.paths import is_plain
-from ..utils.comfy import CONCEPT_FOLDER, DECODER_FOLDER, new_path, taught_names, taught_path
+from ..utils.comfy import CONCEPT_FOLDER, DECODER_FOLDER, new_output, taught_names, taught_path
 from ..utils.text import counted
-from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT
+from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, SAM_MODEL_TYPES, SavesFile, saving_inputs
 
 _DEFAULTS, _DECODER_DEFAULTS = TeachOptions(), DecoderOptions()
 EXAMPLE_INPUTS: dict[str, Any] = {
@@ -126,7 +124,7 @@ class TrainDecoder:
     SEARCH_ALIASES = ["sam", "segment anything", "train", "fine-tune", "finetune", "mask decoder"]
     CATEGORY = CATEGORY
     INPUT_IS_LIST = True
-    RETURN_TYPES = ("AV_SAM_MODEL", "LOSS_MAP", "STRING")
+    RETURN_TYPES = (SAM_MODEL_TYPES, "LOSS_MAP", "STRING")
     RETURN_NAMES = ("sam_model", "loss_map", "report")
     OUTPUT_TOOLTIPS = (
         "The model with the trained decoder, or the model that came in if training did not help.",
@@ -159,7 +157,7 @@ class TrainDecoder:
         return model, {"loss": lesson.losses}, report(lesson, "The model is the one that came in")
 
 
-class SaveDecoder:
+class SaveDecoder(SavesFile):
     """`SAMKit_SaveDecoder`."""
 
     DESCRIPTION = (
@@ -167,53 +165,33 @@ class SaveDecoder:
         "it, and applies it to the model that it was made for."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "export decoder", "save sam model", "save delta"]
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("filename",)
     OUTPUT_TOOLTIPS = ("The name of the file.",)
-    OUTPUT_NODE = True
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = {"default": f"{DECODER_FOLDER}/decoder", "tooltip": "Folder and name of the file in the output folder."}
-        return {
-            "required": {
-                "sam_model": ("AV_SAM_MODEL", {"tooltip": "A model from SAM Train Decoder."}),
-                "filename_prefix": ("STRING", prefix),
-            }
-        }
+        return saving_inputs("sam_model", SAM_MODEL_TYPES, "A model from SAM Train Decoder.", f"{DECODER_FOLDER}/decoder")
 
     def execute(self, sam_model: Segmenter, filename_prefix: str = f"{DECODER_FOLDER}/decoder") -> tuple[str]:
-        path = checked_new_path(filename_prefix)
+        path, _ = new_output(filename_prefix, ".safetensors")
         save_decoder(sam_model, path)
         return (path.name,)
 
 
-class SaveConcept:
+class SaveConcept(SavesFile):
     """`SAMKit_SaveConcept`."""
 
     DESCRIPTION = "Saves a concept from SAM Teach as a .safetensors file in the output folder, where Load SAM Concept lists it."
     SEARCH_ALIASES = ["sam", "segment anything", "export concept", "save concept"]
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("filename",)
     OUTPUT_TOOLTIPS = ("The name of the file.",)
-    OUTPUT_NODE = True
-    FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = {"default": f"{CONCEPT_FOLDER}/concept", "tooltip": "Folder and name of the file in the output folder."}
-        return {
-            "required": {
-                "concept": ("SAMKIT_CONCEPT", {"tooltip": "A concept from SAM Teach."}),
-                "filename_prefix": ("STRING", prefix),
-            }
-        }
+        return saving_inputs("concept", "SAMKIT_CONCEPT", "A concept from SAM Teach.", f"{CONCEPT_FOLDER}/concept")
 
     def execute(self, concept: Concept, filename_prefix: str = f"{CONCEPT_FOLDER}/concept") -> tuple[str]:
-        path = checked_new_path(filename_prefix)
+        path, _ = new_output(filename_prefix, ".safetensors")
         save_concept(concept, path)
         return (path.name,)
 
@@ -258,17 +236,6 @@ def one(value: Any) -> Any:
 def many(value: Any) -> list[Any]:
     """The values of an input that takes a list, or the one that a caller in Python gave."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def checked_new_path(prefix: str) -> Path:
-    """A free path in the output folder for a file of that name.
-
-    Raises:
-        SAMError: the name leads elsewhere, or is not one that every system takes.
-    """
-    if not is_plain(prefix):
-        raise SAMError(f"filename_prefix is {prefix[:200]!r}: use a plain name below the output folder, such as sam/name.")
-    return new_path(prefix, ".safetensors")
 
 
 def report(lesson: Lesson, otherwise: str) -> str:

@@ -21,6 +21,7 @@ from samkit.sam.training import teach as teaching
 from samkit.sam.training.examples import make_examples
 from samkit.sam.training.teach import _Teacher
 from samkit.sam.training.trainable import Trainable
+from samkit.utils import comfy
 
 CPU = torch.device("cpu")
 CLICK = json.dumps([{"x": 30, "y": 25}])
@@ -252,6 +253,17 @@ def test_saved_and_loaded_it_is_the_same(tiny_model, tmp_path, monkeypatch):
     assert torch.equal(loaded.tokens, concept.tokens) and (loaded.base, loaded.base_name) == (concept.base, "tiny.pth")
     assert LoadConcept.IS_CHANGED(name) != "" == LoadConcept.IS_CHANGED("other.safetensors") == LoadConcept.IS_CHANGED(None)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_free_number_outside_comfyui_is_one_above_the_greatest(monkeypatch, tmp_path):
+    """Counting the files would give the second name again, and overwrite that file."""
+    monkeypatch.setattr(comfy, "PACK", tmp_path)
+    for number in (1, 2):
+        path, name = comfy.new_output("sam/one", ".safetensors")
+        assert name == f"sam/one_{number:05}_.safetensors [output]"
+        path.touch()
+    path.with_name("one_00001_.safetensors").unlink()
+    assert comfy.new_output("sam/one", ".safetensors")[0].name == "one_00003_.safetensors"
 
 
 @pytest.mark.parametrize("prefix", ["../out", "/abs", "a/../b", "", "a\\b", "con", "x" * 300, "sam_concepts/"])

@@ -7,9 +7,7 @@ in a script and in a notebook, where a folder of that name on `sys.path` must no
 import contextlib
 import hashlib
 import io
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from PIL import Image
 
 from .errors import SAMError
 from .examples import example_image, example_path
+from .paths import is_plain
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
@@ -91,23 +90,6 @@ def _taught_folders(kind: str) -> list[Path]:
     return _model_folders(kind)
 
 
-def new_path(prefix: str, ending: str) -> Path:
-    """A path for a new file of that name in ComfyUI's output folder, with the next free number, as Save Image has it.
-
-    Outside ComfyUI it is in the pack's `models` folder. The file's folder exists afterwards.
-
-    Raises:
-        ValueError, OSError: ComfyUI refuses the name, since it leads out of the output folder.
-    """
-    if inside_comfyui():
-        folder, name, number = save_place(prefix, (0, 0))
-        return folder / f"{name}_{number:05}_{ending}"
-    path = PACK / "models" / prefix
-    path.parent.mkdir(parents=True, exist_ok=True)
-    taken = len(list(path.parent.glob(f"{path.name}_*{ending}")))
-    return path.with_name(f"{path.name}_{taken + 1:05}_{ending}")
-
-
 def grounding_folders() -> list[Path]:
     """Folders that hold one folder per Grounding DINO, in order of preference; outside ComfyUI, below the pack's `models`."""
     return _model_folders(_GROUNDING_FOLDER)
@@ -121,7 +103,8 @@ def matting_folders() -> list[Path]:
 def _model_folders(kind: str) -> list[Path]:
     """None of `sams`, `grounding-dino` and `vitmatte` is core's, but the community's: so they are registered here."""
     if not inside_comfyui():
-        return [PACK / "models" / kind]
+        saved = [PACK / "output" / kind] if kind in (CONCEPT_FOLDER, DECODER_FOLDER) else []
+        return [PACK / "models" / kind, *saved]
     import folder_paths
 
     folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
@@ -218,33 +201,18 @@ def annotated_path(name: str, kinds: tuple[str, ...]) -> Path | None:
 
 
 def new_output(prefix: str, suffix: str) -> tuple[Path, str]:
-    """A path in ComfyUI's output folder that is not taken, and its name for `annotated_path`; numbered as SaveImage's are.
+    """A path in ComfyUI's output folder that is not taken, and its name for `annotated_path`; numbered as Save Image's are.
 
     Args:
-        prefix: of the name, with subfolders.
+        prefix: of the name, see `save_place`.
         suffix: the ending, with its dot.
 
     Raises:
-        SAMError: the prefix leads out of the folder, or is none.
+        SAMError: as `save_place`.
     """
-    folder, name = _data_folder("output").resolve(), _with_date(prefix)
-    parts = name.replace("\\", "/").split("/")
-    if not parts[-1] or any(not part.strip(" .") or ":" in part or not part.isprintable() for part in parts):
-        raise SAMError(f"filename_prefix is {prefix[:80]!r}: it must be a name below ComfyUI's output folder.")
-    place = folder.joinpath(*parts).parent
-    if not place.resolve().is_relative_to(folder):
-        raise SAMError(f"filename_prefix is {prefix[:80]!r}: a link leads out of ComfyUI's output folder.")
-    place.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(re.escape(parts[-1]) + r"_(\d+)_.*")
-    taken = [int(match[1]) for path in place.iterdir() if (match := pattern.fullmatch(path.name))]
-    path = place / f"{parts[-1]}_{max(taken, default=0) + 1:05}_{suffix}"
-    return path, f"{path.relative_to(folder).as_posix()} [output]"
-
-
-def _with_date(prefix: str) -> str:
-    """SaveImage's `%year%` and the like."""
-    forms = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
-    return re.sub(r"%(year|month|day|hour|minute|second)%", lambda match: time.strftime(forms[match[1]]), prefix)
+    folder, name, number = save_place(prefix, (0, 0))
+    path = folder / f"{name}_{number:05}_{suffix}"
+    return path, f"{path.resolve().relative_to(output_folder().resolve()).as_posix()} [output]"
 
 
 def _data_folder(kind: str) -> Path:
@@ -354,8 +322,17 @@ def save_place(prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:
         prefix: below the output folder; `%width%`, `%height%` and parts of the date such as `%year%` are filled in. Outside
             ComfyUI it is taken as it is.
         size: (H, W) of the image.
+
+    Raises:
+        SAMError: the prefix is not a plain name, or a link leads out of the folder.
     """
     output = output_folder()
+    if not is_plain(prefix):
+        raise SAMError(
+            f"filename_prefix is {prefix[:80]!r}: use a plain name below ComfyUI's output folder, such as samkit/name."
+        )
+    if not (output / prefix).parent.resolve().is_relative_to(output.resolve()):
+        raise SAMError(f"filename_prefix is {prefix[:80]!r}: a link leads out of ComfyUI's output folder.")
     if inside_comfyui():
         import folder_paths
 

@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
+from ...utils.paths import is_plain
 from ...utils.text import counted
 from ..errors import SAMError
 from .download import fetch
 from .files import INDEX_SUFFIX, shard_names
 from .formats import keras
 from .network import PATIENCE, endpoint, is_offline, network_errors, said
-from .paths import is_plain
 from .registry import RemoteFile
 
 # keras-hub's names, alone, stand for the original checkpoints, which need no h5py; hf://keras/... is keras-hub's own file.
