@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import as_image
 from reference_sam2 import SMALL
-from samkit.nodes.embedding import GetSAMEmbedding
-from samkit.nodes.model import SAMHubLoader, SAMModelLoader
+from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.predict import Segment
 from samkit.sam import SAMError, as_segmenter, identity_of, load_model, recall, remember
 from samkit.sam.models.families import load_model as load
@@ -140,10 +139,13 @@ def test_a_predictor_of_segment_anything_says_why_it_cannot_run_sam_2(sam2_model
 
 def test_sockets_connect_art_ventures_and_impacts_types():
     """Types are compared as ComfyUI does: one in common is enough."""
-    for loader in (SAMModelLoader, SAMHubLoader):
-        assert {"AV_SAM_MODEL", "SAM_MODEL"} == set(loader.RETURN_TYPES[0].split(","))
-    for node in (Segment, GetSAMEmbedding):
-        assert {"AV_SAM_MODEL", "SAM_MODEL"} == set(node.INPUT_TYPES()["required"]["sam_model"][0].split(","))
+    found = 0
+    for node in NODE_CLASS_MAPPINGS.values():
+        inputs = [kind for group in node.INPUT_TYPES().values() for kind, *_ in group.values() if isinstance(kind, str)]
+        sockets = [kind for kind in (*inputs, *node.RETURN_TYPES) if "SAM_MODEL" in kind]
+        assert all({"AV_SAM_MODEL", "SAM_MODEL"} == set(kind.split(",")) for kind in sockets), node
+        found += len(sockets)
+    assert found > 12
 
 
 # Theirs on our inputs.
