@@ -57,7 +57,8 @@ OPTION_INPUTS: dict[str, Any] = {
     "stability_score_thresh": _option(
         "FLOAT",
         "stability_score_thresh",
-        "Discard masks with a lower stability score. 1 means that shifting the mask threshold changes nothing.",
+        "Discard masks with a lower stability score. A score of 1 means that shifting the mask threshold does not "
+        "change the mask.",
         **_SHARE,
     ),
     "stability_score_offset": _option(
@@ -142,9 +143,9 @@ class AutoMask(ShowsResult):
         }
         preset = {
             "default": CUSTOM,
-            "tooltip": "What to find. few and large: a coarse grid, fast. balanced: the model's own defaults. many and small: "
-            "also in crops of the image, about five times as long. custom: the advanced inputs, which are SAM's defaults at "
-            "first.",
+            "tooltip": "few and large: a coarse grid, fast. balanced: the model's default settings. many and small: "
+            "also segments crops of the image, which takes about five times as long. custom: uses the "
+            "advanced inputs, which start with SAM's defaults.",
         }
         return {
             "required": {
@@ -289,5 +290,5 @@ def _check_memory(found: list[list[FoundMask]], frames: int, size: tuple[int, in
     if free is not None and needed > free:
         raise SAMError(
             f"{count} masks of {size[1]}x{size[0]} pixels need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: set "
-            f"max_masks, raise pred_iou_thresh, or use fewer frames. Segmented when this was noticed: {len(found)} of {frames}."
+            f"max_masks, raise pred_iou_thresh, or use fewer frames. Frames segmented so far: {len(found)} of {frames}."
         )

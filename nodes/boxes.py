@@ -17,8 +17,8 @@ class ConvertBoxes:
     """`SAMKit_ConvertBoxes`."""
 
     DESCRIPTION = (
-        "Converts boxes of any form: to ComfyUI's BOUNDING_BOX, to the BBOX of SAM 2 packs, and to the one box that ComfyUI's "
-        "Crop Image takes."
+        "Converts boxes of any form to ComfyUI's BOUNDING_BOX, to the BBOX type of SAM 2 packs, and to the single box "
+        "that ComfyUI's Crop Image takes."
     )
     SEARCH_ALIASES = ["bbox", "bounding box", "crop region", "boxes", "xywh", "segs to bbox"]
     CATEGORY = CATEGORY
@@ -27,16 +27,32 @@ class ConvertBoxes:
     OUTPUT_TOOLTIPS = (
         "The boxes {x, y, width, height}, one list per frame, with their scores and labels.",
         "The boxes [x1, y1, x2, y2], one list per frame, as BBOX inputs of other packs take them.",
-        "The one box that frame and index select, in whole pixels. Connect it to Crop Image.",
+        "The box that frame and index select, in whole pixels. Connect it to Crop Image.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        boxes = {"forceInput": True, "tooltip": "Boxes of ComfyUI, of a detector of another pack, or Impact Pack's SEGS."}
-        index = {"default": 0, "min": 0, "max": 10_000, "tooltip": "Which box of the frame becomes crop_region, from 0."}
-        frame = {"default": 0, "min": 0, "max": 1_000_000, "tooltip": "The frame of that box, from 0."}
-        image = {"tooltip": "The image of the boxes. crop_region then stays inside it, and is all of it where there is no box."}
+        boxes = {
+            "forceInput": True,
+            "tooltip": "Boxes from ComfyUI's nodes, from another pack's detector, or Impact Pack's SEGS.",
+        }
+        index = {
+            "default": 0,
+            "min": 0,
+            "max": 10_000,
+            "tooltip": "Index of the box in its frame that becomes crop_region, counted from 0.",
+        }
+        frame = {
+            "default": 0,
+            "min": 0,
+            "max": 1_000_000,
+            "tooltip": "Index of the frame whose box becomes crop_region, counted from 0.",
+        }
+        image = {
+            "tooltip": "The image that the boxes belong to. With an image, crop_region stays inside the image, and "
+            "is the whole image if there is no box."
+        }
         return {
             "required": {"bboxes": (BOX_TYPES, boxes), "index": ("INT", index), "frame": ("INT", frame)},
             "optional": {"image": ("IMAGE", image), "box_form": BOX_FORM_INPUT},
@@ -61,7 +77,7 @@ def _crop_region(frames: list[list[BoundingBox]], frame: int, index: int, size: 
     elif size is not None and not boxes:
         x1, y1, x2, y2 = 0, 0, size[1], size[0]
     else:
-        hint = "" if boxes else " Connect the image, and all of it is selected where there is no box."
+        hint = "" if boxes else " Connect the image to select the whole image if there is no box."
         raise SAMError(f"There is no box {index} in frame {frame}, which has {counted(len(boxes), 'box')}.{hint}")
     height, width = size or (math.inf, math.inf)
     x, y = int(max(0, min(math.floor(x1), width - 1))), int(max(0, min(math.floor(y1), height - 1)))

@@ -34,8 +34,8 @@ DEVICE_MODE_INPUT: tuple[Any, ...] = (
 CONCEPT_INPUT: tuple[Any, ...] = (
     "SAMKIT_CONCEPT",
     {
-        "tooltip": "A concept from SAM Teach or Load SAM Concept, made with the same model. Each prompt then gives one mask of "
-        "the concept. Without it nothing changes."
+        "tooltip": "A concept from SAM Teach or Load SAM Concept, made with the same model. With a concept, each prompt "
+        "gives one mask: that of the taught object."
     },
 )
 
@@ -43,8 +43,8 @@ SHOW_RESULT_INPUT = (
     "BOOLEAN",
     {
         "default": True,
-        "tooltip": "Show the result in the node after a run: an overlay with count, scores and time, up to 64 frames of a "
-        "batch. A graph for POST /prompt that leaves this out shows nothing.",
+        "tooltip": "Show the result in the node after a run: an overlay with the number of objects, scores and time, "
+        "for up to 64 frames of a batch. API workflows that omit this input show nothing.",
     },
 )
 MOST_SHOWN = 64  # frames of a batch

@@ -46,9 +46,9 @@ class SAMEmbeddingToImage:
     """`SAMEmbeddingToImage`: an embedding as an image, to save it as PNG or to view it."""
 
     DESCRIPTION = (
-        "Converts an embedding to an image. bytes: the raw float32 bytes as RGBA pixels, the format of the Art Venture node. "
-        "PNG preserves them exactly; a lossy format or premultiplied alpha destroys them. pca: a visualization in which "
-        "regions with similar features have similar colors."
+        "Converts an embedding to an image. bytes: the raw float32 bytes as RGBA pixels, the format of the Art Venture "
+        "node. PNG preserves the bytes exactly; a lossy format or premultiplied alpha destroys them. pca: a "
+        "visualization in which regions with similar features have similar colors."
     )
     SEARCH_ALIASES = ["sam", "save embedding", "embedding png", "pca", "visualize embedding"]
     CATEGORY = CATEGORY
@@ -61,14 +61,14 @@ class SAMEmbeddingToImage:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, of this pack or another."})
+                "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, or from another pack."})
             },
             "optional": {
                 "mode": (
                     list(EMBEDDING_MODES),
                     {
                         "default": "bytes",
-                        "tooltip": "bytes: lossless, to save it. pca: the first three principal components as colors.",
+                        "tooltip": "bytes: lossless, for saving. pca: the first three principal components as colors.",
                     },
                 )
             },

@@ -18,8 +18,8 @@ class SaveEmbedding(SavesFile):
     """`SAMKit_SaveEmbedding`."""
 
     DESCRIPTION = (
-        "Saves an embedding with all its maps to a .safetensors file in ComfyUI's output folder. Encode on a fast machine, and "
-        "prompt on any other with Load SAM Embedding and the same checkpoint."
+        "Saves an embedding with all its feature maps to a .safetensors file in ComfyUI's output folder. Encode on a "
+        "fast machine, then prompt on another one with Load SAM Embedding and the same checkpoint."
     )
     SEARCH_ALIASES = ["sam", "save embedding", "export embedding", "store embedding", "safetensors"]
     RETURN_NAMES = ("name",)
@@ -38,7 +38,7 @@ class SaveEmbedding(SavesFile):
 class LoadEmbedding:
     """`SAMKit_LoadEmbedding`."""
 
-    DESCRIPTION = "Loads an embedding that Save SAM Embedding has saved, from ComfyUI's input or output folder."
+    DESCRIPTION = "Loads an embedding saved by Save SAM Embedding, from ComfyUI's input or output folder."
     SEARCH_ALIASES = ["sam", "load embedding", "import embedding", "read embedding", "safetensors"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("SAM_EMBEDDING",)

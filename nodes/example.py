@@ -14,8 +14,8 @@ class ExampleImage:
     """`SAMKit_ExampleImage`: an image that comes with the pack, so that its templates run at once."""
 
     DESCRIPTION = (
-        "Outputs an example image that is bundled with the pack. The templates use it, so that they run without any file of "
-        "yours. For your own images, use Load Image instead."
+        "Outputs an example image that is bundled with the pack, so that the templates run without your own files. For "
+        "your own images, use Load Image."
     )
     SEARCH_ALIASES = ["sam", "sample image", "test image", "demo image"]
     CATEGORY = CATEGORY

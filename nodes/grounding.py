@@ -54,7 +54,8 @@ WORDS_INPUTS: dict[str, Any] = {
         {
             "default": "",
             "multiline": True,
-            "tooltip": 'The objects to find: "cat. dog.", separated by full stops, commas or lines. Use English.',
+            "tooltip": 'The objects to find, for example "cat. dog.". Separate them with full stops, commas or new '
+            "lines. Use English.",
         },
     ),
     "box_threshold": (
@@ -98,8 +99,8 @@ class GroundingLoader:
     """`SAMKit_GroundingLoader`: a Grounding DINO by name, from the `grounding-dino` folders or the hub."""
 
     DESCRIPTION = (
-        "Loads a Grounding DINO model from models/grounding-dino. It detects the objects that a text names, and runs in the "
-        "transformers library. Known models are downloaded and verified on first use."
+        "Loads a Grounding DINO model from models/grounding-dino, which detects the objects that a text names. Requires "
+        "the transformers library. Known models are downloaded and verified on first use."
     )
     SEARCH_ALIASES = ["grounding dino", "groundingdino", "grounded sam", "text detection", "open vocabulary", "load detector"]
     CATEGORY = CATEGORY
@@ -134,8 +135,8 @@ class TextToBoxes:
     """`SAMKit_TextToBoxes`."""
 
     DESCRIPTION = (
-        "Detects the objects that a text names and returns their boxes, as prompts for SAM Segment and SAM Predict Mask. "
-        "A frame without a detection has no boxes, and gets an empty mask downstream."
+        "Detects the objects that a text names and returns their boxes, as prompts for SAM Segment and SAM Predict "
+        "Mask. A frame without a detection has no boxes, so SAM gives it an empty mask."
     )
     SEARCH_ALIASES = ["grounding dino", "grounded sam", "text to bbox", "detect", "open vocabulary detection", "find"]
     CATEGORY = CATEGORY
@@ -144,9 +145,9 @@ class TextToBoxes:
     OUTPUT_IS_LIST = (False, True, False, False)
     OUTPUT_TOOLTIPS = (
         "The boxes, one list per frame, highest score first, each with label and score. Empty if nothing was found.",
-        "The labels of the boxes, frame by frame. One empty text for a frame without a detection.",
+        "The labels of the boxes, frame by frame. An empty text for a frame without a detection.",
         "The images with the boxes, labels and scores drawn on them.",
-        "A detector of the same words, for Impact Pack's FaceDetailer and its other nodes with a BBOX_DETECTOR.",
+        "A detector of the same words, for Impact Pack's FaceDetailer and other nodes with a BBOX_DETECTOR input.",
     )
     FUNCTION = "execute"
 
@@ -183,8 +184,7 @@ class SegmentText(ShowsResult):
     """`SAMKit_SegmentText`."""
 
     DESCRIPTION = (
-        "Segments the objects that a text names, in one node: Text to Boxes, then SAM Segment with its boxes. The image "
-        "embedding is cached."
+        "Segments the objects that a text names: Text to Boxes and SAM Segment in one node. The image embedding is cached."
     )
     SEARCH_ALIASES = ["grounded sam", "segment anything", "text to mask", "segment by text", "clipseg", "find and mask"]
     CATEGORY = CATEGORY
@@ -195,9 +195,9 @@ class SegmentText(ShowsResult):
         "Masks in frame order: one per frame, or with individual_masks one per object. Empty for a frame without a detection.",
         "The detected boxes, one list per frame, highest score first, each with a label and a score.",
         "Predicted quality (IoU) of each object's mask. 0 for a frame without a detection.",
-        "The labels of the objects, frame by frame. One empty text for a frame without a detection.",
+        "The labels of the objects, frame by frame. An empty text for a frame without a detection.",
         "The images with the mask, box, label and score of each object.",
-        "The images with the objects' mask as their alpha: transparent outside.",
+        "The images with the objects' masks as alpha: transparent outside the objects.",
     )
 
     @classmethod

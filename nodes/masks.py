@@ -55,11 +55,15 @@ class SelectMasks:
                 ),
                 "start": (
                     "INT",
-                    {"default": 0, **whole, "tooltip": "Index of the first mask to select, in sorted order, from 0."},
+                    {"default": 0, **whole, "tooltip": "Index of the first mask to select, in sorted order, counted from 0."},
                 ),
                 "count": (
                     "INT",
-                    {"default": 0, **whole, "tooltip": "Number of masks to select. 0 selects all masks from start on."},
+                    {
+                        "default": 0,
+                        **whole,
+                        "tooltip": "Number of masks to select. 0 selects all masks from the start index on.",
+                    },
                 ),
                 "merge": ("BOOLEAN", {"default": False, "tooltip": "Merge the selected masks into one."}),
             },
@@ -68,7 +72,7 @@ class SelectMasks:
                     "BOUNDING_BOX",
                     {
                         "forceInput": True,
-                        "tooltip": "The boxes of the masks, from the same node. They provide scores and labels.",
+                        "tooltip": "The boxes from the node that made the masks. They provide scores and labels.",
                     },
                 )
             },

@@ -22,8 +22,8 @@ class MatteLoader:
     """`SAMKit_MatteLoader`: a ViTMatte by name, from the `vitmatte` folders or the hub."""
 
     DESCRIPTION = (
-        "Loads a ViTMatte model from models/vitmatte, for SAM Soft Edges. It runs in the transformers library. Known models "
-        "are downloaded on first use."
+        "Loads a ViTMatte model from models/vitmatte, for SAM Soft Edges. Requires the transformers library. Known "
+        "models are downloaded on first use."
     )
     SEARCH_ALIASES = ["vitmatte", "matting", "alpha matting", "load matting model"]
     CATEGORY = CATEGORY
@@ -50,8 +50,8 @@ class Matte:
     """`SAMKit_Matte`."""
 
     DESCRIPTION = (
-        "Gives masks soft edges that follow the image: hair, fur, glass, motion blur (ViTMatte). The edge is searched in a "
-        "band around the mask's outline; inside of it the mask stays opaque, outside empty."
+        "Gives masks soft edges that follow the image: hair, fur, glass, motion blur (ViTMatte). Only a band around the "
+        "mask's outline changes; the rest stays fully opaque or fully transparent."
     )
     SEARCH_ALIASES = ["matting", "vitmatte", "alpha", "hair", "fur", "trimap", "refine edge", "feather", "cutout", "sam"]
     CATEGORY = CATEGORY
@@ -62,8 +62,8 @@ class Matte:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        grow = "How far the edge may reach out of the mask, in pixels: about the length of loose hair."
-        shrink = "How far the edge may reach into the mask, in pixels."
+        grow = "How far the soft edge may extend outside the mask, in pixels. For hair, use the length of the loose strands."
+        shrink = "How far the soft edge may extend into the mask, in pixels."
         return {
             "required": {
                 "matte_model": ("SAMKIT_MATTE_MODEL", {"tooltip": "A model from Load ViTMatte."}),

@@ -33,7 +33,7 @@ class SAMModelLoader:
     CATEGORY = CATEGORY
     RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input, of this pack, Impact Pack and others.",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input: those of this pack, of Impact Pack and others.",)
     FUNCTION = "load_model"
 
     @classmethod
@@ -86,7 +86,7 @@ class SAMHubLoader:
     CATEGORY = CATEGORY
     RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
-    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input, of this pack, Impact Pack and others.",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input: those of this pack, of Impact Pack and others.",)
     FUNCTION = "execute"
 
     @classmethod

@@ -29,8 +29,8 @@ class Personalize(ShowsResult):
     """`SAMKit_Personalize`."""
 
     DESCRIPTION = (
-        "Finds the object of a reference image in other images, without a text and without training (PerSAM). It compares "
-        "the model's image features, so results depend on the checkpoint."
+        "Finds the object of a reference image in other images, without text prompts or training (PerSAM). The node "
+        "compares the model's image features, so results depend on the checkpoint."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "persam", "one shot", "reference", "example", "find the same", "personalise"]
     CATEGORY = CATEGORY
@@ -41,7 +41,8 @@ class Personalize(ShowsResult):
         "Masks in frame order: one per frame, or with individual_masks one per object found.",
         "Similarity of each object to the reference: the mean of similarity inside its mask. 0 for a frame without an object.",
         "One heat map per frame: the similarity of each pixel to the reference, 0 to 1.",
-        "The point at which each object was found: JSON, one list of points per frame, for positive_coords of SAM Segment.",
+        "The point at which each object was found, as JSON: one list of points per frame. Connect it to positive_coords "
+        "of SAM Segment.",
     )
 
     @classmethod
@@ -52,8 +53,9 @@ class Personalize(ShowsResult):
         min_score = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01}
         method = {
             "default": "parts and color",
-            "tooltip": "persam: the most similar place. persam-f: the same, and learns from the references how to mix SAM's "
-            "candidates. parts: compares several places part by part, by features, or by features and color.",
+            "tooltip": "persam: segments the most similar place. persam-f: the same, and learns from the references how "
+            "to weight SAM's candidate masks. parts: compares several places part by part, by their "
+            "features. parts and color: also compares colors.",
         }
         return {
             "required": {

@@ -68,7 +68,7 @@ PROMPT_INPUTS: dict[str, Any] = {
     ),
     "logits": (
         "SAMKIT_LOGITS",
-        {"tooltip": "The logits of an earlier prediction, to refine it. They take precedence over mask_prompt."},
+        {"tooltip": "The logits of an earlier prediction, to refine its mask. They take precedence over mask_prompt."},
     ),
 }
 OPTION_INPUTS: dict[str, Any] = {
@@ -116,7 +116,7 @@ BOX_FORM_INPUT: tuple[Any, ...] = (
     list(BOX_FORMS),
     {
         "default": "auto",
-        "tooltip": "What boxes of four numbers are: (x1, y1, x2, y2) with auto and xyxy, (x, y, width, height) with xywh. "
+        "tooltip": "How to read boxes of four numbers. auto and xyxy: (x1, y1, x2, y2). xywh: (x, y, width, height). "
         "ComfyUI's boxes and SEGS are always read correctly.",
     },
 )
@@ -126,8 +126,8 @@ FRAME_OFFSET_INPUT: tuple[Any, ...] = (
         "default": -1,
         "min": -1,
         "max": 1_000_000_000,
-        "tooltip": "For a batch that is a part of a film: the number of its first frame in the film, from 0. Lists of points "
-        "and boxes per frame are then those of the whole film. -1: they are those of this batch.",
+        "tooltip": "For a batch that is part of a video: the index of its first frame in the video, from 0. Lists of "
+        "points and boxes per frame then cover the whole video. -1: the lists cover this batch only.",
     },
 )
 _LAST_INPUTS = {

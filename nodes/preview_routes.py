@@ -183,8 +183,9 @@ def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
         return
     web_folders.setdefault(SCRIPTS, str(folder / "web"))
     log.warning(
-        "SAM Kit lies in the folder %r. ComfyUI serves no files of a folder whose name has spaces, brackets or letters beyond "
-        "ASCII: the help pages are missing, and the browser reports errors. Rename the folder to samkit and restart ComfyUI.",
+        "SAM Kit is in the folder %r. ComfyUI does not serve files from a folder whose name has spaces, brackets or "
+        "non-ASCII letters: the help pages are missing, and the browser reports errors. Rename the folder to samkit and "
+        "restart ComfyUI.",
         folder.name,
     )
 

@@ -11,6 +11,7 @@ from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encod
 from ..utils.comfy import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import as_image, cutout, image_to_frames
+from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT
 from .editor_text import EditorObject, EditorPrompts, parse_editor
 from .predict import Outputs, predict
@@ -55,9 +56,9 @@ class PromptEditor:
     """`SAMKit_PromptEditor`."""
 
     DESCRIPTION = (
-        "Click on the image and see the mask at once. Left click: on the object; right click: not on it; drag: a box; N: "
-        "another object. The marks go out as points and boxes, for SAM Predict Mask, ComfyUI's SAM3 Detect and others; the "
-        "masks from the connected model go out too."
+        "Click on the image and see the mask at once. Left-click: a point on the object. Right-click: a point that is "
+        "not on it. Drag: a box. N: another object. Outputs the masks of the connected model, and the points and boxes "
+        "for SAM Predict Mask, ComfyUI's SAM3 Detect and other nodes."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "points editor", "click", "interactive segmentation", "sam editor", "sam3"]
     CATEGORY = CATEGORY
@@ -65,30 +66,33 @@ class PromptEditor:
     RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")
     OUTPUT_IS_LIST = (False, False, False, False, False, True, False)
     OUTPUT_TOOLTIPS = (
-        "Points on the objects, as JSON. Of several objects, each point names its own.",
+        "Points on the objects, as JSON. With several objects, each point names the object that it belongs to.",
         "Points that are not on the objects, as JSON.",
-        "The boxes that were drawn.",
-        "One mask per frame, of all objects together, or one per object and frame with individual_masks. All zero where "
-        "nothing is marked or painted; without a model, the paint alone.",
+        "The boxes drawn in the editor.",
+        "One mask per frame that merges all objects, or with individual_masks one per object and frame. The mask is "
+        "empty where nothing is marked or painted. Without a model, it contains only what is painted.",
         "The image, unchanged.",
-        "The objects' names, in the order of the list.",
-        "The image with each mask as its alpha: transparent outside.",
+        "The names of the objects, in the order of the editor's list.",
+        "The image with each mask as its alpha: transparent outside the mask.",
     )
     OUTPUT_NODE = True  # so that a graph that ends here runs, and shows its image
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "Left click: on the object. Right click: not on it. Drag: a box. See the help page for the keys."
+        tooltip = (
+            "Left-click: a point on the object. Right-click: a point that is not on it. Drag: a box. The help "
+            "page lists the keys."
+        )
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
         model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the masks as you click, and to get masks."})
         apart = {
             "default": False,
-            "tooltip": "On: one mask per object and frame. Off: one per frame, all its objects together.",
+            "tooltip": "On: one mask per object and frame. Off: one mask per frame that merges its objects.",
         }
         return {
             "required": {
-                "image": ("IMAGE", {"tooltip": "The image to mark; of a batch, every frame."}),
+                "image": ("IMAGE", {"tooltip": "The image to segment. In a batch, each frame can have its own marks."}),
                 "prompts": ("STRING", widget),
             },
             "optional": {
@@ -113,7 +117,9 @@ class PromptEditor:
         parsed, (frames, *size) = parse_editor(prompts), as_image(image).shape[:3]
         shown = {"samkit_images": save_temporary(image_to_frames(image[:MOST_IMAGES]))}
         if outside := parsed.outside(tuple(size)):
-            log.warning("SAM Prompt Editor ignores %d marks that lie outside the image of %dx%d pixels.", outside, *size[::-1])
+            log.warning(
+                "SAM Prompt Editor ignores %s outside the image of %dx%d pixels.", counted(outside, "mark"), *size[::-1]
+            )
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
         per_object = _masks(sam_model, image, parsed)

@@ -21,10 +21,12 @@ FINISH_INPUTS: dict[str, Any] = {
     "fill_holes": _number(
         "INT", "fill_holes", "Fill holes of at most this many pixels. A hole is enclosed by the mask. 0 disables this."
     ),
-    "drop_islands": _number("INT", "drop_islands", "Remove separate parts of fewer pixels than this. 0 disables this."),
-    "smooth": _number("FLOAT", "smooth", "Round off corners and steps smaller than about this many pixels. 0 disables this."),
+    "drop_islands": _number("INT", "drop_islands", "Remove separate parts with fewer pixels than this. 0 disables this."),
+    "smooth": _number(
+        "FLOAT", "smooth", "Round off corners and steps that are smaller than about this many pixels. 0 disables this."
+    ),
     "grow": _number("INT", "grow", "Grow the mask by this many pixels in all directions. Negative values shrink it."),
-    "invert": ("BOOLEAN", {"default": False, "tooltip": "Exchange inside and outside."}),
+    "invert": ("BOOLEAN", {"default": False, "tooltip": "Swap the inside and the outside of the mask."}),
     "feather": _number(
         "FLOAT", "feather", "Soften the edge: the standard deviation, in pixels, of a Gaussian blur. 0 disables this."
     ),
@@ -35,8 +37,8 @@ class RefineMask:
     """`SAMKit_RefineMask`."""
 
     DESCRIPTION = (
-        "Finishes masks: fills holes, drops islands, smooths, grows or shrinks, inverts and feathers, in this order. "
-        "The prompt editor's Finish panel does the same."
+        "Finishes masks: fills holes, removes islands, smooths, grows or shrinks, inverts and feathers, in this order. "
+        "The Finish panel of SAM Prompt Editor has the same options."
     )
     SEARCH_ALIASES = ["grow mask", "shrink mask", "feather mask", "blur mask", "fill holes", "expand mask", "clean mask", "sam"]
     CATEGORY = CATEGORY
@@ -47,7 +49,9 @@ class RefineMask:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"masks": ("MASK", {"tooltip": "Masks [N, H, W]; each is finished on its own."}), **FINISH_INPUTS}}
+        return {
+            "required": {"masks": ("MASK", {"tooltip": "Masks [N, H, W]. Each mask is processed separately."}), **FINISH_INPUTS}
+        }
 
     def execute(
         self,

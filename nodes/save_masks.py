@@ -41,18 +41,24 @@ class SaveMasks:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = "The folder of the data set, in the output folder. Images in it are numbered as Save Image numbers them."
+        prefix = "The folder of the data set, in the output folder. Its images are numbered like those of Save Image."
         form = (
             "COCO RLE: exact masks in one JSON file. COCO polygons: the same, for tools that edit polygons. YOLO: one text "
             "file per image, for training with Ultralytics. PNG: one image per mask, and a manifest."
         )
-        label = "The category of the masks: one for all, one per mask, or one per object. Empty: the labels of the boxes."
+        label = (
+            "The categories of the masks: one for all masks, one per mask, or one per object. If empty, the labels "
+            "of the boxes are used."
+        )
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The images, every frame of a batch. They are saved too. Alpha is ignored."}),
                 "masks": (
                     "MASK",
-                    {"tooltip": "The masks of the images, frame by frame: one per object, with individual_masks on."},
+                    {
+                        "tooltip": "The masks of the images, frame by frame. For one mask per object, turn on "
+                        "individual_masks in the node that makes them."
+                    },
                 ),
                 "filename_prefix": ("STRING", {"default": "samkit/dataset", "tooltip": prefix}),
                 "format": (list(FORMATS), {"default": FORMATS[0], "tooltip": form}),
@@ -62,14 +68,17 @@ class SaveMasks:
                     BOX_TYPES,
                     {
                         "forceInput": True,
-                        "tooltip": "The boxes of the masks, from the same node: to which image each mask belongs, its label "
-                        "and its score.",
+                        "tooltip": "The boxes from the node that made the masks. They say which image each mask belongs "
+                        "to, and provide labels and scores.",
                     },
                 ),
                 "labels": ("STRING", {"default": "", "tooltip": label}),
                 "scores": (
                     "FLOAT",
-                    {"forceInput": True, "tooltip": "The scores of the masks, one per mask. They take precedence over boxes."},
+                    {
+                        "forceInput": True,
+                        "tooltip": "The scores of the masks, one per mask. They take precedence over the scores of the boxes.",
+                    },
                 ),
             },
         }

@@ -24,23 +24,23 @@ class MasksToSEGS:
     """`SAMKit_MasksToSEGS`."""
 
     DESCRIPTION = (
-        "Converts masks to Impact Pack's SEGS, one per mask, with scores and labels, for its detailers, SAM detectors and "
-        "filters. The masks are those of one image."
+        "Converts masks to Impact Pack's SEGS, one per mask, with scores and labels, for its detailers, SAM detectors "
+        "and filters. All masks must belong to the same image."
     )
     SEARCH_ALIASES = ["sam", "impact pack", "segs", "detailer", "mask to segs", "face detailer"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("SEGS",)
     RETURN_NAMES = ("segs",)
-    OUTPUT_TOOLTIPS = ("One SEG per mask, in their order. Empty masks and small objects are left out.",)
+    OUTPUT_TOOLTIPS = ("One SEG per mask, in the same order. Empty masks and small objects are left out.",)
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         masks = {"tooltip": "Masks [N, H, W] of one image, for example from SAM Segment Text with individual_masks on."}
-        crop = {"tooltip": "Size of the region that a detailer works on, relative to the box of the object."}
-        drop = {"tooltip": "Leave out objects that are not wider and higher than this number of pixels."}
-        boxes = {"forceInput": True, "tooltip": "The boxes of the masks, from the same node. They provide scores and labels."}
-        label = {"default": _UNKNOWN, "tooltip": "The label of objects whose box has none. Impact Pack's filters read it."}
+        crop = {"tooltip": "Size of the region that a detailer processes, relative to the box of the object."}
+        drop = {"tooltip": "Leave out objects whose width or height does not exceed this number of pixels."}
+        boxes = {"forceInput": True, "tooltip": "The boxes from the node that made the masks. They provide scores and labels."}
+        label = {"default": _UNKNOWN, "tooltip": "The label for objects whose box has no label. Impact Pack's filters use it."}
         return {
             "required": {
                 "masks": ("MASK", masks),

@@ -29,7 +29,10 @@ EXAMPLE_INPUTS: dict[str, Any] = {
     "images": ("IMAGE", {"tooltip": "Images that show the object: a batch, or a list of images of different sizes."}),
     "masks": (
         "MASK",
-        {"tooltip": "The object's mask in each image, in the same order. Paint it, or correct it in the editor."},
+        {
+            "tooltip": "The object's mask in each image, in the same order. Paint the masks, or make them with SAM Prompt "
+            "Editor."
+        },
     ),
 }
 SEED_INPUT = (
@@ -60,8 +63,9 @@ class Teach:
     """`SAMKit_Teach`."""
 
     DESCRIPTION = (
-        "Teaches a SAM model an object from a few masks. It learns eight prompt tokens and leaves the model as it is. Connect "
-        "the concept to any node that takes prompts: a click on such an object then gives the taught mask."
+        "Teaches a SAM model an object from a few masks. The node learns eight prompt tokens and does not change the "
+        "model. Connect the concept to any node that takes prompts: a click on such an object then gives the mask as "
+        "taught."
     )
     SEARCH_ALIASES = [
         "sam",
@@ -79,15 +83,16 @@ class Teach:
     RETURN_TYPES = ("SAMKIT_CONCEPT", "LOSS_MAP", "STRING")
     RETURN_NAMES = ("concept", "loss_map", "report")
     OUTPUT_TOOLTIPS = (
-        "What was learned, for the concept input of other nodes and for Save SAM Concept. Changes nothing if it did not help.",
+        "The learned concept, for the concept input of other nodes and for Save SAM Concept. If teaching did not "
+        "improve the masks, the concept is empty and has no effect.",
         LOSSES,
-        "Mean IoU of clicks on the held-out masks, before and after.",
+        "Mean IoU on held-out masks, each predicted from a click, before and after training.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        negative = "One mask per image, of what resembles the object but is not part of it. Empty masks are ignored."
+        negative = "One mask per image, of areas that resemble the object but do not belong to it. Empty masks are ignored."
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -111,15 +116,16 @@ class Teach:
         options = TeachOptions(one(steps), one(learning_rate), one(seed))
         negatives = None if negative_masks is None else many(negative_masks)
         concept, lesson = teach(one(sam_model), many(images), many(masks), negatives, options, one(device_mode))
-        return concept, {"loss": lesson.losses}, report(lesson, "The concept changes nothing")
+        return concept, {"loss": lesson.losses}, report(lesson, "The concept has no effect")
 
 
 class TrainDecoder:
     """`SAMKit_TrainDecoder`."""
 
     DESCRIPTION = (
-        "Trains a copy of a SAM model's mask decoder on 10 to 50 masks. The result is a model for every node; embeddings stay "
-        "valid. It stays near the base, but changes what other clicks give. Try SAM Teach first."
+        "Trains a copy of a SAM model's mask decoder on 10 to 50 masks. The trained model works in every node and with "
+        "existing embeddings. Training keeps it close to the base model, but the masks of other objects can change too. "
+        "Try SAM Teach first."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "train", "fine-tune", "finetune", "mask decoder"]
     CATEGORY = CATEGORY
@@ -127,15 +133,18 @@ class TrainDecoder:
     RETURN_TYPES = (SAM_MODEL_TYPES, "LOSS_MAP", "STRING")
     RETURN_NAMES = ("sam_model", "loss_map", "report")
     OUTPUT_TOOLTIPS = (
-        "The model with the trained decoder, or the model that came in if training did not help.",
+        "The model with the trained decoder, or the unchanged model if training did not improve the masks.",
         LOSSES,
-        "Mean IoU of clicks on the held-out masks, before and after.",
+        "Mean IoU on held-out masks, each predicted from a click, before and after training.",
     )
     FUNCTION = "execute"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        other = "Images of anything else, without masks. What the base gives there is to stay as it is. Use ten or more."
+        other = (
+            "Images of other objects, without masks. Training preserves the base model's masks on these images. Use "
+            "ten or more."
+        )
         return {
             "required": {"sam_model": SAM_MODEL_INPUT, **EXAMPLE_INPUTS, **_schedule(_DECODER_DEFAULTS)},
             "optional": {"other_images": ("IMAGE", {"tooltip": other}), "device_mode": DEVICE_MODE_INPUT},
@@ -154,15 +163,15 @@ class TrainDecoder:
     ) -> tuple[Segmenter, dict[str, list[float]], str]:
         options = DecoderOptions(one(steps), one(learning_rate), one(seed))
         model, lesson = train_decoder(one(sam_model), many(images), many(masks), many(other_images), options, one(device_mode))
-        return model, {"loss": lesson.losses}, report(lesson, "The model is the one that came in")
+        return model, {"loss": lesson.losses}, report(lesson, "The model is unchanged")
 
 
 class SaveDecoder(SavesFile):
     """`SAMKit_SaveDecoder`."""
 
     DESCRIPTION = (
-        "Saves the decoder of a model from SAM Train Decoder as a .safetensors file in the output folder. Load SAM Model lists "
-        "it, and applies it to the model that it was made for."
+        "Saves the decoder of a model from SAM Train Decoder as a .safetensors file in the output folder. Load SAM "
+        "Model lists the file and applies it to the model that it was trained for."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "export decoder", "save sam model", "save delta"]
     RETURN_NAMES = ("filename",)
@@ -199,7 +208,7 @@ class SaveConcept(SavesFile):
 class LoadConcept:
     """`SAMKit_LoadConcept`."""
 
-    DESCRIPTION = "Loads a concept that SAM Teach learned. It works with the model that it was made for, and with no other."
+    DESCRIPTION = "Loads a concept that SAM Teach learned. A concept works only with the model that it was made for."
     SEARCH_ALIASES = ["sam", "segment anything", "load concept"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("SAMKIT_CONCEPT",)
@@ -249,8 +258,8 @@ def report(lesson: Lesson, otherwise: str) -> str:
 
 def _remarks(lesson: Lesson, otherwise: str) -> Iterable[str]:
     steps = counted(len(lesson.losses), "step")
-    yield f"{steps} in all." if not lesson.stopped else f"{steps} in all; it ended early: {lesson.stopped}."
+    yield f"{steps} in all." if not lesson.stopped else f"{steps} in all. Training ended early: {lesson.stopped}."
     if not lesson.held_out:
-        yield "There is one mask only, so the IoU was measured on the taught mask itself. Two or more show what it is worth."
+        yield "There is only one mask, so the IoU was measured on the taught mask itself. Use two or more for a real test."
     if not lesson.helped:
-        yield f"The IoU did not improve. {otherwise}: results are those of the base. Add masks, or change the learning rate."
+        yield f"The IoU did not improve. {otherwise}. Add masks, or change the learning rate."

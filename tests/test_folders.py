@@ -187,7 +187,7 @@ def test_another_process_at_the_same_output_is_refused(task, photos, tmp_path):
 def test_names_that_differ_in_the_ending_only_are_reported(name, task, photos, tmp_path):
     Image.fromarray(make_picture(60, 80)).save(photos / "a.jpg")
     summary = run(with_format(task, name), photos, tmp_path / "out")
-    assert summary.done == 5 and "a.jpg in the ending only" in summary.errors["a.png"]
+    assert summary.done == 5 and "that of a.jpg only in the extension" in summary.errors["a.png"]
 
 
 def test_the_output_in_the_folder_of_images_is_left_out(task, photos):

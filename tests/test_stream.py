@@ -223,7 +223,7 @@ def test_a_bad_last_frame_is_refused_before_the_first_is_encoded(tiny_model, fil
 def test_segment_everything_refuses_as_soon_as_the_masks_do_not_fit(tiny_model, film, runs, monkeypatch):
     room = 128 * 128 * (16 * MANY + 4 * 3)  # overlay and labels of all frames, and three masks
     monkeypatch.setattr("samkit.nodes.automask.free_result_bytes", lambda: room)
-    with pytest.raises(SAMError, match=r"masks of 128x128 pixels need .* Segmented when this was noticed: (\d) of 40"):
+    with pytest.raises(SAMError, match=r"masks of 128x128 pixels need .* Frames segmented so far: (\d) of 40"):
         AutoMask().execute(tiny_model, film, **LOOSE)
     seen = sum(runs)
     assert 1 <= seen <= 9

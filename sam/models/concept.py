@@ -33,7 +33,7 @@ class Concept:
         if identity_of(model) != self.base:
             raise SAMError(
                 f"The concept was made for {self.base_name}, but {name_of(model)} is connected, which has other weights. "
-                "Connect the model that it was made for, or teach this one."
+                "Connect the model that it was made for, or teach the connected model."
             )
         return self.tokens if len(self.tokens) else None
 

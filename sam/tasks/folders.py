@@ -188,7 +188,7 @@ def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[P
     paths = [path.resolve() for path in paths]
     for path in paths:
         if not path.exists():
-            raise SAMError(f"{path} is not there.")
+            raise SAMError(f"There is no file or folder {path}.")
     files = {file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])}
     images = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
     if leave_out is not None:
@@ -308,5 +308,5 @@ def _names_taken_twice(images: Sequence[ImageFile]) -> dict[str, str]:
     for image in images:
         owner = first.setdefault(str(PurePosixPath(image.file_name).with_suffix("")), image.file_name)
         if owner != image.file_name:
-            errors[image.file_name] = f"its name differs from {owner} in the ending only: rename one of them"
+            errors[image.file_name] = f"its name differs from that of {owner} only in the extension: rename one of them"
     return errors
