@@ -22,6 +22,8 @@ CORE = {
     "CheckpointLoaderSimple", "CLIPTextEncode", "ImageBatch", "ImageFlip", "ImageToMask", "LoadImage", "LossGraphNode",
     "MarkdownNote", "MaskToImage", "PreviewAny", "PrimitiveStringMultiline", "RepeatImageBatch", "SaveImage",
 }  # fmt: skip
+KNOWN_HOSTS = {"arxiv.org", "huggingface.co", "localhost", "127.0.0.1", "10.0.0.2"}
+"""Addresses in what people read: papers, models, and servers of the reader's own."""
 SOCKET = re.compile(r"^(?:\| `(\w+)` \||- `(\w+)` \()", re.M)  # a table's row, or a list's item with its type
 
 
@@ -40,12 +42,55 @@ def test_there_is_no_page_for_a_node_that_is_not():
 
 
 @pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
-def test_the_readme_lists_every_node(node_id):
-    assert f"| {NODE_DISPLAY_NAME_MAPPINGS[node_id]} | `{node_id}` |" in README
+def test_the_list_of_nodes_has_every_node(node_id):
+    listed = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    assert f"| {NODE_DISPLAY_NAME_MAPPINGS[node_id]} | `{node_id}` |" in listed
 
 
-def test_the_readme_names_every_checkpoint():
-    assert all(name in README for name in (*BUNDLED, *KNOWN))
+def test_the_list_of_checkpoints_has_every_checkpoint():
+    listed = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in listed for name in (*BUNDLED, *KNOWN))
+
+
+def test_the_readme_names_nodes_checkpoints_and_templates_that_exist():
+    nodes, templates = set(NODE_DISPLAY_NAME_MAPPINGS.values()), {path.stem for path in EXAMPLES.glob("*.json")}
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|$", README, re.M)
+    assert len(rows) > 5 and all(template in templates and node in nodes for template, node in rows)
+    files = re.findall(r"`([\w.]+\.(?:pth|pt|safetensors))`", README)
+    assert len(files) > 3 and set(files) <= {*BUNDLED, *KNOWN}
+
+
+def test_the_readme_takes_five_minutes_and_shows_one_moving_image():
+    words = len(re.sub(r"\]\([^)]*\)|[|`*#]", " ", README).split())
+    assert words < 5 * 200
+    (shown,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    with Image.open(ROOT / shown) as film:
+        assert film.n_frames > 20 and (ROOT / shown).stat().st_size < 1_500_000
+
+
+def test_templates_are_in_the_order_of_learning():
+    """The note of each template says its number, its title and what it shows, as the list does."""
+    listed = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| \[(\w+)\]\([^)]+\) \| \*\*(.+?)\.\*\* ([^|]+?) \|", listed, re.M)
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+    assert {name for _, name, *_ in rows} == {path.stem for path in EXAMPLES.glob("*.json")}
+    for number, name, title, sentence in rows:
+        nodes = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+        (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+        assert note.startswith(f"# {number}. {title}\n\n{sentence}\n\n")
+
+
+# What `KNOWN` and the loaders download: a template with one of these says so in a sentence of its own.
+DOWNLOADS = {"SAMKit_GroundingLoader", "SAMKit_MatteLoader", "AILab_Florence2"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_template_that_downloads_says_so(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    checkpoints = {node["widgets_values"][0] for node in nodes if node["type"] == "AV_SAMLoader"}
+    downloads = bool(DOWNLOADS & {node["type"] for node in nodes}) or not checkpoints <= set(BUNDLED)
+    assert downloads == ("**Download:** " in note)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -63,7 +108,11 @@ def test_no_address_is_invented():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert project.count("PLACEHOLDER") == 1 and not any("PLACEHOLDER" in path.read_text(encoding="utf-8") for path in PAGES)
     assert re.findall(r'^(Repository|PublisherId|Icon) = ""$', project, re.M) == ["Repository", "PublisherId", "Icon"]
-    assert not any(re.search(r"github\.com/samkit|git clone", path.read_text(encoding="utf-8")) for path in PAGES)
+    texts = [project, *(path.read_text(encoding="utf-8") for path in [*PAGES, *ROOT.glob(".github/**/*.yml")])]
+    hosts = {host for text in texts for host in re.findall(r"(?:https?|git|ssh)://([\w.-]+)", text)}
+    assert hosts <= KNOWN_HOSTS and not any(
+        re.search(r"github\.com/samkit|git clone|git@|pip install samkit\b", text) for text in texts
+    )
 
 
 def test_the_two_commands_are_on_the_first_screen():
