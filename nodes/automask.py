@@ -116,7 +116,19 @@ class AutoMask(ShowsResult):
         "Finds all objects in an image with SAM's automatic mask generator. It decodes a grid of points, discards poor, "
         "unstable and duplicate masks, and sorts the others from large to small."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "automatic mask generator", "segment all", "everything", "mask generator"]
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "segment anything",
+        "automatic mask generator",
+        "segment all",
+        "segment objects",
+        "everything",
+        "all objects",
+        "mask generator",
+        "auto mask",
+        "label map",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "IMAGE", "MASK")
     RETURN_NAMES = ("masks", "bboxes", "scores", "overlay", "labels")

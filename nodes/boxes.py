@@ -20,12 +20,12 @@ class ConvertBoxes:
         "Converts boxes of any form to ComfyUI's BOUNDING_BOX, to the BBOX type of SAM 2 packs, and to the single box "
         "that ComfyUI's Crop Image takes."
     )
-    SEARCH_ALIASES = ["bbox", "bounding box", "crop region", "boxes", "xywh", "segs to bbox"]
+    SEARCH_ALIASES = ["bbox", "bounding box", "crop region", "crop object", "boxes", "xywh", "segs to bbox"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("BOUNDING_BOX", "BBOX", "BOUNDING_BOX")
     RETURN_NAMES = ("bboxes", "bbox", "crop_region")
     OUTPUT_TOOLTIPS = (
-        "The boxes {x, y, width, height}, one list per frame, with their scores and labels.",
+        "The boxes in ComfyUI's form (x, y, width, height), one list per frame, with their scores and labels.",
         "The boxes [x1, y1, x2, y2], one list per frame, as BBOX inputs of other packs take them.",
         "The box that frame and index select, in whole pixels. Connect it to Crop Image.",
     )

@@ -20,7 +20,7 @@ class GetSAMEmbedding:
         "Runs SAM's image encoder, the slow part, once per image. SAM Predict Mask then turns the embedding and any number of "
         "prompts into masks at almost no cost. Embeddings are cached by content: the same image is not encoded twice."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "image embedding", "encode image", "sam encode"]
+    SEARCH_ALIASES = ["sam", "segment anything", "image embedding", "encode image", "sam encode", "set image"]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("SAM_EMBEDDING",)
     RETURN_NAMES = ("sam_embedding",)

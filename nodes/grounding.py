@@ -138,7 +138,17 @@ class TextToBoxes:
         "Detects the objects that a text names and returns their boxes, as prompts for SAM Segment and SAM Predict "
         "Mask. A frame without a detection has no boxes, so SAM gives it an empty mask."
     )
-    SEARCH_ALIASES = ["grounding dino", "grounded sam", "text to bbox", "detect", "open vocabulary detection", "find"]
+    SEARCH_ALIASES = [
+        "grounding dino",
+        "grounded sam",
+        "text to bbox",
+        "detect",
+        "detect object",
+        "object detection",
+        "open vocabulary detection",
+        "find object",
+        "find",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("BOUNDING_BOX", "STRING", "IMAGE", "BBOX_DETECTOR")
     RETURN_NAMES = ("bboxes", "labels", "overlay", "bbox_detector")
@@ -186,7 +196,31 @@ class SegmentText(ShowsResult):
     DESCRIPTION = (
         "Segments the objects that a text names: Text to Boxes and SAM Segment in one node. The image embedding is cached."
     )
-    SEARCH_ALIASES = ["grounded sam", "segment anything", "text to mask", "segment by text", "clipseg", "find and mask"]
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "segment anything",
+        "grounded sam",
+        "grounding dino",
+        "text to mask",
+        "mask from text",
+        "mask by text",
+        "words to mask",
+        "segment by text",
+        "segment object",
+        "select object",
+        "find object",
+        "clipseg",
+        "find and mask",
+        "inpaint mask",
+        "person mask",
+        "cutout",
+        "cut out",
+        "remove background",
+        "background removal",
+        "isolate object",
+        "extract object",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "STRING", "IMAGE", "IMAGE")
     RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay", "cutout")

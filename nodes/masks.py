@@ -29,7 +29,16 @@ class SelectMasks:
         "Sorts masks (by area, score or position), selects some of them, and optionally merges the selection. "
         "If no mask is selected, the output is one empty mask."
     )
-    SEARCH_ALIASES = ["sam", "filter masks", "sort masks", "pick mask", "merge masks", "mask by index"]
+    SEARCH_ALIASES = [
+        "sam",
+        "filter masks",
+        "sort masks",
+        "pick mask",
+        "select object",
+        "merge masks",
+        "mask by index",
+        "largest mask",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "BOUNDING_BOX")
     RETURN_NAMES = ("masks", "bboxes")

@@ -53,7 +53,23 @@ class Matte:
         "Gives masks soft edges that follow the image: hair, fur, glass, motion blur (ViTMatte). Only a band around the "
         "mask's outline changes; the rest stays fully opaque or fully transparent."
     )
-    SEARCH_ALIASES = ["matting", "vitmatte", "alpha", "hair", "fur", "trimap", "refine edge", "feather", "cutout", "sam"]
+    SEARCH_ALIASES = [
+        "matting",
+        "vitmatte",
+        "alpha",
+        "alpha matte",
+        "hair",
+        "fur",
+        "trimap",
+        "refine edge",
+        "feather",
+        "cutout",
+        "cut out",
+        "remove background",
+        "background removal",
+        "transparent background",
+        "sam",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK",)
     RETURN_NAMES = ("alpha",)

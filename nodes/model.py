@@ -29,7 +29,19 @@ class SAMModelLoader:
         "Loads a SAM checkpoint from models/sams. The model type is detected from the weights, not from the file name. "
         "Known checkpoints are downloaded and verified on first use."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "sam loader", "load sam", "segmentation model"]
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "sam 2",
+        "sam-hq",
+        "mobilesam",
+        "segment anything",
+        "segment anything 2",
+        "sam model loader",
+        "sam loader",
+        "load sam",
+        "segmentation model",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
@@ -82,7 +94,7 @@ class SAMHubLoader:
         "MobileSAM, or a fine-tune. The file is downloaded once to models/sams and verified. The model type is detected from "
         "the weights."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "hugging face", "sam hub loader", "keras sam"]
+    SEARCH_ALIASES = ["sam", "sam2", "segment anything", "hugging face", "sam hub loader", "keras sam"]
     CATEGORY = CATEGORY
     RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)

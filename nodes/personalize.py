@@ -32,7 +32,18 @@ class Personalize(ShowsResult):
         "Finds the object of a reference image in other images, without text prompts or training (PerSAM). The node "
         "compares the model's image features, so results depend on the checkpoint."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "persam", "one shot", "reference", "example", "find the same", "personalise"]
+    SEARCH_ALIASES = [
+        "sam",
+        "segment anything",
+        "persam",
+        "one shot",
+        "few shot",
+        "reference",
+        "example",
+        "find the same",
+        "find object",
+        "personalise",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "FLOAT", "MASK", "STRING")
     RETURN_NAMES = ("masks", "scores", "similarity", "positive_coords")

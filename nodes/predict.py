@@ -50,16 +50,20 @@ from .common import (
 
 Outputs = Result  # of masks, boxes per frame, scores and logits
 
-_POINTS = 'JSON [{{"x": 12.5, "y": 40}}, ...] in image pixels: {}. A list of such lists gives points per frame.'
+# Without braces: the browser's translations take them for placeholders.
+_POINTS = (
+    "Points {}, as JSON: a list of objects with x and y in image pixels, for example from SAM Prompt Editor. "
+    "A list of such lists gives points per frame."
+)
 PROMPT_INPUTS: dict[str, Any] = {
-    "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points on the object")}),
-    "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("points that are not on the object")}),
+    "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("on the object")}),
+    "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("that are not on the object")}),
     "bboxes": (
         BOX_TYPES,
         {
             "forceInput": True,
-            "tooltip": "Boxes around objects. One box and all points make one object; each of several boxes is an object. "
-            "{x, y, width, height}, (x1, y1, x2, y2), or Impact Pack's SEGS. A list of lists gives boxes per frame.",
+            "tooltip": "Boxes around objects: ComfyUI's boxes, (x1, y1, x2, y2), or Impact Pack's SEGS. One box and all points "
+            "make one object; each of several boxes is an object. A list of lists gives boxes per frame.",
         },
     ),
     "mask_prompt": (
@@ -141,7 +145,24 @@ _LAST_INPUTS = {
 class _Predictor(ShowsResult):
     """What the two nodes declare alike."""
 
-    SEARCH_ALIASES = ["sam", "segment anything", "segment", "mask from points", "mask from box", "sam detector"]
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "sam 2",
+        "segment anything",
+        "segment object",
+        "select object",
+        "object",
+        "object mask",
+        "mask from points",
+        "mask from box",
+        "points to mask",
+        "box to mask",
+        "bbox to mask",
+        "inpaint mask",
+        "cutout",
+        "sam detector",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "SAMKIT_LOGITS")
     RETURN_NAMES = ("masks", "bboxes", "scores", "logits")

@@ -60,7 +60,35 @@ class PromptEditor:
         "not on it. Drag: a box. N: another object. Outputs the masks of the connected model, and the points and boxes "
         "for SAM Predict Mask, ComfyUI's SAM3 Detect and other nodes."
     )
-    SEARCH_ALIASES = ["sam", "segment anything", "points editor", "click", "interactive segmentation", "sam editor", "sam3"]
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "sam3",
+        "segment anything",
+        "select object",
+        "segment object",
+        "object selection",
+        "object",
+        "click",
+        "click to mask",
+        "points editor",
+        "mask editor",
+        "inpaint mask",
+        "interactive segmentation",
+        "magic wand",
+        "quick selection",
+        "lasso",
+        "rotoscope",
+        "roi",
+        "cutout",
+        "cut out",
+        "isolate object",
+        "extract object",
+        "crop object",
+        "remove background",
+        "background removal",
+        "sam editor",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE")
     RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")

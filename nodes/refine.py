@@ -40,7 +40,20 @@ class RefineMask:
         "Finishes masks: fills holes, removes islands, smooths, grows or shrinks, inverts and feathers, in this order. "
         "The Finish panel of SAM Prompt Editor has the same options."
     )
-    SEARCH_ALIASES = ["grow mask", "shrink mask", "feather mask", "blur mask", "fill holes", "expand mask", "clean mask", "sam"]
+    SEARCH_ALIASES = [
+        "grow mask",
+        "shrink mask",
+        "feather mask",
+        "blur mask",
+        "smooth mask",
+        "fill holes",
+        "expand mask",
+        "dilate mask",
+        "erode mask",
+        "clean mask",
+        "inpaint mask",
+        "sam",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("MASK",)
     RETURN_NAMES = ("masks",)

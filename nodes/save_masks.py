@@ -30,7 +30,18 @@ class SaveMasks:
         "Saves images and their masks as a data set in the output folder: COCO instance JSON, YOLO segmentation text, or PNGs "
         "with a manifest. Several runs with the same prefix add to one data set."
     )
-    SEARCH_ALIASES = ["coco", "yolo", "dataset", "annotations", "export masks", "rle", "polygons", "instance segmentation"]
+    SEARCH_ALIASES = [
+        "coco",
+        "yolo",
+        "dataset",
+        "annotations",
+        "export masks",
+        "rle",
+        "polygons",
+        "instance segmentation",
+        "save mask",
+        "labels",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ()
     RETURN_NAMES = ()
