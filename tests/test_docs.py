@@ -1,10 +1,14 @@
 """What users read is true and complete: help pages, README, example workflows."""
 
 import json
+import os
 import re
+import subprocess
 
+import make_icon
 import numpy as np
 import pytest
+import yaml
 from demo import PAIR_SEED, SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
@@ -107,12 +111,48 @@ def test_no_address_is_invented():
     """The repository, the publisher and the icon do not exist yet: one marked placeholder says so."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert project.count("PLACEHOLDER") == 1 and not any("PLACEHOLDER" in path.read_text(encoding="utf-8") for path in PAGES)
-    assert re.findall(r'^(Repository|PublisherId|Icon) = ""$', project, re.M) == ["Repository", "PublisherId", "Icon"]
+    assert re.findall(r'^(Repository|PublisherId|Icon|Banner) = ""$', project, re.M) == [
+        "Repository",
+        "PublisherId",
+        "Icon",
+        "Banner",
+    ]
     texts = [project, *(path.read_text(encoding="utf-8") for path in [*PAGES, *ROOT.glob(".github/**/*.yml")])]
     hosts = {host for text in texts for host in re.findall(r"(?:https?|git|ssh)://([\w.-]+)", text)}
     assert hosts <= KNOWN_HOSTS and not any(
         re.search(r"github\.com/samkit|git clone|git@|pip install samkit\b", text) for text in texts
     )
+
+
+@pytest.mark.parametrize(("name", "size"), [("icon", (400, 400)), ("banner", (1260, 540))])
+def test_the_icon_and_the_banner_are_what_the_script_draws(name, size):
+    stored = Image.open(ROOT / "docs" / f"{name}.png").convert("RGB")
+    assert stored.size == size and (ROOT / "docs" / f"{name}.png").stat().st_size < 60_000
+    drawn = np.array(getattr(make_icon, name)()).astype(int)
+    assert np.abs(np.array(stored).astype(int) - drawn).mean() < 2  # fewer colors are stored
+
+
+@pytest.mark.parametrize(("changes", "publishes"), [(["version", "name"], True), (["name", "description"], False)])
+def test_a_push_publishes_when_one_of_its_commits_changes_the_version(tmp_path, changes, publishes):
+    steps = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text())["jobs"]["publish"]["steps"]
+    (script,) = [step["run"] for step in steps if step.get("id") == "version"]
+
+    def git(*words):
+        identity = ["-c", "user.name=somebody", "-c", "user.email=nobody@localhost"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    project = {"name": "old", "version": "old", "description": "old"}
+    git("init")
+    for change in ["nothing", *changes]:
+        project |= {change: "new"}
+        (tmp_path / "pyproject.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in project.items()))
+        git("add", ".")
+        git("commit", "-m", change)
+    environment = os.environ | {"BEFORE": git("rev-parse", f"HEAD~{len(changes)}"), "GITHUB_OUTPUT": str(tmp_path / "output")}
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert ((tmp_path / "output").read_text() if (tmp_path / "output").exists() else "") == ("new=yes\n" if publishes else "")
 
 
 def test_the_two_commands_are_on_the_first_screen():

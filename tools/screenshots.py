@@ -45,10 +45,12 @@ _SEEN = f"""() => {{
   const [x, y] = [canvas.left + {LEFT - MARGIN}, canvas.top + {TOP - TITLE - MARGIN}];
   return {{ x, y, width: right - left + {2 * MARGIN}, height: bottom - top + {TITLE + 2 * MARGIN} }};
 }}"""
-_DONE = """async () => {
-  const { queue_running: running, queue_pending: pending } = await (await app.api.fetchApi("/queue")).json();
-  return !running.length && !pending.length;
-}"""
+# Queues the workflow and waits for its end, or for ComfyUI's refusal: how it ended.
+_RUN = """() => new Promise((done) => {
+  const ends = ["execution_success", "execution_error", "execution_interrupted"];
+  for (const end of ends) app.api.addEventListener(end, () => done(end), { once: true });
+  app.queuePrompt(0).then((queued) => { if (queued === false) done("refused"); });
+})"""
 
 
 def main(names: list[str]) -> None:
@@ -71,9 +73,7 @@ def take(server: Server, page: Any, path: Path) -> None:
     page.evaluate(_OPEN, json.loads(path.read_text(encoding="utf-8")))
     page.wait_for_timeout(4000)  # the editor loads its image and the mask of its marks
     server.request("/free", {"free_memory": True, "unload_models": True})  # what is cached is not shown again
-    page.evaluate("() => app.queuePrompt(0)")
-    page.wait_for_timeout(2000)
-    page.wait_for_function(_DONE, timeout=240_000)
+    page.evaluate(_RUN)
     page.wait_for_timeout(3000)
     page.keyboard.press("Escape")  # a dialog that says what is missing
     page.wait_for_timeout(500)
