@@ -3,12 +3,14 @@
 
     .venv/bin/python tools/screenshots.py [name ...]
 
-Without a name, all whose nodes the server has. What needs weights that are not on this machine is shown before its run. Needs
-ComfyUI (COMFYUI_PATH), Playwright and Chromium, as the tests of the editor do.
+Without a name, all whose nodes the server has: those with nodes of other packs need the packs in SAMKIT_PACKS (see
+tests/real_packs.py). What needs weights that are not on this machine is shown before its run. Needs ComfyUI (COMFYUI_PATH),
+Playwright and Chromium, as the tests of the editor do.
 """
 
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 
+import real_packs  # noqa: E402
 from browser import browser_page  # noqa: E402
 from comfyui_server import Server, comfyui  # noqa: E402
 
@@ -59,6 +62,8 @@ def main(names: list[str]) -> None:
         base = Path(folder)
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
+        if real_packs.install(set(real_packs.EXAMPLES.values()), base / "custom_nodes"):
+            os.environ["PYTHONPATH"] = str(real_packs.site_packages())
         with comfyui(base) as server, browser_page(server) as page:
             known = server.json("/object_info")
             for path in sorted(EXAMPLES.glob("*.json")):
