@@ -25,13 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
+from demo_checkpoint import load
 from load_pack import load_pack
 from scenes import Mask, Scene, interior_point, make_pair
 from train_demo_checkpoint import EVAL_SEEDS, mask_iou
 
 load_pack()
 
-from samkit.nodes.model import SAMModelLoader  # noqa: E402
 from samkit.sam import PersonalizeOptions, Prompt, decode, encode, personalize  # noqa: E402
 from samkit.sam.tasks.personalize import learn  # noqa: E402
 
@@ -116,9 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the pairs")
-    parser.add_argument("--checkpoint", default="samkit_demo.safetensors", help="a name that the loader node knows")
+    parser.add_argument("--checkpoint", default="samkit_demo.safetensors", help="a file, or a name that the loader node knows")
     args = parser.parse_args()
-    (model,) = SAMModelLoader().load_model(args.checkpoint)
+    model = load(args.checkpoint)
     begun = time.monotonic()
     measured, objects = [], []
     for seed in range(args.first_seed, args.first_seed + args.pairs):

@@ -497,23 +497,26 @@ def _photograph(
 # --- the same thing twice -------------------------------------------------------------------------------------------
 
 
-def make_pair(seed: int) -> tuple[Scene, Scene]:
+def make_pair(seed: int, size: tuple[int, int] | None = None) -> tuple[Scene, Scene]:
     """Two scenes, each with the same thing as its last object: one shape, colour and texture; another place, scale and ground.
 
     All else in them is drawn as in any scene, before the thing, which nothing hides. Its size is 0.12 to 0.4 of the long
-    side, in the second scene 0.6 to 0.85 or 1.2 to 1.6 times that of the first.
+    side, in the second scene 0.6 to 0.85 or 1.2 to 1.6 times that of the first. size: (height, width) in pixels of both; by
+    default each has a random one.
     """
     rng = np.random.default_rng([seed, 2])
     thing, colour = int(rng.integers(1 << 31)), _colour(rng, rng.random())
     first = rng.uniform(0.16, 0.28)
     second = first * (rng.uniform(0.6, 0.85) if rng.random() < 0.5 else rng.uniform(1.2, 1.6))
-    return tuple(_scene_with(np.random.default_rng([seed, k]), thing, colour, share) for k, share in enumerate((first, second)))
+    return tuple(
+        _scene_with(np.random.default_rng([seed, k]), thing, colour, share, size) for k, share in enumerate((first, second))
+    )
 
 
-def _scene_with(rng: Generator, thing: int, colour: Array, share: float) -> Scene:
+def _scene_with(rng: Generator, thing: int, colour: Array, share: float, size: tuple[int, int] | None) -> Scene:
     """A scene with the thing of seed `thing` on top, `share` of the long side across, where its colour stands out."""
     while True:
-        height, width = _picture_size(rng)
+        height, width = size or _picture_size(rng)
         hue = float(rng.random())
         canvas = _ground(rng, height, width, hue)
         if rng.random() < 0.3:
