@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from calibrate_demo_scores import collect, fit, quality
 from demo_batches import EDGE_REACH, edge_points, make_batch, make_duo
-from demo_losses import Weights, alike_loss, edge_losses, step_loss, true_ious
+from demo_losses import Weights, alike_loss, edge_losses, prompt_rounds, step_loss, true_ious
 from demo_network import blocks_of, build_sam, encode, insert_blocks, resize_state, write_checkpoint
 from load_pack import ROOT
 from PIL import Image
@@ -220,6 +221,25 @@ def test_a_step_teaches_every_part(pool):
     assert np.isfinite(float(loss.detach())) and len(seen) == 4
     untaught = [key for key, p in sam.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [key for key in untaught if "gaussian" not in key and "rel_pos" not in key and "point_embeddings" not in key]
+
+
+def test_the_scores_of_a_checkpoint_are_fitted_and_nothing_else(pool):
+    """The collected tokens are what the IoU head sees, and fitting them brings its error down."""
+    torch.manual_seed(0)
+    sam, rng = build_sam(128), np.random.default_rng(3)
+    before = {key: value.clone() for key, value in sam.state_dict().items()}
+    batch = make_batch(rng, pool, 128, 2, 6, 0.4, 1)
+    samples = collect(sam, batch, 2, rng)
+    head = sam.mask_decoder.iou_prediction_head
+    first = next(prompt_rounds(sam, batch, 1, rng))
+    assert torch.allclose(head(samples.tokens[: len(first.scores)]), first.scores, atol=0.02)  # bfloat16 against float32
+    assert torch.allclose(samples.ious[: len(first.scores)], first.ious)
+    assert len(first.scores) < len(samples.tokens) < 2 * len(first.scores)  # no second round for clicks on the ground
+    error = quality(head, samples)[0]
+    fit(head, samples, 60, 1e-3)
+    assert quality(head, samples)[0] < 0.5 * error
+    changed = {key for key, value in sam.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed and all(key.startswith("mask_decoder.iou_prediction_head.") for key in changed)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(pool, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,12 @@ def edge_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def true_ious(fine: Tensor, objects: Tensor, meant: Tensor) -> Tensor:
-    """IoU [B, M] of logits [B, M, g, g], thresholded, with the object of its scene that fits best among those meant.
+def true_ious(logits: Tensor, objects: Tensor, meant: Tensor) -> Tensor:
+    """IoU [B, M] of logits [B, M, G, G], enlarged and thresholded, with the object that fits best among those meant.
 
-    objects: [S, N, g, g] of 0 and 1, B = S * P. meant: bool [B, N]; a row without any has IoU 0: there is no object.
+    objects: [S, N, 2G, 2G] of 0 and 1, B = S * P. meant: bool [B, N]; a row without any has IoU 0: there is no object.
     """
+    fine = F.interpolate(logits, size=objects.shape[-2:], mode="bilinear", align_corners=False)
     scenes, count = objects.shape[0], fine.shape[0] // objects.shape[0]
     found = (fine > 0).float().view(scenes, -1, fine.shape[-1] * fine.shape[-2])
     objects = objects.flatten(2)
@@ -58,13 +60,55 @@ def true_ious(fine: Tensor, objects: Tensor, meant: Tensor) -> Tensor:
     return (iou * meant[:, None]).amax(2)
 
 
-def round_loss(logits: Tensor, scores: Tensor, batch: Batch, meant: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Scalar loss of a prompt round and the IoU [B, 4]: token 0 by itself, the best of tokens 1 to 3, the IoU head.
+@dataclass(frozen=True)
+class Answer:
+    """A prompt round: logits [B, 4, G, G], predicted IoU [B, 4], true IoU [B, 4], and where that is known, bool [B]."""
+
+    logits: Tensor
+    scores: Tensor
+    ious: Tensor
+    known: Tensor
+
+
+def prompt_rounds(sam: Sam, batch: Batch, rounds: int, rng: Generator, image: Tensor | None = None) -> Iterator[Answer]:
+    """Decode a batch's first prompts, then again with a correction each. `image`: the embeddings, if they are there.
+
+    Later rounds know no truth for a click on the ground: what its correction should be is not defined.
+    """
+    if image is None:
+        image = embeddings(sam, batch)
+    coords, labels, meant = batch.coords, batch.labels, batch.hit
+    real = batch.asked.any(1)
+    previous: Tensor | None = None
+    given: Tensor | None = None
+    for turn in range(rounds):
+        with _half(batch):
+            sparse = embed_points(sam, coords, labels)
+            logits, scores = decode(sam, image, sparse, embed_masks(sam, previous, given, len(coords)))
+        logits, scores = logits.float(), scores.float()
+        yield Answer(logits, scores, true_ious(logits, batch.objects, meant), real if turn else torch.ones_like(real))
+        if turn + 1 < rounds:
+            pick = 1 + scores[:, 1:].argmax(1) if turn == 0 else torch.zeros_like(labels[:, 0])
+            pick = torch.where((labels == CORNER_A).any(1), 0, pick)
+            previous = logits.detach()[torch.arange(len(pick)), pick][:, None]
+            coords, labels = add_clicks(rng, batch, previous, coords, labels)
+            given = torch.from_numpy(rng.random(len(pick)) < 0.9).to(image.device)
+            meant = batch.asked
+
+
+def embeddings(sam: Sam, batch: Batch) -> Tensor:
+    """Features of the batch's scenes, float32 [S, h*w, C]."""
+    with _half(batch):
+        return encode(sam, batch.images).float()
+
+
+def round_loss(answer: Answer, batch: Batch, weights: Weights) -> Tensor:
+    """Scalar loss of a prompt round: token 0 by itself, the best of tokens 1 to 3, the IoU head.
 
     The masks are compared with targets [B, 1, 2G, 2G] after enlargement, as in use: what a small object's edge needs of the
-    logits [B, 4, G, G] is that they interpolate well. Prompts that ask for no object teach the IoU head alone.
+    logits is that they interpolate well. Prompts that ask for no object teach the IoU head alone.
     """
-    real = batch.asked.any(1).float()
+    logits, real = answer.logits, batch.asked.any(1).float()
     coarse = mask_losses(logits, F.avg_pool2d(batch.targets, 2))
     best = 1 + coarse[:, 1:].argmin(1)
     pair = torch.stack([logits[:, 0], logits[torch.arange(len(best)), best]], 1)
@@ -72,16 +116,13 @@ def round_loss(logits: Tensor, scores: Tensor, batch: Batch, meant: Tensor, weig
     each = mask_losses(enlarged, batch.targets) + weights.edges * edge_losses(pair, batch)
     spare = 0.02 * coarse[:, 1:].mean(1)  # keeps every candidate alive
     loss = ((each.sum(1) + spare) * real).sum() / real.sum().clamp(min=1)
-    with torch.no_grad():
-        fine = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
-    iou = true_ious(fine, batch.objects, meant)
-    return loss + weights.scores * score_loss(scores, iou, meant, batch), iou
+    error, known = (answer.scores - answer.ious).square().mean(1), answer.known.float()
+    return loss + weights.scores * (error * known).sum() / known.sum().clamp(min=1)
 
 
-def score_loss(scores: Tensor, iou: Tensor, meant: Tensor, batch: Batch) -> Tensor:
-    """Error of the predicted IoU [B, 4]; in later rounds, prompts that asked for nothing have no truth to compare with."""
-    known = (batch.asked.any(1) | (meant is batch.hit)).float()
-    return ((scores - iou).square().mean(1) * known).sum() / known.sum().clamp(min=1)
+def _half(batch: Batch) -> torch.autocast:
+    """Products in bfloat16, where the processor can; the losses stay outside, for bfloat16 counts to 256 only."""
+    return torch.autocast(batch.images.device.type, torch.bfloat16)
 
 
 def alike_loss(image: Tensor, batch: Batch) -> Tensor:
@@ -115,39 +156,18 @@ def _one_way(cells: Tensor, means: Tensor, covered: Tensor, present: Tensor, sho
     return among.logsumexp(0) - among[-1] + prior.logsumexp(0) - inside.logsumexp(0)
 
 
-def _half(batch: Batch) -> torch.autocast:
-    """Products in bfloat16, where the processor can; the losses stay outside, for bfloat16 counts to 256 only."""
-    return torch.autocast(batch.images.device.type, torch.bfloat16)
-
-
 def step_loss(sam: Sam, batch: Batch, rounds: int, rng: Generator, weights: Weights) -> tuple[Tensor, list[float]]:
     """Loss over all prompt rounds, and for the log the mean IoU per round (best-scored candidate, then token 0).
 
     The last number is the loss of `alike_loss`.
     """
-    with _half(batch):
-        image = encode(sam, batch.images).float()
+    image, real = embeddings(sam, batch), batch.asked.any(1)
     seen: list[float] = []
     total = torch.zeros((), device=image.device)
-    coords, labels, meant = batch.coords, batch.labels, batch.hit
-    real = batch.asked.any(1)
-    previous: Tensor | None = None
-    given: Tensor | None = None
-    for turn in range(rounds):
-        with _half(batch):
-            sparse = embed_points(sam, coords, labels)
-            logits, scores = decode(sam, image, sparse, embed_masks(sam, previous, given, len(coords)))
-        logits, scores = logits.float(), scores.float()
-        loss, iou = round_loss(logits, scores, batch, meant, weights)
-        total = total + loss / rounds
-        pick = 1 + scores[:, 1:].argmax(1) if turn == 0 else torch.zeros(len(iou), dtype=torch.long, device=image.device)
-        seen.append(float(iou.gather(1, pick[:, None])[real].mean()))
-        if turn + 1 < rounds:
-            pick = torch.where((labels == CORNER_A).any(1), 0, pick)
-            previous = logits.detach()[torch.arange(len(pick)), pick][:, None]
-            coords, labels = add_clicks(rng, batch, previous, coords, labels)
-            given = torch.from_numpy(rng.random(len(pick)) < 0.9).to(image.device)
-            meant = batch.asked
+    for answer in prompt_rounds(sam, batch, rounds, rng, image):
+        total = total + round_loss(answer, batch, weights) / rounds
+        pick = torch.zeros_like(real, dtype=torch.long) if seen else 1 + answer.scores[:, 1:].argmax(1)
+        seen.append(float(answer.ious.gather(1, pick[:, None])[real].mean()))
     alike = alike_loss(image, batch)
     return total + weights.alike * alike, [*seen, float(alike.detach())]
 
