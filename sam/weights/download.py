@@ -157,7 +157,7 @@ def _disk_full(remote: RemoteFile, staging: Path, error: Exception) -> SAMError:
 
 
 def _address(remote: RemoteFile) -> str:
-    return remote.url or f"{remote.filename} of the hub's {remote.repo_id}"
+    return remote.url or f"{remote.filename} from {remote.repo_id} on the Hugging Face Hub"
 
 
 def _first_writable(folders: list[Path]) -> Path:
