@@ -192,6 +192,21 @@ def test_a_run_gives_the_previewed_mask_exactly(editor, server):
     assert previewed.any() and (saved == previewed).all()
 
 
+def test_paint_that_comes_before_its_image_waits_for_it(editor):
+    """A workflow with paint is opened, and its image is not there yet: seen as errors of the page with a template."""
+    errors, page = [], editor.page
+    page.on("pageerror", errors.append)
+    page.evaluate("""async () => {
+      const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+      node.disconnectInput(node.inputs.findIndex((one) => one.name === "image"));
+    }""")
+    editor.wait("!editor.image")
+    paint = {"x": 10, "y": 10, "width": 4, "height": 4, "runs": "MQ=="}
+    page.evaluate("(text) => { samkit.editor().text = text; }", json.dumps({"version": 2, "objects": [{"paint": [paint]}]}))
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert editor.state["objects"][0]["paint"] and not errors
+
+
 def test_sam_2_previews_what_a_run_gives(page, server):
     build(page, model=SAM_2)
     editor = Editor(page).ready()

@@ -369,7 +369,7 @@ export class PromptEditor {
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
   #layers() {
     const items = this.#items();
-    if (this.hidden || !items.length && !this.#place) return [];
+    if (this.hidden || !this.image || (!items.length && !this.#place)) return [];
     const isMissing = items.some(({ key }) => !this.preview.find(key));
     this.#staleSince = isMissing ? this.#staleSince ?? performance.now() : null;
     const fresh = 1 - (performance.now() - (this.#staleSince ?? Infinity) - FADE.after) / FADE.during;
