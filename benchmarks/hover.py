@@ -56,7 +56,8 @@ def _measure(report: Report, table: Table, name: str, nodes2: bool, base: Path) 
         page.route("**/samkit/segments", lambda route: route.fulfill(json=_found()))
         page.get_by_label("Find all segments of the image").filter(visible=True).click()
         editor.wait("editor.everything.state === 'ready'", timeout=60_000)
-        editor.settle()
+        page.mouse.move(*editor.place(1, 1))  # somebody has come: the image is encoded now
+        editor.wait("editor.preview.state.name === 'ready'", timeout=60_000)
         requests: list[str] = []
         page.on("request", lambda request, sent=requests: sent.append(request.url))
         for what, moves in ((f"{name}, at rest", 0), (f"{name}, moving", MOVES)):

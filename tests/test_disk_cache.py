@@ -1,6 +1,7 @@
 """The second level of the embedding cache: shared by processes, whole or absent, bounded, and never wrong."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,13 @@ import time
 
 import numpy as np
 import pytest
+from comfyui_server import Unavailable, comfyui
 from conftest import ROOT, as_image, make_picture
 from samkit.sam import encode
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.store.disk import SUFFIX, DiskCache
 from samkit.sam.tasks import embed
+from world import unavailable
 
 DISK = ROOT / "sam" / "store" / "disk.py"
 
@@ -211,3 +214,57 @@ def test_the_store_imports_nothing_of_the_pack():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.DiskCache is not DiskCache
+
+
+# As another pack, which may load before this one. From the first prompt on: a line in a file for each image that is encoded.
+COUNTING = """
+import importlib
+import sys
+from pathlib import Path
+
+from server import PromptServer
+
+HERE = Path(__file__).parent
+NODE_CLASS_MAPPINGS = {}
+
+
+def count(prompt):
+    init = str(HERE.parent / "samkit" / "__init__.py")
+    pack = next(name for name, module in sys.modules.items() if getattr(module, "__file__", None) == init)
+    module = importlib.import_module(".sam.models.sam", pack)
+    run = module.run_encoder
+
+    def counting(encoder, images, *args, **more):
+        with (HERE / "encoded.txt").open("a") as log:
+            log.write("image\\n" * len(images))
+        return run(encoder, images, *args, **more)
+
+    module.run_encoder = counting
+    return prompt
+
+
+PromptServer.instance.add_on_prompt_handler(count)
+"""
+
+
+@pytest.mark.exhaustive  # two servers; a second process is in the suite
+@pytest.mark.comfyui
+def test_a_restarted_server_prompts_without_encoding(tmp_path, on):
+    for folder in ("custom_nodes", "input", "models"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
+    counter = tmp_path / "custom_nodes" / "zz_counting"
+    counter.mkdir()
+    (counter / "__init__.py").write_text(COUNTING)
+    graph = json.loads((ROOT / "example_workflows" / "api" / "one_click.json").read_text())
+    encoded, masks = [], []
+    for _ in range(2):
+        try:
+            with comfyui(tmp_path) as server:
+                saved = server.saved(graph)
+        except Unavailable as reason:
+            unavailable("comfyui", reason)
+        encoded.append(len((counter / "encoded.txt").read_text().splitlines()))
+        masks.append([path.read_bytes() for paths in saved.values() for path in paths])
+    assert encoded == [1, 1], "the second server reads what the first has kept"
+    assert masks[0] == masks[1]
