@@ -7,7 +7,8 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from conftest import as_image
+from conftest import as_image, make_picture
+from PIL import Image
 from reference_sam2 import SMALL
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.predict import Segment
@@ -132,9 +133,46 @@ def test_was_sam_image_mask_runs_on_our_model(tiny_sam, tiny_model, picture):
     assert np.array_equal(sam_image_mask(tiny_model), sam_image_mask(tiny_sam))
 
 
-def test_a_predictor_of_segment_anything_says_why_it_cannot_run_sam_2(sam2_model):
-    with pytest.raises(SAMError, match="cannot run a SAM 2 model. Use SAM Segment"):
-        SamPredictor(sam2_model)
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("box", [None, np.array([8, 6, 50, 44])])
+def test_a_predictor_of_segment_anything_gives_what_the_node_gives_on_sam_2(sam2_model, several, box):
+    """On an image of the model's own size nothing is resized, so the masks are the same."""
+    side = sam2_model.side
+    image = make_picture(side, side)
+    predictor = SamPredictor(sam2_model)
+    predictor.set_image(image)
+    points, labels = np.array([[30, 25], [5, 50]]), np.array([1, 0])
+    masks, scores, logits = predictor.predict(points, labels, box, multimask_output=several)
+    node = Segment().execute(
+        sam2_model,
+        as_image(image),
+        positive_coords='[{"x": 30, "y": 25}]',
+        negative_coords='[{"x": 5, "y": 50}]',
+        bboxes=None if box is None else [box.tolist()],
+        candidate="all" if several else "best",
+        multimask="on" if several else "off",
+    )
+    order = np.argsort(-scores, kind="stable")  # the node's come best first
+    assert np.array_equal(masks[order], node[0].numpy() > 0) and np.allclose(scores[order], node[2], atol=1e-5)
+    again, *_ = predictor.predict(points, labels, box, mask_input=logits[:1], multimask_output=several)
+    assert again.shape == masks.shape and not np.array_equal(again, masks), "a mask prompt counts"
+
+
+def test_a_predictor_of_segment_anything_stretches_prompts_for_sam_2(sam2_model):
+    """The same image, stretched by hand: marks in its pixels are those of the image that is not square."""
+    side = sam2_model.side
+    tall = make_picture(side, side // 2)
+    wide = np.array(Image.fromarray(tall).resize((side, side), Image.Resampling.BILINEAR))
+    low = []
+    for image, scale in ((tall, 1), (wide, 2)):
+        predictor = SamPredictor(sam2_model)
+        predictor.set_image(image)
+        points, box = np.array([[30 * scale, 25]]), np.array([8 * scale, 6, 50 * scale, 44])
+        masks, _, logits = predictor.predict(points, np.array([1]), box)
+        assert masks.shape[1:] == image.shape[:2]
+        low.append(logits)
+    distance = np.abs(low[0] - low[1]).mean() / low[0].std()
+    assert distance < 0.05
 
 
 def test_sockets_connect_art_ventures_and_impacts_types():

@@ -173,8 +173,7 @@ def result_image(frame: Tensor | None, masks: Tensor, text: str) -> np.ndarray:
 
 def _sampled(frame: Tensor, step: int) -> np.ndarray:
     """Every `step`-th pixel of `[H, W, C]`, as uint8 `[h, w, 3]`: means of all would take ten times as long."""
-    sampled = frame[::step, ::step, :3].float().cpu().numpy() * np.float32(255)
-    levels = np.clip(np.rint(sampled), 0, 255).astype(np.uint8)
+    levels = frame[::step, ::step, :3].float().mul(255).round_().clamp_(0, 255).byte().cpu().numpy()
     return levels if frame.shape[-1] >= 3 else np.repeat(levels[..., :1], 3, axis=2)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import SAMError
+from .predictor import PreparedImage
 
 PATCH, STRIDE, PADDING = 7, 4, 3  # of the patch embedding, in pixels
 _POOL = 2
@@ -140,19 +141,12 @@ class ImageEncoder(nn.Module):
 
     @property
     def img_size(self) -> int:
-        """What `segment_anything.SamPredictor` reads first, in nodes of other packs; its geometry is not SAM 2's.
+        """Pixels on a side of the square input, by segment_anything's name for it, which its `SamPredictor` reads."""
+        return self.shape.size.side
 
-        Raises:
-            SAMError: always.
-        """
-        raise SAMError(
-            "This node runs the predictor of segment_anything, which cannot run a SAM 2 model. Use SAM Segment, or a SAM, "
-            "SAM-HQ or MobileSAM checkpoint."
-        )
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """The pyramid's maps; see the class."""
-        return self.neck(self.trunk(pixels))
+    def forward(self, pixels: Tensor | PreparedImage) -> list[Tensor] | PreparedImage:
+        """The pyramid's maps; see the class. What `SamPredictor` hands on is encoded already."""
+        return pixels if isinstance(pixels, PreparedImage) else self.neck(self.trunk(pixels))
 
 
 class Trunk(nn.Module):

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
@@ -25,6 +26,7 @@ from ..base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concep
 from ..shared import shared_image
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
+from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
 
 HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
@@ -124,6 +126,33 @@ class SAM2Model(nn.Module):
     def decoder_parts(self) -> DecoderParts:
         """See `Segmenter.decoder_parts`."""
         return DecoderParts(self.sam_prompt_encoder, self.sam_mask_decoder, FastSAM2Decoder, (IMAGE, *HIGH_RES))
+
+    # What segment_anything's SamPredictor calls, see predictor.py.
+
+    image_format = "RGB"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.no_mem_embed.device
+
+    @property
+    def prompt_encoder(self) -> AsGiven:
+        """For the predictor alone: `sam_prompt_encoder` is the module."""
+        return AsGiven()
+
+    @property
+    def mask_decoder(self) -> PredictorDecoder:
+        """For the predictor alone: `sam_mask_decoder` is the module."""
+        return PredictorDecoder(self)
+
+    def preprocess(self, pixels: Tensor) -> PreparedImage:
+        """An image `[1, 3, h, w]` whose long side is that of the square, encoded: `image_encoder` hands it on."""
+        return prepared(self, pixels)
+
+    def postprocess_masks(self, masks: Tensor, input_size: Size, original_size: Size) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` at the image's size; `input_size` does not matter, as nothing was padded."""
+        return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))

@@ -1,0 +1,79 @@
+"""segment_anything's `SamPredictor` on a SAM 2 model, for nodes of other packs that make one (WAS Node Suite's SAM Image Mask).
+
+The predictor fits the long side of an image to the square and pads the rest; SAM 2 stretches the image over the square. The
+predictor calls four parts of a model, one after the other, and hands on what each returns without looking at it. So the first
+two hand on what the decoder needs: the maps with the size that the prompts are measured in, and the prompts as they are.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...geometry import Size
+from ...prompts import PromptTensors
+from ..base import Features, Wanted
+
+if TYPE_CHECKING:
+    from .model import SAM2Model
+
+_LEVELS = 255
+
+
+class PreparedImage(NamedTuple):
+    """An image as `SamPredictor` hands it from one part of the model to the next.
+
+    Attributes:
+        features: its maps.
+        resized: (h, w) of the image that the predictor made, whose pixels the prompts are measured in.
+    """
+
+    features: Features
+    resized: Size
+
+
+def prepared(model: "SAM2Model", pixels: Tensor) -> PreparedImage:
+    """Encode an image uint8 or float in 0..255 `[1, 3, h, w]`, its long side that of the model's square; in float32."""
+    stretched = F.interpolate(pixels.float(), (model.side, model.side), mode="bilinear", antialias=True, align_corners=False)
+    maps = model.features(stretched.round().clamp(0, _LEVELS), torch.float32)
+    arrays = {name: values[0].cpu().numpy() for name, values in maps.items()}
+    return PreparedImage(Features(arrays, "", pixels.device), (int(pixels.shape[2]), int(pixels.shape[3])))
+
+
+class AsGiven:
+    """In the place of the prompt encoder: the prompts as they are."""
+
+    def __call__(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[PromptTensors, None]:
+        return PromptTensors(points, boxes, masks), None
+
+    def get_dense_pe(self) -> None:
+        """The positions of the image's tokens, which the model's own decoder has."""
+
+
+class PredictorDecoder:
+    """In the place of the mask decoder: SAM 2's own prompt encoder and mask decoder."""
+
+    def __init__(self, model: "SAM2Model") -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        image_embeddings: PreparedImage,
+        image_pe: None,
+        sparse_prompt_embeddings: PromptTensors,
+        dense_prompt_embeddings: None,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Low-resolution logits `[n, W, 4h, 4w]` of the stretched image, and predicted IoUs `[n, W]`."""
+        prompts, (height, width) = sparse_prompt_embeddings, image_embeddings.resized
+        side, points, boxes = self.model.side, prompts.points, prompts.boxes
+        if points is not None:
+            points = points[0] * points[0].new_tensor([side / width, side / height]), points[1]
+        if boxes is not None:
+            boxes = boxes * boxes.new_tensor([side / width, side / height] * 2)
+        stretched = PromptTensors(points, boxes, prompts.masks)
+        found = self.model.decode(image_embeddings.features, stretched, Wanted(multimask_output))
+        return found.logits, found.scores
