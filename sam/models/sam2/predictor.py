@@ -5,7 +5,7 @@ predictor calls four parts of a model, one after the other, and hands on what ea
 two hand on what the decoder needs: the maps with the size that the prompts are measured in, and the prompts as they are.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +13,7 @@ from torch.nn import functional as F
 
 from ...geometry import Size
 from ...prompts import PromptTensors
-from ..base import Features, Wanted
-
-if TYPE_CHECKING:
-    from .model import SAM2Model
+from ..base import Features, Segmenter, Wanted
 
 _LEVELS = 255
 
@@ -33,12 +30,14 @@ class PreparedImage(NamedTuple):
     resized: Size
 
 
-def prepared(model: "SAM2Model", pixels: Tensor) -> PreparedImage:
+def prepared(model: Segmenter, pixels: Tensor) -> PreparedImage:
     """Encode an image uint8 or float in 0..255 `[1, 3, h, w]`, its long side that of the model's square; in float32."""
-    stretched = F.interpolate(pixels.float(), (model.side, model.side), mode="bilinear", antialias=True, align_corners=False)
+    resized = (int(pixels.shape[2]), int(pixels.shape[3]))
+    square = model.frame(resized).resized
+    stretched = F.interpolate(pixels.float(), square, mode="bilinear", antialias=True, align_corners=False)
     maps = model.features(stretched.round().clamp(0, _LEVELS), torch.float32)
     arrays = {name: values[0].cpu().numpy() for name, values in maps.items()}
-    return PreparedImage(Features(arrays, "", pixels.device), (int(pixels.shape[2]), int(pixels.shape[3])))
+    return PreparedImage(Features(arrays, "", pixels.device), resized)
 
 
 class AsGiven:
@@ -56,7 +55,7 @@ class AsGiven:
 class PredictorDecoder:
     """In the place of the mask decoder: SAM 2's own prompt encoder and mask decoder."""
 
-    def __init__(self, model: "SAM2Model") -> None:
+    def __init__(self, model: Segmenter) -> None:
         self.model = model
 
     def __call__(
@@ -69,7 +68,7 @@ class PredictorDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits `[n, W, 4h, 4w]` of the stretched image, and predicted IoUs `[n, W]`."""
         prompts, (height, width) = sparse_prompt_embeddings, image_embeddings.resized
-        side, points, boxes = self.model.side, prompts.points, prompts.boxes
+        side, points, boxes = self.model.frame((height, width)).side, prompts.points, prompts.boxes
         if points is not None:
             points = points[0] * points[0].new_tensor([side / width, side / height]), points[1]
         if boxes is not None:
