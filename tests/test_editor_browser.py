@@ -195,7 +195,7 @@ def test_a_run_gives_the_previewed_mask_exactly(editor, server):
 def test_paint_that_comes_before_its_image_waits_for_it(editor):
     """A workflow with paint is opened, and its image is not there yet: seen as errors of the page with a template."""
     errors, page = [], editor.page
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))  # playwright cannot take a builtin
     page.evaluate("""async () => {
       const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
       node.disconnectInput(node.inputs.findIndex((one) => one.name === "image"));
