@@ -2,7 +2,7 @@
 
     python tools/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
 
-From scratch, the defaults make a similar checkpoint, not the bundled one: its model card describes that run. To go on from a
+From scratch, it makes a checkpoint like the bundled one, whose model card describes an older recipe. To go on from a
 checkpoint, and to add encoder blocks to it that change nothing at first (here behind the second and the fifth):
 
     python tools/train_demo_checkpoint.py --start samkit_demo.safetensors --insert 1 4 --minutes 240 --output better.safetensors
@@ -371,7 +371,7 @@ def work(rank: int, args: argparse.Namespace, source: mp.Queue) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; the defaults make a checkpoint like the bundled one."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="samkit_demo.safetensors", help="file to write at the end")
     work = str(Path(tempfile.gettempdir()) / "samkit_demo_train")
