@@ -10,6 +10,7 @@ from PIL import Image
 from reference import reference_prediction
 from samkit.nodes.predict import Segment
 from samkit.sam import Prompt, decode, encode
+from samkit.sam.geometry import fit_long_side
 from samkit.utils.images import cutout, image_to_frames
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -38,6 +39,13 @@ def test_an_image_keeps_every_level_of_a_photograph(name):
 
 @pytest.mark.parametrize("upright", [False, True], ids=["as it is", "turned"])
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("side", [128, 1024])
+def test_a_photograph_lies_in_the_input_as_segment_anything_lays_it(name, upright, side):
+    size = SIZES[name] if upright else SIZES[name][::-1]
+    assert fit_long_side(size, side) == ResizeLongestSide.get_preprocess_shape(*size, side)
+
+
+@pytest.mark.parametrize(("name", "upright"), [("chelsea.png", False), ("coins.png", False), ("rocket.jpg", True)])
 def test_masks_of_a_photograph_are_those_of_segment_anything(name, upright, tiny_model, tiny_sam):
     pixels = np.rot90(opened(name)).copy() if upright else opened(name)
     height, width = pixels.shape[:2]
