@@ -16,7 +16,7 @@ PRECISION_INPUT: tuple[Any, ...] = (
     list(PRECISIONS),
     {
         "default": "auto",
-        "tooltip": "Precision of the image encoder. auto: fp16 on an NVIDIA GPU, fp32 elsewhere. "
+        "tooltip": "Precision of the image encoder. auto: what ComfyUI uses itself, mostly fp16 on a GPU, and fp32 on a CPU. "
         "The prompt encoder and the mask decoder always run in fp32.",
     },
 )
