@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from browser import browser_page
+from browser import Editor, browser_page
 from comfyui_server import Unavailable
 from load_pack import ROOT
 from make_blueprints import BLUEPRINTS
@@ -132,3 +132,48 @@ def test_the_server_sends_every_language_and_blueprint(editor_server):
     for blueprint in BLUEPRINTS:
         data = editor_server.json(f"/global_subgraphs/{blueprints[blueprint.name]}")["data"]
         assert json.loads(data)["nodes"][0]["title"] == blueprint.name
+
+
+OPEN = """
+async (name) => {
+  const node = app.graph.nodes.find((one) => one.title === name);
+  app.canvas.setGraph(node.subgraph);
+  const inner = node.subgraph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [200 - inner.pos[0], 150 - inner.pos[1]];
+  app.canvas.setDirty(true, true);
+  await new Promise((done) => setTimeout(done, 1000));
+}
+"""
+
+
+def test_an_object_is_selected_in_an_open_blueprint(library, editor_server):
+    (name,) = [blueprint.name for blueprint in BLUEPRINTS if blueprint.name.startswith("Select an object")]
+    place(library, name)
+    save = library.evaluate(CONNECT, [name, {}])
+    library.evaluate("(id) => { delete app.nodeOutputs[id]; }", save)  # of another test's graph
+    library.evaluate(OPEN, name)
+    editor = Editor(library).ready()
+    editor.click(400, 300)
+    assert len(editor.marks) == 1
+    mask = editor.exact()
+    library.evaluate("() => { app.canvas.setGraph(app.rootGraph ?? app.graph); return app.queuePrompt(0, 1); }")
+    library.wait_for_function("(id) => app.nodeOutputs[id]?.images", arg=save, timeout=60_000)
+    shown = library.evaluate("(id) => app.nodeOutputs[id].images[0].filename", save)
+    found = np.asarray(Image.open(editor_server.base / "output" / shown).convert("L")) > 127
+    assert found.any() and (found == mask).all()
+
+
+@pytest.mark.parametrize("value", [None, False, 3, {}])
+def test_a_value_that_is_no_text_leaves_the_marks(library, value):
+    library.evaluate("() => { samkit.empty(); samkit.add('SAMKit_PromptEditor', 100, 100); }")
+    kept = library.evaluate(
+        """(value) => {
+          const widget = app.graph.nodes.at(-1).widgets.find((one) => one.name === "prompts");
+          widget.value = '{"version":1,"marks":[{"x":3,"y":4,"label":1}],"candidate":"best"}';
+          widget.value = value;
+          return widget.value;
+        }""",
+        value,
+    )
+    assert '"x":3' in kept

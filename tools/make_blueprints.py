@@ -57,6 +57,16 @@ _MODEL = "For photographs, select a checkpoint such as sam_vit_b_01ec64.pth: the
 _LOADER = Part("AV_SAMLoader", (0, 0), (300, 110), {"model_name": "samkit_demo.safetensors"})
 BLUEPRINTS = (
     Blueprint(
+        "Select an object (SAM, SAM2)",
+        f"Open it and click on an object of the image to get its mask, and the object cut out. {_MODEL}",
+        ("segment object", "object", "click to mask", "magic wand", "cutout", "cut out", "remove background"),
+        (400, 200),
+        (_LOADER, Part("SAMKit_PromptEditor", (360, 0), (480, 620))),
+        ((1, "sam_model", 2, "sam_model"),),
+        (("image", 2, "image"), ("model_name", 1, "model_name")),
+        ((2, "masks"), (2, "cutout"), (2, "bboxes"), (2, "labels")),
+    ),
+    Blueprint(
         "Cut out by words (SAM, SAM2)",
         f"Finds the objects that a text names, and cuts them out. Grounding DINO is downloaded on first use. {_MODEL}",
         ("text to mask", "mask from text", "grounded sam", "grounding dino", "cutout", "remove background"),

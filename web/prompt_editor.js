@@ -85,7 +85,8 @@ class Binding {
     });
     this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
       getValue: () => this.editor.text,
-      setValue: (text) => { this.editor.text = typeof text === "string" ? text : "{}"; },
+      // A subgraph that hands on another widget's value to the wrong one must not wipe the marks.
+      setValue: (text) => { if (typeof text === "string") this.editor.text = text; },
       getMinHeight: () => LEAST_HEIGHT,
       hideOnZoom: false,
     });
