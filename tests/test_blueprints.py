@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
 def test_the_blueprints_are_these():
-    assert [path.stem.split(" (")[0] for path in FILES] == ["Cut out by words", "Segment everything"]
+    assert [path.stem.split(" (")[0] for path in FILES] == ["Cut out by words", "Segment everything", "Select an object"]
 
 
 def test_they_are_what_the_script_writes():
