@@ -1,5 +1,6 @@
 """The fast encoder against segment_anything's own forward, on every path that it can take."""
 
+import importlib.util
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +43,11 @@ def has_onednn():
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN linear layer")
 LINEARS = [AtenLinear, pytest.param(OneDNNLinear, marks=needs_onednn)]
+HAS_FLEX = importlib.util.find_spec("torch.nn.attention.flex_attention") is not None
+needs_flex = pytest.mark.skipif(not HAS_FLEX, reason="torch before 2.5 has no flex attention; the pack uses its own there")
 
 
-@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_bias, attend_fused])
+@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_bias, pytest.param(attend_fused, marks=needs_flex)])
 @pytest.mark.parametrize("kind", LINEARS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_equals_the_stock_forward(shape, kind, attend):
@@ -118,7 +121,9 @@ class TestGPUChoice:
         tables = torch.randn(2, 7, 8, generator=numbers)
         return torch.randn(2, 16, 8, generator=numbers), position_table(*tables), 4
 
-    @pytest.mark.parametrize(("fused", "chosen"), [(1.0, attend_fused), (3.0, attend_with_bias)])
+    @pytest.mark.parametrize(
+        ("fused", "chosen"), [(1.0, attend_fused if HAS_FLEX else attend_with_bias), (3.0, attend_with_bias)]
+    )
     def test_the_faster_attention_is_chosen(self, likeness, fused, chosen, monkeypatch):
         monkeypatch.setattr(self.ATTENTION, "_seconds", lambda attend, *_: fused if attend is attend_fused else 2.0)
         assert faster_on_gpu(*likeness) is chosen
@@ -223,8 +228,13 @@ def test_changed_weights_are_seen():
 
 
 def test_global_settings_are_left_alone():
+    def settings():
+        products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and newer
+        precision = torch.get_float32_matmul_precision()
+        return torch.get_num_threads(), precision, getattr(products, "fp32_precision", None)
+
     encoder = encoder_of(grid=6, window=4)
-    before = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+    before = settings()
     linear.cpu_linear.cache_clear()
     run_encoder(encoder, pictures(encoder, 1))
-    assert (torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision) == before
+    assert settings() == before

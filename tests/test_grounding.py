@@ -150,7 +150,7 @@ def test_the_node_gives_the_same_as_core_writes_boxes(folder, grounding, frames)
     )
     bboxes, labels, overlay, detector = node
     assert overlay.shape == (6, 60, 90, 3) and all(bboxes)
-    _, segs = detector.detect(as_image(frames[0]), box_threshold, 0, 2.0)
+    _, segs = detector.detect(as_image(frames[0]), box_threshold, 0, 2.0, drop_size=0)  # of random weights, a pixel wide
     given = [(box["label"] or "object", box["score"]) for box in bboxes[0]]
     for seg in segs:  # one image alone rounds otherwise than six together
         assert any(label == seg.label and abs(score - seg.confidence) < 1e-5 for label, score in given), seg
@@ -545,9 +545,8 @@ def test_a_known_model_is_fetched_once(published, models, frames):
     assert all(f"/resolve/{COMMIT}/" in path for _, path in published.asked)
     published.asked.clear()
     assert GroundingLoader().execute("grounding-dino-tiny")[0] is model and published.asked == []
-    assert available_models()[0] == "grounding-dino-tiny" and [path.name for path in models.glob("*/")] == [
-        "grounding-dino-tiny"
-    ]
+    folders = [path.name for path in models.iterdir() if path.is_dir()]
+    assert available_models()[0] == "grounding-dino-tiny" and folders == ["grounding-dino-tiny"]
 
 
 def test_what_arrived_is_not_fetched_again_and_half_a_model_is_none(published, models):
