@@ -196,7 +196,7 @@ def test_the_output_in_the_folder_of_images_is_left_out(task, photos):
 
 
 def test_folders_without_images_or_that_are_not_there_are_refused(tmp_path):
-    for path, message in ((tmp_path, "no image"), (tmp_path / "none", "is not there")):
+    for path, message in ((tmp_path, "no image"), (tmp_path / "none", "There is no file or folder")):
         with pytest.raises(SAMError, match=message):
             find_images([path])
 
@@ -310,7 +310,7 @@ def test_the_script_runs_in_a_folder_of_any_name(tmp_path):
         text=True,
         cwd=tmp_path,
     )
-    assert done.returncode == 2 and "none is not there" in done.stderr, done.stderr
+    assert done.returncode == 2 and "There is no file or folder" in done.stderr, done.stderr
 
 
 def test_the_project_names_the_command():
