@@ -90,6 +90,7 @@ def photographs_in_input(editor_server):
     return folder
 
 
+@pytest.mark.exhaustive  # half a minute in each renderer; the geometry is in the suite
 @pytest.mark.comfyui
 @pytest.mark.browser
 def test_a_photograph_makes_the_round_through_the_editor(photographs_in_input, page, editor_server):
