@@ -17,9 +17,11 @@ from load_pack import ROOT
 from PIL import Image
 from real_packs import ART_VENTURE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, WAS, definitions, source
 from reference import VIT_B, random_sam
+from reference_sam2 import SMALL
 from samkit.nodes.predict import Segment
 from samkit.sam import as_segmenter, load_model
 from test_comfyui import EXAMPLES, NEIGHBOUR, NEIGHBOUR_UTILS, check_interface_example, shape_of
+from test_sam2 import Pair, small_size  # noqa: F401  a fixture
 from world import unavailable
 
 # Impact Pack's own wrapper around a plain Sam, with the weights that our loader loads.
@@ -479,3 +481,14 @@ def test_was_sam_image_mask_itself_runs_on_our_model(tiny_sam, tiny_model):
     assert tensor2sam(image).dtype == np.uint8
     (_, ours), (_, theirs) = (image_mask().sam_image_mask(model, parameters, image) for model in (tiny_model, tiny_sam))
     assert torch.equal(ours, theirs)
+
+
+def test_was_sam_image_mask_itself_runs_on_sam_2(tmp_path, small_size):  # noqa: F811
+    """What SAM Segment finds with the single mask, on an image of the model's own size."""
+    _, image_mask = definitions(source(WAS) / "WAS_Node_Suite.py", ["tensor2sam", "WAS_SAM_Image_Mask"], np=np, torch=torch)
+    model = Pair(tmp_path, SMALL, 128, 32).ours
+    image, parameters = as_image(make_picture(128, 128)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
+    (_, mask) = image_mask().sam_image_mask(model, parameters, image)
+    ours = Segment().execute(model, image, positive_coords='[{"x": 30, "y": 25}]', multimask="off")[0]
+    found = (mask[..., 0] if mask.shape[-1] == 3 else mask).reshape(128, 128) > 0.5
+    assert torch.equal(found.cpu(), ours[0] > 0.5) and 0 < found.float().mean() < 1
