@@ -165,7 +165,7 @@ def test_an_object_is_selected_in_an_open_blueprint(library, editor_server):
 
 
 @pytest.mark.parametrize("value", [None, False, 3, {}])
-def test_a_value_that_is_no_text_leaves_the_marks(library, value):
+def test_a_value_other_than_text_leaves_the_marks(library, value):
     library.evaluate("() => { samkit.empty(); samkit.add('SAMKit_PromptEditor', 100, 100); }")
     kept = library.evaluate(
         """(value) => {

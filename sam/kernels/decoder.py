@@ -258,11 +258,13 @@ class _Shared:
         self.shared = shared
 
     def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        """See `CrossAttention.to_image`."""
         asking = _heads(attn, attn.q_proj(tokens))
         mixed = _mix(asking, _heads(attn, self.shared.keys), _heads(attn, self.shared.values), bias)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """See `CrossAttention.to_tokens`."""
         scores = _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, self.shared.queries))
         image = self.shared.tokens.repeat(len(tokens), 1, 1)
         return _add_answer(attn, scores, values, image)
@@ -275,6 +277,7 @@ class _Absorbed:
         self.image = image
 
     def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        """See `CrossAttention.to_image`."""
         asking = _heads(attn, attn.q_proj(tokens))
         weights = _weights(_absorbed_scores(attn, asking, self.image, attn.k_proj, places), bias)
         seen = (weights.flatten(1, 2) @ self.image).view(*weights.shape[:3], -1)
@@ -282,6 +285,7 @@ class _Absorbed:
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """See `CrossAttention.to_tokens`."""
         scores = _absorbed_scores(attn, _heads(attn, attn.k_proj(tokens)), self.image, attn.q_proj, places)
         return _add_answer(attn, scores, values, self.image)
 
@@ -293,12 +297,14 @@ class _Projected:
         self.image = image
 
     def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+        """See `CrossAttention.to_image`."""
         asking = _heads(attn, attn.q_proj(tokens))
         keys = F.linear(self.image, attn.k_proj.weight) + places
         mixed = _mix(asking, _heads(attn, keys), _heads(attn, attn.v_proj(self.image)), bias)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """See `CrossAttention.to_tokens`."""
         queries = F.linear(self.image, attn.q_proj.weight) + places
         return _add_answer(attn, _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, queries)), values, self.image)
 

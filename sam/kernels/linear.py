@@ -52,6 +52,7 @@ class AtenLinear:
         self.weight, self.bias, self.dtype = weight, bias, dtype
 
     def into(self, x: Tensor, out: Tensor) -> None:
+        """See `Linear.into`."""
         x, weight = x.to(self.dtype), self.weight.to(self.dtype).t()
         if self.bias is None:
             torch.mm(x, weight, out=out)
@@ -59,12 +60,15 @@ class AtenLinear:
             torch.addmm(self.bias.to(self.dtype), x, weight, out=out)
 
     def gelu(self, x: Tensor) -> Tensor:
+        """See `Linear.gelu`."""
         return torch.ops.aten.gelu_(self.plain(x))
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """See `Linear.plus`."""
         return self.plain(x).add_(other)
 
     def add_to(self, x: Tensor, residual: Tensor) -> None:
+        """See `Linear.add_to`."""
         if self.dtype != residual.dtype:
             residual += self.plain(x)
             return
@@ -73,6 +77,7 @@ class AtenLinear:
             residual += self.bias
 
     def plain(self, x: Tensor) -> Tensor:
+        """See `Linear.plain`."""
         bias = None if self.bias is None else self.bias.to(self.dtype)
         return F.linear(x.to(self.dtype), self.weight.to(self.dtype), bias)
 
@@ -95,21 +100,26 @@ class OneDNNLinear:
         self.bias = None if bias is None else bias.to(dtype)
 
     def into(self, x: Tensor, out: Tensor) -> None:
+        """See `Linear.into`."""
         out.copy_(self.plain(x))
 
     def gelu(self, x: Tensor) -> Tensor:
+        """See `Linear.gelu`."""
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "gelu", [], "none")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """See `Linear.plus`."""
         return torch.ops.mkldnn._linear_pointwise.binary(x.to(self.dtype), other.to(self.dtype), self.packed, self.bias, "add")
 
     def add_to(self, x: Tensor, residual: Tensor) -> None:
+        """See `Linear.add_to`."""
         if self.dtype != residual.dtype:
             residual += self.plain(x)
             return
         residual.copy_(self.plus(x, residual))
 
     def plain(self, x: Tensor) -> Tensor:
+        """See `Linear.plain`."""
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
 
 
