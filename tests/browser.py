@@ -124,17 +124,18 @@ def browser_page(server, nodes2=False):
         browser = playwright.chromium.launch(executable_path=chromium, args=_ARGS)
         page = browser.new_page(viewport={"width": 1700, "height": 1100})
         try:
-            _open(page, server)
+            open_page(page, server)
             settings = {"Comfy.VueNodes.Enabled": nodes2, "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
             for name, value in settings.items():
                 page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
-            _open(page, server)
+            open_page(page, server)
             yield page
         finally:
             browser.close()
 
 
-def _open(page, server):
+def open_page(page, server):
+    """Load ComfyUI anew, and the tests' tools into it."""
     page.goto(f"{server.url}/")
     page.wait_for_function(_READY, timeout=90_000)
     page.wait_for_timeout(1500)

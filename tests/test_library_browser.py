@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from browser import Editor, browser_page
+from browser import Editor, browser_page, open_page
 from comfyui_server import Unavailable
 from load_pack import ROOT
 from make_blueprints import BLUEPRINTS
@@ -102,7 +102,7 @@ def test_a_blueprint_is_placed_from_the_search_box_and_runs(library, editor_serv
     assert np.asarray(Image.open(editor_server.base / "output" / shown)).max() == 255
 
 
-def test_the_nodes_speak_chinese(library):
+def test_the_nodes_speak_chinese(library, editor_server):
     chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))["SAMKit_Segment"]
     library.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     try:
@@ -118,6 +118,7 @@ def test_the_nodes_speak_chinese(library):
         )
     finally:
         library.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        open_page(library, editor_server)
     assert shown[:4] == [chinese["display_name"], chinese["description"], "Art Venture/分割", chinese["display_name"]]
     assert shown[4]["positive_coords"] == chinese["inputs"]["positive_coords"]["name"]
     assert shown[5] == [output["name"] for output in chinese["outputs"].values()]
