@@ -136,6 +136,12 @@ def test_a_text_that_changes_is_taken_out_of_every_language(tmp_path, monkeypatc
     assert {name: locales.read("ja", name) for name in FILES} == before
 
 
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+def test_no_language_brings_the_tooltip_of_the_editor_back(language):
+    """In Nodes 2.0 it covers the node beside the editor: `web/prompt_editor.js` removes that of the node's definition."""
+    assert set(locales.read(language, "nodeDefs.json")["SAMKit_PromptEditor"]["inputs"]["prompts"]) == {"name"}
+
+
 def test_the_files_are_committed_as_the_script_writes_them():
     for path in (ROOT / "locales").glob("*/*.json"):
         text = path.read_text(encoding="utf-8")

@@ -28,9 +28,14 @@ def key(name: str) -> str:
 
 
 def texts_of_input(name: str, declared: tuple[Any, ...]) -> Texts:
-    """Name and tooltip of an input, and the labels of a list's values."""
+    """Name and tooltip of an input, and the labels of a list's values.
+
+    The prompt editor has no tooltip in the browser: it would cover the node beside it (see `web/prompt_editor.js`).
+    """
     kind, options = declared
-    texts = {"name": options.get("display_name", name), "tooltip": options["tooltip"]}
+    texts = {"name": options.get("display_name", name)}
+    if "widgetType" not in options:
+        texts["tooltip"] = options["tooltip"]
     if isinstance(kind, list) and name not in FILE_LISTS:
         texts["options"] = {key(value): value for value in kind}
     return texts

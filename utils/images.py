@@ -71,7 +71,7 @@ class Frames(Sequence[np.ndarray]):
         colour = colour.cpu()
         if colour.dtype == torch.float64:
             colour = torch.where(colour.isfinite(), colour.clamp(-_FAR, _FAR), colour)
-        levels = _to_levels(colour.float().contiguous().numpy())
+        levels = to_levels(colour.float().contiguous().numpy())
         if levels is None:
             raise self._not_finite()
         return levels
@@ -100,7 +100,7 @@ def put_frame(place: Tensor, frame: np.ndarray) -> None:
     place.copy_(torch.from_numpy(frame)).div_(255.0)
 
 
-def _to_levels(values: np.ndarray) -> np.ndarray | None:
+def to_levels(values: np.ndarray) -> np.ndarray | None:
     """Contiguous float32 in 0..1 to uint8 of the same shape, rounded and clipped; None where any is not finite.
 
     A piece at a time in one buffer that the cache holds: ten times as fast as whole tensors, and every click pays for it.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .images import resize_pil
+from .images import resize_pil, to_levels
 from .text import counted
 
 _GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, however many there are
@@ -172,9 +172,14 @@ def result_image(frame: Tensor | None, masks: Tensor, text: str) -> np.ndarray:
 
 
 def _sampled(frame: Tensor, step: int) -> np.ndarray:
-    """Every `step`-th pixel of `[H, W, C]`, as uint8 `[h, w, 3]`: means of all would take ten times as long."""
-    levels = frame[::step, ::step, :3].float().mul(255).round_().clamp_(0, 255).byte().cpu().numpy()
-    return levels if frame.shape[-1] >= 3 else np.repeat(levels[..., :1], 3, axis=2)
+    """Every `step`-th pixel of `[H, W, C]`, as uint8 `[h, w, 3]`: means of all would take ten times as long.
+
+    Values that are not finite, which no node lets pass, make the image black.
+    """
+    some = frame[::step, ::step, : 3 if frame.shape[-1] >= 3 else 1].cpu().float()
+    levels = to_levels(some.contiguous().numpy())
+    levels = np.zeros(some.shape, np.uint8) if levels is None else levels
+    return levels if levels.shape[-1] == 3 else np.repeat(levels, 3, axis=2)
 
 
 def _tint(image: Image.Image, mask: np.ndarray, tint: tuple[int, ...]) -> None:
