@@ -3,6 +3,8 @@
 After facebookresearch/sam2's `prompt_encoder.py` and `mask_decoder.py`, under Meta's names; `FastSAM2Decoder` runs the weights.
 """
 
+from collections.abc import Sequence
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.mask_decoder import MLP
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
-from ...kernels.linear import LinearKind
+from ...kernels.linear import Linear, LinearKind
 
 # A single mask whose area changes by more than a fiftieth where the threshold moves by 0.05 gives way to the best candidate:
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
@@ -118,25 +120,14 @@ class FastSAM2Decoder(FastDecoder):
         middle_tokens = middle.view(-1, height, 2, width, 2).permute(1, 3, 2, 4, 0).reshape(-1, len(middle))
         return super().share(features, (fine_tokens, middle_tokens))
 
-    def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
-        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
-        return self.render(rated, wanted, self.upscale_onto(rated.image, *shared.finer))
-
-    def upscale_onto(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
-        """`upscale` of image tokens `[n, N, C]`, the finer maps' tokens added after each layer."""
-        (n, tokens, _), norm = image.shape, self.norm
-        width = (len(norm.weight),)
-        if torch.is_grad_enabled():
-            half = self.upscale_first.plain(image.flatten(0, 1)).view(n, -1, *width) + middle.view(-1, *width)
-            half = F.gelu(F.layer_norm(half, width, norm.weight, norm.bias, norm.eps))
-            fine_tokens = fine.view(tokens * 4, -1)
-            return F.gelu(self.upscale_second.plain(half) + fine_tokens).reshape(n, tokens * 16, self.fine_channels)
-        upscaled = image.new_empty(n, tokens * 16, self.fine_channels)
-        for one, out in zip(image, upscaled, strict=True):
-            half = self.upscale_first.plus(one, middle.view(tokens, -1)).view(-1, *width)
-            half = torch.ops.aten.gelu_(F.layer_norm(half, width, norm.weight, norm.bias, norm.eps))
-            torch.ops.aten.gelu.out(self.upscale_second.plus(half, fine.view(tokens * 4, -1)), out=out.view(tokens * 4, -1))
-        return upscaled
+    def upscale(self, image: Tensor, finer: Sequence[Tensor] = ()) -> Tensor:
+        """See `FastDecoder.upscale`; the finer maps, `[T, 16 * C/8]` and `[T, 4 * C/4]`, are added after each layer."""
+        (count, tokens, _), norm, gelu = image.shape, self.norm, F.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
+        fine, middle = finer
+        half = _plus(self.upscale_first, image, middle).view(-1, *norm.weight.shape)
+        half = gelu(F.layer_norm(half, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        upscaled = gelu(_plus(self.upscale_second, half.view(count, tokens * 4, -1), fine.reshape(tokens * 4, -1)))
+        return upscaled.view(count, tokens * 16, self.fine_channels)
 
     def decode(
         self,
@@ -187,6 +178,15 @@ class FastSAM2Decoder(FastDecoder):
         chosen = torch.where(is_stable(masks[:, 0]), 0, best)
         rows = torch.arange(len(masks), device=masks.device)
         return masks[rows, chosen][:, None], rated.scores[rows, chosen][:, None]
+
+
+def _plus(layer: Linear, x: Tensor, other: Tensor) -> Tensor:
+    """`layer` of `[n, T, K]` plus `[T, N]`, the same for all n: `[n, T, N]`."""
+    if torch.is_grad_enabled():
+        return layer.plain(x.flatten(0, 1)).view(*x.shape[:2], -1) + other
+    if len(x) == 1:
+        return layer.plus(x[0], other)[None]
+    return layer.plain(x.flatten(0, 1)).view(*x.shape[:2], -1).add_(other)
 
 
 def is_stable(logits: Tensor) -> Tensor:
