@@ -56,7 +56,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     table = Table("The prompt editor's preview", ["what", "median", "90th percentile", "longest", "limit"])
     report.tables.append(table)
     try:
-        with _server(models[0], device) as server:
+        with serving(models[0], device) as server:
             table.note = " ".join(_measure(report, table, server, models[0]))
     except Unavailable as reason:
         table.note = f"Skipped: {reason}."
@@ -92,7 +92,7 @@ def _row(name: str, seconds: list[float], bar: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _server(model: str, device: torch.device) -> Iterator[Server]:
+def serving(model: str, device: torch.device) -> Iterator[Server]:
     """A ComfyUI with this pack, the bundled picture, a large one, and random weights of full size."""
     with tempfile.TemporaryDirectory(prefix="samkit_bench_") as name:
         base = Path(name)

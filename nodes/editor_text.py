@@ -184,7 +184,7 @@ def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish
 def _text(value: Mapping[str, Any], place: str, key: str, default: str) -> str:
     text = value.get(key, default)
     if not isinstance(text, str) or not 0 < len(text) <= _MOST_NAME:
-        raise SAMError(f"{place}.{key} is {reprlib.repr(text)}: it must be a text of 1 to {_MOST_NAME} characters.")
+        raise SAMError(f"{place}.{key} is {reprlib.repr(text)}: it must be text of 1 to {_MOST_NAME} characters.")
     return text
 
 

@@ -169,7 +169,7 @@ def text_of(values: Mapping[str, Any], name: str, default: str | None = None) ->
     value = values.get(name.split(".")[-1], default)
     if not isinstance(value, str) or not (value or default == "") or len(value) > _MOST_NAME or "\0" in value:
         seen = "is missing: it " if value is None else ""
-        raise SAMError(f"{name} {seen}must be a text of 1 to {_MOST_NAME} characters.")
+        raise SAMError(f"{name} {seen}must be text of 1 to {_MOST_NAME} characters.")
     return value
 
 

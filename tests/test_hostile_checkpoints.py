@@ -274,7 +274,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
     assert "it is compressed" in refusal_of(tmp_path / "bomb.pth")
     torch.save({NAMED: torch.zeros(5)}, tmp_path / "source.pth")
     rezipped(tmp_path / "source.pth", tmp_path / "twice.pth", twice=True)
-    assert "two parts of it have one name" in refusal_of(tmp_path / "twice.pth")
+    assert "two of its parts have the same name" in refusal_of(tmp_path / "twice.pth")
 
 
 def test_a_torchscript_program_is_refused(tmp_path):
@@ -362,7 +362,7 @@ def test_a_big_endian_file_loads(tiny_sam, tmp_path):
 
 NAMES = {
     "a number as name": (lambda state: state | {0: torch.zeros(1)}, "does not hold a dict of tensors by name"),
-    "a very long name": (lambda state: state | {"x" * 100_000: torch.zeros(1)}, "has a name of 100000 letters"),
+    "a very long name": (lambda state: state | {"x" * 100_000: torch.zeros(1)}, "the name of a tensor has 100000 characters"),
     "a line break": (lambda state: state | {"a\nb": torch.zeros(1)}, "cannot be printed (a?b)"),
     "a billionth block": (
         lambda state: state | {"mask_decoder.transformer.layers.1000000000.norm1.weight": torch.zeros(1)},

@@ -79,7 +79,7 @@ def test_the_file_and_its_folder_are_one():
 
 def test_without_h5py_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ValueError, match=r"model.weights.h5 is a Keras file, .* missing: pip install h5py$"):
+    with pytest.raises(ValueError, match=r"model.weights.h5 is a Keras file. .* not installed: pip install h5py$"):
         load_model(PRESET)
 
 
@@ -106,7 +106,7 @@ def test_other_files_are_refused(kind, tmp_path, monkeypatch):
             file.create_dataset("layers/extra/vars/0", (2,), "f8", external=[(str(tmp_path / "secret"), 0, 16)])
     if kind == "many":
         monkeypatch.setattr("samkit.sam.weights.formats.keras.MOST_TENSORS", 10)
-    message = {"other model": "not a SAM checkpoint", "many": "more than any SAM has"}.get(
+    message = {"other model": "not a SAM checkpoint", "many": "more than any SAM preset has"}.get(
         kind, "not an array of floats in the file"
     )
     with pytest.raises(ValueError, match=message):

@@ -417,7 +417,7 @@ class TestFiles:
     def test_weights_that_are_half_sam_1_are_refused(self, small, tiny_sam, tmp_path):
         mixed = {**tiny_sam.state_dict(), **small.ours.state_dict()}
         save_file({name: tensor.clone() for name, tensor in mixed.items()}, tmp_path / "x.safetensors")
-        with pytest.raises(ValueError, match="tensors missing, unknown or of another shape"):
+        with pytest.raises(ValueError, match="tensors missing, unknown or of a different shape"):
             load_model(tmp_path / "x.safetensors")
 
 

@@ -50,4 +50,4 @@ def name_in(item: Any, place: str) -> Name | None:
     is_number = isinstance(name, Real) and not isinstance(name, bool) and abs(name) < 1e300
     if name is None or isinstance(name, str) or is_number:
         return name
-    raise SAMError(f"{place}.object is {str(name)[:80]!r}: it must be a text or a number.")
+    raise SAMError(f"{place}.object is {str(name)[:80]!r}: it must be text or a number.")

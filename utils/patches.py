@@ -70,7 +70,7 @@ def parse_patch(value: Any) -> Patch:
     if value["width"] * value["height"] > MOST_PIXELS:
         raise SAMError(f"a patch of {value['width']} x {value['height']} pixels is larger than {MOST_PIXELS} pixels.")
     if not isinstance(value["runs"], str) or len(value["runs"]) > MOST_TEXT:
-        raise SAMError(f"runs is {reprlib.repr(value['runs'])}: it must be a text of at most {MOST_TEXT} characters.")
+        raise SAMError(f"runs is {reprlib.repr(value['runs'])}: it must be text of at most {MOST_TEXT} characters.")
     patch = Patch(**value)
     patch.checked_runs()
     return patch

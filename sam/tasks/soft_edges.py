@@ -99,7 +99,7 @@ def _check_sizes(frames: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> N
         if frame.shape[:2] != mask.shape:
             (height, width), (high, wide) = frame.shape[:2], mask.shape
             raise SAMError(
-                f"The image has {width} x {height} pixels, but the mask has {wide} x {high}: they must be of one size."
+                f"The image has {width} x {height} pixels, but the mask has {wide} x {high}: they must have the same size."
             )
 
 

@@ -71,7 +71,7 @@ def load_decoder(path: Path) -> Retrained:
     tensors, metadata = read(path, DECODER, "a decoder of SAM Train Decoder")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise SAMError(f"{path.name} was not loaded: {name} has values that are NaN, infinite or not numbers of a weight.")
+            raise SAMError(f"{path.name} was not loaded: {name} has values that are NaN, infinite or not floats.")
     return Retrained(tensors, metadata["base"], metadata["base_name"])
 
 
@@ -104,7 +104,7 @@ def read(path: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str,
         with path.open("rb") as file:
             size = path.stat().st_size
             if size > _MOST_BYTES:
-                raise SAMError(f"{path.name} was not loaded: {size / 1e9:.0f} GB are too many for {what}.")
+                raise SAMError(f"{path.name} was not loaded: {size / 1e9:.0f} GB is too large for {what}.")
             tensors, metadata = read_with_metadata(file, path.name)
     except OSError as error:
         raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error

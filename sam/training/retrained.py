@@ -82,6 +82,6 @@ def _fill(decoder: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
     fits = {key: expected.get(key) == tensor.shape and tensor.is_floating_point() for key, tensor in weights.items()}
     wrong = sorted(key for key, fit in fits.items() if not fit)
     if wrong:
-        raise SAMError(f"{name} does not fit the mask decoder: {wrong[0]} is unknown or has another shape.")
+        raise SAMError(f"{name} does not fit the mask decoder: {wrong[0]} is unknown or has a different shape.")
     decoder.load_state_dict({key: tensor.float().clone() for key, tensor in weights.items()}, strict=False, assign=True)
     decoder.requires_grad_(False)

@@ -46,7 +46,7 @@ def fetch_from_publisher(remote: RemoteFile, staging: Path) -> Path:
             if is_over or attempt == _ATTEMPTS or _size(part) <= before:
                 raise
             log.warning("%s: %s after %d bytes; continuing", remote.name, network.said(error), _size(part))
-    raise SAMError(f"{remote.url} broke off {_ATTEMPTS} times")  # not reached: the last attempt returns or raises
+    raise SAMError(f"{remote.url} closed the connection {_ATTEMPTS} times")  # not reached: the last attempt returns or raises
 
 
 def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
@@ -57,7 +57,7 @@ def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
         with _request(str(remote.url), have, _read(validator)) as response:
             start, total = _extent(response, have)
             if remote.size and total not in (None, remote.size):
-                raise SAMError(f"{remote.url} offers {total} bytes, not the {remote.size} of the file")
+                raise SAMError(f"{remote.url} offers {total} bytes, but the file has {remote.size}")
             with open_own(validator) as tag:
                 tag.truncate()
                 tag.write(_validator(response))
@@ -83,7 +83,7 @@ def _extent(response: Any, have: int) -> tuple[int, int | None]:
     if response.status == http.client.PARTIAL_CONTENT:
         match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != have:
-            raise SAMError(f"{response.url} continues elsewhere than at byte {have}")
+            raise SAMError(f"{response.url} does not continue at byte {have}")
         return have, int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
@@ -96,7 +96,7 @@ def _copy(response: Any, file: BinaryIO, total: int | None, progress: Progress) 
         progress.advance(len(chunk))
         if total is not None and file.tell() > total:
             file.truncate(0)
-            raise SAMError(f"{response.url} sends more than the {total} bytes of the file")
+            raise SAMError(f"{response.url} sends more than the expected {total} bytes")
     if total is not None and file.tell() < total:
         raise ConnectionError(f"{response.url} ended after {file.tell()} of {total} bytes")
 
@@ -141,7 +141,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             SAMError: `newurl` is less than what was asked for.
         """
         if not newurl.startswith(("https://", f"{req.type}://")):
-            raise SAMError(f"{req.full_url} leads to {newurl[:100]}, which is not followed")
+            raise SAMError(f"{req.full_url} redirects to {newurl[:100]}, which is not allowed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

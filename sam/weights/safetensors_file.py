@@ -80,7 +80,7 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
         raise _unreadable(name, f"its first {_LENGTH} bytes announce a header of {length} bytes")
     text = file.read(length)
     if text.count(b'"data_offsets"') > MOST_TENSORS:
-        raise SAMError(f"{name} was not loaded: it has more than {MOST_TENSORS} tensors; a SAM has some hundred.")
+        raise SAMError(f"{name} was not loaded: it has more than {MOST_TENSORS} tensors; a SAM checkpoint has a few hundred.")
     try:
         header = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:

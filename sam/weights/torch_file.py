@@ -52,16 +52,16 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, name: str) -> None
     """`torch.save` never compresses: what is stored as it is cannot be larger than the file."""
     names = {member.filename for member in members}
     if len(members) > 2 * MOST_TENSORS:
-        raise SAMError(f"{name} was not loaded: it has {len(members)} parts; a SAM has some hundred.")
+        raise SAMError(f"{name} was not loaded: it has {len(members)} parts; a SAM checkpoint has a few hundred.")
     if len(names) != len(members):
-        raise SAMError(f"{name} was not loaded: two parts of it have one name.")
+        raise SAMError(f"{name} was not loaded: two of its parts have the same name.")
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise SAMError(f"{name} was not loaded: it is a TorchScript program. Get the checkpoint as plain weights.")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise SAMError(f"{name} was not loaded: it is compressed, which PyTorch's own files never are.")
     total = sum(member.file_size for member in members)
     if total > size:
-        raise SAMError(f"{name} was not loaded: it would need {total} bytes of memory, and has {size}.")
+        raise SAMError(f"{name} was not loaded: it would need {total} bytes of memory, but has only {size} bytes.")
 
 
 def _read_legacy(file: BinaryIO, name: str) -> object:
@@ -82,9 +82,9 @@ def _check_pickle(content: Any, name: str) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         tensors += opcode.name == "BINPERSID"
         if tensors > MOST_TENSORS:
-            raise SAMError(f"{name} was not loaded: it has more than {MOST_TENSORS} tensors; a SAM has some hundred.")
+            raise SAMError(f"{name} was not loaded: it has more than {MOST_TENSORS} tensors; a SAM has a few hundred.")
         if opcode.name == "GLOBAL" and argument.endswith(" bytearray"):
-            raise SAMError(f"{name} was not loaded: it holds more than tensors: {argument.replace(' ', '.')}.")
+            raise SAMError(f"{name} was not loaded: it contains an object that is not a tensor: {argument.replace(' ', '.')}.")
 
 
 def _load(file: BinaryIO, name: str) -> object:
@@ -92,7 +92,7 @@ def _load(file: BinaryIO, name: str) -> object:
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     needed, size = sum(value.numel() * value.element_size() for value in _tensors_in(content)), os.fstat(file.fileno()).st_size
     if needed > 2 * size:  # tensors may share memory, as the two names of one layer do; a stride of 0 makes any size of nothing
-        raise SAMError(f"{name} was not loaded: its tensors would need {needed} bytes of memory, and the file has {size}.")
+        raise SAMError(f"{name} was not loaded: its tensors would need {needed} bytes of memory, but the file has only {size}.")
     return content
 
 
@@ -119,7 +119,7 @@ def _explained(read: Callable[[BinaryIO, str], object], file: BinaryIO, name: st
                 f"Use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors. ({reason})"
             ) from error
         raise SAMError(
-            f"{name} was not loaded: it is damaged, or it holds more than tensors and would run code. "
+            f"{name} was not loaded: it is damaged, or it contains objects that would run code. "
             f"Get the checkpoint as .safetensors, or from its publisher. ({reason})"
         ) from error
     except _UNREADABLE as error:

@@ -232,7 +232,7 @@ def build_sam2(
         precision, family: see `SAM2Model`.
 
     Raises:
-        SAMError: the weights are not those of a published size, or tensors are missing, unknown or of another shape.
+        SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
     shapes = {name: tensor.shape for name, tensor in state.items()}
     try:
@@ -246,7 +246,7 @@ def build_sam2(
     if wrong:
         raise SAMError(
             f"{checkpoint.name} is not a whole SAM 2 checkpoint of size {hiera.size.name}: {counted(len(wrong), 'tensor')} "
-            f"missing, unknown or of another shape ({', '.join(wrong[:3])})."
+            f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.eval().requires_grad_(False)

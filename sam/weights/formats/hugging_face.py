@@ -68,7 +68,7 @@ def from_hugging_face(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
         new = _hugging_face_name(name, state)
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise SAMError(
-                f"{file} holds two different tensors for {new}, which are equal in a SamModel: save or download it again."
+                f"{file} holds two different tensors for {new}, which must be equal in a SamModel: save or download it again."
             )
         renamed[new] = tensor
     return renamed

@@ -100,7 +100,7 @@ def read_keras(file: BinaryIO, name: str) -> dict[str, Tensor]:
     try:
         import h5py  # an optional extra: nothing else of the pack needs it
     except ImportError as error:
-        raise SAMError(f"{name} is a Keras file, and h5py, which reads those, is missing: pip install h5py") from error
+        raise SAMError(f"{name} is a Keras file. Reading it needs h5py, which is not installed: pip install h5py") from error
     try:
         with h5py.File(file, "r") as opened:
             arrays = {path: item[()] for path, item in _datasets(opened, h5py.Dataset, name)}
@@ -114,7 +114,7 @@ def _datasets(opened: Any, kind: type, name: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     opened.visititems(lambda path, item: found.append((path, item)) if isinstance(item, kind) else None)
     if len(found) > MOST_TENSORS or sum(item.nbytes for _, item in found) > MOST_BYTES:
-        raise SAMError(f"{name} was not loaded: it holds {len(found)} arrays, more than any SAM has, or too large ones.")
+        raise SAMError(f"{name} was not loaded: it holds {len(found)} arrays, more than any SAM preset has, or too large ones.")
     for path, item in found:
         if item.is_virtual or item.external or item.dtype.kind != "f":
             raise SAMError(f"{name} was not loaded: {path} is not an array of floats in the file itself.")

@@ -37,7 +37,7 @@ def to_weights(state: dict[str, Tensor], file: str) -> None:
 def _check_name(name: str, file: str) -> None:
     """The number of a block is what a model is built from: one that is absurd would build for hours."""
     if len(name) > _MOST_LETTERS:
-        raise SAMError(f"{file} was not loaded: a tensor has a name of {len(name)} letters ({shortened(name)}).")
+        raise SAMError(f"{file} was not loaded: the name of a tensor has {len(name)} characters ({shortened(name)}).")
     if not name.isprintable():
         raise SAMError(f"{file} was not loaded: a tensor's name has characters that cannot be printed ({shortened(name)}).")
     if any(len(number) > 4 or int(number) > _MOST_BLOCKS for number in _NUMBER.findall(name)):
