@@ -1,6 +1,7 @@
 """Every kind of checkpoint loads under a name that says something else, and is what its weights say."""
 
 import pytest
+import reference_hq
 import torch
 from reference import random_sam
 from safetensors.torch import save_file
@@ -37,16 +38,11 @@ def slim_sam_model():
 
 
 def hugging_face_hq():
-    pytest.importorskip("transformers", minversion="4.53", reason="this transformers has no SamHQModel")
-    from test_hq import hugging_face_hq as build
-
-    return build().state_dict()
+    return reference_hq.hugging_face_hq().state_dict()
 
 
 def sam_hq():
-    from test_hq import sam_hq as build
-
-    return build()[0].state_dict()
+    return reference_hq.sam_hq()[0].state_dict()
 
 
 def light_hq():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from PIL import Image
+from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.predict import Segment
@@ -17,7 +18,6 @@ from samkit.sam.models.families import load_model as load
 from samkit.sam.tasks import embed
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, PromptEncoder, Sam
-from test_hq import hugging_face_hq
 from test_sam2 import Pair, small_size  # noqa: F401  a fixture
 from torch import nn
 

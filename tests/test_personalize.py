@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_picture
+from reference_hq import hugging_face_hq
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import Segment
 from samkit.sam import PersonalizeOptions, PredictOptions, SAMError, encode, load_model, personalize
@@ -18,7 +19,6 @@ from samkit.sam.tasks.predict import FrameDecoder
 from scenes import make_pair
 from segment_anything.modeling import MaskDecoder
 from test_formats import hugging_face_sam
-from test_hq import hugging_face_hq
 from train_demo_checkpoint import mask_iou
 
 transformers = pytest.importorskip("transformers")

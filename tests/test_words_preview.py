@@ -17,7 +17,7 @@ GroundingDinoForObjectDetection = pytest.importorskip("transformers").GroundingD
 
 NAME = "grounding-dino-tiny"
 TEXT = "a cat. dog"
-SURE = 8.0
+SURE = 30.0
 
 
 @pytest.fixture(scope="session")

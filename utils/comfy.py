@@ -287,8 +287,8 @@ def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def save_results(images: list[np.ndarray]) -> list[dict[str, str]]:
-    """Save small images uint8 `[H, W, 3]` for a node to show after its run, as JPEG, named by their content.
+def save_results(images: list[Image.Image]) -> list[dict[str, str]]:
+    """Save small RGB images for a node to show after its run, as JPEG, named by their content.
 
     Returns:
         ComfyUI's names of them (see `save_temporary`).
@@ -298,9 +298,9 @@ def save_results(images: list[np.ndarray]) -> list[dict[str, str]]:
     return [_saved_result(image, _temporary_folder()) for image in images]
 
 
-def _saved_result(image: np.ndarray, folder: Path) -> dict[str, str]:
+def _saved_result(image: Image.Image, folder: Path) -> dict[str, str]:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="JPEG", quality=85)
+    image.save(file, format="JPEG", quality=85)
     name = f"samkit_result_{hashlib.sha256(file.getvalue()).hexdigest()[:32]}.jpg"
     _write_once(folder / name, lambda part: part.write_bytes(file.getvalue()))
     return {"filename": name, "subfolder": "", "type": "temp"}

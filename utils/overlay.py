@@ -16,9 +16,9 @@ _GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, ho
 _TOKEN_PIXELS = 16
 FORMS = ("tint", "mask", "outline")
 _TINT = 115  # of 255: the opacity inside of a mask
-_RESULT_SIDE = 512  # pixels of a result image's long side: a node is rarely wider on the screen
+_RESULT_SIDE = 384  # pixels of a result image's long side: a node is rarely wider on the screen, and each costs time
 _RESULT_WIDTH = 240  # the narrowest that a caption has room on
-_CAPTION_PIXELS = 20
+_CAPTION_PIXELS = 17
 _MOST_SCORES = 4  # more are said as a range
 
 
@@ -149,7 +149,7 @@ def draw_box(frame: np.ndarray, box: np.ndarray, line: tuple[int, int, int] = (2
     frame[:] = np.asarray(image)
 
 
-def result_image(frame: Tensor | None, masks: Tensor, text: str) -> np.ndarray:
+def result_image(frame: Tensor | None, masks: Tensor, text: str) -> Image.Image:
     """A small image of what was found in one frame, for people: masks tinted in their colours, and a line of text below.
 
     It must cost next to nothing beside the run that found them, so everything is made small first.
@@ -160,7 +160,7 @@ def result_image(frame: Tensor | None, masks: Tensor, text: str) -> np.ndarray:
         text: see `result_text`.
 
     Returns:
-        uint8 `[h, w, 3]`.
+        An RGB image.
     """
     height, width = masks.shape[-2:]
     step = max(1, -(-max(height, width) // _RESULT_SIDE))
@@ -191,7 +191,7 @@ def _tint(image: Image.Image, mask: np.ndarray, tint: tuple[int, ...]) -> None:
         image.paste(tint, (int(columns[0]), int(rows[0])), Image.fromarray(alpha))
 
 
-def _captioned(image: Image.Image, text: str) -> np.ndarray:
+def _captioned(image: Image.Image, text: str) -> Image.Image:
     """An image with a line of text on a plate below, or as many lines as it needs."""
     width = max(image.width, _RESULT_WIDTH)
     lines = _lines(text, width - 12)
@@ -200,7 +200,7 @@ def _captioned(image: Image.Image, text: str) -> np.ndarray:
     draw = ImageDraw.Draw(whole)
     for number, line in enumerate(lines):
         draw.text((6, image.height + 2 + number * (_CAPTION_PIXELS + 4)), line, (255, 255, 255), _font(_CAPTION_PIXELS))
-    return np.asarray(whole)
+    return whole
 
 
 def _lines(text: str, width: int) -> list[str]:

@@ -14,8 +14,6 @@ Where gradients are on, nothing is written in place, so that the same arithmetic
 The parts are separate, so that other decoders of the family (further output tokens, other upscaling) can be built of them.
 """
 
-from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,7 +23,6 @@ from torch.nn import functional as F
 from .linear import Linear, LinearKind
 
 _PROMPTS_AT_A_TIME = {"cpu": 2}
-_TOKENS_AT_A_TIME = 1024  # of the image, on a CPU: 2 MiB of stock SAM's upscaled channels
 _ALL = 64  # elsewhere
 
 
@@ -147,31 +144,16 @@ class FastDecoder:
         return Rated(queries, image, self.score(queries[:, 0]))
 
     def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
-        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens.
-
-        On a CPU one prompt and some image tokens at a time: what they are upscaled to stays in its cache.
-        """
-        hyper, tokens = self.hyper(rated, wanted), rated.image.shape[1]
-        finer = [values.view(tokens, -1) for values in shared.finer]
-        if torch.is_grad_enabled() or not hyper.is_cpu:
-            return self.to_grid(hyper @ self.upscale(rated.image, finer).transpose(1, 2))
-        values = hyper.new_empty(*hyper.shape[:2], tokens * 16)
-        for row, start in product(range(len(hyper)), range(0, tokens, _TOKENS_AT_A_TIME)):
-            part = slice(start, start + _TOKENS_AT_A_TIME)
-            upscaled = self.upscale(rated.image[row : row + 1, part], [each[part] for each in finer])[0]
-            values[row, :, 16 * part.start : 16 * part.stop] = hyper[row] @ upscaled.T
-        return self.to_grid(values)
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens."""
+        return self.to_grid(self.hyper(rated, wanted) @ self.upscale(rated.image).transpose(1, 2))
 
     def hyper(self, rated: Rated, wanted: slice) -> Tensor:
         """The wanted tokens' weights of the upscaled channels, `[n, W, C/8]`."""
         tokens = rated.queries[:, 1 : 1 + self.mask_tokens][:, wanted]
         return torch.stack([network(tokens[:, i]) for i, network in enumerate(self.networks[wanted])], 1)
 
-    def upscale(self, image: Tensor, finer: Sequence[Tensor] = ()) -> Tensor:
-        """Image tokens `[n, T, C]` -> `[n, T*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`).
-
-        `finer` are the finer maps of those tokens, `[T, ...]`, where a relative of SAM has them as tokens.
-        """
+    def upscale(self, image: Tensor) -> Tensor:
+        """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
         n, tokens, channels = image.shape
         norm, width = self.norm, self.norm.weight.shape[0]
         if torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 After facebookresearch/sam2's `prompt_encoder.py` and `mask_decoder.py`, under Meta's names; `FastSAM2Decoder` runs the weights.
 """
 
-from collections.abc import Sequence
+from itertools import product
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
@@ -18,6 +18,7 @@ from ...kernels.linear import Linear, LinearKind
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
 STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 _TOP_LEFT, _BOTTOM_RIGHT, _PADDING = 2, 3, -1  # labels beside 0 and 1
+_TOKENS_AT_A_TIME = 2048  # of the image, that are upscaled on a CPU
 _SINGLE, _CANDIDATES = slice(0, 1), slice(1, None)  # of the mask tokens
 
 Points = tuple[Tensor, Tensor]
@@ -120,10 +121,25 @@ class FastSAM2Decoder(FastDecoder):
         middle_tokens = middle.view(-1, height, 2, width, 2).permute(1, 3, 2, 4, 0).reshape(-1, len(middle))
         return super().share(features, (fine_tokens, middle_tokens))
 
-    def upscale(self, image: Tensor, finer: Sequence[Tensor] = ()) -> Tensor:
-        """See `FastDecoder.upscale`; the finer maps, `[T, 16 * C/8]` and `[T, 4 * C/4]`, are added after each layer."""
+    def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens.
+
+        On a CPU one prompt and some image tokens at a time: more of what they are upscaled to stays in its cache.
+        """
+        hyper, tokens = self.hyper(rated, wanted), rated.image.shape[1]
+        finer = [values.view(tokens, -1) for values in shared.finer]
+        if torch.is_grad_enabled() or not hyper.is_cpu:
+            return self.to_grid(hyper @ self.upscale_onto(rated.image, *finer).transpose(1, 2))
+        values = hyper.new_empty(*hyper.shape[:2], tokens * 16)
+        for row, start in product(range(len(hyper)), range(0, tokens, _TOKENS_AT_A_TIME)):
+            part = slice(start, start + _TOKENS_AT_A_TIME)
+            upscaled = self.upscale_onto(rated.image[row : row + 1, part], *(each[part] for each in finer))[0]
+            values[row, :, 16 * part.start : 16 * part.stop] = hyper[row] @ upscaled.T
+        return self.to_grid(values)
+
+    def upscale_onto(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
+        """`upscale` of image tokens `[n, T, C]`; the finer maps, `[T, 16 * C/8]` and `[T, 4 * C/4]`, are added after each layer."""
         (count, tokens, _), norm, gelu = image.shape, self.norm, F.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
-        fine, middle = finer
         half = _plus(self.upscale_first, image, middle).view(-1, *norm.weight.shape)
         half = gelu(F.layer_norm(half, norm.weight.shape, norm.weight, norm.bias, norm.eps))
         upscaled = gelu(_plus(self.upscale_second, half.view(count, tokens * 4, -1), fine.reshape(tokens * 4, -1)))
