@@ -129,6 +129,16 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"no answer in {timeout} s:\n{self.log[-3000:]}")
 
+    def run_again(self, graph, timeout=60):
+        """Run a graph whose nodes queue it again. Returns the history entry of each run, in their order."""
+        before = self.json("/history")
+        self.run(graph, timeout)
+        deadline = time.monotonic() + timeout
+        while self.json("/prompt")["exec_info"]["queue_remaining"]:
+            assert time.monotonic() < deadline, f"it still runs after {timeout} s:\n{self.log[-3000:]}"
+            time.sleep(0.05)
+        return [entry for prompt, entry in self.json("/history").items() if prompt not in before]
+
     def saved(self, graph):
         """Run a graph that must succeed. Returns the paths of the pictures that each SaveImage node wrote, by node id."""
         entry = self.run(graph)

@@ -10,6 +10,7 @@ versions that the tests were written against:
     ComfyUI-RMBG                  3.1.0   58f1947
     comfyui_segment_anything              ab63955
     was-node-suite-comfyui        1.0.2   ea935d1
+    ComfyUI-VideoHelperSuite      1.7.9   4ee72c0
 """
 
 import ast
@@ -22,7 +23,7 @@ import pytest
 IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG = (
     "ComfyUI-Impact-Pack", "comfyui-art-venture", "ComfyUI-KJNodes", "ComfyUI-segment-anything-2", "ComfyUI-RMBG"
 )  # fmt: skip
-STORYICON, WAS = "comfyui_segment_anything", "was-node-suite-comfyui"
+STORYICON, WAS, VIDEO = "comfyui_segment_anything", "was-node-suite-comfyui", "ComfyUI-VideoHelperSuite"
 
 EXAMPLES = {"points_editor": KJNODES, "florence_boxes": RMBG, "impact_detailer": IMPACT}
 """Our example workflows with nodes of another pack, and the pack."""

@@ -15,7 +15,7 @@ from comfyui_server import Unavailable, comfyui, error_of
 from conftest import as_image, make_picture
 from load_pack import ROOT
 from PIL import Image
-from real_packs import ART_VENTURE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, WAS, definitions, source
+from real_packs import ART_VENTURE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, VIDEO, WAS, definitions, source
 from reference import VIT_B, random_sam
 from reference_sam2 import SMALL
 from samkit.nodes.predict import Segment
@@ -129,7 +129,7 @@ def server(tmp_path_factory, demo_model):
     (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
     (base / "models" / "sams").mkdir(parents=True)
     shutil.copy(ROOT / "sam/weights/bundled/samkit_demo.safetensors", base / "models" / "sams" / "mine.safetensors")
-    with running(base, [IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG], "samkit") as started:
+    with running(base, [IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG, VIDEO], "samkit") as started:
         yield started
 
 
@@ -330,6 +330,78 @@ def test_florences_boxes_connect_directly_and_nothing_found_is_an_empty_mask(ser
         graph[name] = node("SAMKit_Segment", **given)
     ours, some, none = saved(server, graph, ["ours", 0], ["some", 0], ["none", 0])
     assert np.array_equal(ours, some) and ours.any() and none.shape == ours.shape and not none.any()
+
+
+FRAMES, PART, STEP = 5, 2, 40
+COMBINE = {
+    "frame_rate": 8.0,
+    "loop_count": 0,
+    "filename_prefix": "film",
+    "format": "video/h264-mp4",
+    "pingpong": False,
+    "save_output": True,
+    "pix_fmt": "yuv420p",
+    "crf": 19,
+    "save_metadata": True,
+    "trim_to_audio": False,
+}
+
+
+@pytest.fixture(scope="module")
+def film_folder(server):
+    """Frames in which the scene moves to the left."""
+    scene, folder = np.array(Image.open(EXAMPLES / SCENE)), server.base / "input" / "film"
+    folder.mkdir()
+    for index in range(FRAMES):
+        Image.fromarray(np.roll(scene, -STEP * index, axis=1)).save(folder / f"{index:03}.png")
+    return folder
+
+
+def film_graph(folder, kind, points):
+    """SAM Segment or SAM Predict Mask on the frames of a folder."""
+    given = {"sam_model": ["model", 0], "positive_coords": ["points", 0], "image": ["film", 0]}
+    graph = {
+        "film": node("VHS_LoadImagesPath", directory=str(folder)),
+        "model": base_graph()["model"],
+        "points": node("PrimitiveStringMultiline", value=json.dumps(points)),
+        "ours": node(kind, **given),
+    }
+    if kind == "SAMKit_PredictMask":
+        graph["embedding"] = node("GetSAMEmbedding", sam_model=["model", 0], image=["film", 0], device_mode="CPU")
+        graph["ours"]["inputs"]["embedding"] = ["embedding", 0]
+    return graph
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("kind", ["SAMKit_Segment", "SAMKit_PredictMask"])
+def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server, film_folder, kind):
+    """The combined frames do not need our masks: ComfyUI may combine them, and so queue the next part, before we run."""
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath", "VHS_VideoCombine")
+    points = [[{"x": 209 - STEP * index, "y": 386}] for index in range(FRAMES)]
+    graph = film_graph(film_folder, kind, points)
+    (whole,) = saved(server, graph, ["ours", 0])
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
+    for name in ("film", "ours"):
+        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["save0"]["inputs"]["filename_prefix"] = f"parts_{kind}"
+    entries = server.run_again(graph)
+    assert [error_of(entry) for entry in entries] == [None] * 3
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
+    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    assert np.array_equal(parts, whole) and len(whole) == FRAMES and whole.any((1, 2)).all()
+    columns = whole.any(1).argmax(1)
+    assert (np.diff(columns) < 0).all(), "each frame has the mask of its own point"
+
+
+@pytest.mark.comfyui
+def test_a_batch_manager_that_does_not_load_the_video_is_refused(server, film_folder):
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath")
+    graph = film_graph(film_folder, "SAMKit_Segment", [])
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["ours"]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["shown"] = node("PreviewAny", source=["ours", 0])
+    assert "into batches of 2 frames, but this batch has 5" in error_of(server.run(graph))["exception_message"]
 
 
 @pytest.mark.comfyui
