@@ -11,6 +11,7 @@ versions that the tests were written against:
     comfyui_segment_anything              ab63955
     was-node-suite-comfyui        1.0.2   ea935d1
     ComfyUI-VideoHelperSuite      1.7.9   4ee72c0
+    ComfyUI-Florence2             1.0.6   00b6338
 """
 
 import ast
@@ -23,7 +24,8 @@ import pytest
 IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG = (
     "ComfyUI-Impact-Pack", "comfyui-art-venture", "ComfyUI-KJNodes", "ComfyUI-segment-anything-2", "ComfyUI-RMBG"
 )  # fmt: skip
-STORYICON, WAS, VIDEO = "comfyui_segment_anything", "was-node-suite-comfyui", "ComfyUI-VideoHelperSuite"
+STORYICON, WAS = "comfyui_segment_anything", "was-node-suite-comfyui"
+VIDEO, FLORENCE = "ComfyUI-VideoHelperSuite", "ComfyUI-Florence2"
 
 EXAMPLES = {"points_editor": KJNODES, "florence_boxes": RMBG, "impact_detailer": IMPACT}
 """Our example workflows with nodes of another pack, and the pack."""
