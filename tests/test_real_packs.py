@@ -44,12 +44,12 @@ class AnyJSON:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"text": ("STRING",)}}
-    RETURN_TYPES = ("JSON",)
+    RETURN_TYPES = ("JSON", "BOUNDING_BOX")
     FUNCTION = "parse"
     CATEGORY = CATEGORY
     def parse(self, text):
         import json
-        return (json.loads(text),)
+        return json.loads(text), json.loads(text)
 
 NODE_CLASS_MAPPINGS |= {"ImpactOwn": ImpactOwn, "AnyJSON": AnyJSON}
 """
@@ -216,6 +216,11 @@ def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
 
 def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
+
+
+def box_node(**changes):
+    """A box as core 0.25 gives it, from output 1: older cores have no node for it."""
+    return node("AnyJSON", text=json.dumps(BOX | changes))
 
 
 def needs(server, *kinds):
@@ -457,8 +462,8 @@ def test_the_points_editors_xywh_boxes_are_read_with_the_form(server):
     drawn = json.dumps([{"startX": 60, "startY": 250, "endX": 260, "endY": 430}])
     graph = editor_graph(bboxes=drawn, bbox_format="xywh")
     graph["edited"]["inputs"]["box_form"] = "xywh"
-    graph["box"] = node("PrimitiveBoundingBox", **BOX)
-    prompts = {"positive_coords": ["points", 0], "bboxes": ["box", 0]}
+    graph["box"] = box_node()
+    prompts = {"positive_coords": ["points", 0], "bboxes": ["box", 1]}
     graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], **prompts)
     ours, edited = saved(server, graph, ["ours", 0], ["edited", 0])
     assert np.array_equal(ours, edited) and ours.any()
@@ -479,8 +484,8 @@ def test_florences_boxes_connect_directly_and_nothing_found_is_an_empty_mask(ser
     needs(server, kind)
     corners = [BOX["x"], BOX["y"], BOX["x"] + BOX["width"], BOX["y"] + BOX["height"]]
     graph = base_graph()
-    graph["box"] = node("PrimitiveBoundingBox", **BOX)
-    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=["box", 0])
+    graph["box"] = box_node()
+    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=["box", 1])
     for name, data in (("some", [[corners]]), ("none", [])):
         graph[f"{name} data"] = node("AnyJSON", text=json.dumps(data))
         graph[f"{name} boxes"] = node(kind, data=[f"{name} data", 0], index="0", batch=False)
@@ -502,8 +507,8 @@ def test_florences_boxes_of_a_batch_are_one_of_each_frame(server, kind):
     graph["boxes"] = node(kind, data=["data", 0], index="0", batch=True)
     graph["both"] = node("SAMKit_Segment", sam_model=["model", 0], image=["batch", 0], bboxes=["boxes", 1])
     for name, image, x in (("first", "image", 60), ("second", "flipped", 380)):
-        graph[f"{name} box"] = node("PrimitiveBoundingBox", **(BOX | {"x": x}))
-        graph[name] = node("SAMKit_Segment", sam_model=["model", 0], image=[image, 0], bboxes=[f"{name} box", 0])
+        graph[f"{name} box"] = box_node(x=x)
+        graph[name] = node("SAMKit_Segment", sam_model=["model", 0], image=[image, 0], bboxes=[f"{name} box", 1])
     both, first, second = saved(server, graph, ["both", 0], ["first", 0], ["second", 0])
     assert np.array_equal(both, np.concatenate([first, second])) and first.any() and second.any()
     assert not np.array_equal(first, second)
@@ -513,11 +518,11 @@ def test_florences_boxes_of_a_batch_are_one_of_each_frame(server, kind):
 def test_florence_runs_into_our_boxes(server):
     """kijai's Florence2Run on a model that says a box, and its SAM 2 pack's node between."""
     needs(server, "Florence2Run", "Florence2toCoordinates", "OneBoxFlorence")
-    graph = base_graph() | {"florence": node("OneBoxFlorence"), "box": node("PrimitiveBoundingBox", **BOX)}
+    graph = base_graph() | {"florence": node("OneBoxFlorence"), "box": box_node()}
     inputs = {"image": ["image", 0], "florence2_model": ["florence", 0], "text_input": "", "task": "region_caption"}
     graph["run"] = node("Florence2Run", fill_mask=True, **inputs)
     graph["boxes"] = node("Florence2toCoordinates", data=["run", 3], index="0", batch=False)
-    for name, source_of in (("theirs", ["boxes", 1]), ("ours", ["box", 0])):
+    for name, source_of in (("theirs", ["boxes", 1]), ("ours", ["box", 1])):
         graph[name] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=source_of)
     theirs, ours = saved(server, graph, ["theirs", 0], ["ours", 0])
     assert np.array_equal(theirs, ours) and ours.any()
@@ -528,11 +533,11 @@ def test_florence_runs_into_our_boxes(server):
 def test_kijais_sam_2_takes_our_boxes_and_its_model_runs_in_our_nodes(server):
     """Its own code with random weights; its transform of the image is torchvision's, ours Pillow's."""
     needs(server, "Sam2Segmentation", "RandomSAM2")
-    graph = base_graph() | {"sam2": node("RandomSAM2"), "box": node("PrimitiveBoundingBox", **BOX)}
-    graph["boxes"] = node("SAMKit_ConvertBoxes", bboxes=["box", 0], index=0, frame=0)
+    graph = base_graph() | {"sam2": node("RandomSAM2"), "box": box_node()}
+    graph["boxes"] = node("SAMKit_ConvertBoxes", bboxes=["box", 1], index=0, frame=0)
     given = {"sam2_model": ["sam2", 0], "image": ["image", 0], "bboxes": ["boxes", 1]}
     graph["theirs"] = node("Sam2Segmentation", keep_model_loaded=True, individual_objects=False, **given)
-    given = {"sam_model": ["sam2", 1], "image": ["image", 0], "bboxes": ["box", 0], "multimask": "on"}
+    given = {"sam_model": ["sam2", 1], "image": ["image", 0], "bboxes": ["box", 1], "multimask": "on"}
     graph["again"] = node("SAMKit_Segment", **given)
     server.run(graph | {"shown": node("PreviewAny", source=["theirs", 0])}, timeout=300)
     theirs, again = saved(server, graph, ["theirs", 0], ["again", 0])
@@ -543,11 +548,11 @@ def test_kijais_sam_2_takes_our_boxes_and_its_model_runs_in_our_nodes(server):
 def test_storyicons_segmentation_runs_on_our_model(server):
     """What it finds with a plain Sam of the same weights, and what SAM Segment finds with its box."""
     needs(server, "GroundingDinoSAMSegment (segment anything)", "OneBoxDino", "ImpactOwn")
-    graph = base_graph() | {"dino": node("OneBoxDino"), "plain": node("ImpactOwn"), "box": node("PrimitiveBoundingBox", **BOX)}
+    graph = base_graph() | {"dino": node("OneBoxDino"), "plain": node("ImpactOwn"), "box": box_node()}
     given = {"grounding_dino_model": ["dino", 0], "image": ["image", 0], "prompt": "leaf", "threshold": 0.3}
     for model in ("model", "plain"):
         graph[f"by {model}"] = node("GroundingDinoSAMSegment (segment anything)", sam_model=[model, 0], **given)
-    given = {"sam_model": ["model", 0], "image": ["image", 0], "bboxes": ["box", 0]}
+    given = {"sam_model": ["model", 0], "image": ["image", 0], "bboxes": ["box", 1]}
     graph["ours"] = node("SAMKit_Segment", **given)
     ours, by_model, by_plain = saved(server, graph, ["ours", 0], ["by model", 1], ["by plain", 1])
     assert np.array_equal(by_model, by_plain) and (by_model == ours).mean() > 0.999 and ours.any()
