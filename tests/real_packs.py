@@ -1,7 +1,12 @@
 """The sources of other packs, where SAMKIT_PACKS says they are: a folder of clones, each under its repository's name.
 
-What their imports need and ComfyUI's Python lacks may lie in its folder `site-packages` (`pip install --no-deps --target`). The
-versions that the tests were written against:
+What their imports need and ComfyUI's Python lacks may lie in its folder `site-packages` (`pip install --no-deps --target`):
+
+    addict color-matcher contourpy cycler dill fonttools gitdb GitPython groundingdino-py imageio imageio-ffmpeg iopath
+    kiwisolver lazy_loader matplotlib mss networkx opencv-python-headless piexif platformdirs portalocker pycocotools
+    pyparsing python-dateutil scikit-image six smmap supervision tifffile timm yapf
+
+The versions that the tests were written against:
 
     ComfyUI-Impact-Pack           7.10.6  727295b
     comfyui-art-venture           1.1.4   51ed4a0
