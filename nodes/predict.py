@@ -1,6 +1,6 @@
 """SAM Predict Mask (from an embedding) and SAM Segment (from an image): the same prompts, options and outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..sam import (
     segment_each,
 )
 from ..sam.geometry import Frame
+from ..utils.batch_manager import first_frame
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.comfy import is_connected
 from ..utils.images import as_image, as_masks
@@ -134,12 +135,22 @@ FRAME_OFFSET_INPUT: tuple[Any, ...] = (
         "points and boxes per frame then cover the whole video. -1: the lists cover this batch only.",
     },
 )
+META_BATCH_INPUT: tuple[Any, ...] = (
+    "VHS_BatchManager",
+    {
+        "tooltip": "VideoHelperSuite's Meta Batch Manager that splits the video. frame_offset then follows each batch, and "
+        "lists of points and boxes per frame cover the whole video. Leave it unconnected if a node makes the lists from each "
+        "batch.",
+    },
+)
 _LAST_INPUTS = {
     "box_form": BOX_FORM_INPUT,
     "concept": CONCEPT_INPUT,
     "show_result": SHOW_RESULT_INPUT,
     "frame_offset": FRAME_OFFSET_INPUT,
+    "meta_batch": META_BATCH_INPUT,
 }
+_HIDDEN_INPUTS = {"prompt": "PROMPT"}
 
 
 class _Predictor(ShowsResult):
@@ -197,6 +208,7 @@ class PredictMask(_Predictor):
                 "embedding": ("SAM_EMBEDDING", {"tooltip": "An embedding from Get SAM Embedding, made with the same model."}),
             },
             "optional": {**PROMPT_INPUTS, "image": image, **OPTION_INPUTS, **_LAST_INPUTS},
+            "hidden": _HIDDEN_INPUTS,
         }
 
     def execute(
@@ -218,9 +230,12 @@ class PredictMask(_Predictor):
         box_form: BoxForm = "auto",
         concept: Concept | None = None,
         frame_offset: int = -1,
+        meta_batch: Any = None,
+        prompt: Mapping[str, Any] | None = None,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
-        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, frame_offset)
+        offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, len(known), frame_offset)
+        given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
         refuse_normalised_points(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
@@ -242,6 +257,7 @@ class Segment(_Predictor):
                 "image": ("IMAGE", {"tooltip": "The images to segment, every frame of a batch. Alpha is ignored."}),
             },
             "optional": {**PROMPT_INPUTS, **OPTION_INPUTS, **_LAST_INPUTS},
+            "hidden": _HIDDEN_INPUTS,
         }
 
     def execute(
@@ -262,9 +278,12 @@ class Segment(_Predictor):
         box_form: BoxForm = "auto",
         concept: Concept | None = None,
         frame_offset: int = -1,
+        meta_batch: Any = None,
+        prompt: Mapping[str, Any] | None = None,
     ) -> Outputs:
         frames, *size = as_image(image).shape[:3]
-        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, frame_offset)
+        offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
+        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
         refuse_normalised_points(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         frame = as_segmenter(sam_model).frame(tuple(size))

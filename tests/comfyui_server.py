@@ -119,6 +119,7 @@ class Server:
             queued = self.json("/prompt", {"prompt": graph})
         except urllib.error.HTTPError as error:
             raise AssertionError(f"the server refused the graph: {error.read().decode()}") from error
+        assert not queued["node_errors"], f"the server leaves out what it refuses: {queued['node_errors']}"
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             history = self.json(f"/history/{queued['prompt_id']}")
@@ -128,6 +129,16 @@ class Server:
                 raise AssertionError(f"the server died:\n{self.log[-3000:]}")
             time.sleep(0.05)
         raise AssertionError(f"no answer in {timeout} s:\n{self.log[-3000:]}")
+
+    def run_again(self, graph, timeout=60):
+        """Run a graph whose nodes queue it again. Returns the history entry of each run, in their order."""
+        before = self.json("/history")
+        self.run(graph, timeout)
+        deadline = time.monotonic() + timeout
+        while self.json("/prompt")["exec_info"]["queue_remaining"]:
+            assert time.monotonic() < deadline, f"it still runs after {timeout} s:\n{self.log[-3000:]}"
+            time.sleep(0.05)
+        return [entry for prompt, entry in self.json("/history").items() if prompt not in before]
 
     def saved(self, graph):
         """Run a graph that must succeed. Returns the paths of the pictures that each SaveImage node wrote, by node id."""
@@ -146,8 +157,8 @@ def error_of(entry):
 
 
 @contextlib.contextmanager
-def comfyui(base, start_timeout=120, threads="1", device="cpu"):
-    """Start a server whose folders lie in `base`; it ends with the block.
+def comfyui(base, start_timeout=120, threads="1", device="cpu", more=()):
+    """Start a server whose folders lie in `base`, with `more` options; it ends with the block.
 
     It computes with one thread, which a busy machine has; with `threads=None`, with as many as it likes.
 
@@ -158,7 +169,7 @@ def comfyui(base, start_timeout=120, threads="1", device="cpu"):
     port = _free_port()
     options = f"{'--cpu ' * (device == 'cpu')}--disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
-    command = [python, str(home / "main.py"), *options, *folders]
+    command = [python, str(home / "main.py"), *options, *folders, *more]
     environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -1,7 +1,12 @@
 """The sources of other packs, where SAMKIT_PACKS says they are: a folder of clones, each under its repository's name.
 
-What their imports need and ComfyUI's Python lacks may lie in its folder `site-packages` (`pip install --no-deps --target`). The
-versions that the tests were written against:
+What their imports need and ComfyUI's Python lacks may lie in its folder `site-packages` (`pip install --no-deps --target`):
+
+    addict color-matcher contourpy cycler dill fonttools gitdb GitPython groundingdino-py imageio imageio-ffmpeg iopath
+    kiwisolver lazy_loader matplotlib mss networkx opencv-python-headless piexif platformdirs portalocker pycocotools
+    pyparsing python-dateutil scikit-image six smmap supervision tifffile timm yapf
+
+The versions that the tests were written against:
 
     ComfyUI-Impact-Pack           7.10.6  727295b
     comfyui-art-venture           1.1.4   51ed4a0
@@ -10,6 +15,8 @@ versions that the tests were written against:
     ComfyUI-RMBG                  3.1.0   58f1947
     comfyui_segment_anything              ab63955
     was-node-suite-comfyui        1.0.2   ea935d1
+    ComfyUI-VideoHelperSuite      1.7.9   4ee72c0
+    ComfyUI-Florence2             1.0.6   00b6338
 """
 
 import ast
@@ -23,6 +30,7 @@ IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG = (
     "ComfyUI-Impact-Pack", "comfyui-art-venture", "ComfyUI-KJNodes", "ComfyUI-segment-anything-2", "ComfyUI-RMBG"
 )  # fmt: skip
 STORYICON, WAS = "comfyui_segment_anything", "was-node-suite-comfyui"
+VIDEO, FLORENCE = "ComfyUI-VideoHelperSuite", "ComfyUI-Florence2"
 
 EXAMPLES = {"points_editor": KJNODES, "florence_boxes": RMBG, "impact_detailer": IMPACT}
 """Our example workflows with nodes of another pack, and the pack."""

@@ -5,7 +5,7 @@ from collections import Counter
 
 import make_blueprints
 import pytest
-from load_pack import ROOT
+from load_pack import ROOT, inputs_of
 from samkit import NODE_CLASS_MAPPINGS
 from test_words import faults
 
@@ -29,8 +29,7 @@ def read(path):
 
 
 def declared(kind):
-    groups = NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
-    return {name: spec for group in groups.values() for name, spec in group.items()}
+    return inputs_of(NODE_CLASS_MAPPINGS[kind])
 
 
 def fits(given, taken):

@@ -17,6 +17,7 @@ from real_packs import EXAMPLES as WITH_OTHERS
 from reference_sam2 import write_tiny
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.sam import encode
+from samkit.utils.boxes import corners_of, tight_box
 from scenes import make_pair, make_scene
 from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
 from test_grounding import folder_copy
@@ -205,7 +206,8 @@ def test_object_info_has_the_nodes_with_their_tooltips(server):
         entry = info[node_id]
         assert FOLDER in entry["python_module"] and entry["category"] == "Art Venture/Segmentation"
         assert entry["description"] and all(entry["output_tooltips"])
-        assert all(options["tooltip"] for group in entry["input"].values() for _, options in group.values())
+        inputs = {**entry["input"]["required"], **entry["input"].get("optional", {})}
+        assert all(options["tooltip"] for _, options in inputs.values())
 
 
 @pytest.mark.parametrize("path", API_EXAMPLES, ids=lambda path: path.stem)
@@ -442,6 +444,63 @@ def test_core_crops_to_the_box_of_a_mask(server):
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     inside = opened("samkit_scene.png")[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     assert np.array_equal(pixels(saved["save"][0])[..., :3], inside)
+
+
+GIVE_BOXES = ("PrimitiveBoundingBox", "RTDETR_detect", "SAM3_Detect", "MediaPipeFaceLandmarker", "SDPoseFaceBBoxes")
+TAKE_BOXES = {
+    "SAM3_Detect": "bboxes",
+    "DrawBBoxes": "bboxes",
+    "CropByBBoxes": "bboxes",
+    "SDPoseKeypointExtractor": "bboxes",
+    "ImageCropV2": "crop_region",
+}
+
+
+def test_cores_box_sockets_connect_with_ours(server):
+    """Also those of nodes whose weights are a download."""
+    info = server.json("/object_info")
+    if not {*GIVE_BOXES, *TAKE_BOXES} <= set(info):
+        pytest.skip("this ComfyUI has not all nodes of 0.25 with boxes")
+    given = {kind: info[kind]["output"] for kind in (*GIVE_BOXES, "SAMKit_Segment", "SAMKit_ConvertBoxes")}
+    assert all("BOUNDING_BOX" in types for types in given.values())
+    taken = TAKE_BOXES | dict.fromkeys(("SAMKit_Segment", "SAMKit_PredictMask", "SAMKit_ConvertBoxes"), "bboxes")
+    for kind, name in taken.items():
+        inputs = {**info[kind]["input"]["required"], **info[kind]["input"].get("optional", {})}
+        assert "BOUNDING_BOX" in inputs[name][0].split(","), kind
+    detect = info["SAM3_Detect"]["input"]["optional"]
+    for name in ("positive_coords", "negative_coords"):
+        assert detect[name][0] == "STRING" == info["SAMKit_PromptEditor"]["output"][0], "points are text there too"
+
+
+def test_core_draws_and_crops_our_boxes_of_each_frame(server):
+    if not {"DrawBBoxes", "CropByBBoxes"} <= set(server.json("/object_info")):
+        pytest.skip("this ComfyUI has no nodes that take boxes of each frame")
+    graph = varied("one_click", filename_prefix="undrawn")
+    number, inputs = node_of(graph, "SAMKit_Segment")
+    graph["flipped"] = {"class_type": "ImageFlip", "inputs": {"image": inputs["image"], "flip_method": "y-axis: horizontally"}}
+    graph["frames"] = {"class_type": "ImageBatch", "inputs": {"image1": inputs["image"], "image2": ["flipped", 0]}}
+    inputs["image"] = ["frames", 0]
+    given = {"image": ["frames", 0], "bboxes": [number, 1]}
+    size = {"output_width": 64, "output_height": 64, "padding": 0, "keep_aspect": "stretch"}
+    graph["draw"] = {"class_type": "DrawBBoxes", "inputs": given}
+    graph["crop"] = {"class_type": "CropByBBoxes", "inputs": given | size}
+    for name in ("draw", "crop"):
+        inputs = {"images": [name, 0], "filename_prefix": f"boxes_{name}"}
+        graph[f"save {name}"] = {"class_type": "SaveImage", "inputs": inputs}
+    saved = server.saved(graph)
+    (masks,) = (paths for kind, paths in saved.items() if not kind.startswith("save "))
+    scene, boxes = opened("samkit_scene.png"), []
+    for index, frame in enumerate((scene, scene[:, ::-1])):
+        box = tight_box(pixels(masks[index])[..., 0] > 127)
+        x, y, right, bottom = (int(value) for value in corners_of(box))
+        boxes.append((x, y, right, bottom))
+        drawn = pixels(saved["save draw"][index])[..., :3]
+        red = (drawn == (255, 0, 0)).all(-1) & (frame != (255, 0, 0)).any(-1)
+        assert red[bottom, x:right].all() and red[y:bottom, x].all() and not red[:y, :x].any()
+        inside = torch.from_numpy(frame[y:bottom, x:right].copy()).movedim(-1, 0)[None].float()
+        expected = torch.nn.functional.interpolate(inside, size=(64, 64), mode="area")[0].movedim(0, -1)
+        assert abs(pixels(saved["save crop"][index])[..., :3] - expected.numpy()).max() <= 1
+    assert boxes[0] != boxes[1]
 
 
 OLD_NODES = {

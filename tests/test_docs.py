@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from demo import PAIR_SEED, SCENE_SEED, SCENE_SIZE
-from load_pack import ROOT
+from load_pack import ROOT, inputs_of
 from PIL import Image
 from real_packs import EXAMPLES as WITH_OTHERS
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
@@ -37,8 +37,7 @@ def test_every_node_has_a_help_page_that_names_every_socket(node_id):
     page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[node_id]}\n")
     rows = [row or item for row, item in SOCKET.findall(page)]
-    inputs = [name for group in node.INPUT_TYPES().values() for name in group]
-    assert sorted(rows) == sorted([*inputs, *node.RETURN_NAMES])
+    assert sorted(rows) == sorted([*inputs_of(node), *node.RETURN_NAMES])
 
 
 def test_there_is_no_page_for_a_node_that_is_not():
@@ -176,9 +175,7 @@ def widgets_of(node):
     names = [socket["name"] for socket in node["inputs"] if "widget" in socket]
     if node["type"] not in NODE_CLASS_MAPPINGS:
         return [part for name in names for part in ((name, BROWSERS) if name == "seed" else (name,))]
-    declared = {
-        name: given for group in NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES().values() for name, given in group.items()
-    }
+    declared = inputs_of(NODE_CLASS_MAPPINGS[node["type"]])
     names += [name for name, (_, options) in declared.items() if options.get("socketless")]
     return sorted(names, key=list(declared).index)
 
@@ -230,9 +227,8 @@ def test_the_api_forms_use_inputs_that_exist():
     for path in sorted((EXAMPLES / "api").glob("*.json")):
         for node in json.loads(path.read_text(encoding="utf-8")).values():
             if node["class_type"] in NODE_CLASS_MAPPINGS:
-                known = NODE_CLASS_MAPPINGS[node["class_type"]].INPUT_TYPES()
-                names = {name for group in known.values() for name in group}
-                assert set(node["inputs"]) <= names and set(known["required"]) <= set(node["inputs"])
+                kind = NODE_CLASS_MAPPINGS[node["class_type"]]
+                assert set(kind.INPUT_TYPES()["required"]) <= set(node["inputs"]) <= set(inputs_of(kind))
 
 
 @pytest.mark.parametrize("path", OUR_TEXTS, ids=lambda path: path.name)

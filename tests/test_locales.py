@@ -8,7 +8,7 @@ from collections import Counter
 
 import make_locales as locales
 import pytest
-from load_pack import ROOT
+from load_pack import ROOT, inputs_of
 from samkit import NODE_CLASS_MAPPINGS
 
 LANGUAGES = ["de", "es", "fr", "ja", "ko", "zh"]
@@ -42,7 +42,7 @@ def test_labels_are_of_the_values_that_an_input_has():
     """`options` says what the browser shows; a workflow has the value."""
     nodes, seen = locales.read("en", "nodeDefs.json"), 0
     for node_id, node in NODE_CLASS_MAPPINGS.items():
-        for name, (kind, *_) in itertools.chain(*(group.items() for group in node.INPUT_TYPES().values())):
+        for name, (kind, *_) in inputs_of(node).items():
             labels = nodes[node_id]["inputs"][name].get("options")
             if labels is not None:
                 assert labels == {value: value for value in kind}

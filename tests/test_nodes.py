@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from load_pack import ROOT
+from load_pack import ROOT, inputs_of
 from PIL import Image
 from safetensors.torch import save_file
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
@@ -34,7 +34,7 @@ CONTRACT = {
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
         + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
-        + ["frame_offset"],
+        + ["frame_offset", "meta_batch"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
@@ -42,7 +42,7 @@ CONTRACT = {
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
         + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
-        + ["frame_offset"],
+        + ["frame_offset", "meta_batch"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),
@@ -144,20 +144,19 @@ def test_the_nodes_are_these():
 def test_everything_is_explained(node_id):
     node = NODE_CLASS_MAPPINGS[node_id]
     assert node.DESCRIPTION and node.SEARCH_ALIASES and all(node.OUTPUT_TOOLTIPS)
-    for group in node.INPUT_TYPES().values():
-        for name, (_, options) in group.items():
-            assert options["tooltip"], name
+    for name, (_, options) in inputs_of(node).items():
+        assert options["tooltip"], name
 
 
 @NODES
 def test_the_method_takes_the_inputs_by_name_with_their_defaults(node_id):
     node = NODE_CLASS_MAPPINGS[node_id]
-    inputs = {name: spec for group in node.INPUT_TYPES().values() for name, spec in group.items()}
+    inputs = inputs_of(node)
     shows = inputs.pop("show_result", None)  # ComfyUI's face takes it; by API it may be left out, and nothing is shown
     assert (node.FUNCTION == "run") == (shows is not None)
     parameters = dict(inspect.signature(getattr(node, "execute" if shows else node.FUNCTION)).parameters)
     parameters.pop("self")
-    assert set(parameters) == set(inputs)
+    assert set(parameters) == {*inputs, *node.INPUT_TYPES().get("hidden", {})}
     for name, (kind, options) in inputs.items():
         if "default" in options:
             assert parameters[name].default == options["default"], name

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_picture
+from load_pack import inputs_of
 from PIL import Image
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL
@@ -179,7 +180,7 @@ def test_sockets_connect_art_ventures_and_impacts_types():
     """Types are compared as ComfyUI does: one in common is enough."""
     found = 0
     for node in NODE_CLASS_MAPPINGS.values():
-        inputs = [kind for group in node.INPUT_TYPES().values() for kind, *_ in group.values() if isinstance(kind, str)]
+        inputs = [kind for kind, *_ in inputs_of(node).values() if isinstance(kind, str)]
         sockets = [kind for kind in (*inputs, *node.RETURN_TYPES) if "SAM_MODEL" in kind]
         assert all({"AV_SAM_MODEL", "SAM_MODEL"} == set(kind.split(",")) for kind in sockets), node
         found += len(sockets)

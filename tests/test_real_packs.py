@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import math
 import shutil
 import sys
 
@@ -15,12 +16,17 @@ from comfyui_server import Unavailable, comfyui, error_of
 from conftest import as_image, make_picture
 from load_pack import ROOT
 from PIL import Image
-from real_packs import ART_VENTURE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, WAS, definitions, source
+from real_packs import ART_VENTURE, FLORENCE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, VIDEO, WAS, definitions, source
 from reference import VIT_B, random_sam
 from reference_sam2 import SMALL
+from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.predict import Segment
+from samkit.nodes.replacements import REPLACEMENTS
 from samkit.sam import as_segmenter, load_model
+from samkit.utils.boxes import corners_of
 from test_comfyui import EXAMPLES, NEIGHBOUR, NEIGHBOUR_UTILS, check_interface_example, shape_of
+from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
+from test_grounding import folder_copy
 from test_sam2 import Pair, small_size  # noqa: F401  a fixture
 from world import unavailable
 
@@ -38,12 +44,12 @@ class AnyJSON:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"text": ("STRING",)}}
-    RETURN_TYPES = ("JSON",)
+    RETURN_TYPES = ("JSON", "BOUNDING_BOX")
     FUNCTION = "parse"
     CATEGORY = CATEGORY
     def parse(self, text):
         import json
-        return (json.loads(text),)
+        return json.loads(text), json.loads(text)
 
 NODE_CLASS_MAPPINGS |= {"ImpactOwn": ImpactOwn, "AnyJSON": AnyJSON}
 """
@@ -93,23 +99,97 @@ class OneBox:
 
 NODE_CLASS_MAPPINGS |= {"TinyDiffusion": TinyDiffusion}
 """
+# Models of other packs whose weights are downloads: kijai's SAM 2 of its own code with random weights, a Florence-2 that says
+# a box, and a Grounding DINO of storyicon's form that finds one.
+_MODELS = """
+class RandomSAM2:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    RETURN_TYPES = ("SAM2MODEL", "SAM_MODEL")
+    FUNCTION = "build"
+    CATEGORY = CATEGORY
+    def build(self):
+        import os, sys, torch
+        from unittest.mock import patch
+        pack = next(found for name, found in sys.modules.items() if name.endswith("ComfyUI-segment-anything-2.load_model"))
+        config = os.path.join(os.path.dirname(pack.__file__), "sam2_configs", "sam2.1_hiera_t.yaml")
+        torch.manual_seed(0)
+        with torch.inference_mode(False), torch.no_grad():
+            with patch.object(pack, "load_torch_file"), patch.object(pack.SAM2Base, "load_state_dict"):
+                predictor = pack.load_model(None, config, "single_image", torch.float32, torch.device("cpu"))
+            for name, value in predictor.model.named_parameters():
+                if "pos_embed" in name:
+                    value.normal_(0, 0.3)
+                elif value.ndim > 1:
+                    value.normal_(0, (1.4 if "mask_decoder" in name else 1.0) / value[0].numel() ** 0.5)
+        model = {"model": predictor, "dtype": torch.float32, "device": torch.device("cpu"), "segmentor": "single_image",
+                 "version": "2.1"}
+        return model, model
+
+class OneBoxFlorence:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    RETURN_TYPES = ("FL2MODEL",)
+    FUNCTION = "build"
+    CATEGORY = CATEGORY
+    def build(self):
+        import torch
+        class Inputs(dict):
+            def to(self, _):
+                return self
+        class Processor:
+            def __call__(self, **_):
+                return Inputs(input_ids=None, pixel_values=None)
+            def batch_decode(self, ids, skip_special_tokens):
+                return ["<s>leaf</s>"]
+            def post_process_generation(self, text, task, image_size):
+                return {task: {"bboxes": [[60.0, 250.0, 260.0, 430.0]], "labels": ["leaf"]}}
+        class Model(torch.nn.Module):
+            def generate(self, **_):
+                return None
+        return ({"model": Model(), "processor": Processor(), "dtype": torch.float32},)
+
+class OneBoxDino:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    RETURN_TYPES = ("GROUNDING_DINO_MODEL",)
+    FUNCTION = "build"
+    CATEGORY = CATEGORY
+    def build(self):
+        import torch
+        box = torch.tensor([[[160 / 640, 340 / 480, 200 / 640, 180 / 480]]])
+        return (lambda images, captions: {"pred_logits": torch.ones(1, 1, 256), "pred_boxes": box.clone()},)
+
+NODE_CLASS_MAPPINGS |= {"RandomSAM2": RandomSAM2, "OneBoxFlorence": OneBoxFlorence, "OneBoxDino": OneBoxDino}
+"""
 SCENE, BOX = "samkit_scene.png", {"x": 60, "y": 250, "width": 200, "height": 180}
 
 
 @contextlib.contextmanager
-def running(base, packs, shared_nodes):
-    """A ComfyUI with our pack and others, and the pack that `SAMKIT_SHARED_NODES` gives the shared ids to."""
+def running(base, packs, shared_nodes, last=None):
+    """A ComfyUI with our pack and others, and the pack that `SAMKIT_SHARED_NODES` gives the shared ids to.
+
+    Where `last` says which pack is loaded last, "ours" or "theirs", the others lie in a second folder of custom nodes.
+    """
     for folder in ("custom_nodes", "input", "models/sams", "models/checkpoints"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
     (base / "models" / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors").touch()  # to be listed
     shutil.copy(EXAMPLES / SCENE, base / "input")
-    real_packs.install(packs, base / "custom_nodes")
+    others = base / "custom_nodes" if last is None else base / "others" / "custom_nodes"
+    real_packs.install(packs, others)
+    (base / "paths.yaml").write_text(
+        f"others:\n  base_path: {others.parent}\n  custom_nodes: custom_nodes\n  is_default: {str(last == 'ours').lower()}\n"
+    )
+    more = () if last is None else ("--extra-model-paths-config", str(base / "paths.yaml"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(real_packs.site_packages()))
         patch.setenv("SAMKIT_SHARED_NODES", shared_nodes)
         try:
-            with comfyui(base) as server:
+            with comfyui(base, more=more) as server:
                 server.info = server.json("/object_info")
                 yield server
         except Unavailable as reason:
@@ -117,24 +197,30 @@ def running(base, packs, shared_nodes):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, demo_model):
+def server(tmp_path_factory, demo_model, grounding_folder):  # noqa: F811
     if real_packs.folder() is None:
         pytest.skip("SAMKIT_PACKS names no folder with other packs' sources")
     base = tmp_path_factory.mktemp("packs")
     for folder in ("nodes", "utils"):
         (base / "custom_nodes" / "neighbour" / folder).mkdir(parents=True)
     neighbour = base / "custom_nodes" / "neighbour"
-    (neighbour / "__init__.py").write_text(NEIGHBOUR + _IMPACT_OWN + _TINY_DIFFUSION)
+    (neighbour / "__init__.py").write_text(NEIGHBOUR + _IMPACT_OWN + _TINY_DIFFUSION + _MODELS)
     (neighbour / "nodes" / "__init__.py").write_text("CATEGORY = 'neighbour'\n")
     (neighbour / "utils" / "__init__.py").write_text(NEIGHBOUR_UTILS.replace("SHAPE", repr(shape_of(demo_model))))
     (base / "models" / "sams").mkdir(parents=True)
     shutil.copy(ROOT / "sam/weights/bundled/samkit_demo.safetensors", base / "models" / "sams" / "mine.safetensors")
-    with running(base, [IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG], "samkit") as started:
+    folder_copy(grounding_folder, base / "models" / "grounding-dino" / "grounding-dino-tiny")
+    with running(base, [IMPACT, ART_VENTURE, KJNODES, KIJAI_SAM2, RMBG, VIDEO, FLORENCE, STORYICON], "samkit") as started:
         yield started
 
 
 def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
+
+
+def box_node(**changes):
+    """A box as core 0.25 gives it, from output 1: older cores have no node for it."""
+    return node("AnyJSON", text=json.dumps(BOX | changes))
 
 
 def needs(server, *kinds):
@@ -159,6 +245,14 @@ def saved(server, graph, *masks):
         np.stack([np.array(Image.open(path).convert("L")) > 127 for path in found[f"save{number}"]])
         for number in range(len(masks))
     ]
+
+
+def read_back(server, graph, *outputs):
+    """The values of some outputs of a graph, as ComfyUI's Preview as Text shows them."""
+    shown = {f"shown{number}": node("PreviewAny", source=output) for number, output in enumerate(outputs)}
+    entry = server.run(graph | shown)
+    assert error_of(entry) is None
+    return [json.loads(entry["outputs"][name]["text"][0]) for name in shown]
 
 
 def base_graph():
@@ -218,6 +312,43 @@ def test_impact_takes_our_segs(server):
     assert np.array_equal(ours, back) and ours.any()
 
 
+@pytest.mark.comfyui
+def test_impacts_detectors_take_text_to_boxes(server):
+    """The same boxes as one mask, as SEGS, and as its own output has them."""
+    needs(server, "BboxDetectorSEGS", "BboxDetectorCombined_v2", "SegsToCombinedMask")
+    words = {"text": "cat. a dog.", "text_threshold": 0.0, "box_threshold": 0.0, "nms_threshold": 0.7, "max_boxes": 3}
+    graph = base_graph() | {"dino": node("SAMKit_GroundingLoader", model_name="grounding-dino-tiny")}
+    graph["words"] = node("SAMKit_TextToBoxes", grounding_model=["dino", 0], image=["image", 0], **words)
+    given = {"bbox_detector": ["words", 3], "image": ["image", 0], "threshold": 0.0, "dilation": 0}
+    graph["together"] = node("BboxDetectorCombined_v2", **given)
+    graph["apart"] = node("BboxDetectorSEGS", crop_factor=2.0, drop_size=1, labels="all", **given)
+    graph["back"] = node("SegsToCombinedMask", segs=["apart", 0])
+    together, back = saved(server, graph, ["together", 0], ["back", 0])
+    (boxes,) = read_back(server, graph, ["words", 0])[0]
+    expected = np.zeros((480, 640), bool)
+    for x, y, right, bottom in map(corners_of, boxes):
+        expected[max(0, math.floor(y)) : math.ceil(bottom), max(0, math.floor(x)) : math.ceil(right)] = True
+    assert len(boxes) == 3 and np.array_equal(together[0], expected) and np.array_equal(back[0], expected)
+
+
+@pytest.mark.comfyui
+def test_impacts_simple_detector_takes_our_model(server):
+    """Its mask is that of SAMDetector inside of the box that its detector finds."""
+    needs(server, "ImpactSimpleDetectorSEGS", "SAMDetectorCombined", "BboxDetectorSEGS", "TinyDiffusion")
+    graph = base_graph() | {"tiny": node("TinyDiffusion")}
+    found = {"bbox_detector": ["tiny", 4], "image": ["image", 0], "crop_factor": 2.0, "drop_size": 1}
+    graph["segs"] = node("BboxDetectorSEGS", threshold=0.5, dilation=0, labels="all", **found)
+    graph |= detectors("model", 0.0)
+    given = {"bbox_threshold": 0.5, "bbox_dilation": 0, "sub_threshold": 0.0, "sub_dilation": 0, "sub_bbox_expansion": 0}
+    given |= {"sam_mask_hint_threshold": 0.7, "sam_model_opt": ["model", 0]}
+    graph["simple"] = node("ImpactSimpleDetectorSEGS", **found, **given)
+    graph["mask"] = node("SegsToCombinedMask", segs=["simple", 0])
+    alone, simple = saved(server, graph, ["SAMDetectorCombined model", 0], ["mask", 0])
+    box = np.zeros((480, 640), bool)
+    box[250:430, 60:260] = True
+    assert np.array_equal(simple[0], alone[0] & box) and simple.any()
+
+
 DETAILER = {
     "guide_size": 64.0,
     "guide_size_for": True,
@@ -244,6 +375,41 @@ DETAILER = {
     "wildcard": "",
     "cycle": 1,
 }
+SEGS_OPTIONS = ("guide_size", "guide_size_for", "max_size", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise") + (
+    "noise_mask",
+    "force_inpaint",
+    "cycle",
+)
+
+
+def changed_pixels(server, graph, output):
+    """Where an image is not the scene any more, bool [H, W]."""
+    graph = graph | {"after": node("SaveImage", images=output, filename_prefix=f"changed{next(_runs)}")}
+    after = np.array(Image.open(server.saved(graph)["after"][0]).convert("RGB")).astype(int)
+    before = np.array(Image.open(server.base / "input" / SCENE).convert("RGB")).astype(int)
+    return abs(after - before).max(-1) > 2
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_impacts_detailers_take_our_segs(server):
+    """Detailer (SEGS), and SEGSDetailer with SEGSPaste: only the pixels of our mask change."""
+    needs(server, "DetailerForEach", "SEGSDetailer", "SEGSPaste", "ToBasicPipe", "TinyDiffusion")
+    graph = base_graph() | {"tiny": node("TinyDiffusion")}
+    links = {name: ["tiny", place] for place, name in enumerate(["model", "clip", "vae", "positive"])} | {
+        "negative": ["tiny", 3]
+    }
+    given = {"image": ["image", 0], "segs": ["segs", 0]}
+    options = {name: DETAILER[name] for name in SEGS_OPTIONS}
+    graph["pipe"] = node("ToBasicPipe", **links)
+    more = {"basic_pipe": ["pipe", 0], "refiner_ratio": 0.2, "batch_size": 1, "noise_mask_feather": 0}
+    graph["detailed"] = node("SEGSDetailer", **given, **options, **more)
+    graph["pasted"] = node("SEGSPaste", image=["image", 0], segs=["detailed", 0], feather=0, alpha=255)
+    graph["at once"] = node("DetailerForEach", **given, **options, **links, feather=0, wildcard="")
+    (mask,) = saved(server, graph, ["ours", 0])
+    for output in ("pasted", "at once"):
+        changed = changed_pixels(server, graph, [output, 0])
+        assert changed.any() and not (changed & ~mask[0]).any(), output
 
 
 @pytest.mark.comfyui
@@ -258,10 +424,7 @@ def test_face_detailer_runs_through_with_our_model(server):
     (mask,) = saved(server, graph, ["detailer", 3])
     inside = mask[0].nonzero()
     assert mask.any() and inside[0].min() >= 249 and inside[0].max() <= 431 and inside[1].max() <= 261
-    graph["after"] = node("SaveImage", images=["detailer", 0], filename_prefix="detailed")
-    after = np.array(Image.open(server.saved(graph)["after"][0]).convert("RGB")).astype(int)
-    before = np.array(Image.open(server.base / "input" / SCENE).convert("RGB")).astype(int)
-    changed = abs(after - before).max(-1) > 2
+    changed = changed_pixels(server, graph, ["detailer", 0])
     assert changed.any() and not (changed & ~mask[0]).any()
 
 
@@ -299,8 +462,8 @@ def test_the_points_editors_xywh_boxes_are_read_with_the_form(server):
     drawn = json.dumps([{"startX": 60, "startY": 250, "endX": 260, "endY": 430}])
     graph = editor_graph(bboxes=drawn, bbox_format="xywh")
     graph["edited"]["inputs"]["box_form"] = "xywh"
-    graph["box"] = node("PrimitiveBoundingBox", **BOX)
-    prompts = {"positive_coords": ["points", 0], "bboxes": ["box", 0]}
+    graph["box"] = box_node()
+    prompts = {"positive_coords": ["points", 0], "bboxes": ["box", 1]}
     graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], **prompts)
     ours, edited = saved(server, graph, ["ours", 0], ["edited", 0])
     assert np.array_equal(ours, edited) and ours.any()
@@ -321,8 +484,8 @@ def test_florences_boxes_connect_directly_and_nothing_found_is_an_empty_mask(ser
     needs(server, kind)
     corners = [BOX["x"], BOX["y"], BOX["x"] + BOX["width"], BOX["y"] + BOX["height"]]
     graph = base_graph()
-    graph["box"] = node("PrimitiveBoundingBox", **BOX)
-    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=["box", 0])
+    graph["box"] = box_node()
+    graph["ours"] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=["box", 1])
     for name, data in (("some", [[corners]]), ("none", [])):
         graph[f"{name} data"] = node("AnyJSON", text=json.dumps(data))
         graph[f"{name} boxes"] = node(kind, data=[f"{name} data", 0], index="0", batch=False)
@@ -330,6 +493,174 @@ def test_florences_boxes_connect_directly_and_nothing_found_is_an_empty_mask(ser
         graph[name] = node("SAMKit_Segment", **given)
     ours, some, none = saved(server, graph, ["ours", 0], ["some", 0], ["none", 0])
     assert np.array_equal(ours, some) and ours.any() and none.shape == ours.shape and not none.any()
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("kind", ["Florence2toCoordinates", "AILab_Florence2ToCoordinates"])
+def test_florences_boxes_of_a_batch_are_one_of_each_frame(server, kind):
+    needs(server, kind)
+    graph = base_graph()
+    graph["flipped"] = node("ImageFlip", image=["image", 0], flip_method="y-axis: horizontally")
+    graph["batch"] = node("ImageBatch", image1=["image", 0], image2=["flipped", 0])
+    left = [60, 250, 260, 430]
+    graph["data"] = node("AnyJSON", text=json.dumps([[left], [[640 - left[2], left[1], 640 - left[0], left[3]]]]))
+    graph["boxes"] = node(kind, data=["data", 0], index="0", batch=True)
+    graph["both"] = node("SAMKit_Segment", sam_model=["model", 0], image=["batch", 0], bboxes=["boxes", 1])
+    for name, image, x in (("first", "image", 60), ("second", "flipped", 380)):
+        graph[f"{name} box"] = box_node(x=x)
+        graph[name] = node("SAMKit_Segment", sam_model=["model", 0], image=[image, 0], bboxes=[f"{name} box", 1])
+    both, first, second = saved(server, graph, ["both", 0], ["first", 0], ["second", 0])
+    assert np.array_equal(both, np.concatenate([first, second])) and first.any() and second.any()
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.comfyui
+def test_florence_runs_into_our_boxes(server):
+    """kijai's Florence2Run on a model that says a box, and its SAM 2 pack's node between."""
+    needs(server, "Florence2Run", "Florence2toCoordinates", "OneBoxFlorence")
+    graph = base_graph() | {"florence": node("OneBoxFlorence"), "box": box_node()}
+    inputs = {"image": ["image", 0], "florence2_model": ["florence", 0], "text_input": "", "task": "region_caption"}
+    graph["run"] = node("Florence2Run", fill_mask=True, **inputs)
+    graph["boxes"] = node("Florence2toCoordinates", data=["run", 3], index="0", batch=False)
+    for name, source_of in (("theirs", ["boxes", 1]), ("ours", ["box", 1])):
+        graph[name] = node("SAMKit_Segment", sam_model=["model", 0], image=["image", 0], bboxes=source_of)
+    theirs, ours = saved(server, graph, ["theirs", 0], ["ours", 0])
+    assert np.array_equal(theirs, ours) and ours.any()
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_kijais_sam_2_takes_our_boxes_and_its_model_runs_in_our_nodes(server):
+    """Its own code with random weights; its transform of the image is torchvision's, ours Pillow's."""
+    needs(server, "Sam2Segmentation", "RandomSAM2")
+    graph = base_graph() | {"sam2": node("RandomSAM2"), "box": box_node()}
+    graph["boxes"] = node("SAMKit_ConvertBoxes", bboxes=["box", 1], index=0, frame=0)
+    given = {"sam2_model": ["sam2", 0], "image": ["image", 0], "bboxes": ["boxes", 1]}
+    graph["theirs"] = node("Sam2Segmentation", keep_model_loaded=True, individual_objects=False, **given)
+    given = {"sam_model": ["sam2", 1], "image": ["image", 0], "bboxes": ["box", 1], "multimask": "on"}
+    graph["again"] = node("SAMKit_Segment", **given)
+    server.run(graph | {"shown": node("PreviewAny", source=["theirs", 0])}, timeout=300)
+    theirs, again = saved(server, graph, ["theirs", 0], ["again", 0])
+    assert (theirs == again).mean() > 0.99 and 0.01 < again.mean() < 0.99
+
+
+@pytest.mark.comfyui
+def test_storyicons_segmentation_runs_on_our_model(server):
+    """What it finds with a plain Sam of the same weights, and what SAM Segment finds with its box."""
+    needs(server, "GroundingDinoSAMSegment (segment anything)", "OneBoxDino", "ImpactOwn")
+    graph = base_graph() | {"dino": node("OneBoxDino"), "plain": node("ImpactOwn"), "box": box_node()}
+    given = {"grounding_dino_model": ["dino", 0], "image": ["image", 0], "prompt": "leaf", "threshold": 0.3}
+    for model in ("model", "plain"):
+        graph[f"by {model}"] = node("GroundingDinoSAMSegment (segment anything)", sam_model=[model, 0], **given)
+    given = {"sam_model": ["model", 0], "image": ["image", 0], "bboxes": ["box", 1]}
+    graph["ours"] = node("SAMKit_Segment", **given)
+    ours, by_model, by_plain = saved(server, graph, ["ours", 0], ["by model", 1], ["by plain", 1])
+    assert np.array_equal(by_model, by_plain) and (by_model == ours).mean() > 0.999 and ours.any()
+
+
+@pytest.mark.comfyui
+@pytest.mark.exhaustive
+def test_storyicons_loader_gives_a_mobile_sam_that_runs_in_our_nodes(server, storyicon):
+    needs(server, "SAMModelLoader (segment anything)")
+    torch.save(enliven(storyicon._build_mobile_sam(None)).state_dict(), server.base / "models" / "sams" / "mobile_sam.pt")
+    graph = base_graph() | {"theirs": node("SAMModelLoader (segment anything)", model_name="mobile_sam(39MB)")}
+    graph["model"]["inputs"]["model_name"] = "mobile_sam.pt"
+    graph["again"] = node("SAMKit_Segment", **(graph["ours"]["inputs"] | {"sam_model": ["theirs", 0]}))
+    ours, again = saved(server, graph, ["ours", 0], ["again", 0])
+    assert np.array_equal(ours, again) and ours.any()
+
+
+WIDGETS = ("INT", "FLOAT", "BOOLEAN", "STRING", "COLORCODE", "COMBO")
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("one", REPLACEMENTS, ids=[one.old for one in REPLACEMENTS])
+def test_a_replacement_has_the_inputs_and_widgets_of_the_real_node(server, one):
+    if one.old == "SAM Model Loader":  # WAS Node Suite installs packages when it is imported
+        (kind,) = definitions(source(WAS) / "WAS_Node_Suite.py", ["WAS_SAM_Model_Loader"])
+        inputs, outputs = kind.INPUT_TYPES(), kind.RETURN_TYPES
+    else:
+        needs(server, one.old)
+        inputs, outputs = server.info[one.old]["input"], server.info[one.old]["output"]
+    inputs = {**inputs["required"], **inputs.get("optional", {})}
+    is_widget = {
+        name: (isinstance(kind, list) or kind in WIDGETS) and not (more and more[0].get("forceInput"))
+        for name, (kind, *more) in inputs.items()
+    }
+    assert tuple(name for name in inputs if is_widget[name]) == one.widgets
+    assert set(one.copied) <= set(inputs) and set(one.outputs) <= set(range(len(outputs)))
+
+
+FRAMES, PART, STEP = 5, 2, 40
+COMBINE = {
+    "frame_rate": 8.0,
+    "loop_count": 0,
+    "filename_prefix": "film",
+    "format": "video/h264-mp4",
+    "pingpong": False,
+    "save_output": True,
+    "pix_fmt": "yuv420p",
+    "crf": 19,
+    "save_metadata": True,
+    "trim_to_audio": False,
+}
+
+
+@pytest.fixture(scope="module")
+def film_folder(server):
+    """Frames in which the scene moves to the left."""
+    scene, folder = np.array(Image.open(EXAMPLES / SCENE)), server.base / "input" / "film"
+    folder.mkdir()
+    for index in range(FRAMES):
+        Image.fromarray(np.roll(scene, -STEP * index, axis=1)).save(folder / f"{index:03}.png")
+    return folder
+
+
+def film_graph(folder, kind, points):
+    """SAM Segment or SAM Predict Mask on the frames of a folder."""
+    given = {"sam_model": ["model", 0], "positive_coords": ["points", 0], "image": ["film", 0]}
+    graph = {
+        "film": node("VHS_LoadImagesPath", directory=str(folder)),
+        "model": base_graph()["model"],
+        "points": node("PrimitiveStringMultiline", value=json.dumps(points)),
+        "ours": node(kind, **given),
+    }
+    if kind == "SAMKit_PredictMask":
+        graph["embedding"] = node("GetSAMEmbedding", sam_model=["model", 0], image=["film", 0], device_mode="CPU")
+        graph["ours"]["inputs"]["embedding"] = ["embedding", 0]
+    return graph
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("kind", ["SAMKit_Segment", "SAMKit_PredictMask"])
+def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server, film_folder, kind):
+    """The combined frames do not need our masks: ComfyUI may combine them, and so queue the next part, before we run."""
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath", "VHS_VideoCombine")
+    points = [[{"x": 209 - STEP * index, "y": 386}] for index in range(FRAMES)]
+    graph = film_graph(film_folder, kind, points)
+    (whole,) = saved(server, graph, ["ours", 0])
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
+    for name in ("film", "ours"):
+        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["save0"]["inputs"]["filename_prefix"] = f"parts_{kind}"
+    entries = server.run_again(graph)
+    assert [error_of(entry) for entry in entries] == [None] * 3
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
+    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    assert np.array_equal(parts, whole) and len(whole) == FRAMES and whole.any((1, 2)).all()
+    columns = whole.any(1).argmax(1)
+    assert (np.diff(columns) < 0).all(), "each frame has the mask of its own point"
+
+
+@pytest.mark.comfyui
+def test_a_batch_manager_that_does_not_load_the_video_is_refused(server, film_folder):
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath")
+    graph = film_graph(film_folder, "SAMKit_Segment", [])
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["ours"]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["shown"] = node("PreviewAny", source=["ours", 0])
+    assert "into batches of 2 frames, but this batch has 5" in error_of(server.run(graph))["exception_message"]
 
 
 @pytest.mark.comfyui
@@ -373,6 +704,40 @@ def test_our_nodes_work_with_art_ventures_model_and_embedding_and_its_lacks_are_
 
 
 @pytest.mark.comfyui
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_a_saved_graph_beside_art_ventures_pack_in_both_load_orders(tmp_path, last):
+    """Nobody has chosen: the pack that is loaded last has the ids."""
+    source(ART_VENTURE)
+    (tmp_path / "models" / "sams").mkdir(parents=True)
+    torch.save(random_sam(**VIT_B).state_dict(), tmp_path / "models" / "sams" / "vit_b.pth")
+    with running(tmp_path, [ART_VENTURE], "", last) as server:
+        used = "samkit" if last == "ours" else ART_VENTURE
+        assert server.info["AV_SAMLoader"]["python_module"] == f"custom_nodes.{used}"
+        (line,) = [line for line in server.log.splitlines() if "have the nodes AV_SAMLoader" in line]
+        assert f"Those of {used} are used" in line
+        today = json.loads((EXAMPLES / "api" / "one_click.json").read_text())
+        if last == "ours":
+            ((path,),) = server.saved(today).values()
+            assert np.array(Image.open(path)).any()
+        else:
+            with pytest.raises(AssertionError, match="model_name: 'samkit_demo.safetensors' not in"):
+                server.run(today)
+        (loader,) = [one["inputs"] for one in today.values() if one["class_type"] == "AV_SAMLoader"]
+        loader["model_name"] = "vit_b.pth"
+        assert error_of(server.run(today, timeout=400)) is None
+
+
+def test_art_ventures_image_of_an_embedding_is_ours(tiny_model):
+    folder, known = source(ART_VENTURE) / "modules", {"np": np, "torch": torch, "Image": Image}
+    known["pil2tensor"], _ = definitions(folder / "utils.py", ["pil2tensor", "pil2numpy"], **known)
+    (theirs,) = definitions(folder / "inpaint" / "sam" / "nodes.py", ["SAMEmbeddingToImage"], **known)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_picture(60, 80)), tiny_model)
+    (ours,), (other,) = (kind().sam_embedding_to_noise_image(embedding) for kind in (SAMEmbeddingToImage, theirs))
+    assert ours.any() and torch.equal(ours, other)
+
+
+@pytest.mark.comfyui
 @pytest.mark.parametrize(("example", "pack"), real_packs.EXAMPLES.items())
 def test_the_examples_with_their_nodes_fit(server, example, pack):
     nodes = json.loads((EXAMPLES / f"{example}.json").read_text())["nodes"]
@@ -407,17 +772,20 @@ def test_the_example_of_florences_boxes_runs_on_what_florence_would_say(server):
 @pytest.mark.comfyui
 @pytest.mark.exhaustive
 def test_the_example_of_impacts_detailer_runs_with_a_tiny_unet(server):
-    """A checkpoint and Grounding DINO are downloads: another detector and another UNet take their places."""
+    """The checkpoint is a download: another UNet takes its place. So is Grounding DINO: a small one finds something else."""
     needs(server, "FaceDetailer", "TinyDiffusion")
     graph = json.loads((EXAMPLES / "api" / "impact_detailer.json").read_text())
-    gone = {"CheckpointLoaderSimple", "CLIPTextEncode", "SAMKit_GroundingLoader", "SAMKit_TextToBoxes"}
+    gone = {"CheckpointLoaderSimple", "CLIPTextEncode"}
     graph = {number: one for number, one in graph.items() if one["class_type"] not in gone} | {"tiny": node("TinyDiffusion")}
     (detailer,) = [one["inputs"] for one in graph.values() if one["class_type"] == "FaceDetailer"]
-    places = {"model": 0, "clip": 1, "vae": 2, "positive": 3, "negative": 3, "bbox_detector": 4}
+    places = {"model": 0, "clip": 1, "vae": 2, "positive": 3, "negative": 3}
     detailer |= {name: ["tiny", place] for name, place in places.items()}
-    detailer |= {"guide_size": 64.0, "max_size": 64.0, "steps": 1}
+    detailer |= {"guide_size": 64.0, "max_size": 64.0, "steps": 1, "bbox_threshold": 0.0}
+    (words,) = [one["inputs"] for one in graph.values() if one["class_type"] == "SAMKit_TextToBoxes"]
+    words["max_boxes"] = 2
     ((path,),) = server.saved(graph).values()
-    assert np.array(Image.open(path)).shape[:2] == (480, 640)
+    after, before = (np.array(Image.open(image).convert("RGB")) for image in (path, EXAMPLES / SCENE))
+    assert after.shape == before.shape and (after != before).any()
 
 
 # In this process: what needs no server, or cannot be imported by one.

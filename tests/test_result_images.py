@@ -66,7 +66,7 @@ def test_without_the_input_nothing_is_shown(comfy, tiny_model):
     assert not (comfy.root / "temp").exists()
 
 
-NEWER = {"frame_offset", "method"}  # than the switch: what is stored keeps its order
+NEWER = {"frame_offset", "meta_batch", "method"}  # than the switch: what is stored keeps its order
 
 
 def test_these_nodes_show_their_result_and_the_switch_comes_last():

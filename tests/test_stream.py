@@ -290,3 +290,59 @@ def test_a_film_in_parts_is_the_film(tiny_model, film, individual):
         Segment().execute(tiny_model, film[:4], points)
     everywhere = Segment().execute(tiny_model, film[4:6], CLICK, frame_offset=4)
     assert torch.equal(everywhere[0], Segment().execute(tiny_model, film[4:6], CLICK)[0]), "a single list is for all frames"
+
+
+class BatchManager:
+    """VideoHelperSuite's, as others may find it: reset, it has forgotten its node."""
+
+    def __init__(self, frames_per_batch=4):
+        self.frames_per_batch, self.unique_id = frames_per_batch, None
+
+
+def prompt_of(part):
+    """The prompt of a part, in whose manager VideoHelperSuite counts; there is no count in the first."""
+    count = {"requeue": part} if part else {}
+    return {"7": {"class_type": "VHS_BatchManager", "inputs": {"frames_per_batch": 4, **count}}}
+
+
+@pytest.mark.parametrize("skipped", [-1, 2])
+def test_the_parts_of_a_batch_manager_are_the_film(tiny_model, film, skipped):
+    """With `frame_offset`, the film begins before the first part."""
+    start = max(0, skipped)
+    points = json.dumps([[{"x": 10 + 5 * index, "y": 60}] for index in range(12)])
+    whole = Segment().execute(tiny_model, film[:12], points, individual_masks=True)[0][start : start + 10]
+    embedding = encode(tiny_model, film[start : start + 10])
+    for node, subject in ((Segment(), film[start : start + 10]), (PredictMask(), embedding)):
+        parts = [
+            node.execute(
+                tiny_model,
+                subject[4 * part : 4 * part + 4],
+                points,
+                individual_masks=True,
+                frame_offset=skipped,
+                meta_batch=BatchManager(),
+                prompt=prompt_of(part),
+            )[0]
+            for part in range(3)
+        ]
+        assert torch.equal(torch.cat(parts), whole) and whole.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("manager", "prompt", "frames", "words"),
+    [
+        (
+            BatchManager(),
+            {"7": {"class_type": "LoadImage", "inputs": {}}},
+            4,
+            "it must be the output of a Meta Batch Manager in",
+        ),
+        (BatchManager(), None, 4, "meta_batch is of type BatchManager: it must be"),
+        (BatchManager("4"), prompt_of(1), 4, "meta_batch is of type BatchManager: it must be"),
+        ("4", prompt_of(1), 4, "meta_batch is of type str: it must be"),
+        (BatchManager(), prompt_of(1), 5, "into batches of 4 frames, but this batch has 5. Connect it to the node that loads"),
+    ],
+)
+def test_a_batch_manager_that_cannot_be_used_is_refused(tiny_model, film, manager, prompt, frames, words):
+    with pytest.raises(SAMError, match=words):
+        Segment().execute(tiny_model, film[:frames], CLICK, meta_batch=manager, prompt=prompt)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from load_pack import ROOT
+from load_pack import ROOT, inputs_of
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 # Only what is wrong wherever it stands. Each is searched between word boundaries, in any case.
@@ -100,7 +100,7 @@ def test_the_projects_description():
 @pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
 def test_tooltips_and_descriptions(node_id: str):
     node = NODE_CLASS_MAPPINGS[node_id]
-    options = [declared[1] for group in node.INPUT_TYPES().values() for declared in group.values()]
+    options = [declared[1] for declared in inputs_of(node).values()]
     texts = [NODE_DISPLAY_NAME_MAPPINGS[node_id], node.DESCRIPTION, *node.OUTPUT_TOOLTIPS]
     texts += [option["tooltip"] for option in options]
     assert len(texts) > 3 and not [fault for text in texts for fault in faults(text)]

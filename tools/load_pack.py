@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "samkit"
@@ -18,3 +19,9 @@ def load_pack() -> ModuleType:
     sys.modules[NAME] = pack
     spec.loader.exec_module(pack)
     return pack
+
+
+def inputs_of(node: type) -> dict[str, tuple[Any, ...]]:
+    """A node's inputs as users see them, by name: type and options. Hidden ones have neither."""
+    groups = node.INPUT_TYPES()
+    return {name: declared for group in ("required", "optional") for name, declared in groups.get(group, {}).items()}

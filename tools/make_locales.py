@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from load_pack import ROOT, load_pack
+from load_pack import ROOT, inputs_of, load_pack
 
 Texts = dict[str, Any]
 
@@ -43,7 +43,7 @@ def texts_of_input(name: str, declared: tuple[Any, ...]) -> Texts:
 
 def texts_of_node(node: type, display_name: str) -> Texts:
     """All texts of a node, in the form of `nodeDefs.json`."""
-    inputs = {name: declared for group in node.INPUT_TYPES().values() for name, declared in group.items()}
+    inputs = inputs_of(node)
     outputs = zip(node.RETURN_NAMES, node.OUTPUT_TOOLTIPS, strict=True)
     return {
         "display_name": display_name,
