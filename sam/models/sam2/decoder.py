@@ -138,7 +138,7 @@ class FastSAM2Decoder(FastDecoder):
         return self.to_grid(values)
 
     def upscale_onto(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
-        """`upscale` of image tokens `[n, T, C]`; the finer maps, `[T, 16 * C/8]` and `[T, 4 * C/4]`, are added after each layer."""
+        """`upscale` of image tokens `[n, T, C]`; finer maps `[T, 16 * C/8]` and `[T, 4 * C/4]` are added after each layer."""
         (count, tokens, _), norm, gelu = image.shape, self.norm, F.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
         half = _plus(self.upscale_first, image, middle).view(-1, *norm.weight.shape)
         half = gelu(F.layer_norm(half, norm.weight.shape, norm.weight, norm.bias, norm.eps))
