@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -38,13 +39,14 @@ from test_teach import CLICK, disc, lesson_of, same
 CPU = torch.device("cpu")
 
 
-def changed(model, sure=1.0, replaces=False):
+def changed(model, sure=0.9, replaces=False):
     """A decoder with other masks, which predicts an IoU of `sure` for every prompt."""
     decoder = as_segmenter(model).decoder_parts().decoder
     weights = {name: value.detach() * 1.5 for name, value in decoder.named_parameters() if "hypernetworks" in name}
-    last = decoder.iou_prediction_head.layers[-1]
-    head = f"iou_prediction_head.layers.{len(decoder.iou_prediction_head.layers) - 1}"
-    weights |= {f"{head}.weight": torch.zeros_like(last.weight), f"{head}.bias": torch.full_like(last.bias, sure)}
+    head = decoder.iou_prediction_head
+    last, name = head.layers[-1], f"iou_prediction_head.layers.{len(head.layers) - 1}"
+    bias = math.log(sure / (1 - sure)) if head.sigmoid_output else sure
+    weights |= {f"{name}.weight": torch.zeros_like(last.weight), f"{name}.bias": torch.full_like(last.bias, bias)}
     return Retrained(weights, identity_of(model), "tiny.pth", replaces)
 
 
@@ -55,6 +57,38 @@ def stock_decoder(sam, change, features, point):
     with torch.no_grad():
         sparse, dense = theirs.prompt_encoder(points=(point, torch.ones(1, 1, dtype=torch.int)), boxes=None, masks=None)
         return theirs.mask_decoder.predict_masks(features[None], theirs.prompt_encoder.get_dense_pe(), sparse, dense)
+
+
+def check_trained(model, tmp_path):
+    """Of any family: the trained decoder's single mask where it is sure, else what the base gives, bit for bit."""
+    image = as_image(make_picture(60, 80))
+
+    def logits(model, score, **more):
+        other = with_decoder(model, changed(model, score), tmp_path / "taught")
+        new = as_segmenter(other)
+        assert new.encoder_identity == segmenter.encoder_identity and new.decoder_identity != segmenter.decoder_identity
+        return Segment().execute(other, image, CLICK, **more)[3]
+
+    segmenter, change = as_segmenter(model), changed(model, 0.51)
+    trainable, frame = Trainable(segmenter, CPU), segmenter.frame((60, 80))
+    trainable.decoder.load_state_dict(dict(change.weights), strict=False)
+    trainable.plan = trainable.planned()
+    embedding = encode(model, image)
+    maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
+    scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
+    prompts = PromptTensors((torch.tensor([[[30.0, 25.0]]]) * scale, torch.ones(1, 1, dtype=torch.int)), None, None)
+    with torch.no_grad():
+        expected = trainable.run(trainable.share(Features(maps, "", CPU)), prompts, slice(0, 1)).logits
+    base = {hq: Segment().execute(model, image, CLICK, hq=hq)[3] for hq in (True, False)}
+    torch.testing.assert_close(logits(model, 0.51), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(base[True], expected) and torch.equal(logits(model, 0.49), base[True])
+    if getattr(segmenter, "is_hq", False):
+        assert torch.equal(logits(model, 0.51, hq=False), base[False])
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_sam"], ids=["ours", "another pack's"])
+def test_a_trained_decoder_of_sam(request, model, tmp_path):
+    check_trained(request.getfixturevalue(model), tmp_path)
 
 
 @pytest.mark.parametrize("multimask", ["auto", "off", "on"])
@@ -94,7 +128,8 @@ def test_every_node_and_the_editor_have_it(tiny_model, tmp_path):
     sure, unsure = (with_decoder(tiny_model, changed(tiny_model, score), tmp_path / "taught") for score in (0.9, 0.1))
 
     def marked(model):
-        return PromptEditor().execute(image, json.dumps({"version": 1, "marks": [{"x": 30, "y": 25, "label": 1}]}), model)["result"][3]
+        marks = [{"x": 30, "y": 25, "label": 1}]
+        return PromptEditor().execute(image, json.dumps({"version": 1, "marks": marks}), model)["result"][3]
 
     for run in (
         lambda model: Segment().execute(model, image, CLICK)[0],
@@ -268,8 +303,7 @@ def test_what_is_measured_is_what_the_model_answers(trainer):
         with torch.no_grad():
             before, after = trainer._answer(trainer.examples[0], prompts)
         assert bool(before.any()) and torch.equal(after, before if sure < 0.5 else torch.zeros_like(before))
-        agreement = trainer._agreement(0)
-        assert agreement == 1 if sure < 0.5 else agreement < 1
+        assert trainer._left(0) == (sure < 0.5)
 
 
 def test_saved_it_is_listed_and_applied_to_its_base(comfy, tmp_path):

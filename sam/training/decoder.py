@@ -43,7 +43,7 @@ _DECAY = 0.01
 _MIRRORED = 0.5  # of the steps
 _LEAST_TO_SPLIT = 5
 _ROUND = 16
-_TRIED, _TRIED_ELSEWHERE = 5, 8
+_TRIED, _TRIED_ELSEWHERE = 5, 6
 _TRAINING_BYTES = 2 << 30
 
 
@@ -154,7 +154,7 @@ class _Trainer:
 
         def measure() -> list[float]:
             self.trained.plan = self.trained.planned()
-            return [self._measured(index)[1] + self._agreement(index) for index in held_out]
+            return [self._measured(index)[1] + self._left(index) for index in held_out]
 
         return train(list(self.parameters.values()), schedule, loss_of, measure, Progress(self.options.steps))
 
@@ -208,13 +208,13 @@ class _Trainer:
         return tuple(float(iou(masks, target, inside).mean()) for masks in answer)
 
     @torch.no_grad()
-    def _agreement(self, index: int) -> float:
-        """Mean IoU with the base's masks where nothing was taught: on a held-out image, and on held-out other images."""
-        rng, found = np.random.default_rng(self.options.seed), []
+    def _left(self, index: int) -> float:
+        """Share of clicks where nothing was taught that are left to the base: on a held-out image, and on held-out others."""
+        rng, scores = np.random.default_rng(self.options.seed), []
         for example in (self.examples[index], *self.checked):
-            answer = self._answer(example, self.drawer.clicks(_off(example), rng, _TRIED_ELSEWHERE))
-            found.append(iou(answer.after, (answer.before > 0).float(), example.inside.to(self.device)))
-        return float(torch.cat(found).mean())
+            prompts = self.drawer.clicks(_off(example), rng, _TRIED_ELSEWHERE)
+            scores.append(self.trained.rate(self.trained.share(example.features), prompts, SINGLE))
+        return float((torch.cat(scores) <= SURE).float().mean())
 
     def _answer(self, example: Example, prompts: PromptTensors) -> _Answer:
         before = _best(self.base.run(self.base.share(example.features), prompts, EVERY))
