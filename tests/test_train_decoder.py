@@ -42,7 +42,8 @@ CPU = torch.device("cpu")
 def changed(model, sure=0.9, replaces=False):
     """A decoder with other masks, which predicts an IoU of `sure` for every prompt."""
     decoder = as_segmenter(model).decoder_parts().decoder
-    weights = {name: value.detach() * 1.5 for name, value in decoder.named_parameters() if "hypernetworks" in name}
+    parts = ("hypernetworks", "transformer.layers.0.cross")  # the second makes what the prompts of an image share
+    weights = {name: value.detach() * 1.5 for name, value in decoder.named_parameters() if any(part in name for part in parts)}
     head = decoder.iou_prediction_head
     last, name = head.layers[-1], f"iou_prediction_head.layers.{len(head.layers) - 1}"
     bias = math.log(sure / (1 - sure)) if head.sigmoid_output else sure
