@@ -124,7 +124,7 @@ class TrainDecoder:
 
     DESCRIPTION = (
         "Trains a copy of a SAM model's mask decoder on 10 to 50 masks. The trained model works in every node and with "
-        "existing embeddings. Training keeps it close to the base model, but the masks of other objects can change too. "
+        "existing embeddings: prompts on the object give its mask as taught, other prompts give that of the base model. "
         "Try SAM Teach first."
     )
     SEARCH_ALIASES = ["sam", "segment anything", "train", "fine-tune", "finetune", "mask decoder"]

@@ -15,6 +15,7 @@ from samkit.sam import SAMError, identity_of, load_model
 from samkit.sam.models.hq import HQMaskDecoder
 from test_formats import pixels_of
 from test_teach import check_taught
+from test_train_decoder import check_trained
 
 CLICK = '[{"x": 30, "y": 25}]'
 ALL = {"points_per_side": 4, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
@@ -142,3 +143,7 @@ def test_segment_everything_is_plain_sams_where_hq_is_off(ours, plain):
 
 def test_it_can_be_taught(ours):
     check_taught(ours)
+
+
+def test_a_trained_decoder_answers_what_it_knows(ours, tmp_path):
+    check_trained(ours, tmp_path)

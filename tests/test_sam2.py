@@ -22,6 +22,7 @@ from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment
 from samkit.sam.tasks.predict import PredictOptions
 from samkit.utils.comfy import sams_folders
 from test_teach import check_taught
+from test_train_decoder import check_trained
 
 SMALL_SIZE = hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
 SIZES = [(480, 640), (333, 1000), (1024, 1024)]
@@ -494,3 +495,7 @@ class TestFolders:
 
 def test_it_can_be_taught(small):
     check_taught(small.ours)
+
+
+def test_a_trained_decoder_answers_what_it_knows(small, tmp_path):
+    check_trained(small.ours, tmp_path)

@@ -1,6 +1,8 @@
-"""SAM Train Decoder: a model beside its base, training that leaves the base alone, and files that know their base."""
+"""SAM Train Decoder: a decoder beside the base's, training that leaves the base alone, and files that know their base."""
 
 import copy
+import json
+import math
 
 import numpy as np
 import pytest
@@ -8,23 +10,160 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from safetensors.torch import load_file, save
+from samkit.nodes.automask import AutoMask
 from samkit.nodes.model import SAMModelLoader
-from samkit.nodes.predict import PredictMask
+from samkit.nodes.personalize import Personalize
+from samkit.nodes.predict import PredictMask, Segment
+from samkit.nodes.prompt_editor import PromptEditor
 from samkit.nodes.teach import SaveDecoder, TrainDecoder
-from samkit.sam import DecoderOptions, Retrained, SAMError, as_segmenter, encode, identity_of, train_decoder, with_decoder
-from samkit.sam.models.sam import decoder_plan
+from samkit.sam import (
+    Concept,
+    DecoderOptions,
+    Retrained,
+    SAMError,
+    as_segmenter,
+    encode,
+    identity_of,
+    train_decoder,
+    with_decoder,
+)
+from samkit.sam.kernels.decoder import Decoded
+from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.taught import combined
+from samkit.sam.prompts import PromptTensors
 from samkit.sam.training.decoder import _Trainer
+from samkit.sam.training.examples import make_examples
 from samkit.sam.training.trainable import Trainable
-from test_teach import CLICK, lesson_of
+from test_teach import CLICK, disc, lesson_of, same
 
 CPU = torch.device("cpu")
 
 
-def changed(model, factor=1.5):
-    """A change of some weights of a model's decoder."""
+def changed(model, sure=0.9, replaces=False):
+    """A decoder with other masks, which predicts an IoU of `sure` for every prompt."""
     decoder = as_segmenter(model).decoder_parts().decoder
-    weights = {name: value.detach() * factor for name, value in decoder.named_parameters() if "hypernetworks" in name}
-    return Retrained(weights, identity_of(model), "tiny.pth")
+    parts = ("hypernetworks", "transformer.layers.0.cross")  # the second makes what the prompts of an image share
+    weights = {name: value.detach() * 1.5 for name, value in decoder.named_parameters() if any(part in name for part in parts)}
+    head = decoder.iou_prediction_head
+    last, name = head.layers[-1], f"iou_prediction_head.layers.{len(head.layers) - 1}"
+    bias = math.log(sure / (1 - sure)) if head.sigmoid_output else sure
+    weights |= {f"{name}.weight": torch.zeros_like(last.weight), f"{name}.bias": torch.full_like(last.bias, bias)}
+    return Retrained(weights, identity_of(model), "tiny.pth", replaces)
+
+
+def stock_decoder(sam, change, features, point):
+    """Logits and scores of segment_anything's own decoder with a change's weights."""
+    theirs = copy.deepcopy(sam)
+    theirs.mask_decoder.load_state_dict(dict(change.weights), strict=False)
+    with torch.no_grad():
+        sparse, dense = theirs.prompt_encoder(points=(point, torch.ones(1, 1, dtype=torch.int)), boxes=None, masks=None)
+        return theirs.mask_decoder.predict_masks(features[None], theirs.prompt_encoder.get_dense_pe(), sparse, dense)
+
+
+def check_trained(model, tmp_path):
+    """Of any family: the trained decoder's single mask where it is sure, else what the base gives, bit for bit."""
+    image = as_image(make_picture(60, 80))
+
+    def logits(model, score, **more):
+        other = with_decoder(model, changed(model, score), tmp_path / "taught")
+        new = as_segmenter(other)
+        assert new.encoder_identity == segmenter.encoder_identity and new.decoder_identity != segmenter.decoder_identity
+        return Segment().execute(other, image, CLICK, **more)[3]
+
+    segmenter, change = as_segmenter(model), changed(model, 0.51)
+    trainable, frame = Trainable(segmenter, CPU), segmenter.frame((60, 80))
+    trainable.decoder.load_state_dict(dict(change.weights), strict=False)
+    trainable.plan = trainable.planned()
+    embedding = encode(model, image)
+    maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
+    scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
+    prompts = PromptTensors((torch.tensor([[[30.0, 25.0]]]) * scale, torch.ones(1, 1, dtype=torch.int)), None, None)
+    with torch.no_grad():
+        expected = trainable.run(trainable.share(Features(maps, "", CPU)), prompts, slice(0, 1)).logits
+    base = {hq: Segment().execute(model, image, CLICK, hq=hq)[3] for hq in (True, False)}
+    torch.testing.assert_close(logits(model, 0.51), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(base[True], expected) and torch.equal(logits(model, 0.49), base[True])
+    if getattr(segmenter, "is_hq", False):
+        assert torch.equal(logits(model, 0.51, hq=False), base[False])
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_sam"], ids=["ours", "another pack's"])
+def test_a_trained_decoder_of_sam(request, model, tmp_path):
+    check_trained(request.getfixturevalue(model), tmp_path)
+
+
+@pytest.mark.parametrize("multimask", ["auto", "off", "on"])
+def test_where_it_is_sure_its_single_mask_is_the_answer(tiny_model, tiny_sam, tmp_path, multimask):
+    """That of segment_anything's own decoder with its weights; elsewhere the base's, bit for bit."""
+    embedding = encode(tiny_model, as_image(make_picture(128, 128)))
+    point = json.dumps([{"x": 40, "y": 70}])
+
+    def predicted(model):
+        return PredictMask().execute(model, embedding, point, multimask=multimask)
+
+    base, features = predicted(tiny_model), torch.from_numpy(np.array(embedding))[0]
+    sure, unsure = (with_decoder(tiny_model, changed(tiny_model, score), tmp_path / "taught") for score in (0.51, 0.49))
+    logits, _ = stock_decoder(tiny_sam, changed(tiny_model), features, torch.tensor([[[40.0, 70.0]]]))
+    torch.testing.assert_close(predicted(sure)[3][0], logits[0, :1], atol=1e-4, rtol=1e-4)
+    assert predicted(sure)[2] == pytest.approx([0.51])
+    assert all(same(one, two) for one, two in zip(predicted(unsure), base, strict=True))
+    assert (base[3] - predicted(sure)[3]).abs().max() > 1e-3
+
+
+def test_each_prompt_is_answered_by_the_decoder_that_knows_it():
+    """In the prompts' order, what is not sure enough left out."""
+    own = Decoded(torch.zeros(3, 3, 2, 2), torch.tensor([[0.1, 0.9, 0.2]] * 3), torch.tensor([0, 2, 3]))
+    taught = Decoded(torch.ones(3, 1, 2, 2), torch.tensor([[0.95], [0.6], [0.97]]), torch.tensor([1, 2, 4]))
+    found = combined(own, taught, None)
+    assert found.rows.tolist() == [0, 1, 2, 3, 4] and found.logits[:, 2, 0, 0].tolist() == [0, 1, 1, 0, 1]
+    assert found.scores[1].tolist() == pytest.approx([0.95] * 3) and torch.equal(found.scores[3], own.scores[2])
+    strict = combined(own, taught, 0.8)
+    assert strict.rows.tolist() == [0, 1, 3, 4], "prompt 2 is taught, and its mask is not good enough"
+    nothing = Decoded(*(part[:0] for part in taught))
+    assert combined(own, nothing, 0.8) is own
+
+
+def test_every_node_and_the_editor_have_it(tiny_model, tmp_path):
+    image, mask = as_image(make_picture(60, 80)), disc(30, 25)
+    loose = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    sure, unsure = (with_decoder(tiny_model, changed(tiny_model, score), tmp_path / "taught") for score in (0.9, 0.1))
+
+    def marked(model):
+        marks = [{"x": 30, "y": 25, "label": 1}]
+        return PromptEditor().execute(image, json.dumps({"version": 1, "marks": marks}), model)["result"][3]
+
+    for run in (
+        lambda model: Segment().execute(model, image, CLICK)[0],
+        lambda model: AutoMask().execute(model, image, **loose)[0],
+        lambda model: Personalize().execute(model, image, mask, image)[0],
+        marked,
+    ):
+        base = run(tiny_model)
+        assert torch.equal(run(unsure), base)
+        taught = run(sure)
+        assert taught.shape != base.shape or not torch.equal(taught, base)
+
+
+def test_with_a_concept_the_concept_answers(tiny_model, tmp_path):
+    image = as_image(make_picture(60, 80))
+    sure = with_decoder(tiny_model, changed(tiny_model), tmp_path / "taught")
+    tokens = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    plain, taught = (
+        Segment().execute(model, image, CLICK, concept=Concept(tokens, identity_of(model), "tiny.pth"))[3]
+        for model in (tiny_model, sure)
+    )
+    assert torch.equal(plain, taught)
+
+
+def test_a_second_decoder_joins_the_first(tiny_model, tmp_path):
+    """The later one answers where both are sure."""
+    one = with_decoder(tiny_model, changed(tiny_model, 0.6), tmp_path / "one")
+    two = with_decoder(one, changed(one, 0.7), tmp_path / "two")
+    blind = with_decoder(one, changed(one, 0.3), tmp_path / "blind")
+    image = as_image(make_picture(60, 80))
+    scores = [Segment().execute(model, image, CLICK)[2] for model in (one, two, blind)]
+    assert scores == [pytest.approx([0.6]), pytest.approx([0.7]), pytest.approx([0.6])]
+    assert len({identity_of(model) for model in (tiny_model, one, two, blind)}) == 4
 
 
 def test_another_decoder_makes_a_model_beside_the_base(tiny_model, tmp_path):
@@ -41,19 +180,33 @@ def test_another_decoder_makes_a_model_beside_the_base(tiny_model, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
 
 
-def test_its_masks_are_those_of_a_model_with_these_weights(tiny_model, tiny_sam, tmp_path):
-    """segment_anything's own decoder with the same weights."""
-    change = changed(tiny_model)
-    other, theirs = with_decoder(tiny_model, change, tmp_path / "taught"), copy.deepcopy(tiny_sam)
-    theirs.mask_decoder.load_state_dict(dict(change.weights), strict=False)
+@pytest.fixture
+def comfy(tmp_path, monkeypatch, tiny_sam):
+    """A ComfyUI with tiny.pth in models/sams."""
+    fake = install(monkeypatch, FakeComfyUI(tmp_path))
+    (tmp_path / "models" / "sams").mkdir(parents=True)
+    torch.save(tiny_sam.state_dict(), tmp_path / "models" / "sams" / "tiny.pth")
+    return fake
+
+
+def test_a_decoder_of_an_earlier_version_takes_the_place_of_the_bases(comfy, tmp_path, tiny_sam):
+    """Its file gives the masks and the identity that it always gave."""
+    (base,) = SAMModelLoader().load_model("tiny.pth", "fp32")
+    change = changed(base)
+    metadata = {"samkit": "decoder-1", "base": identity_of(base), "base_name": "tiny.pth"}
+    (tmp_path / "models" / "sams" / "old.safetensors").write_bytes(save(dict(change.weights), metadata))
+    (old,) = SAMModelLoader().load_model("old.safetensors", "fp32")
     features = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        points = torch.tensor([[[40.0, 70.0]]]), torch.ones(1, 1, dtype=torch.int)
-        sparse, dense = theirs.prompt_encoder(points=points, boxes=None, masks=None)
-        expected, _ = theirs.mask_decoder.predict_masks(features[None], theirs.prompt_encoder.get_dense_pe(), sparse, dense)
-        plan = decoder_plan(other, CPU)
-        found, _, _ = plan(plan.share(features), sparse, None, slice(None))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    expected, _ = stock_decoder(tiny_sam, change, features, torch.tensor([[[40.0, 70.0]]]))
+    points = (torch.tensor([[[40.0, 70.0]]]), torch.ones(1, 1, dtype=torch.int))
+    found = old.decode(Features({"image": features.numpy()}, "", CPU), PromptTensors(points, None, None), Wanted(True))
+    torch.testing.assert_close(found.logits, expected[:, 1:], atol=1e-4, rtol=1e-4)
+    theirs = copy.deepcopy(tiny_sam)
+    theirs.mask_decoder.load_state_dict(dict(change.weights), strict=False)
+    assert identity_of(old) == identity_of(theirs)
+    SaveDecoder().execute(old, "sam_decoders/again")
+    (again,) = SAMModelLoader().load_model("again_00001_.safetensors", "fp32")
+    assert identity_of(again) == identity_of(old)
 
 
 def test_a_decoder_for_another_base_is_refused_by_name(tiny_model, tmp_path):
@@ -81,7 +234,7 @@ OPTIONS = DecoderOptions(steps=6, rate=1e-3)
 @pytest.fixture
 def helpful(monkeypatch):
     """Whatever is trained is better than the base."""
-    monkeypatch.setattr(_Trainer, "_measured", lambda self, trainable, index: 0.5 + 0.1 * (trainable is self.trained))
+    monkeypatch.setattr(_Trainer, "_measured", lambda self, index: (0.5, 0.6))
 
 
 @pytest.mark.usefixtures("helpful")
@@ -99,35 +252,59 @@ def test_training_is_repeatable_and_leaves_the_base_alone(tiny_model):
 
 
 def test_what_does_not_help_gives_the_base_back(tiny_model, monkeypatch):
-    monkeypatch.setattr(_Trainer, "_measured", lambda self, trainable, index: 0.5 - 0.1 * (trainable is self.trained))
+    monkeypatch.setattr(_Trainer, "_measured", lambda self, index: (0.5, 0.4))
     model, losses, text = TrainDecoder().execute([tiny_model], *lesson_of(5), [2])
     assert model is tiny_model and len(losses["loss"]) == 2 and "did not improve. The model is unchanged" in text
     with pytest.raises(SAMError, match="nothing to save: tiny.pth has no trained decoder"):
         SaveDecoder().execute(model)
 
 
-def test_the_anchor_is_nothing_at_the_start_and_pulls_back(tiny_model):
-    """Its gradient is that of the distance to the base's own answers."""
-    from samkit.sam.training.examples import make_examples
-
-    trainer = _Trainer(as_segmenter(tiny_model), make_examples(as_segmenter(tiny_model), *lesson_of(1)), [], OPTIONS, CPU)
-    for mirrored in (False, True):
-        assert float(trainer._anchor(trainer.examples[0], np.random.default_rng(0), mirrored).detach()) < 1e-8
-    weight = trainer.parameters["mask_tokens.weight"]
-    weight.data += 0.5
-    trainer.trained.plan = trainer.trained.planned()
-    for mirrored in (False, True):
-        assert float(trainer._anchor(trainer.examples[0], np.random.default_rng(0), mirrored).detach()) > 1e-5
-    assert trainer._agreement([0]) < 1
-
-
 @pytest.fixture
-def comfy(tmp_path, monkeypatch, tiny_sam):
-    """A ComfyUI with tiny.pth in models/sams."""
-    fake = install(monkeypatch, FakeComfyUI(tmp_path))
-    (tmp_path / "models" / "sams").mkdir(parents=True)
-    torch.save(tiny_sam.state_dict(), tmp_path / "models" / "sams" / "tiny.pth")
-    return fake
+def trainer(tiny_model):
+    """One that has trained nothing yet, with three examples."""
+    segmenter = as_segmenter(tiny_model)
+    return _Trainer(segmenter, make_examples(segmenter, *lesson_of(3)), [], OPTIONS, CPU)
+
+
+def test_elsewhere_masks_stay_and_nothing_is_there(trainer):
+    """The loss is about 0 where the predicted IoU is, for masks of the base's; and rises with either."""
+    example = trainer.examples[0]
+    start = float(trainer._loss_elsewhere(example, np.random.default_rng(0)).detach())
+    head = trainer.trained.decoder.iou_prediction_head.layers[-1]
+    head.weight.data.zero_(), head.bias.data.zero_()
+    trainer.trained.plan = trainer.trained.planned()
+    assert float(trainer._loss_elsewhere(example, np.random.default_rng(0)).detach()) < 1.1e-3 < start
+    trainer.parameters["mask_tokens.weight"].data += 0.5
+    trainer.trained.plan = trainer.trained.planned()
+    assert float(trainer._loss_elsewhere(example, np.random.default_rng(0)).detach()) > 1.5e-3
+
+
+def test_prompts_elsewhere_are_never_on_the_object(trainer):
+    """Clicks, clicks with the base's logits, and boxes: all three kinds are drawn."""
+    example, rng, kinds = trainer.examples[0], np.random.default_rng(0), set()
+    for _ in range(40):
+        prompts = trainer._elsewhere(example, rng)
+        kinds.add((prompts.points is not None, prompts.boxes is not None, prompts.masks is not None))
+        if prompts.points is not None:
+            columns, rows = (prompts.points[0][:, 0] / trainer.drawer.cell).long().T
+            assert not bool(example.mask[rows, columns].any()) and bool((example.inside[rows, columns] > 0.5).all())
+    assert kinds == {(True, False, False), (True, False, True), (False, True, False)}
+
+
+def test_what_is_measured_is_what_the_model_answers(trainer):
+    """The trained mask where it is sure, else the base's."""
+    decoder = trainer.trained.decoder
+    decoder.iou_prediction_head.layers[-1].weight.data.zero_()
+    for network in decoder.output_hypernetworks_mlps:
+        network.layers[-1].bias.data.zero_(), network.layers[-1].weight.data.zero_()
+    prompts = trainer.drawer.held_out(trainer.examples[0], 0, 3)
+    for sure in (0.49, 0.51):
+        decoder.iou_prediction_head.layers[-1].bias.data.fill_(sure)
+        trainer.trained.plan = trainer.trained.planned()
+        with torch.no_grad():
+            before, after = trainer._answer(trainer.examples[0], prompts)
+        assert bool(before.any()) and torch.equal(after, before if sure < 0.5 else torch.zeros_like(before))
+        assert trainer._left(0) == (sure < 0.5)
 
 
 def test_saved_it_is_listed_and_applied_to_its_base(comfy, tmp_path):
@@ -165,7 +342,7 @@ def test_files_that_are_not_whole_are_refused_by_name(comfy, tmp_path):
     SaveDecoder().execute(with_decoder(base, changed(base), tmp_path / "taught"))
     (path,) = (tmp_path / "output").rglob("*.safetensors")
     whole, tensors = path.read_bytes(), {name: value.clone() for name, value in load_file(path).items()}
-    metadata = {"samkit": "decoder-1", "base": identity_of(base), "base_name": "tiny.pth"}
+    metadata = {"samkit": "decoder-2", "base": identity_of(base), "base_name": "tiny.pth"}
     path.write_bytes(whole[:-7])
     with pytest.raises(SAMError, match="decoder_00001_.safetensors.*truncated or damaged"):
         SAMModelLoader().load_model(path.name)

@@ -19,6 +19,7 @@ from ..store.identity import Identities
 from .base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
 from .hq import FINE, FastHQDecoder, HQMaskDecoder
 from .shared import shared_image
+from .taught import combined, of_taught, taught_decoders, taught_parts
 from .tiny_vit import TinyViT
 
 _DECODERS: dict[type, type[FastDecoder]] = {MaskDecoder: FastDecoder, HQMaskDecoder: FastHQDecoder}
@@ -69,9 +70,9 @@ class SAMFamily:
 
     @property
     def decoder_identity(self) -> str:
-        """Hash of the prompt encoder and the mask decoder."""
+        """Hash of the prompt encoder and the mask decoders."""
         parts = {"prompt_encoder": self.network.prompt_encoder, "mask_decoder": self.network.mask_decoder}
-        return _identities.of(self.network.mask_decoder, parts, self._label)
+        return _identities.of(self.network.mask_decoder, parts | dict(taught_parts(self.network)), self._label)
 
     @property
     def _label(self) -> str:
@@ -102,18 +103,30 @@ class SAMFamily:
     @torch.no_grad()
     def decode(self, features: Features, prompts: PromptTensors, wanted: Wanted) -> Decoded:
         """See `Segmenter.decode`."""
-        hq = wanted.hq and self.is_hq
-        if hq and FINE not in features.maps:
+        if wanted.hq and self.is_hq and FINE not in features.maps:
             raise SAMError(
                 "The embedding lacks the fine features that SAM-HQ needs. Use this pack's Get SAM Embedding, or turn hq off."
             )
+        decoders = [self.network.mask_decoder, *taught_decoders(self.network)]
+        found = self._decode_by(decoders, 0, features, prompts, wanted)
+        asked = wanted.concept is None and (wanted.hq or not self.is_hq)
+        for index in range(1, len(decoders) if asked else 0):
+            taught = self._decode_by(decoders, index, features, prompts, of_taught(wanted))
+            found = combined(found, taught, wanted.above)
+        return found
+
+    def _decode_by(
+        self, decoders: list[nn.Module], index: int, features: Features, prompts: PromptTensors, wanted: Wanted
+    ) -> Decoded:
+        """By one of the network's mask decoders."""
+        decoder, hq = decoders[index], wanted.hq and self.is_hq
         sparse, dense = self.network.prompt_encoder(points=prompts.points, boxes=prompts.boxes, masks=prompts.masks)
         sparse = with_concept(sparse, wanted.concept)
-        tokens = slice(1, None) if wanted.several and self.network.mask_decoder.num_mask_tokens > 1 else slice(0, 1)
+        tokens = slice(1, None) if wanted.several and decoder.num_mask_tokens > 1 else slice(0, 1)
         if not supports_decoder(self.network):
-            return self._decode_slowly(features, sparse, dense, tokens, wanted)
-        plan = decoder_plan(self.network, features.device, hq)
-        key, names = (self.decoder_identity, hq), (IMAGE, FINE) if hq else (IMAGE,)
+            return self._decode_slowly(decoder, features, sparse, dense, tokens, wanted)
+        plan = _plan_of(decoder, self.network.prompt_encoder, features.device, hq)
+        key, names = (self.decoder_identity, index, hq), (IMAGE, FINE) if hq else (IMAGE,)
         shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan(shared, sparse, None if prompts.masks is None else dense, tokens, wanted.above, wanted.guidance)
 
@@ -124,9 +137,10 @@ class SAMFamily:
             raise SAMError(f"This mask decoder ({type(decoder).__name__}) cannot be trained. Use a model from Load SAM Model.")
         return DecoderParts(prompts, decoder, _DECODERS[type(decoder)], (IMAGE, FINE) if self.is_hq else (IMAGE,))
 
-    def _decode_slowly(self, features: Features, sparse: Tensor, dense: Tensor, tokens: slice, wanted: Wanted) -> Decoded:
+    def _decode_slowly(
+        self, decoder: nn.Module, features: Features, sparse: Tensor, dense: Tensor, tokens: slice, wanted: Wanted
+    ) -> Decoded:
         """By the decoder's own forward, where it is not one of segment_anything's."""
-        decoder = self.network.mask_decoder
         if wanted.guidance is not None:
             raise SAMError(
                 f"SAM Personalize does not support this mask decoder "
@@ -243,7 +257,10 @@ def decoder_plan(network: Sam, device: torch.device, hq: bool = True) -> FastDec
 
     SAM-HQ keeps SAM's own weights as they were: with `hq` off, a plain decoder on them is plain SAM.
     """
+    return _plan_of(network.mask_decoder, network.prompt_encoder, device, hq)
+
+
+def _plan_of(decoder: nn.Module, prompts: nn.Module, device: torch.device, hq: bool) -> FastDecoder:
     linear = cpu_linear(torch.float32) if device.type == "cpu" else AtenLinear
-    decoder, prompts = network.mask_decoder, network.prompt_encoder
     kind = _DECODERS[type(decoder)] if hq else FastDecoder
     return _decoder_plans[kind].get(decoder, (device, linear), lambda: kind(decoder, prompts, linear), also=prompts)

@@ -1,15 +1,15 @@
-"""The mask decoder itself, trained on some masks, and bound to what the base says of everything else.
+"""A mask decoder that is trained on some masks, beside the model's own, and that knows what it was taught.
 
-Beside the masks, each step has clicks and boxes on places that were not taught, on the same images and on mirrored ones; there
-the decoder is to give what the base gives, masks and scores ("Learning without Forgetting", arXiv 1606.09282). At the end the
-weights are drawn back towards the base until they agree there ("Robust fine-tuning of zero-shot models", arXiv 2109.01903).
+Each step has prompts on the object: their masks, and the IoU that the decoder is to predict. And it has prompts elsewhere, on
+the same images and on others: there the decoder is to predict an IoU of 0, so that the model's own decoder answers (see
+`models.taught`). Its masks there are bound to those of the base, which makes it learn the object rather than its few images
+("Learning without Forgetting", arXiv 1606.09282).
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ..kernels.decoder import SharedImage
 from ..models.base import Segmenter
 from ..models.concept import name_of
 from ..models.families import as_segmenter, identity_of
+from ..models.taught import SURE
 from ..placement.devices import DeviceMode, placed
 from ..prompts import PromptTensors
 from .drawing import Drawer
@@ -33,17 +34,16 @@ from .retrained import Retrained, is_trainable, with_decoder
 from .teach import Lesson, Row
 from .trainable import Trainable, Tried
 
-EVERY, SINGLE = slice(None), 0
-_CLICKS, _ANCHORS = 2, 3
-_ANCHOR, _SCORE = 4.0, 1.0  # weights of the anchor and of the predicted IoU in the loss
+EVERY, SINGLE = slice(None), slice(0, 1)
+_CLICKS, _ELSEWHERE = 2, 4  # prompts of a step
+_MASK, _ANCHOR = 2.0, 4.0  # weights in the loss; that of the predicted IoU is 1
 _CERTAIN = 10.0  # logits beyond this are as certain
+_LEAST, _MOST = 1e-3, 1 - 1e-3  # of a predicted IoU, for its entropy
 _DECAY = 0.01
 _MIRRORED = 0.5  # of the steps
 _LEAST_TO_SPLIT = 5
 _ROUND = 16
-_TRIED, _AGREED = 3, 8
-_SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)  # of the way from the base to what was trained
-_AGREEMENT = 0.88  # ordinary clicks then lose about 0.02 IoU, see benchmarks/teach.py
+_TRIED, _TRIED_ELSEWHERE = 5, 6
 _TRAINING_BYTES = 2 << 30
 
 
@@ -52,13 +52,13 @@ class DecoderOptions:
     """How long and how fast to train.
 
     Attributes:
-        steps: at most; each is one image with two prompts on its object and four elsewhere.
+        steps: at most; each is one image with two prompts on its object, and one with four elsewhere.
         rate: the highest learning rate.
         seed: of everything that is random; the same seed gives the same result.
     """
 
     steps: int = 480
-    rate: float = 1e-4
+    rate: float = 3e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,13 +79,13 @@ def train_decoder(
     Args:
         model: ours or any `segment_anything` Sam; it is not changed.
         images, masks: see `make_examples`.
-        others: IMAGE tensors of anything else, where the decoder is to stay as it is; they need no masks.
+        others: IMAGE tensors of anything else, where the model's own decoder is to answer; they need no masks.
         options: see `DecoderOptions`; None: its defaults.
         device_mode: see `placed`.
 
     Returns:
-        The model with the trained decoder, for every use of a model, or `model` itself where it did not help; and what was
-        measured.
+        The model with the trained decoder beside its own, for every use of a model, or `model` itself where it did not help;
+        and what was measured.
 
     Raises:
         SAMError: see `make_examples`; or the model's decoder cannot be trained.
@@ -100,6 +100,13 @@ def train_decoder(
         return model, lesson
     change = Retrained({name: weight.cpu() for name, weight in weights.items()}, identity_of(segmenter), name_of(segmenter))
     return with_decoder(model, change, Path(f"{change.base_name} with a trained decoder")), lesson
+
+
+class _Answer(NamedTuple):
+    """Masks of n prompts, logits `[n, 4h, 4w]`: the base's, and those that the model gives with the trained decoder."""
+
+    before: Tensor
+    after: Tensor
 
 
 class _Trainer:
@@ -120,7 +127,6 @@ class _Trainer:
         self.parameters = {
             name: weight.requires_grad_(True) for name, weight in self.trained.decoder.named_parameters() if is_trainable(name)
         }
-        self.start = {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
     def learn(self) -> tuple[dict[str, Tensor], Lesson]:
         """The weights, and what was measured."""
@@ -128,11 +134,11 @@ class _Trainer:
         mixed = np.random.default_rng(self.options.seed).permutation(everyone).tolist()
         held_out = sorted(mixed[: max(len(everyone) // _LEAST_TO_SPLIT, 1)])
         taught = [index for index in everyone if index not in held_out] or everyone
-        before = [self._measured(self.base, index) for index in held_out]
         history = self._train(taught, held_out)
-        weights, after = self._drawn_back(held_out)
-        rows = [Row(*row) for row in zip(held_out, before, after, strict=True)]
-        helped = sum(after) > sum(before)
+        self.trained.plan = self.trained.planned()
+        rows = [Row(index, *self._measured(index)) for index in held_out]
+        helped = sum(row.after - row.before for row in rows) > 0
+        weights = {name: weight.detach() for name, weight in self.parameters.items()}
         return weights, Lesson(history.losses, rows, len(everyone) > 1, helped, history.stopped)
 
     def _train(self, taught: list[int], held_out: list[int]) -> History:
@@ -141,36 +147,25 @@ class _Trainer:
 
         def loss_of(step: int) -> Tensor:
             self.trained.plan = self.trained.planned()
-            example = self.examples[taught[int(rng.integers(len(taught)))]]
-            some = self.others if self.others and step % 4 else [self.examples[index] for index in taught]
-            other = some[int(rng.integers(len(some)))]
-            example = example.mirrored() if rng.random() < _MIRRORED else example
-            return self._loss(example, rng) + _ANCHOR * self._anchor(other, rng, bool(step % 2))
+            some = self.others if self.others and step % 2 else [self.examples[index] for index in taught]
+            example, other = self.examples[taught[int(rng.integers(len(taught)))]], some[int(rng.integers(len(some)))]
+            example, other = (one.mirrored() if rng.random() < _MIRRORED else one for one in (example, other))
+            return self._loss(example, rng) + self._loss_elsewhere(other, rng)
 
         def measure() -> list[float]:
             self.trained.plan = self.trained.planned()
-            return [self._measured(self.trained, index) for index in held_out]
+            return [self._measured(index)[1] + self._left(index) for index in held_out]
 
         return train(list(self.parameters.values()), schedule, loss_of, measure, Progress(self.options.steps))
 
     def _loss(self, example: Example, rng: Generator) -> Tensor:
-        """Of prompts on the object: the single mask, the best candidate, and all predicted IoUs."""
+        """Of prompts on the object: the single mask, and its predicted IoU."""
         shared = self.trained.share(example.features)
-        prompts = self._prompts(example, rng, shared)
         target, inside = example.target.to(self.device), example.inside.to(self.device)
-        found = self.trained.run(shared, prompts, EVERY)
-        single = mask_loss(found.logits[:, SINGLE], target, inside)
-        others = range(1, found.logits.shape[1])
-        best = [
-            torch.stack([mask_loss(found.logits[row : row + 1, token], target, inside) for token in others]).min()
-            for row in range(len(found.logits))
-            if len(others)
-        ]
-        actual = iou(found.logits.flatten(0, 1), target, inside).view_as(found.scores)
-        total = single + (torch.stack(best).mean() if best else 0)
-        return total + _SCORE * F.mse_loss(found.scores, actual)
+        logits, scores = self.trained.run(shared, self._on_object(example, rng, shared), SINGLE)
+        return _MASK * mask_loss(logits[:, 0], target, inside) + _score_loss(scores[:, 0], iou(logits[:, 0], target, inside))
 
-    def _prompts(self, example: Example, rng: Generator, shared: SharedImage) -> PromptTensors:
+    def _on_object(self, example: Example, rng: Generator, shared: SharedImage) -> PromptTensors:
         """Clicks, up to three points, a box that is not exact, or a click with the logits of an earlier one."""
         kind = rng.random()
         if kind < 0.6:
@@ -178,67 +173,64 @@ class _Trainer:
         if kind < 0.75:
             return self.drawer.several(example, rng, _CLICKS)
         if kind < 0.9:
-            return self.drawer.boxes(example, rng, _CLICKS)
+            return self.drawer.boxes([example.mask] * _CLICKS, rng)
         clicks = self.drawer.on_object(example, rng, _CLICKS)
         with torch.no_grad():
-            earlier = self.trained.run(shared, clicks, slice(0, 1)).logits
+            earlier = self.trained.run(shared, clicks, SINGLE).logits
         return PromptTensors(clicks.points, None, earlier)
 
-    def _anchor(self, example: Example, rng: Generator, mirrored: bool) -> Tensor:
-        """How far masks and scores are from the base's, where nothing was taught."""
-        new, old = self._both(example, self._elsewhere(example, rng, mirrored), mirrored)
-        distance = F.mse_loss(new.logits.clamp(-_CERTAIN, _CERTAIN), old.logits.clamp(-_CERTAIN, _CERTAIN)) / _CERTAIN
-        return distance + _SCORE * F.mse_loss(new.scores, old.scores) * _CERTAIN
-
-    def _both(self, example: Example, prompts: PromptTensors, mirrored: bool) -> tuple[Tried, Tried]:
-        features = example.features.mirrored() if mirrored else example.features
+    def _loss_elsewhere(self, example: Example, rng: Generator) -> Tensor:
+        """Of prompts elsewhere: how far masks are from the base's, and predicted IoUs from 0."""
+        prompts = self._elsewhere(example, rng)
         with torch.no_grad():
-            old = self.base.run(self.base.share(features), prompts, EVERY)
-        return self.trained.run(self.trained.share(features), prompts, EVERY), old
+            old = self.base.run(self.base.share(example.features), prompts, SINGLE)
+        new = self.trained.run(self.trained.share(example.features), prompts, SINGLE)
+        distance = F.mse_loss(new.logits.clamp(-_CERTAIN, _CERTAIN), old.logits.clamp(-_CERTAIN, _CERTAIN)) / _CERTAIN
+        return _ANCHOR * distance + _score_loss(new.scores, torch.zeros_like(new.scores))
 
-    def _elsewhere(self, example: Example, rng: Generator, mirrored: bool) -> PromptTensors:
-        cells = (example.inside > 0.5) & ~example.mask
-        cells = cells if bool(cells.any()) else example.inside > 0.5
-        cells = cells.flip(1) if mirrored else cells
-        return self.drawer.clicks(cells, rng, _ANCHORS)
+    def _elsewhere(self, example: Example, rng: Generator) -> PromptTensors:
+        """Clicks off the object; or what may follow them: such clicks with the base's logits, or boxes around its masks."""
+        clicks, kind = self.drawer.clicks(_off(example), rng, _ELSEWHERE), rng.random()
+        if kind < 0.6:
+            return clicks
+        with torch.no_grad():
+            masks = _best(self.base.run(self.base.share(example.features), clicks, EVERY))
+        if kind < 0.75:
+            return PromptTensors(clicks.points, None, masks[:, None])
+        return self.drawer.boxes([mask.cpu() > 0 for mask in masks], rng) if bool((masks > 0).any((1, 2)).all()) else clicks
 
     @torch.no_grad()
-    def _measured(self, trainable: Trainable, index: int) -> float:
-        """Mean IoU of the best candidate for the held-out clicks on a mask."""
+    def _measured(self, index: int) -> tuple[float, float]:
+        """Mean IoU of the held-out clicks on a mask, before and after."""
         example = self.examples[index]
-        prompts = self.drawer.held_out(example, self.options.seed, _TRIED)
-        best = _best(trainable.run(trainable.share(example.features), prompts, EVERY))
-        return float(iou(best, example.target.to(self.device), example.inside.to(self.device)).mean())
+        target, inside = example.target.to(self.device), example.inside.to(self.device)
+        answer = self._answer(example, self.drawer.held_out(example, self.options.seed, _TRIED))
+        return tuple(float(iou(masks, target, inside).mean()) for masks in answer)
 
     @torch.no_grad()
-    def _agreement(self, held_out: list[int]) -> float:
-        """Mean IoU of the best masks with the base's, where nothing was taught."""
-        rng, found = np.random.default_rng(self.options.seed), []
-        for example in self.checked or [self.examples[index] for index in held_out]:
-            for mirrored in (False, True):
-                prompts = [self._elsewhere(example, rng, mirrored) for _ in range(-(-_AGREED // _ANCHORS))]
-                for some in prompts:
-                    new, old = (_best(tried) for tried in self._both(example, some, mirrored))
-                    found.append(iou(new, (old > 0).float(), example.inside.flip(1) if mirrored else example.inside))
-        return float(torch.cat(found).mean())
+    def _left(self, index: int) -> float:
+        """Share of clicks where nothing was taught that are left to the base: on a held-out image, and on held-out others."""
+        rng, scores = np.random.default_rng(self.options.seed), []
+        for example in (self.examples[index], *self.checked):
+            prompts = self.drawer.clicks(_off(example), rng, _TRIED_ELSEWHERE)
+            scores.append(self.trained.rate(self.trained.share(example.features), prompts, SINGLE))
+        return float((torch.cat(scores) <= SURE).float().mean())
 
-    def _drawn_back(self, held_out: list[int]) -> tuple[dict[str, Tensor], list[float]]:
-        """The largest share of the way from the base that leaves what was not taught as it is."""
-        whole = {name: weight.detach().clone() for name, weight in self.parameters.items()}
-        for share in _SHARES:
-            self._set({name: self.start[name].lerp(weight, share) for name, weight in whole.items()})
-            if self._agreement(held_out) >= _AGREEMENT:
-                break
-        return copy.deepcopy(self._weights()), [self._measured(self.trained, index) for index in held_out]
+    def _answer(self, example: Example, prompts: PromptTensors) -> _Answer:
+        before = _best(self.base.run(self.base.share(example.features), prompts, EVERY))
+        logits, scores = self.trained.run(self.trained.share(example.features), prompts, SINGLE)
+        return _Answer(before, torch.where(scores[:, :, None] > SURE, logits[:, 0], before))
 
-    @torch.no_grad()
-    def _set(self, weights: dict[str, Tensor]) -> None:
-        for name, weight in weights.items():
-            self.parameters[name].copy_(weight)
-        self.trained.plan = self.trained.planned()
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.parameters.items()}
+def _off(example: Example) -> Tensor:
+    """bool `[4h, 4w]`: the image but for the object; all of it where the object fills it."""
+    cells = (example.inside > 0.5) & ~example.mask
+    return cells if bool(cells.any()) else example.inside > 0.5
+
+
+def _score_loss(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Of predicted IoUs: squared error, and the entropy, which draws those apart that are to be 0 and those that are not."""
+    return F.mse_loss(scores, wanted) + F.binary_cross_entropy(scores.clamp(_LEAST, _MOST), wanted)
 
 
 def _best(tried: Tried) -> Tensor:

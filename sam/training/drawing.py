@@ -1,5 +1,6 @@
 """Prompts that are drawn anew for every step, so that no prompt is learned by heart."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +53,12 @@ class Drawer:
             places = [[*some[:-1], *_somewhere(beside, rng, 1)] for some in places]
         return self.points(places, labels)
 
-    def boxes(self, example: Example, rng: Generator, count: int) -> PromptTensors:
-        """Boxes around the object, each edge off by a little."""
-        rows, columns = np.nonzero(example.mask.numpy())
-        edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=np.float64)
-        sides = np.tile(edges[2:] - edges[:2], 2)
-        jittered = (edges + rng.normal(0, _JITTER, (count, 4)) * sides) * self.cell
-        boxes = np.clip(jittered, 0, self.cell * example.mask.shape[0]).astype(np.float32)
+    def boxes(self, masks: Sequence[Tensor], rng: Generator) -> PromptTensors:
+        """A box around each mask bool `[4h, 4w]`, each edge off by a little; no mask is empty."""
+        edges = np.array([_edges(mask) for mask in masks], dtype=np.float64)
+        sides = np.tile(edges[:, 2:] - edges[:, :2], 2)
+        jittered = (edges + rng.normal(0, _JITTER, edges.shape) * sides) * self.cell
+        boxes = np.clip(jittered, 0, self.cell * len(masks[0])).astype(np.float32)
         return PromptTensors(None, torch.from_numpy(boxes).to(self.device), None)
 
     def held_out(self, example: Example, seed: int, count: int) -> PromptTensors:
@@ -67,6 +67,12 @@ class Drawer:
         middle = np.unravel_index(int(example.depth.argmax()), example.depth.shape)
         places = [(int(middle[0]), int(middle[1])), *_somewhere(example.mask, rng, count - 1)]
         return self.points([[place] for place in places], np.ones((count, 1)))
+
+
+def _edges(mask: Tensor) -> tuple[int, int, int, int]:
+    """(x1, y1, x2, y2) in cells."""
+    rows, columns = np.nonzero(mask.numpy())
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
 def _somewhere(cells: Tensor, rng: Generator, count: int) -> list[tuple[int, int]]:

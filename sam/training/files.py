@@ -13,7 +13,9 @@ from ..weights.safetensors_file import read_metadata, read_with_metadata
 from .retrained import Retrained, retrained_from
 
 _KIND = "samkit"
-CONCEPT, DECODER = "concept-1", "decoder-1"
+CONCEPT = "concept-1"
+DECODER, REPLACING = "decoder-2", "decoder-1"
+"""A decoder beside the model's own, and one in its place, which earlier versions wrote."""
 _MOST_BYTES = 1 << 30
 
 
@@ -36,7 +38,7 @@ def load_concept(path: Path) -> Concept:
     Raises:
         SAMError: there is no such file, or it is damaged, or not a concept.
     """
-    tensors, metadata = read(path, CONCEPT, "a concept of SAM Teach")
+    tensors, metadata = read(path, (CONCEPT,), "a concept of SAM Teach")
     tokens = tensors.get("tokens")
     if tokens is None or tokens.ndim != 2 or tokens.dtype != torch.float32 or not len(tokens):
         raise SAMError(f"{path.name} was not loaded: it has no learned tokens [K, C] of type float32.")
@@ -54,12 +56,12 @@ def save_decoder(model: Any, path: Path) -> None:
     change = retrained_from(model)
     if change is None:
         raise SAMError(f"There is nothing to save: {name_of(model)} has no trained decoder. Connect SAM Train Decoder.")
-    write(path, DECODER, dict(change.weights), change.base, change.base_name)
+    write(path, REPLACING if change.replaces else DECODER, dict(change.weights), change.base, change.base_name)
 
 
 def is_decoder(path: Path) -> bool:
     """Whether a file is one of `save_decoder`'s."""
-    return path.suffix == ".safetensors" and read_metadata(path).get(_KIND) == DECODER
+    return path.suffix == ".safetensors" and read_metadata(path).get(_KIND) in (DECODER, REPLACING)
 
 
 def load_decoder(path: Path) -> Retrained:
@@ -68,11 +70,11 @@ def load_decoder(path: Path) -> Retrained:
     Raises:
         SAMError: there is no such file, or it is damaged, or not a trained decoder.
     """
-    tensors, metadata = read(path, DECODER, "a decoder of SAM Train Decoder")
+    tensors, metadata = read(path, (DECODER, REPLACING), "a decoder of SAM Train Decoder")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise SAMError(f"{path.name} was not loaded: {name} has values that are NaN, infinite or not floats.")
-    return Retrained(tensors, metadata["base"], metadata["base_name"])
+    return Retrained(tensors, metadata["base"], metadata["base_name"], metadata[_KIND] == REPLACING)
 
 
 def write(path: Path, kind: str, tensors: dict[str, Tensor], base: str, base_name: str) -> None:
@@ -94,7 +96,7 @@ def write(path: Path, kind: str, tensors: dict[str, Tensor], base: str, base_nam
         part.unlink(missing_ok=True)
 
 
-def read(path: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: Path, kinds: tuple[str, ...], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `write` has written.
 
     Raises:
@@ -108,6 +110,6 @@ def read(path: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str,
             tensors, metadata = read_with_metadata(file, path.name)
     except OSError as error:
         raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
-    if metadata.get(_KIND) != kind or not {"base", "base_name"} <= metadata.keys():
+    if metadata.get(_KIND) not in kinds or not {"base", "base_name"} <= metadata.keys():
         raise SAMError(f"{path.name} was not loaded: it is not {what}.")
     return tensors, metadata

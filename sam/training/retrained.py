@@ -1,4 +1,4 @@
-"""A model with another mask decoder, beside the one that it was made from."""
+"""A model with a trained mask decoder, beside the one that it was made from."""
 
 import copy
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import SAMError
 from ..models.concept import name_of
 from ..models.families import as_segmenter, identity_of
+from ..models.taught import add_taught_decoder
 from ..store.weights import original_of
 
 _ATTRIBUTE = "samkit_retrained"
@@ -32,11 +33,14 @@ class Retrained:
         weights: float32 on the CPU, by their names in the mask decoder.
         base: identity of the model that it was made from (see `identity_of`).
         base_name: the file that this one was loaded from, for messages and to find it again.
+        replaces: whether the decoder takes the place of the model's own, as in files of kind decoder-1; otherwise it answers
+            the prompts that it is sure of (see `models.taught`).
     """
 
     weights: Mapping[str, Tensor]
     base: str
     base_name: str
+    replaces: bool = False
 
 
 def retrained_from(model: Any) -> Retrained | None:
@@ -45,7 +49,7 @@ def retrained_from(model: Any) -> Retrained | None:
 
 
 def with_decoder(model: Any, change: Retrained, checkpoint: Path) -> Any:
-    """A model like `model`, with other weights in its mask decoder; all others are the same memory, until one is moved.
+    """A model like `model` with a trained decoder; all other weights are the same memory, until one is moved.
 
     Args:
         model: the base, ours or any `segment_anything` Sam; it is not changed.
@@ -62,17 +66,26 @@ def with_decoder(model: Any, change: Retrained, checkpoint: Path) -> Any:
             "that it was made for back in its place."
         )
     with torch.inference_mode(False), torch.no_grad():
-        memo: dict[int, Any] = {id(own): _alike(own) for own in (*network.parameters(), *network.buffers())}
-        memo |= {id(value): value for value in vars(network).values() if isinstance(value, MappingProxyType)}
-        other = copy.deepcopy(network, memo)
+        other = _alike(network)
         if hasattr(other, "checkpoint"):
             other.checkpoint = checkpoint
-        _fill(as_segmenter(other).decoder_parts().decoder, change.weights, checkpoint.name)
+        decoder = as_segmenter(other).decoder_parts().decoder
+        trained = decoder if change.replaces else _alike(decoder)
+        _fill(trained, change.weights, checkpoint.name)
+        if not change.replaces:
+            add_taught_decoder(other, trained)
     setattr(other, _ATTRIBUTE, change)
     return other
 
 
-def _alike(own: Tensor) -> Tensor:
+def _alike(module: nn.Module) -> nn.Module:
+    """A copy on the same memory."""
+    memo: dict[int, Any] = {id(own): _same(own) for own in (*module.parameters(), *module.buffers())}
+    memo |= {id(value): value for value in vars(module).values() if isinstance(value, MappingProxyType)}
+    return copy.deepcopy(module, memo)
+
+
+def _same(own: Tensor) -> Tensor:
     own = original_of(own)
     return nn.Parameter(own.detach(), requires_grad=False) if isinstance(own, nn.Parameter) else own.detach()
 

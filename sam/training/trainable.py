@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SAMError
-from ..kernels.decoder import FastDecoder, SharedImage
+from ..kernels.decoder import FastDecoder, Rated, SharedImage
 from ..kernels.linear import AtenLinear
 from ..models.base import DecoderParts, Features, Segmenter, with_concept
 from ..prompts import PromptTensors
@@ -61,6 +61,13 @@ class Trainable:
             wanted: which of the mask tokens.
             concept: learned tokens, or None.
         """
-        sparse, dense = self.prompts(points=prompts.points, boxes=prompts.boxes, masks=prompts.masks)
-        rated = self.plan.rate(shared, with_concept(sparse, concept), None if prompts.masks is None else dense)
+        rated = self._rated(shared, prompts, concept)
         return Tried(self.plan.masks(rated, wanted, shared), rated.scores[:, wanted])
+
+    def rate(self, shared: SharedImage, prompts: PromptTensors, wanted: slice) -> Tensor:
+        """The predicted IoUs `[n, T]` of `run`, without its masks."""
+        return self._rated(shared, prompts, None).scores[:, wanted]
+
+    def _rated(self, shared: SharedImage, prompts: PromptTensors, concept: Tensor | None) -> Rated:
+        sparse, dense = self.prompts(points=prompts.points, boxes=prompts.boxes, masks=prompts.masks)
+        return self.plan.rate(shared, with_concept(sparse, concept), None if prompts.masks is None else dense)

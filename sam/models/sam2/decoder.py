@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ...kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
 from ...kernels.linear import Linear, LinearKind
+from ..taught import combined, sources
 
 # A single mask whose area changes by more than a fiftieth where the threshold moves by 0.05 gives way to the best candidate:
 # `dynamic_multimask_via_stability` of sam2's build_sam.py, which transformers has as the default.
@@ -101,6 +102,14 @@ class SAM2Decoded(Decoded):
         whole.object_scores = object_scores
         return whole
 
+    def combined(self, taught: "SAM2Decoded", above: float | None) -> "SAM2Decoded":
+        """See `taught.combined`."""
+        taken = sources(self, taught, above)
+        if taken is None:
+            return self
+        object_scores = torch.cat([self.object_scores, taught.object_scores])[taken]
+        return SAM2Decoded.of(combined(self, taught, above), object_scores)
+
 
 class FastSAM2Decoder(FastDecoder):
     """`FastDecoder` for a `SAM2MaskDecoder`: finer maps are added while it upscales.
@@ -170,13 +179,11 @@ class FastSAM2Decoder(FastDecoder):
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
             rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
-            if above is not None and several:
-                kept = (rated.scores[:, _CANDIDATES] > above).any(1)
+            wanted, is_fixed = _CANDIDATES if several else _SINGLE, several or strictly
+            if above is not None and is_fixed:
+                kept = (rated.scores[:, wanted] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
-            if several or strictly:
-                found = self._tokens(_CANDIDATES if several else _SINGLE, rated, shared)
-            else:
-                found = self._single(rated, shared)
+            found = self._tokens(wanted, rated, shared) if is_fixed else self._single(rated, shared)
             results.append((*found, rows, self.object_network(rated.queries[:, 1 + self.mask_tokens])[:, 0]))
         *decoded, object_scores = (torch.cat(parts) for parts in zip(*results, strict=True))
         if above is not None and not several:

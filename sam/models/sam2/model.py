@@ -24,6 +24,7 @@ from ...prompts import PromptTensors
 from ...store.identity import Identities
 from ..base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
 from ..shared import shared_image
+from ..taught import of_taught, taught_decoders, taught_parts
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
 from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
@@ -95,9 +96,9 @@ class SAM2Model(nn.Module):
 
     @property
     def decoder_identity(self) -> str:
-        """Hash of the prompt encoder and the mask decoder."""
+        """Hash of the prompt encoder and the mask decoders."""
         parts = {"prompt_encoder": self.sam_prompt_encoder, "mask_decoder": self.sam_mask_decoder}
-        return _identities.of(self.sam_mask_decoder, parts, self.checkpoint.name)
+        return _identities.of(self.sam_mask_decoder, parts | dict(taught_parts(self)), self.checkpoint.name)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -116,12 +117,23 @@ class SAM2Model(nn.Module):
             raise SAMError(
                 f"The embedding lacks the high-resolution maps that {self.family} needs. Use this pack's Get SAM Embedding."
             )
-        plan = self._decoder_plan(features.device)
+        decoders = [self.sam_mask_decoder, *taught_decoders(self)]
+        found = self._decode_by(decoders, 0, features, prompts, wanted)
+        for index in range(1, len(decoders) if wanted.concept is None else 0):
+            taught = self._decode_by(decoders, index, features, prompts, of_taught(wanted))
+            found = found.combined(taught, wanted.above)
+        return found
+
+    def _decode_by(
+        self, decoders: list[SAM2MaskDecoder], index: int, features: Features, prompts: PromptTensors, wanted: Wanted
+    ) -> SAM2Decoded:
+        """By one of the model's mask decoders."""
+        plan = self._plan_of(decoders[index], features.device)
         sparse, dense = self.sam_prompt_encoder(prompts.points, prompts.boxes, prompts.masks)
-        sparse, names = with_concept(sparse, wanted.concept), (IMAGE, *HIGH_RES)
-        shared = shared_image(features, names, self.decoder_identity, lambda maps: plan.share(maps[0], tuple(maps[1:])))
-        taught = wanted.concept is not None
-        return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, taught)
+        sparse, names, key = with_concept(sparse, wanted.concept), (IMAGE, *HIGH_RES), (self.decoder_identity, index)
+        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
+        strictly = wanted.concept is not None or index > 0
+        return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, strictly)
 
     def decoder_parts(self) -> DecoderParts:
         """See `Segmenter.decoder_parts`."""
@@ -168,8 +180,8 @@ class SAM2Model(nn.Module):
 
         return _encoders.get(self.image_encoder, key, make, also=self.sam_mask_decoder)
 
-    def _decoder_plan(self, device: torch.device) -> FastSAM2Decoder:
-        decoder, prompts, linear = self.sam_mask_decoder, self.sam_prompt_encoder, self._linear(torch.float32)
+    def _plan_of(self, decoder: SAM2MaskDecoder, device: torch.device) -> FastSAM2Decoder:
+        prompts, linear = self.sam_prompt_encoder, self._linear(torch.float32)
         return _decoders.get(decoder, (device, linear), lambda: FastSAM2Decoder(decoder, prompts, linear), also=prompts)
 
     def _linear(self, dtype: torch.dtype) -> LinearKind:
