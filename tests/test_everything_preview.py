@@ -86,8 +86,8 @@ def test_no_more_than_some_segments_are_sent(comfy, monkeypatch):
     ("body", "status", "named"),
     [
         ({"preset": "all"}, 400, "preset is 'all': choose one of few and large, balanced, many and small"),
-        ({"preset": ["balanced"]}, 400, "preset must be a text"),
-        ({"editor": ""}, 400, "editor must be a text"),
+        ({"preset": ["balanced"]}, 400, "preset must be text"),
+        ({"editor": ""}, 400, "editor must be text"),
         ({"points_per_side": 4}, 400, "unknown key 'points_per_side'"),
         ({"image": {"filename": "none.png"}}, 404, "there is no image none.png"),
         ({"image": {"filename": "../a.png"}}, 400, "image.filename"),
