@@ -282,8 +282,9 @@ def test_elsewhere_masks_stay_and_nothing_is_there(trainer):
 def test_prompts_elsewhere_are_never_on_the_object(trainer):
     """Clicks, clicks with the base's logits, and boxes: all three kinds are drawn."""
     example, rng, kinds = trainer.examples[0], np.random.default_rng(0), set()
+    base = trainer.base.share(example.features)
     for _ in range(40):
-        prompts = trainer._elsewhere(example, rng)
+        prompts = trainer._elsewhere(example, base, rng)
         kinds.add((prompts.points is not None, prompts.boxes is not None, prompts.masks is not None))
         if prompts.points is not None:
             columns, rows = (prompts.points[0][:, 0] / trainer.drawer.cell).long().T
@@ -302,7 +303,7 @@ def test_what_is_measured_is_what_the_model_answers(trainer):
         decoder.iou_prediction_head.layers[-1].bias.data.fill_(sure)
         trainer.trained.plan = trainer.trained.planned()
         with torch.no_grad():
-            before, after = trainer._answer(trainer.examples[0], prompts)
+            before, after = trainer._before(0, prompts), trainer._after(0, prompts)
         assert bool(before.any()) and torch.equal(after, before if sure < 0.5 else torch.zeros_like(before))
         assert trainer._left(0) == (sure < 0.5)
 

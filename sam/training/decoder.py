@@ -9,7 +9,7 @@ the same images and on others: there the decoder is to predict an IoU of 0, so t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,13 +102,6 @@ def train_decoder(
     return with_decoder(model, change, Path(f"{change.base_name} with a trained decoder")), lesson
 
 
-class _Answer(NamedTuple):
-    """Masks of n prompts, logits `[n, 4h, 4w]`: the base's, and those that the model gives with the trained decoder."""
-
-    before: Tensor
-    after: Tensor
-
-
 class _Trainer:
     """A decoder, the base's, the examples, and images of anything else."""
 
@@ -124,6 +117,7 @@ class _Trainer:
         self.examples, self.options, self.device = examples, options, device
         self.checked, self.others = others[: len(others) // _LEAST_TO_SPLIT], others[len(others) // _LEAST_TO_SPLIT :]
         self.drawer = Drawer(model.frame((1, 1)).side / len(examples[0].target), device)
+        self.before: dict[int, Tensor] = {}  # the base's masks of the held-out clicks on an example
         self.parameters = {
             name: weight.requires_grad_(True) for name, weight in self.trained.decoder.named_parameters() if is_trainable(name)
         }
@@ -181,20 +175,20 @@ class _Trainer:
 
     def _loss_elsewhere(self, example: Example, rng: Generator) -> Tensor:
         """Of prompts elsewhere: how far masks are from the base's, and predicted IoUs from 0."""
-        prompts = self._elsewhere(example, rng)
         with torch.no_grad():
-            old = self.base.run(self.base.share(example.features), prompts, SINGLE)
+            base = self.base.share(example.features)
+            prompts = self._elsewhere(example, base, rng)
+            old = self.base.run(base, prompts, SINGLE)
         new = self.trained.run(self.trained.share(example.features), prompts, SINGLE)
         distance = F.mse_loss(new.logits.clamp(-_CERTAIN, _CERTAIN), old.logits.clamp(-_CERTAIN, _CERTAIN)) / _CERTAIN
         return _ANCHOR * distance + _score_loss(new.scores, torch.zeros_like(new.scores))
 
-    def _elsewhere(self, example: Example, rng: Generator) -> PromptTensors:
+    def _elsewhere(self, example: Example, base: SharedImage, rng: Generator) -> PromptTensors:
         """Clicks off the object; or what may follow them: such clicks with the base's logits, or boxes around its masks."""
         clicks, kind = self.drawer.clicks(_off(example), rng, _ELSEWHERE), rng.random()
         if kind < 0.6:
             return clicks
-        with torch.no_grad():
-            masks = _best(self.base.run(self.base.share(example.features), clicks, EVERY))
+        masks = _best(self.base.run(base, clicks, EVERY))
         if kind < 0.75:
             return PromptTensors(clicks.points, None, masks[:, None])
         return self.drawer.boxes([mask.cpu() > 0 for mask in masks], rng) if bool((masks > 0).any((1, 2)).all()) else clicks
@@ -204,8 +198,20 @@ class _Trainer:
         """Mean IoU of the held-out clicks on a mask, before and after."""
         example = self.examples[index]
         target, inside = example.target.to(self.device), example.inside.to(self.device)
-        answer = self._answer(example, self.drawer.held_out(example, self.options.seed, _TRIED))
-        return tuple(float(iou(masks, target, inside).mean()) for masks in answer)
+        prompts = self.drawer.held_out(example, self.options.seed, _TRIED)
+        answers = self._before(index, prompts), self._after(index, prompts)
+        return tuple(float(iou(masks, target, inside).mean()) for masks in answers)
+
+    def _before(self, index: int, prompts: PromptTensors) -> Tensor:
+        """The base's masks, logits `[n, 4h, 4w]`, of an example's held-out prompts; neither of them ever changes."""
+        if index not in self.before:
+            self.before[index] = _best(self.base.run(self.base.share(self.examples[index].features), prompts, EVERY))
+        return self.before[index]
+
+    def _after(self, index: int, prompts: PromptTensors) -> Tensor:
+        """Those that the model gives with the trained decoder."""
+        logits, scores = self.trained.run(self.trained.share(self.examples[index].features), prompts, SINGLE)
+        return torch.where(scores[:, :, None] > SURE, logits[:, 0], self._before(index, prompts))
 
     @torch.no_grad()
     def _left(self, index: int) -> float:
@@ -215,11 +221,6 @@ class _Trainer:
             prompts = self.drawer.clicks(_off(example), rng, _TRIED_ELSEWHERE)
             scores.append(self.trained.rate(self.trained.share(example.features), prompts, SINGLE))
         return float((torch.cat(scores) <= SURE).float().mean())
-
-    def _answer(self, example: Example, prompts: PromptTensors) -> _Answer:
-        before = _best(self.base.run(self.base.share(example.features), prompts, EVERY))
-        logits, scores = self.trained.run(self.trained.share(example.features), prompts, SINGLE)
-        return _Answer(before, torch.where(scores[:, :, None] > SURE, logits[:, 0], before))
 
 
 def _off(example: Example) -> Tensor:
