@@ -162,6 +162,13 @@ def test_a_small_model_equals_transformers(small, case, height, width):
     compare(small, make_picture(height, width), [case])
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_masks_that_are_upscaled_in_pieces_equal_transformers(small, case, monkeypatch):
+    """As those of full size are; the last of three pieces is a smaller one."""
+    monkeypatch.setattr("samkit.sam.models.sam2.decoder._TOKENS_AT_A_TIME", 24)
+    compare(small, make_picture(60, 80), [case])
+
+
 @pytest.mark.slow
 def test_a_full_size_model_equals_transformers(tmp_path):
     compare(Pair(tmp_path, TINY), make_picture(*SIZES[0]))

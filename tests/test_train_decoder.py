@@ -308,6 +308,16 @@ def test_what_is_measured_is_what_the_model_answers(trainer):
         assert trainer._left(0) == (sure < 0.5)
 
 
+def test_before_is_the_base_on_each_example(trainer):
+    """What is computed once is of that example, whichever was measured first."""
+    prompts = [trainer.drawer.held_out(example, 0, 3) for example in trainer.examples]
+    with torch.no_grad():
+        for index in (0, 1, 2, 0):
+            own = trainer.base.run(trainer.base.share(trainer.examples[index].features), prompts[index], slice(None))
+            best = own.logits[torch.arange(3), 1 + own.scores[:, 1:].argmax(1)]
+            assert torch.equal(trainer._before(index, prompts[index]), best)
+
+
 def test_saved_it_is_listed_and_applied_to_its_base(comfy, tmp_path):
     (base,) = SAMModelLoader().load_model("tiny.pth", "fp32")
     taught = with_decoder(base, changed(base), tmp_path / "taught")
