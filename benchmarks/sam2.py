@@ -47,7 +47,9 @@ def runs(theirs: Any, ours: SAM2Model | None, device: torch.device, clicks: int)
         return {"transformers": encode, "ours": lambda: ours.features(pixels, dtype)}
     maps = [torch.randn(1, channels, side, side, device=device) for channels, side in ((32, 256), (64, 128), (256, 64))]
     names = ("high_res_0", "high_res_1", "image")
-    arrays = {name: values[0].cpu().numpy() for name, values in zip(names, maps, strict=True)}
+    arrays = {name: values[0].cpu().numpy().copy() for name, values in zip(names, maps, strict=True)}
+    for values in arrays.values():
+        values.flags.writeable = False  # as an embedding's are: what can change is copied, and compared with every use
     features = Features(arrays, f"{clicks}", device)
     coords, labels = torch.rand(clicks, 1, 2, device=device) * 1024, torch.ones(clicks, 1, dtype=torch.int, device=device)
     prompts = PromptTensors((coords, labels), None, None)

@@ -109,8 +109,9 @@ def test_other_files_are_refused(kind, tmp_path, monkeypatch):
     message = {"other model": "not a SAM checkpoint", "many": "more than any SAM preset has"}.get(
         kind, "not an array of floats in the file"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_model(path)
+    assert str(error.value).count("not loaded") <= 1
 
 
 @pytest.mark.parametrize("repo_id", ["kaggle://keras/sam/keras/sam_huge_sa1b/5", "kaggle://someone/else"])

@@ -17,7 +17,9 @@ from samkit.sam.kernels.decoder import Guidance
 from samkit.sam.models.base import Features, Wanted
 from samkit.sam.models.sam2 import SAM2Model, hiera
 from samkit.sam.models.sam2.decoder import is_stable
+from samkit.sam.models.sam2.model import HIGH_RES
 from samkit.sam.prompts import to_model_frame
+from samkit.sam.tasks.embed import as_embedding
 from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
 from samkit.utils.comfy import sams_folders
@@ -241,6 +243,15 @@ def test_guidance_equals_transformers(small):
     assert (ours.logits - decoded(small.ours, embedding, [prompt], True).logits).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", HIGH_RES)
+def test_a_map_of_another_size_is_refused(small, name):
+    """Its values would be taken for others: the fast sum of two arrays repeats a smaller one."""
+    embedding = encode(small.ours, [make_picture(60, 80)])
+    embedding.maps[name] = embedding.maps[name][:, :, ::2, ::2]
+    with pytest.raises(ValueError, match=f"map {name} is .*Run Get SAM Embedding again"):
+        as_embedding(embedding, small.ours)
+
+
 def test_a_mask_alone_equals_transformers(small):
     picture = make_picture(60, 80)
     embedding, maps = encode(small.ours, [picture]), small.maps(picture)
@@ -384,7 +395,10 @@ class TestFiles:
             (lambda s: s.pop("sam_mask_decoder.conv_s0.weight"), "not a whole SAM 2 checkpoint of size small test: 1 tensor"),
             (lambda s: s.pop("sam_mask_decoder.iou_token.weight"), "iou_token.* is missing"),
             (lambda s: s.update(surplus=torch.zeros(2)), "1 tensor .*surplus"),
-            (lambda s: s.update({"image_encoder.trunk.blocks.8.norm1.weight": torch.zeros(2)}), "9 blocks of width 16: .*tiny"),
+            (
+                lambda s: s.update({"image_encoder.trunk.blocks.8.norm1.weight": torch.zeros(2)}),
+                r"9 blocks of width 16: .*tiny.*\)\.$",
+            ),
             (
                 lambda s: s.update({"sam_mask_decoder.hf_token.weight": torch.zeros(1, 8)}),
                 "SAM-HQ variant of SAM 2, .*use sam2.1_",

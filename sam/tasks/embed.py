@@ -340,6 +340,10 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
 def _checked(embedding: SAMEmbedding, model: Segmenter, keys: list[str] | None) -> SAMEmbedding:
     if embedding.encoder_identity != model.encoder_identity:
         raise SAMError("The embedding was created with a different model. Run Get SAM Embedding again.")
+    for name, expected in model.map_shapes.items():
+        seen = embedding.maps[name].shape if name in embedding.maps else (len(embedding), *expected)
+        if seen != (len(embedding), *expected):
+            raise SAMError(f"The embedding's map {name} is {seen}, and not as the model makes it. Run Get SAM Embedding again.")
     for index, key in enumerate(keys or ()):
         if key != embedding.image_keys[index]:
             raise SAMError(f"Frame {index} of the image input is not the embedded image. Connect the embedded image.")

@@ -98,13 +98,19 @@ def read_hiera(shapes: Mapping[str, torch.Size]) -> HieraShape:
     try:
         width = shapes[_ROOT + "patch_embed.proj.weight"][0]
         depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(re.escape(_ROOT) + r"blocks\.(\d+)\.", name)))
-        size = SIZES.get((width, depth))
-        if size is None:
-            known = ", ".join(f"{w} and {d} ({s.name})" for (w, d), s in SIZES.items())
-            raise SAMError(f"this SAM 2 model has {depth} blocks of width {width}: width and blocks must be one of {known}.")
-        return _shape_of(shapes, size, depth)
+        return _shape_of(shapes, _size_of(width, depth), depth)
+    except SAMError:
+        raise
     except (KeyError, IndexError, ValueError) as error:
         raise SAMError(f"this is not a whole SAM 2 checkpoint: {error} is missing or has an unknown shape.") from error
+
+
+def _size_of(width: int, depth: int) -> HieraSize:
+    size = SIZES.get((width, depth))
+    if size is None:
+        known = ", ".join(f"{w} and {d} ({s.name})" for (w, d), s in SIZES.items())
+        raise SAMError(f"this SAM 2 model has {depth} blocks of width {width}: width and blocks must be one of {known}.")
+    return size
 
 
 def _shape_of(shapes: Mapping[str, torch.Size], size: HieraSize, depth: int) -> HieraShape:

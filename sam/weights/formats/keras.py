@@ -104,6 +104,8 @@ def read_keras(file: BinaryIO, name: str) -> dict[str, Tensor]:
     try:
         with h5py.File(file, "r") as opened:
             arrays = {path: item[()] for path, item in _datasets(opened, h5py.Dataset, name)}
+    except SAMError:
+        raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise SAMError(f"{name} was not loaded: the file is truncated or damaged: fetch it again. ({error})") from error
     return dict(_renamed(path, array) for path, array in arrays.items())
