@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Report, Table, interleaved, peak_memory, ratio
+from harness import Report, Table, gemm_rate, interleaved, peak_memory, ratio
 from reference_sam2 import BASE_PLUS, LARGE, SMALL_PUBLISHED, TINY, random_sam2
 from samkit.sam.models.base import Features, Wanted
 from samkit.sam.models.sam2 import SAM2Model, build_sam2
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.weights.formats.sam2 import to_sam2_names
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = {"tiny": TINY, "small": SMALL_PUBLISHED, "base+": BASE_PLUS, "large": LARGE}
 CLICKS = (1, 4, 16, 64)
@@ -60,18 +62,38 @@ def runs(theirs: Any, ours: SAM2Model | None, device: torch.device, clicks: int)
 @torch.no_grad()
 def measure(models: list[str], device: torch.device) -> Report:
     """Ours and transformers', in one process; `models` are SAM's and say nothing here: tiny and base+ are measured."""
-    report = Report("sam2")
+    report, limit = Report("sam2"), gemm_rate(device)
     head = ["what", "transformers (sdpa)", "ours", "faster by", "transformers: memory", "ours: memory"]
     table = Table("SAM 2.1 beside transformers' Sam2Model" + (", float32" if device.type == "cpu" else ", fp16"), head)
+    limits = Table("The encoders and the arithmetic limit", ["what", "operations", "arithmetic limit", "ours", "reached"])
     for config in ("tiny", "base+"):
         theirs, ours = pair(config, device)
-        table.rows.append(_compare(f"encode an image, {config}", config, runs(theirs, ours, device, 0), 0, device, report))
+        what, candidates = f"encode an image, {config}", runs(theirs, ours, device, 0)
+        table.rows.append(_compare(what, config, candidates, 0, device, report))
+        limits.rows.append(_limit(what, candidates["transformers"], limit, report))
     for clicks in CLICKS:
         what = "1 click" if clicks == 1 else f"{clicks} clicks"
         table.rows.append(_compare(what, "tiny", runs(theirs, ours, device, clicks), clicks, device, report))
     table.note = "Memory: the peak over the loaded model, each in a process of its own. All sizes have the same decoder."
-    report.tables.append(table)
+    limits.note = f"The limit: {limit / 1e9:.0f} GFLOP/s, this machine's best matrix product in the same run."
+    report.tables += [table, limits]
     return report
+
+
+def _limit(what: str, encode: Callable[[], Any], limit: float, report: Report) -> list[str]:
+    """How near our encoder is to the time that its operations take at the rate of this machine's best matrix product."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which is counted, as others are not
+        encode()
+    operations, seconds = counter.get_total_flops(), report.numbers[what]["seconds"]["ours"]
+    report.numbers[what] |= {"operations": operations, "limit_seconds": operations / limit}
+    floor = operations / limit
+    return [
+        what,
+        f"{operations / 1e9:.0f} GFLOP",
+        f"{1000 * floor:.0f} ms",
+        f"{1000 * seconds:.0f} ms",
+        f"{100 * floor / seconds:.0f} %",
+    ]
 
 
 def _compare(
