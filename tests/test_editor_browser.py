@@ -529,6 +529,21 @@ def test_marks_outside_of_a_smaller_image_are_ignored_said_and_can_be_scaled(edi
     assert (run_graph(page, server) == editor.exact()).all()
 
 
+def test_marks_of_a_newer_version_are_kept_until_they_are_given_up(editor):
+    page = editor.page
+    later = json.dumps({"version": 3, "objects": [{"name": "cup", "marks": [{"x": 40, "y": 40}], "what": 1}]})
+    page.evaluate("(text) => { samkit.editor().text = text; }", later)
+    wait_for_note(page, "newer version of SAM Kit")
+    editor.click(*LEAF)
+    page.keyboard.press("2")
+    assert editor.evaluate("editor.text") == later
+    page.get_by_text("Remove them and start anew").filter(visible=True).click()
+    wait_for_note(page, None)
+    editor.click(*LEAF)
+    editor.settle()
+    assert len(editor.marks) == 1 and editor.exact().any()
+
+
 def test_delete_after_a_press_on_a_button_is_the_editors(editor):
     page, nodes = editor.page, editor.page.evaluate("app.graph.nodes.length")
     for label in ("Show or hide the masks (H)", "Fit the image (F)", "Remove the selected mark (Delete)", "Undo (Ctrl+Z)"):

@@ -419,6 +419,23 @@ test("a loaded text is taken over and told of, but is not ours to save", () => {
   assert.deepEqual([state.marks, state.candidate, changes, commits], [[point(1, 2)], "largest", 1, 0]);
 });
 
+test("a text of a later version stays as it is, whatever is done, until it is given up", () => {
+  const later = '{"version": 3, "objects": [{"name": "cup", "marks": [{"x": 1, "y": 2}]}], "what": [1]}';
+  state.load(later);
+  assert.ok(state.isNewer && changes > 0);
+  state.add(point(5, 6));
+  assert.equal(state.text, later);
+  state.startAnew();
+  assert.deepEqual([state.isNewer, state.text, state.marks], [false, "{}", []]);
+  state.add(point(5, 6));
+  assert.deepEqual(parse(state.text).marks, [point(5, 6)]);
+});
+
+test("an empty text of a later version is told of, too", () => {
+  state.load('{"version": 3}');
+  assert.deepEqual([state.isNewer, changes], [true, 1]);
+});
+
 test("a loaded text starts history anew", () => {
   state.add(point(1, 2));
   state.add(point(3, 4));

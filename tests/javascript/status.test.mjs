@@ -23,7 +23,7 @@ for (const [what, more, said] of [
   test(`the status of ${what}`, () => assert.equal(statusOf({ ...VIEW, ...more }), said));
 }
 
-const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, outside: 0, canScale: false, lacks: null, progress: null };
+const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, isNewer: false, outside: 0, canScale: false, lacks: null, progress: null };
 
 for (const [what, more, said, actions] of [
   ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
@@ -35,6 +35,12 @@ for (const [what, more, said, actions] of [
   ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", []],
   ["its arrival, not begun", { lacks: "b.pth", isRunning: true }, "Downloading and loading the model…", []],
   ["a mark outside", { outside: 1 }, "1 mark lies outside this image and is ignored.", ["clear", "keep"]],
+  [
+    "marks of a later version",
+    { isNewer: true, outside: 1 },
+    "These marks were made with a newer version of SAM Kit. Update the pack to see and to change them.",
+    ["anew"],
+  ],
   ["marks outside", { outside: 3, canScale: true }, "3 marks lie outside this image and are ignored.", ["scale", "clear", "keep"]],
 ]) {
   test(`the note on ${what}`, () => {

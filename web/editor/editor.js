@@ -313,6 +313,7 @@ export class PromptEditor {
     if (action === "load" || action === "download" || !image) return;
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
+    if (action === "anew") state.startAnew();
     if (action === "keep") {
       this.#kept = this.shown.name;
       state.keepFor(image);
@@ -497,7 +498,7 @@ export class PromptEditor {
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
     const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, isOlder, isRunning, progress };
-    this.note.update(noteOf({ ...source, outside, canScale: state.size !== null, lacks }));
+    this.note.update(noteOf({ ...source, isNewer: state.isNewer, outside, canScale: state.size !== null, lacks }));
   }
 
   // --- the image

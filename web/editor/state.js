@@ -30,14 +30,29 @@ export class EditorState {
   #loaded = null; // a text from outside, given back as it was until something changes
 
   constructor({ onChange = () => {}, onCommit = () => {} } = {}) {
-    Object.assign(this, readText("{}"), { onChange, onCommit });
+    Object.assign(this, { onChange, onCommit });
+    this.#take(readText("{}"));
     this.#committed = writeText(this);
   }
 
   /** What the workflow stores. */
   get text() {
     const written = writeText(this);
+    if (this.isNewer) return this.#loaded.text;
     return this.#loaded?.written === written ? this.#loaded.text : written;
+  }
+
+  /** Whether the text is of a later version of the pack: it is kept as it is, for writing it anew would lose what is unknown here. */
+  get isNewer() {
+    return this.#loaded !== null && this.#loaded.isNewer;
+  }
+
+  /** Give up a text of a later version, and begin with an empty one. */
+  startAnew() {
+    this.#loaded = null;
+    this.#take(readText("{}"));
+    this.#store();
+    this.onChange();
   }
 
   /** What a run needs of it: a change of colour or of an eye is no reason to run anything again. */
@@ -124,8 +139,8 @@ export class EditorState {
     if (text === this.text) return;
     const state = readText(text);
     const written = writeText(state);
-    const same = written === writeText(this);
-    this.#loaded = state.readable ? { text, written } : null;
+    const same = written === writeText(this) && state.isNewer === this.isNewer;
+    this.#loaded = state.readable ? { text, written, isNewer: state.isNewer } : null;
     if (same) return;
     this.#take(state);
     this.current = 0;

@@ -33,13 +33,14 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
  * @param {boolean} view.isLost  whether that file could not be loaded
  * @param {boolean} view.isOlder  whether the graph has changed since the image was made
  * @param {boolean} view.isRunning  whether the image is being made
+ * @param {boolean} view.isNewer  whether the marks are of a later version of the pack
  * @param {number} view.outside  how many marks lie outside of the image
  * @param {boolean} view.canScale  whether it is known on what size of image they were made
  * @param {string | null} view.lacks  what to say of the checkpoint that a run would download
  * @param {number | null} view.progress  of the run, 0 to 1
  * @returns {{text: string, actions: string[], covers: boolean} | null}
  */
-export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, outside, canScale, lacks, progress }) {
+export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, isNewer, outside, canScale, lacks, progress }) {
   const over = (text, ...actions) => ({ text, actions, covers: true });
   if (!image) {
     if (!isConnected) return over("Connect an image to this node.");
@@ -47,6 +48,7 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
     if (isLost) return over("The image of the last run is no longer there.", "load");
     return isNamed ? over("Loading the image…") : over("The image comes from other nodes. Run them to see it.", "load");
   }
+  if (isNewer) return over("These marks were made with a newer version of SAM Kit. Update the pack to see and to change them.", "anew");
   if (lacks && isRunning) return { text: `Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`, actions: [], covers: false };
   if (lacks) return { text: lacks, actions: ["download"], covers: false };
   if (outside) {
@@ -64,4 +66,5 @@ export const ACTIONS = {
   scale: "Scale them to this image",
   clear: "Remove them",
   keep: "Keep them",
+  anew: "Remove them and start anew",
 };

@@ -48,7 +48,7 @@ const candidateIn = (value) => (CANDIDATES.includes(value) ? value : "best");
 /**
  * Read the widget's text; what cannot be read is empty, for a widget must load. There is always an object.
  * @param {string} text
- * @returns {{objects: EditorObject[], marks: Mark[], size: Size, finish: object, readable: boolean}}
+ * @returns {{objects: EditorObject[], marks: Mark[], size: Size, finish: object, readable: boolean, isNewer: boolean}}
  */
 export function readText(text) {
   let value = null;
@@ -60,7 +60,8 @@ export function readText(text) {
   const readable = typeof value === "object" && value !== null && !Array.isArray(value);
   const read = Array.isArray(value?.objects) ? readObjects(value) : readVersion1(value ?? {});
   if (!read.objects.length) read.objects = [{ name: "Object 1", colour: COLOURS[0], candidate: "best" }];
-  return { ...read, size: sizeIn(value?.size), finish: cleanFinish(value?.finish) ?? {}, readable };
+  const isNewer = Number.isInteger(value?.version) && value.version > VERSION;
+  return { ...read, size: sizeIn(value?.size), finish: cleanFinish(value?.finish) ?? {}, readable, isNewer };
 }
 
 function sizeIn(value) {
