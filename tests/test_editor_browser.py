@@ -529,7 +529,7 @@ def test_marks_outside_of_a_smaller_image_are_ignored_said_and_can_be_scaled(edi
     assert (run_graph(page, server) == editor.exact()).all()
 
 
-def test_marks_of_a_newer_version_are_kept_until_they_are_given_up(editor):
+def test_marks_of_a_newer_version_are_kept_until_they_are_given_up(editor, server):
     page = editor.page
     later = json.dumps({"version": 3, "objects": [{"name": "cup", "marks": [{"x": 40, "y": 40}], "what": 1}]})
     page.evaluate("(text) => { samkit.editor().text = text; }", later)
@@ -537,6 +537,8 @@ def test_marks_of_a_newer_version_are_kept_until_they_are_given_up(editor):
     editor.click(*LEAF)
     page.keyboard.press("2")
     assert editor.evaluate("editor.text") == later
+    with pytest.raises(AssertionError, match="Update the pack"):
+        run_graph(page, server)
     page.get_by_text("Remove them and start anew").filter(visible=True).click()
     wait_for_note(page, None)
     editor.click(*LEAF)

@@ -38,8 +38,7 @@ export class EditorState {
   /** What the workflow stores. */
   get text() {
     const written = writeText(this);
-    if (this.isNewer) return this.#loaded.text;
-    return this.#loaded?.written === written ? this.#loaded.text : written;
+    return this.isNewer || this.#loaded?.written === written ? this.#loaded.text : written;
   }
 
   /** Whether the text is of a later version of the pack: it is kept as it is, for writing it anew would lose what is unknown here. */
@@ -57,7 +56,7 @@ export class EditorState {
 
   /** What a run needs of it: a change of colour or of an eye is no reason to run anything again. */
   get runText() {
-    return writeText(this, { view: false });
+    return this.isNewer ? this.#loaded.text : writeText(this, { view: false });
   }
 
   /** Indices of the marks that are used for the frame that is shown. */
