@@ -78,29 +78,42 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--grounding", default="grounding-dino-tiny", help="with --words: a folder or a known name")
     models.add_argument("--precision", default="auto", choices=sam.PRECISIONS)
     models.add_argument("--device-mode", default="Prefer GPU", choices=sam.DEVICE_MODES)
+    models.add_argument("--concept", type=Path, metavar="FILE", help="a concept of SAM Teach: which object is meant")
     models.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run under Ray: on this machine, or on a cluster")
     models.add_argument("--actors", type=int, default=0, metavar="N", help="with --ray: how many copies of the model")
     for title, options in (("with --everything", sam.AutoMaskOptions), ("with --words", sam.GroundingOptions)):
         group = parser.add_argument_group(title)
         for field in fields(options):
-            group.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+            name, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+            if kind is bool:  # `--hq False`, as well as `--no-hq`
+                group.add_argument(name, type=_is_yes, nargs="?", const=True, default=field.default, metavar="yes|no")
+                group.add_argument(f"--no{name[1:]}", dest=field.name, action="store_false")
+            elif field.name != "concept":
+                group.add_argument(name, type=kind, default=field.default)
     return parser
+
+
+def _is_yes(text: str) -> bool:
+    """A choice of yes or no."""
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return words[text.lower()]
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Segment what was chosen, and say how it went."""
     folders = part("sam.tasks.folders")
     output = chosen.coco or chosen.yolo or chosen.png
-    root, images = folders.find_images(chosen.images, None if chosen.coco else output)
+    root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
     task, unknown = make_task(chosen, folders), []
     if chosen.prompts:
         images, unknown = folders.read_prompts(chosen.prompts, images)
-    if chosen.restart:
-        output.with_name(f"{output.name}.journal").unlink(missing_ok=True)
     runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
     with Bar(len(images)) as bar:
-        summary = folders.segment_folder(task, images, output, runner, bar.advance)
-    errors = summary.errors | dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+        summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart)
+    errors = summary.errors | dict.fromkeys(unread, "images of this kind cannot be read: convert it to PNG or JPEG")
+    errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
@@ -111,7 +124,10 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
     """The options as a task, with the models' files found, or fetched where they are known."""
     sam = part("sam")
     kinds = {"everything": sam.AutoMaskOptions, "found": sam.GroundingOptions}
-    options = {name: kind(**{f.name: getattr(chosen, f.name) for f in fields(kind)}) for name, kind in kinds.items()}
+    options = {
+        name: kind(**{f.name: getattr(chosen, f.name) for f in fields(kind) if f.name != "concept"})
+        for name, kind in kinds.items()
+    }
     path, grounding = Path(chosen.model), None
     if chosen.words is not None:
         folder = Path(chosen.grounding)
@@ -125,6 +141,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         grounding=grounding and grounding.resolve(),
         text=chosen.words or "",
         label=chosen.label,
+        concept=chosen.concept and sam.load_concept(chosen.concept),
         **options,
     )
 

@@ -1,6 +1,5 @@
 """Save SAM Embedding and Load SAM Embedding."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from .common import CATEGORY, SavesFile, saving_inputs
 
 _SUFFIX = ".safetensors"
 _FOLDERS = ("input", "output")
-_CHUNK = 1 << 20
 
 
 class SaveEmbedding(SavesFile):
@@ -30,8 +28,8 @@ class SaveEmbedding(SavesFile):
         return saving_inputs("embedding", "SAM_EMBEDDING", "An embedding from Get SAM Embedding.", "samkit/embedding")
 
     def execute(self, embedding: np.ndarray, filename_prefix: str = "samkit/embedding") -> dict[str, Any]:
-        path, name = new_output(filename_prefix, _SUFFIX)
-        save_embedding(embedding, path)
+        with new_output(filename_prefix, _SUFFIX) as (path, name):
+            save_embedding(embedding, path)
         return {"ui": {"text": [name]}, "result": (name,)}
 
 
@@ -53,18 +51,13 @@ class LoadEmbedding:
 
     @classmethod
     def IS_CHANGED(cls, name: str | None = None) -> str:
-        """The content of the file; a linked input arrives as None, and nothing may raise here."""
+        """Size, times of change and number of the file; a linked input arrives as None, and nothing may raise here."""
         path = annotated_path(name, _FOLDERS) if name else None
-        if path is None:
-            return ""
-        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
+            stat = path.stat() if path else None
         except OSError:
             return ""
-        return digest.hexdigest()
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}" if stat else ""
 
     def execute(self, name: str) -> tuple[SAMEmbedding]:
         path = annotated_path(name, _FOLDERS)

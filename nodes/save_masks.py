@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..sam import SAMError
-from ..sam.datasets.files import locked, write_whole
-from ..sam.datasets.formats import FORMATS, Format, FormatName, data_set
+from ..sam.datasets.addition import adding_to
+from ..sam.datasets.formats import FORMATS, FormatName
 from ..sam.datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask
 from ..utils.boxes import BOX_TYPES, BoundingBox, nested_boxes, tight_box
 from ..utils.comfy import Progress, output_folder, save_place
@@ -274,26 +273,15 @@ def _save(frames: list[np.ndarray], objects: list[list[LabeledMask]], prefix: st
     size = frames[0].shape[:2]
     folder, stem, _ = save_place(prefix, size)
     root = folder / stem
-    target = data_set(name, root / "annotations.json" if name.startswith("COCO") else root)
-    progress, records, saved = Progress(len(frames)), [], []
-    with locked(root):
+    progress, saved = Progress(len(frames)), []
+    with adding_to(root, name) as addition:
         below = root.relative_to(output_folder()).as_posix()
-        images, _, number = save_place(f"{below}/images/{stem}", size)
+        _, _, number = save_place(f"{below}/images/{stem}", size)
         for index, (frame, masks) in enumerate(zip(frames, objects, strict=True), start=number):
             progress.check_interrupted()
-            file = f"{stem}_{index:05}_.png"
-            records.append(_save_image(target, root, LabeledImage(file, frame.shape[:2], masks), images / file, frame))
+            file, png = f"{stem}_{index:05}_.png", io.BytesIO()
+            Image.fromarray(frame).save(png, format="PNG", compress_level=4)
+            addition.add(LabeledImage(file, frame.shape[:2], masks), png.getvalue())
             saved.append({"filename": file, "subfolder": f"{below}/images", "type": "output"})
             progress.advance()
-        target.extend(records)
     return saved
-
-
-def _save_image(target: Format, root: Path, image: LabeledImage, path: Path, frame: np.ndarray) -> dict[str, Any]:
-    record, files = target.entry(image)
-    for name, content in files.items():
-        write_whole(root / name, content)
-    png = io.BytesIO()
-    Image.fromarray(frame).save(png, format="PNG", compress_level=4)
-    write_whole(path, png.getvalue())
-    return record

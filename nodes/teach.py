@@ -182,8 +182,8 @@ class SaveDecoder(SavesFile):
         return saving_inputs("sam_model", SAM_MODEL_TYPES, "A model from SAM Train Decoder.", f"{DECODER_FOLDER}/decoder")
 
     def execute(self, sam_model: Segmenter, filename_prefix: str = f"{DECODER_FOLDER}/decoder") -> tuple[str]:
-        path, _ = new_output(filename_prefix, ".safetensors")
-        save_decoder(sam_model, path)
+        with new_output(filename_prefix, ".safetensors") as (path, _):
+            save_decoder(sam_model, path)
         return (path.name,)
 
 
@@ -200,8 +200,8 @@ class SaveConcept(SavesFile):
         return saving_inputs("concept", "SAMKIT_CONCEPT", "A concept from SAM Teach.", f"{CONCEPT_FOLDER}/concept")
 
     def execute(self, concept: Concept, filename_prefix: str = f"{CONCEPT_FOLDER}/concept") -> tuple[str]:
-        path, _ = new_output(filename_prefix, ".safetensors")
-        save_concept(concept, path)
+        with new_output(filename_prefix, ".safetensors") as (path, _):
+            save_concept(concept, path)
         return (path.name,)
 
 

@@ -1,5 +1,6 @@
 """Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -73,6 +74,23 @@ def tiny_model(tiny_sam, tmp_path):
 def picture():
     """A picture with structure at every scale, 60x80: uint8 [H, W, 3]."""
     return make_picture(60, 80)
+
+
+@pytest.fixture
+def small_files():
+    """A context in which this process can write no file of more bytes than given: the system refuses it, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="this system has no limits of that kind")
+
+    @contextlib.contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 from samkit.sam import SAMError
 from samkit.sam.datasets.coco import Coco
-from samkit.sam.datasets.files import locked, write_whole
 from samkit.sam.datasets.formats import data_set
 from samkit.sam.datasets.objects import LabeledImage, LabeledMask
 from samkit.sam.datasets.pngs import Pngs
 from samkit.sam.datasets.polygons import coco_polygons, yolo_polygon
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.datasets.yolo import Yolo
+from samkit.utils.comfy import locked
+from samkit.utils.files import write_whole
 from scenes import make_scene
 
 WHY = "a development requirement that reads data sets; the pack does not need it"
@@ -235,7 +236,7 @@ def test_a_file_of_another_kind_is_left_as_it_is(kind, name, content, tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", b"old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(SAMError, match="a cannot be written: full. Choose another place"):
         write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 

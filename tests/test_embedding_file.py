@@ -82,13 +82,14 @@ def test_another_packs_array_is_not_saved(comfy, tiny_model):
         SaveEmbedding().execute(np.array(embedding))
 
 
-def test_is_changed_follows_the_content(comfy, embedding, tmp_path):
+def test_is_changed_follows_the_file_and_does_not_read_it(comfy, embedding, tmp_path):
     (name,) = SaveEmbedding().execute(embedding)["result"]
     path = tmp_path / "output" / name.removesuffix(" [output]")
     before, stat = LoadEmbedding.IS_CHANGED(name), path.stat()
     content = bytearray(path.read_bytes())
-    os.utime(path, ns=(1, 1))
-    assert LoadEmbedding.IS_CHANGED(name) == before != ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathlib.Path.open", None)
+        assert LoadEmbedding.IS_CHANGED(name) == before != ""
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # of the same size and time
@@ -131,15 +132,34 @@ def test_names_outside_the_folders_are_refused(comfy, tmp_path, embedding, name)
     assert LoadEmbedding.IS_CHANGED(name) == ""
 
 
-def test_a_full_disk_leaves_no_file(embedding, tmp_path, monkeypatch):
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("samkit.sam.tasks.embedding_file.save_file", full)
-    with pytest.raises(SAMError, match=r"x.safetensors cannot be written: No space left on device"):
+def test_a_full_disk_leaves_no_file_and_the_message_names_it(embedding, tmp_path, small_files):
+    """The writer is safetensors' own, which has an error of its own for what the system refuses."""
+    save_embedding(embedding, tmp_path / "x.safetensors")
+    before = (tmp_path / "x.safetensors").read_bytes()
+    with (
+        small_files(10_000),
+        pytest.raises(SAMError, match=r"x\.safetensors cannot be written: .*Free some space on this disk"),
+    ):
         save_embedding(embedding, tmp_path / "x.safetensors")
-    assert not list(tmp_path.glob("x.*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.pth", "x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == before
+
+
+def test_the_list_reads_a_folder_again_only_when_it_has_changed(comfy, embedding, tmp_path, monkeypatch):
+    (name,) = SaveEmbedding().execute(embedding)["result"]
+    folder = tmp_path / "output" / "samkit"
+    (folder / "caf\udce9.safetensors").touch()  # a name that is not UTF-8, on systems that allow it
+    (folder / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (folder / "folder.safetensors").mkdir()
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    for path in (folder / "folder.safetensors", folder, tmp_path / "output", tmp_path / "input"):
+        os.utime(path, ns=(10**18, 10**18))  # long ago
+    assert LoadEmbedding.INPUT_TYPES()["required"]["name"][0] == [name]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", None)
+        assert LoadEmbedding.INPUT_TYPES()["required"]["name"][0] == [name]
+    (other,) = SaveEmbedding().execute(embedding)["result"]
+    assert LoadEmbedding.INPUT_TYPES()["required"]["name"][0] == [name, other]
 
 
 @pytest.fixture

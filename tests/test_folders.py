@@ -85,6 +85,7 @@ def test_everything_is_what_segment_everything_finds(task, photos, tmp_path):
 
 
 def test_words_are_boxes_with_labels_and_scores(task, photos, tmp_path, monkeypatch):
+    (tmp_path / "dino").mkdir()
     boxes = FoundBoxes(np.array([[5.0, 5, 40, 40], [30, 20, 70, 55]]), [0.75, 0.5], ["cat", ""])
     monkeypatch.setattr(folders, "load_grounding", lambda folder: folder.name)
     seen = []
@@ -202,7 +203,7 @@ def test_folders_without_images_or_that_are_not_there_are_refused(tmp_path):
 
 
 def test_names_are_relative_to_what_folders_have_in_common(photos):
-    root, images = find_images([photos / "day 1", photos / "a.png"])
+    root, images, _ = find_images([photos / "day 1", photos / "a.png"])
     assert root == photos and [one.file_name for one in images] == ["a.png", "day 1/a.png", "day 1/größe.webp"]
 
 

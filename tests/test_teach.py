@@ -259,11 +259,12 @@ def test_a_free_number_outside_comfyui_is_one_above_the_greatest(monkeypatch, tm
     """Counting the files would give the second name again, and overwrite that file."""
     monkeypatch.setattr(comfy, "PACK", tmp_path)
     for number in (1, 2):
-        path, name = comfy.new_output("sam/one", ".safetensors")
-        assert name == f"sam/one_{number:05}_.safetensors [output]"
-        path.touch()
-    path.with_name("one_00001_.safetensors").unlink()
-    assert comfy.new_output("sam/one", ".safetensors")[0].name == "one_00003_.safetensors"
+        with comfy.new_output("sam/one [a]", ".safetensors") as (path, name):
+            assert name == f"sam/one [a]_{number:05}_.safetensors [output]"
+            path.touch()
+    path.with_name("one [a]_00001_.safetensors").unlink()
+    with comfy.new_output("sam/one [a]", ".safetensors") as (path, _):
+        assert path.name == "one [a]_00003_.safetensors"
 
 
 @pytest.mark.parametrize("prefix", ["../out", "/abs", "a/../b", "", "a\\b", "con", "x" * 300, "sam_concepts/"])

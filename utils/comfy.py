@@ -5,21 +5,30 @@ in a script and in a notebook, where a folder of that name on `sys.path` must no
 """
 
 import contextlib
+import datetime
+import glob
 import hashlib
-import io
+import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from .errors import SAMError
 from .examples import example_image, example_path
+from .files import remove_parts, whole, writing
 from .paths import is_plain
+
+log = logging.getLogger("samkit")
 
 PACK = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
@@ -28,9 +37,24 @@ _FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "sam2", "gro
 CONCEPT_FOLDER, DECODER_FOLDER = "sam_concepts", "sam_decoders"
 IMAGE_FOLDERS = ("input", "output", "temp")
 EXAMPLE = "example"  # stands beside these folders for the pack's own example images
+_WAIT = 600  # seconds for another process that writes in the same place
+_HEARD = 0.2  # seconds after which a wait hears a Cancel
+_TICK_NS = 2_000_000_000  # of the coarsest file system's clock: a folder read so soon after a change may have changed again
 
 _is_quiet: ContextVar[bool] = ContextVar("samkit_is_quiet", default=False)
 _watch: ContextVar["Watch | None"] = ContextVar("samkit_watch", default=None)
+
+
+class _ReadFolder(NamedTuple):
+    """What was in a folder when it was read, and the times of its last change and of the reading, in nanoseconds."""
+
+    changed: int
+    read: int
+    files: list[Path]
+    folders: list[Path]
+
+
+_folders_read: dict[Path, _ReadFolder] = {}
 
 
 def inside_comfyui() -> bool:
@@ -177,13 +201,31 @@ def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
 
 
 def files_ending(suffix: str, kinds: tuple[str, ...]) -> list[str]:
-    """Names of the files with an ending in some of `IMAGE_FOLDERS`, as `annotated_path` takes them, sorted."""
+    """Names of the files with an ending in some of `IMAGE_FOLDERS`, as `annotated_path` takes them, sorted.
+
+    A folder is read again only when its own time has changed, since every page of ComfyUI asks for this list.
+    """
     found = []
     for kind in kinds:
         folder = _data_folder(kind)
-        for path in sorted(folder.rglob(f"*{suffix}")) if folder.is_dir() else ():
-            found.append(f"{path.relative_to(folder).as_posix()} [{kind}]")
+        paths = sorted(path for path in _listed(folder) if path.suffix == suffix)
+        found += [f"{path.relative_to(folder).as_posix()} [{kind}]" for path in paths]
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files in a folder and below, as far as their names are text; none where it cannot be read. It follows no links."""
+    try:
+        changed, now = folder.stat().st_mtime_ns, time.time_ns()
+        known = _folders_read.get(folder)
+        if known is None or known.changed != changed or known.read - changed < _TICK_NS:
+            entries = [one for one in os.scandir(folder) if one.name.isprintable()]
+            files = [Path(one.path) for one in entries if one.is_file()]
+            known = _ReadFolder(changed, now, files, [Path(one.path) for one in entries if one.is_dir(follow_symlinks=False)])
+            _folders_read[folder] = known
+    except OSError:
+        return []
+    return known.files + [file for inside in known.folders for file in _listed(inside)]
 
 
 def annotated_path(name: str, kinds: tuple[str, ...]) -> Path | None:
@@ -200,19 +242,60 @@ def annotated_path(name: str, kinds: tuple[str, ...]) -> Path | None:
         return None
 
 
-def new_output(prefix: str, suffix: str) -> tuple[Path, str]:
+@contextlib.contextmanager
+def new_output(prefix: str, suffix: str) -> Iterator[tuple[Path, str]]:
     """A path in ComfyUI's output folder that is not taken, and its name for `annotated_path`; numbered as Save Image's are.
+
+    The body writes the file by `whole`. Meanwhile no other process takes a number in this folder. Parts of files that killed
+    processes have left there are removed.
 
     Args:
         prefix: of the name, see `save_place`.
         suffix: the ending, with its dot.
 
     Raises:
-        SAMError: as `save_place`.
+        SAMError: as `save_place` and `locked`.
     """
-    folder, name, number = save_place(prefix, (0, 0))
-    path = folder / f"{name}_{number:05}_{suffix}"
-    return path, f"{path.resolve().relative_to(output_folder().resolve()).as_posix()} [output]"
+    folder, name, _ = save_place(prefix, (0, 0))
+    with locked(folder / "samkit"):
+        remove_parts(folder, f".*{suffix}")
+        output = output_folder().resolve()
+        _, _, number = save_place((folder.resolve() / name).relative_to(output).as_posix(), (0, 0))
+        path = folder / f"{name}_{number:05}_{suffix}"
+        yield path, f"{path.resolve().relative_to(output).as_posix()} [output]"
+
+
+@contextlib.contextmanager
+def locked(place: Path, wait: float = _WAIT) -> Iterator[None]:
+    """In the body, this process alone may add to `place`; a process that ends gives the lock back. A Cancel ends the wait.
+
+    The lock is an empty hidden file beside `place`, which stays there.
+
+    Args:
+        place: a file or folder, which need not be there.
+        wait: seconds to wait for another process.
+
+    Raises:
+        SAMError: another process had it for that long, or the lock's file cannot be written.
+    """
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        patience = time.monotonic() + wait
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=min(wait, _HEARD), poll_interval=0.05)
+            except Timeout as error:
+                Progress.check_interrupted()
+                if time.monotonic() >= patience:
+                    message = f"{place} is being written by another process: wait for it, or choose another name."
+                    raise SAMError(message) from error
+            except NotImplementedError as error:
+                raise SAMError(f"{place} is on a disk without file locks: choose another place.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _data_folder(kind: str) -> Path:
@@ -250,60 +333,38 @@ def user_folder() -> Path:
 
 
 def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:
-    """Save images uint8 `[H, W, 3]` where the browser can fetch them, named by their content.
+    """Save images uint8 `[H, W, 3]` as PNG where the browser can fetch them, named by their content.
 
     Returns:
-        ComfyUI's names of them (`filename`, `subfolder`, `type`), in order; none outside ComfyUI.
+        ComfyUI's names of them (`filename`, `subfolder`, `type`), in order; none outside ComfyUI, or where they cannot be
+        written: they are for the browser, and a run does not end because of them.
     """
-    if not inside_comfyui():
-        return []
-    folder = _temporary_folder()
-    return [{"filename": _save_once(frame, folder), "subfolder": "", "type": "temp"} for frame in frames]
-
-
-def _temporary_folder() -> Path:
-    import folder_paths
-
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _save_once(frame: np.ndarray, folder: Path) -> str:
-    name = f"samkit_{hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:32]}.png"
-    _write_once(folder / name, lambda part: Image.fromarray(frame).save(part, format="PNG", compress_level=1))
-    return name
-
-
-def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that is there whole or not at all."""
-    if path.is_file():
-        return
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return _saved_to_show([Image.fromarray(frame) for frame in frames], "samkit_", ".png", {"compress_level": 1})
 
 
 def save_results(images: list[Image.Image]) -> list[dict[str, str]]:
-    """Save small RGB images for a node to show after its run, as JPEG, named by their content.
+    """Save small RGB images for a node to show after its run, as JPEG; else as `save_temporary`."""
+    return _saved_to_show(images, "samkit_result_", ".jpg", {"quality": 85})
 
-    Returns:
-        ComfyUI's names of them (see `save_temporary`).
-    """
+
+def _saved_to_show(images: list[Image.Image], start: str, ending: str, options: dict[str, int]) -> list[dict[str, str]]:
     if not inside_comfyui():
         return []
-    return [_saved_result(image, _temporary_folder()) for image in images]
+    import folder_paths
 
-
-def _saved_result(image: Image.Image, folder: Path) -> dict[str, str]:
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=85)
-    name = f"samkit_result_{hashlib.sha256(file.getvalue()).hexdigest()[:32]}.jpg"
-    _write_once(folder / name, lambda part: part.write_bytes(file.getvalue()))
-    return {"filename": name, "subfolder": "", "type": "temp"}
+    folder, saved = Path(folder_paths.get_temp_directory()), []
+    for image in images:
+        name = f"{start}{hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:32]}{ending}"
+        try:
+            if not (folder / name).is_file():
+                with whole(folder / name) as part:
+                    image.save(part, format=Image.registered_extensions()[ending], **options)
+        except SAMError as error:
+            if not (folder / name).is_file():  # else another process has just written the same
+                log.warning("The images are not shown: %s", error)
+                return []
+        saved.append({"filename": name, "subfolder": "", "type": "temp"})
+    return saved
 
 
 def output_folder() -> Path:
@@ -319,29 +380,44 @@ def save_place(prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:
     """Where ComfyUI's Save Image would put the next file of a prefix: its folder, name and number. The folder is made.
 
     Args:
-        prefix: below the output folder; `%width%`, `%height%` and parts of the date such as `%year%` are filled in. Outside
-            ComfyUI it is taken as it is.
+        prefix: below the output folder; `%date:yyyy-MM-dd%`, which ComfyUI's browser fills in for its own nodes, is filled in,
+            and so are `%width%`, `%height%` and parts of the date such as `%year%` inside ComfyUI.
         size: (H, W) of the image.
 
     Raises:
-        SAMError: the prefix is not a plain name, or a link leads out of the folder.
+        SAMError: the prefix is not a plain name, a link leads out of the folder, or the folder cannot be made.
     """
     output = output_folder()
+    prefix = re.sub(r"%date:([^%]*)%", lambda found: _dated(found[1], datetime.datetime.now()), prefix)
     if not is_plain(prefix):
         raise SAMError(
-            f"filename_prefix is {prefix[:80]!r}: use a plain name below ComfyUI's output folder, such as samkit/name."
+            f"filename_prefix is {prefix[:80]!r}: use a plain name below ComfyUI's output folder, such as samkit/name, "
+            'without any of \\ : * ? " < > |.'
         )
     if not (output / prefix).parent.resolve().is_relative_to(output.resolve()):
         raise SAMError(f"filename_prefix is {prefix[:80]!r}: a link leads out of ComfyUI's output folder.")
-    if inside_comfyui():
-        import folder_paths
+    with writing((output / prefix).parent):
+        if inside_comfyui():
+            import folder_paths
 
-        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(output), size[1], size[0])
-        return Path(folder), name, number
-    path = output / prefix
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = [one.name[len(path.name) + 1 :].split("_")[0] for one in path.parent.glob(f"{path.name}_*")]
-    return path.parent, path.name, 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+            folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(output), size[1], size[0])
+            return Path(folder), name, number
+        path = output / prefix
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = [one.name[len(path.name) + 1 :].split("_")[0] for one in path.parent.glob(f"{glob.escape(path.name)}_*")]
+        return path.parent, path.name, 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _dated(form: str, now: datetime.datetime) -> str:
+    """A date in the form that ComfyUI's browser takes: d, M, h, m and s, once or twice, and yy or yyyy."""
+    parts = {"d": now.day, "M": now.month, "h": now.hour, "m": now.minute, "s": now.second}
+    year = {2: f"{now.year % 100:02}", 3: "yyy", 4: f"{now.year:04}"}
+
+    def filled(found: re.Match[str]) -> str:
+        token = found[0]
+        return year[len(token)] if token[0] == "y" else f"{parts[token[0]]:0{len(token)}}"
+
+    return re.sub(r"dd?|MM?|hh?|mm?|ss?|yyy?y?", filled, form)
 
 
 def is_running() -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import as_json, read_json, write_whole
+from ...utils.files import write_whole
+from .files import as_json, read_json
 from .objects import LabeledImage, Record, labels_in, record_of, visible
 from .polygons import coco_polygons
 from .rle import encode_mask
@@ -35,12 +36,26 @@ class Coco:
         """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
         return record_of(image, [self._encode(one.mask) for one in visible(image)]), {}
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write the file with these images only."""
-        self._write({"info": {"description": "SAM Kit"}, "images": [], "annotations": [], "categories": []}, records)
+    def files_of(self, record: Record) -> set[str]:
+        """None: all that is known of an image is in the one file."""
+        return set()
+
+    def names(self) -> set[str]:
+        """The images that the file lists.
+
+        Raises:
+            SAMError: the file is not a COCO file.
+        """
+        return {one["file_name"] for one in (read_json(self.path, _LISTS) or {"images": []})["images"]}
+
+    def write(self, records: Sequence[Record], continued: bool = False) -> None:
+        """Write the file with these images only; if `continued`, the categories of the file that is there keep their numbers."""
+        old = read_json(self.path, _LISTS) if continued else None
+        lists = {"images": [], "annotations": [], "categories": old["categories"] if old else []}
+        self._write({"info": {"description": "SAM Kit"}, **lists}, records)
 
     def extend(self, records: Sequence[Record]) -> None:
-        """Add images to the file, which need not be there; what it holds stays, with its numbers.
+        """Add images to the file, which need not be there; what it holds stays, with its numbers, also of these images.
 
         Raises:
             SAMError: the file is not a COCO file.
@@ -49,7 +64,8 @@ class Coco:
         if document is None:
             self.write(records)
         else:
-            self._write(document, records)
+            names = {one["file_name"] for one in document["images"]}
+            self._write(document, [record for record in records if record["file_name"] not in names])
 
     def _write(self, document: dict[str, Any], records: Sequence[Record]) -> None:
         write_whole(self.path, as_json(_extended(document, records)))

@@ -29,12 +29,24 @@ class Format(Protocol):
         """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
         ...
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Make the data set of these images only."""
+    def files_of(self, record: Record) -> set[str]:
+        """The files that belong to this image alone, by their paths below the data set; also those that `entry` did not give."""
+        ...
+
+    def names(self) -> set[str]:
+        """The images that the data set lists; none where it has no list, as YOLO.
+
+        Raises:
+            SAMError: a file in its place is of another kind.
+        """
+        ...
+
+    def write(self, records: Sequence[Record], continued: bool = False) -> None:
+        """Make the data set of these images only; if `continued`, what is there keeps the numbers of its categories."""
         ...
 
     def extend(self, records: Sequence[Record]) -> None:
-        """Add images to what is there."""
+        """Add images to what is there; one of a name that is there stays as it is."""
         ...
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ...utils.files import writing
 from ..errors import SAMError
 from .objects import Record
 
@@ -22,7 +23,7 @@ class Journal:
         settings: all that the records depend on, besides the images; as JSON.
 
     Raises:
-        SAMError: the file is not a journal, or was made with other settings.
+        SAMError: the file is not a journal, was made with other settings, or cannot be written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -35,9 +36,10 @@ class Journal:
             self._check(lines[0], header)
         for line in lines[1:]:
             self.records[line["file_name"]], self._stamps[line["file_name"]] = line["record"], line["stamp"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(len(whole))
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)  # a buffer would try to write again when the file is closed
+            self._file.truncate(len(whole))
         if not lines:
             self._write(header)
 
@@ -63,16 +65,31 @@ class Journal:
         return file_name in self.records and self._stamps[file_name] == stamp
 
     def add(self, file_name: str, stamp: Any, record: Record) -> None:
-        """Record an image as done; on disk when this returns, as far as this process can tell."""
+        """Record an image as done; on disk when this returns, as far as this process can tell.
+
+        Raises:
+            SAMError: the disk is full.
+        """
         self._write({"file_name": file_name, "stamp": stamp, "record": record})
         self.records[file_name], self._stamps[file_name] = record, stamp
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        content = memoryview(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        with writing(self.path):
+            while content:
+                content = content[self._file.write(content) :]
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def recorded(path: Path, form: str) -> list[Record]:
+    """The records of a journal that was begun with any settings, if these have the format `form`; none where it is not one."""
+    try:
+        first, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return [line["record"] for line in lines] if first["settings"]["format"] == form else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

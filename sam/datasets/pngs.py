@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .files import as_json, read_json, write_whole
+from ...utils.files import write_whole
+from .files import as_json, read_json
 from .objects import LabeledImage, Record, record_of, visible
 
 
@@ -30,18 +31,33 @@ class Pngs:
         names = [f"masks/{stem}_{index:03}.png" for index in range(len(masks))]
         return record_of(image, names), dict(zip(names, map(_png, masks), strict=True))
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write the manifest with these images only; their masks are there."""
-        self._write([], records)
+    def files_of(self, record: Record) -> set[str]:
+        """The masks."""
+        return {one["segmentation"] for one in record["objects"]}
 
-    def extend(self, records: Sequence[Record]) -> None:
-        """Add images to the manifest, which need not be there.
+    def names(self) -> set[str]:
+        """The images that the manifest lists.
 
         Raises:
             SAMError: the file is not a manifest.
         """
-        there = read_json(self.path / "manifest.json", ("images",))
-        self._write(there["images"] if there else [], records)
+        return {one["file_name"] for one in self._images()}
+
+    def write(self, records: Sequence[Record], continued: bool = False) -> None:
+        """Write the manifest with these images only; their masks are there. Nothing in it is numbered."""
+        self._write([], records)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add images to the manifest, which need not be there; an image that it has stays.
+
+        Raises:
+            SAMError: the file is not a manifest.
+        """
+        images, names = self._images(), self.names()
+        self._write(images, [record for record in records if record["file_name"] not in names])
+
+    def _images(self) -> list[Record]:
+        return (read_json(self.path / "manifest.json", ("images",)) or {"images": []})["images"]
 
     def _write(self, images: list[Record], records: Sequence[Record]) -> None:
         listed = [*images, *({**record, "objects": [_named(one) for one in record["objects"]]} for record in records)]

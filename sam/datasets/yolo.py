@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from .files import write_whole
+from ...utils.files import write_whole
 from .objects import LabeledImage, Record, labels_in, record_of, visible
 from .polygons import yolo_polygon
 
@@ -17,7 +17,8 @@ _DIGITS = 6  # of a coordinate in 0..1: a hundredth of a pixel in an image of 10
 class Yolo:
     """A folder with `images`, `labels` (a text for each image), `data.yaml` and `classes.txt`.
 
-    Classes are numbered from 0 in the order in which they first appear. The format has no scores.
+    Classes are numbered from 0 in the order in which they first appear. The format has no scores. A text lies where readers
+    look for it: they replace the last folder `images` in an image's path by `labels` (`img2label_paths` of Ultralytics).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,24 +29,34 @@ class Yolo:
         """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
         return record_of(image, [yolo_polygon(one.mask) for one in visible(image)]), {}
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write the texts of these images, and the list of their classes."""
-        self._write(records, [])
+    def files_of(self, record: Record) -> set[str]:
+        """The copy of the image, and its text."""
+        return {f"images/{record['file_name']}", _label_path(record)}
+
+    def names(self) -> set[str]:
+        """None: the format lists its classes only."""
+        return set()
+
+    def write(self, records: Sequence[Record], continued: bool = False) -> None:
+        """Write the texts of these images, and the list of classes; if `continued`, those that are there keep their numbers."""
+        path = self.path / "classes.txt"
+        classes = labels_in(records, path.read_text(encoding="utf-8").splitlines() if continued and path.is_file() else [])
+        numbers = {label: number for number, label in enumerate(classes)}
+        for record in records:
+            write_whole(self.path / _label_path(record), _lines(record, numbers).encode())
+        names = json.dumps(classes, ensure_ascii=False)  # which is YAML too
+        # Without `nc`, which Ultralytics counts itself: CVAT's import fails on it (cvat-ai/cvat#8958).
+        write_whole(self.path / "data.yaml", f"train: images\nval: images\nnames: {names}\n".encode())
+        write_whole(path, "".join(f"{label}\n" for label in classes).encode())
 
     def extend(self, records: Sequence[Record]) -> None:
         """Add images; classes that are there keep their numbers."""
-        path = self.path / "classes.txt"
-        self._write(records, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
+        self.write(records, continued=True)
 
-    def _write(self, records: Sequence[Record], known: Sequence[str]) -> None:
-        classes = labels_in(records, known)
-        numbers = {label: number for number, label in enumerate(classes)}
-        for record in records:
-            path = self.path / "labels" / PurePosixPath(record["file_name"]).with_suffix(".txt")
-            write_whole(path, _lines(record, numbers).encode())
-        names = json.dumps(classes, ensure_ascii=False)  # which is YAML too
-        write_whole(self.path / "data.yaml", f"train: images\nval: images\nnc: {len(classes)}\nnames: {names}\n".encode())
-        write_whole(self.path / "classes.txt", "".join(f"{label}\n" for label in classes).encode())
+
+def _label_path(record: Record) -> str:
+    folder, _, below = f"/images/{record['file_name']}".rpartition("/images/")
+    return str(PurePosixPath(f"{folder}/labels/{below}").with_suffix(".txt")).lstrip("/")
 
 
 def _lines(record: Record, numbers: dict[str, int]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from ...utils.files import whole
 from ..errors import SAMError
 from ..models.base import IMAGE
 from ..store.embedding import SAMEmbedding, knows_its_image
@@ -34,14 +35,8 @@ def save_embedding(embedding: np.ndarray, path: Path) -> None:
     values |= {"encoder_identity": embedding.encoder_identity, "image_keys": embedding.image_keys}
     metadata = {"format": _FORMAT, **{name: json.dumps(value) for name, value in values.items()}}
     maps = {IMAGE: embedding.view(np.ndarray), **embedding.maps}
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with whole(path) as part:
         save_file({name: np.ascontiguousarray(one, "<f4") for name, one in maps.items()}, part, metadata)
-        part.replace(path)
-    except OSError as error:
-        raise SAMError(f"{path.name} cannot be written: {error.strerror or error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_embedding(path: Path) -> SAMEmbedding:

@@ -1,9 +1,13 @@
 """Folders of images to data sets: each image once, whatever happens in between."""
 
+import contextlib
+import glob
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -11,26 +15,37 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ...utils.boxes import boxes_per_frame
+from ...utils.comfy import locked
+from ...utils.files import remove_parts, write_whole, writing
 from ...utils.points import points_per_frame
-from ..datasets.files import locked, write_whole
-from ..datasets.formats import Format, FormatName, data_set
-from ..datasets.journal import Journal
+from ..datasets.formats import FormatName, data_set
+from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
 from ..models.base import Precision
+from ..models.concept import Concept
 from ..models.families import load_model
 from ..models.in_transformers.grounding import load_grounding
 from ..placement.devices import DeviceMode
 from ..prompts import NO_POINTS, Prompt, PromptInputs, objects_per_frame
+from ..weights.files import checkpoint_files
 from .embed import encode
 from .everything import AutoMaskOptions, segment_everything
 from .predict import PredictOptions, decode
 from .words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 
+log = logging.getLogger("samkit")
+
 Mode: TypeAlias = Literal["everything", "words", "prompts"]
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+# Images of other kinds, which are reported, since whoever has them in the folder expects them in the data set.
+UNREAD = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".exr", ".hdr", ".tga", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw"}
+)
 # What PIL raises for files that are damaged, not images, or far too large; our own errors are ValueErrors.
 _BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_CHUNK = 1 << 20
+_MOST_FAILURES = 3  # of the model, before any success: the next image would fail alike
 _PROMPT_KEYS = {"label", "positive_coords", "negative_coords", "bbox"}
 
 
@@ -47,6 +62,7 @@ class FolderTask:
         grounding: a folder, see `load_grounding`; for `words`.
         text: the words.
         label: the category of what has no label of its own.
+        concept: see `PredictOptions`.
         everything, found: options of the modes `everything` and `words`.
     """
 
@@ -58,6 +74,7 @@ class FolderTask:
     grounding: Path | None = None
     text: str = ""
     label: str = DEFAULT_LABEL
+    concept: Concept | None = None
     everything: AutoMaskOptions = field(default_factory=AutoMaskOptions)
     found: GroundingOptions = field(default_factory=GroundingOptions)
 
@@ -68,12 +85,28 @@ class FolderTask:
                 raise SAMError("The mode words needs a Grounding DINO model.")
 
     def settings(self) -> dict[str, Any]:
-        """All that a record depends on, besides its image and prompts, as JSON. A model is known by its name and size."""
+        """All that a record depends on, besides its image and prompts, as JSON. Models are known by their content."""
         options = {"everything": asdict(self.everything), "words": asdict(self.found), "prompts": {}}[self.mode]
-        words = {"text": normalise_text(self.text), "grounding": self.grounding.name} if self.grounding is not None else {}
-        model = f"{self.checkpoint.name}, {self.checkpoint.stat().st_size} bytes"
+        options.pop("concept", None)
+        grounding, concept = {}, {}
+        if self.grounding is not None:
+            files = sorted(path for path in self.grounding.glob("*") if path.suffix in (".json", ".txt", ".safetensors"))
+            grounding = {"text": normalise_text(self.text), "grounding": _content(self.grounding.name, files)}
+        if self.concept is not None:
+            concept = {"concept": hashlib.sha256(self.concept.tokens.numpy().tobytes()).hexdigest()[:16]}
+        model = _content(self.checkpoint.name, checkpoint_files(self.checkpoint))
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
-        return {**common, **words, **options}
+        return {**common, **grounding, **concept, **options}
+
+
+def _content(name: str, files: Iterable[Path]) -> str:
+    """A name with a hash of the content of files: a model trained further has the same name and size."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return f"{name}, sha256 {digest.hexdigest()[:16]}"
 
 
 class ImageFile(NamedTuple):
@@ -91,12 +124,13 @@ class ImageFile(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of an image: a record and the files that belong to it, or an error."""
+    """What became of an image: a record and the files that belong to it, or an error, of the image or of the model."""
 
     file_name: str
     record: Record | None
     files: dict[str, bytes]
     error: str = ""
+    is_models: bool = False
 
 
 class Summary(NamedTuple):
@@ -108,7 +142,7 @@ class Summary(NamedTuple):
 
 
 class Worker:
-    """A model that is loaded once, and turns images into results. Bad images give an error; nothing is raised for them."""
+    """A model that is loaded once, and turns images into results. What fails gives an error; nothing is raised for it."""
 
     def __init__(self, task: FolderTask) -> None:
         self.task = task
@@ -117,26 +151,29 @@ class Worker:
         self._format = data_set(task.format, Path())  # writes nothing
 
     def __call__(self, image: ImageFile) -> Result:
+        read = False
         try:
             pixels = read_image(image.path)
-            objects = self._segment(pixels, image.prompts)
+            frame = self.model.frame(pixels.shape[:2])
+            prompts = [_prompt(one, lambda given: objects_per_frame(given, 1, frame)[0]) for one in image.prompts]
+            read = True
+            objects = self._segment(pixels, prompts, [str(one.get("label") or self.task.label) for one in image.prompts])
             labeled = LabeledImage(image.file_name, pixels.shape[:2], objects)
             return Result(image.file_name, *self._format.entry(labeled))
-        except _BAD_IMAGE as error:
-            return Result(image.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0])
+        # A RuntimeError is what torch raises for a device's memory, too: the next image may be smaller.
+        except (*_BAD_IMAGE, RuntimeError, MemoryError) as error:
+            return Result(image.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0], read)
 
-    def _segment(self, pixels: np.ndarray, prompts: Sequence[Mapping[str, Any]]) -> list[LabeledMask]:
+    def _segment(self, pixels: np.ndarray, prompts: list[Prompt], labels: list[str]) -> list[LabeledMask]:
         task = self.task
         if task.mode == "everything":
-            found = segment_everything(self.model, pixels, task.everything, device_mode=task.device_mode)
+            options = replace(task.everything, concept=task.concept)
+            found = segment_everything(self.model, pixels, options, device_mode=task.device_mode)
             return [LabeledMask(one.full(pixels.shape[:2]), task.label, one.score) for one in found]
         if task.mode == "words":
             boxes = find_boxes(self.grounding, [pixels], task.text, task.found, task.device_mode)[0]
             return self._in_boxes(pixels, boxes)
-        frame = self.model.frame(pixels.shape[:2])
-        objects = [_prompt(one, lambda given: objects_per_frame(given, 1, frame)[0]) for one in prompts]
-        masks, scores = self._decode(pixels, objects)
-        labels = [str(one.get("label") or task.label) for one in prompts]
+        masks, scores = self._decode(pixels, prompts)
         return [LabeledMask(*each) for each in zip(masks, labels, scores, strict=True)]
 
     def _in_boxes(self, pixels: np.ndarray, found: FoundBoxes) -> list[LabeledMask]:
@@ -149,22 +186,43 @@ class Worker:
         if not prompts:
             return [], []
         task = self.task
-        found = decode(
-            self.model, encode(self.model, [pixels], task.device_mode), [prompts], PredictOptions(), task.device_mode
-        )
+        options = PredictOptions(concept=task.concept)
+        found = decode(self.model, encode(self.model, [pixels], task.device_mode), [prompts], options, task.device_mode)
         return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does."""
+    """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does.
+
+    Of several frames it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do integers
+    of 32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
+
+    Raises:
+        OSError, ValueError, SyntaxError: the file is damaged, not an image, or its values fit no range.
+    """
     with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # its other frames are the same photograph for other displays
+            log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
+        image = ImageOps.exif_transpose(image)
+        if image.mode != "F" and not image.mode.startswith("I"):
+            return np.array(image.convert("RGB"))
+        values = np.asarray(image).astype(np.float64)
+    least, most = values.min(), values.max()
+    if not (0 <= least <= most <= 65535):  # also for NaN
+        raise SAMError(f"its gray levels are from {least:g} to {most:g}: save it with 8 or 16 bits per channel.")
+    top = 1 if image.mode == "F" and most <= 1 else 255 if image.mode == "F" and most <= 255 else 65535
+    if top == 65535 and most < 4096:
+        log.warning("%s has gray levels up to %g of 65535, and looks black to SAM: stretch its levels.", path.name, most)
+    return np.repeat((values * (255 / top)).round().astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _prompt(one: Mapping[str, Any], checked: Callable[[PromptInputs], list[Prompt]]) -> Prompt:
     """One object of the prompts file; everything that it has is one object."""
     parts = {name: one.get(name, []) for name in ("positive_coords", "negative_coords")}
     points = {name: points_per_frame(json.dumps(value), 1, name)[0] for name, value in parts.items()}
+    if isinstance(one.get("bbox"), list):  # corners for one reader, a corner and a size for another
+        raise SAMError(f'bbox is {str(one["bbox"])[:80]}: write it as {{"x", "y", "width", "height"}}.')
     boxes = boxes_per_frame(one["bbox"], 1)[0] if "bbox" in one else np.zeros((0, 4))
     objects = checked(PromptInputs([np.asarray(points["positive_coords"])], [np.asarray(points["negative_coords"])], [boxes]))
     if len(objects) != 1:
@@ -172,15 +230,15 @@ def _prompt(one: Mapping[str, Any], checked: Callable[[PromptInputs], list[Promp
     return objects[0]
 
 
-def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[Path, list[ImageFile]]:
-    """The images in folders, with their subfolders, and single files.
+def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[Path, list[ImageFile], list[str]]:
+    """The images in folders, with their subfolders and linked folders, and single files.
 
     Args:
         paths: folders and files.
         leave_out: a folder whose files do not belong to them, such as the output.
 
     Returns:
-        The folder that names are relative to, and the images sorted by name.
+        The folder that names are relative to, the images sorted by name, and the names of images that nothing here can read.
 
     Raises:
         SAMError: a path is not there, or there is no image.
@@ -189,15 +247,31 @@ def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[P
     for path in paths:
         if not path.exists():
             raise SAMError(f"There is no file or folder {path}.")
-    files = {file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])}
-    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = {file for path in paths for file in (_files_in(path) if path.is_dir() else [path])}
     if leave_out is not None:
-        images = [file for file in images if not file.is_relative_to(leave_out.resolve())]
+        output = leave_out.resolve()
+        files = {file for file in files if not file.resolve().is_relative_to(output)}
+    readable = SUFFIXES & Image.registered_extensions().keys()
+    images = [file for file in files if file.suffix.lower() in readable]
+    others = [file for file in files if file.suffix.lower() in (SUFFIXES | UNREAD) - readable]
     if not images:
-        raise SAMError(f"There is no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}.")
+        raise SAMError(f"There is no image ({', '.join(sorted(readable))}) in {', '.join(map(str, paths))}.")
     folders = [path if path.is_dir() else path.parent for path in paths]
     root = folders[0] if len(folders) == 1 else Path(*_common(folders))
-    return root, sorted((ImageFile(file, file.relative_to(root).as_posix()) for file in images), key=lambda one: one.file_name)
+    found = sorted((ImageFile(file, file.relative_to(root).as_posix()) for file in images), key=lambda one: one.file_name)
+    return root, found, sorted(file.relative_to(root).as_posix() for file in others)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files below a folder; a folder that several links lead to is entered once."""
+    entered = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in entered:
+            inside.clear()
+            continue
+        entered.add(real)
+        yield from (file for name in names if (file := Path(place, name)).is_file())
 
 
 def _common(folders: Sequence[Path]) -> list[str]:
@@ -215,7 +289,7 @@ def _common(folders: Sequence[Path]) -> list[str]:
 def read_prompts(path: Path, images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[str]]:
     """Give images their prompts: JSON `{"a.jpg": [{"label", "positive_coords", "negative_coords", "bbox"}, ...], ...}`.
 
-    Each item is one object; coordinates have the form of the nodes' inputs.
+    Each item is one object; coordinates have the form of the nodes' inputs. Of a COCO file, the boxes are taken.
 
     Returns:
         The images that the file names, and the names in it that are not images.
@@ -229,6 +303,8 @@ def read_prompts(path: Path, images: Sequence[ImageFile]) -> tuple[list[ImageFil
         raise SAMError(f"{path} was not read as JSON: {error}") from error
     if not isinstance(prompts, dict):
         raise SAMError(f'{path} must be a JSON object {{"image.jpg": [objects]}}, but is a {type(prompts).__name__}.')
+    if {"images", "annotations", "categories"} <= prompts.keys():
+        prompts = _boxes_of_coco(path, prompts)
     for name, objects in prompts.items():
         is_list = isinstance(objects, list) and all(isinstance(one, dict) and one.keys() <= _PROMPT_KEYS for one in objects)
         if not is_list:
@@ -236,6 +312,21 @@ def read_prompts(path: Path, images: Sequence[ImageFile]) -> tuple[list[ImageFil
     known = {image.file_name for image in images}
     chosen = [image._replace(prompts=tuple(prompts[image.file_name])) for image in images if image.file_name in prompts]
     return chosen, [name for name in prompts if name not in known]
+
+
+def _boxes_of_coco(path: Path, document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The boxes of a COCO file, as prompts; regions of crowds are not objects."""
+    try:
+        names = {one["id"]: one["file_name"] for one in document["images"]}
+        labels = {one["id"]: one["name"] for one in document["categories"]}
+        prompts: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
+        for one in document["annotations"]:
+            if not one.get("iscrowd"):
+                box = dict(zip(("x", "y", "width", "height"), one["bbox"], strict=True))
+                prompts[names[one["image_id"]]].append({"label": labels[one["category_id"]], "bbox": box})
+        return prompts
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SAMError(f"{path} is not a COCO file with boxes: {type(error).__name__} {error}.") from error
 
 
 Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[Result]]
@@ -255,12 +346,14 @@ def segment_folder(
     output: Path,
     run: Runner = run_here,
     report: Callable[[Result], None] = lambda result: None,
+    restart: bool = False,
 ) -> Summary:
     """Segment images, and write them as one data set.
 
     What is done is in a journal beside the output. After a crash or a kill, the same call goes on with the images that are not
     in it, and the result is the same; after images were added or changed, it segments those. An image that fails is reported
-    and left out; it is tried again by the next call.
+    and left out; it is tried again by the next call. Images that are not there any more leave the data set, with their files.
+    Categories keep the numbers that they have.
 
     Args:
         task: what to do.
@@ -268,45 +361,67 @@ def segment_folder(
         output: a file for COCO, a folder for the other formats.
         run: how to get results, in any order.
         report: called with each result.
+        restart: forget what an earlier run has done, whatever its settings were; the files that it made are removed.
 
     Raises:
-        SAMError: the journal is of another task, or another process is writing there.
+        SAMError: the journal is of another task, another process is writing there, a file cannot be written, or the model fails
+            with the first images.
     """
     target = data_set(task.format, output)
     journal_path = output.with_name(f"{output.name}.journal")
-    with locked(output, wait=0), Journal(journal_path, task.settings()) as journal:
-        errors = _names_taken_twice(images) if not task.format.startswith("COCO") else {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(output, wait=0))
+        before = recorded(journal_path, task.format)
+        if restart:
+            with writing(journal_path):
+                journal_path.unlink(missing_ok=True)
+        journal = stack.enter_context(Journal(journal_path, task.settings()))
+        is_folder = not task.format.startswith("COCO")
+        remove_parts(output, "**/.*") if is_folder else remove_parts(output.parent, f".{glob.escape(output.name)}")
+        errors = _unfit_names(images, is_folder)
         stamps = {image.file_name: image.stamp() for image in images if image.file_name not in errors}
         to_do = [
             image for image in images if image.file_name in stamps and not journal.has(image.file_name, stamps[image.file_name])
         ]
+        is_continued = bool(journal.records)
         paths = {image.file_name: image.path for image in to_do}
+        failures, successes = 0, 0
         for result in run(task, to_do):
             if result.record is None:
                 errors[result.file_name] = result.error
+                failures += result.is_models
+                if failures == _MOST_FAILURES and not successes:
+                    raise SAMError(f"The model failed with the first {failures} images. {result.error}")
             else:
-                _write_files(target, result, paths[result.file_name])
+                successes += 1
+                for name, content in result.files.items():
+                    write_whole(target.path / name, content)
+                if target.image_folder is not None:
+                    write_whole(target.image_folder / result.file_name, paths[result.file_name].read_bytes())
                 journal.add(result.file_name, stamps[result.file_name], result.record)
             report(result)
         finished = [name for name in stamps if name not in errors]
-        target.write([journal.records[name] for name in finished])
-    done = sum(name not in errors for name in paths)
-    return Summary(done, len(finished) - done, errors)
+        records = [journal.records[name] for name in finished]
+        target.write(records, is_continued)
+        wanted = set().union(*map(target.files_of, records))
+        left = set().union(*map(target.files_of, [*before, *journal.records.values()])) - wanted
+        for name in left:
+            with writing(target.path / name):
+                (target.path / name).unlink(missing_ok=True)
+    return Summary(successes, len(finished) - successes, errors)
 
 
-def _write_files(target: Format, result: Result, source: Path) -> None:
-    for name, content in result.files.items():
-        write_whole(target.path / name, content)
-    if target.image_folder is not None:
-        write_whole(target.image_folder / result.file_name, source.read_bytes())
-
-
-def _names_taken_twice(images: Sequence[ImageFile]) -> dict[str, str]:
-    """Errors for images whose names differ in the ending only: their labels or masks would have one name."""
+def _unfit_names(images: Sequence[ImageFile], in_one_folder: bool) -> dict[str, str]:
+    """Errors for names that are not text, and, in one folder, for those that differ in the ending only."""
     first: dict[str, str] = {}
     errors = {}
     for image in images:
+        try:
+            image.file_name.encode()
+        except UnicodeEncodeError:  # from an old archive, or another system's disk
+            errors[image.file_name] = "its name is not valid UTF-8: rename it"
+            continue
         owner = first.setdefault(str(PurePosixPath(image.file_name).with_suffix("")), image.file_name)
-        if owner != image.file_name:
+        if in_one_folder and owner != image.file_name:
             errors[image.file_name] = f"its name differs from that of {owner} only in the extension: rename one of them"
     return errors

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ...utils.files import write_whole
 from ..errors import SAMError
 from ..models.concept import Concept, name_of
 from ..weights.safetensors_file import read_metadata, read_with_metadata
@@ -85,15 +86,7 @@ def write(path: Path, kind: str, tensors: dict[str, Tensor], base: str, base_nam
     """
     metadata = {_KIND: kind, "base": base, "base_name": base_name}
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise SAMError(f"{path.name} was not saved in {path.parent}: {error.strerror}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def read(path: Path, kinds: tuple[str, ...], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
