@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from samkit.sam.datasets.coco import Coco
 from samkit.sam.datasets.formats import data_set
 from samkit.sam.datasets.objects import LabeledImage, LabeledMask
 from samkit.sam.datasets.pngs import Pngs
-from samkit.sam.datasets.polygons import coco_polygons, yolo_polygon
+from samkit.sam.datasets.polygons import _nearest, coco_polygons, yolo_polygon
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.datasets.yolo import Yolo
 from samkit.utils.comfy import locked
@@ -108,6 +109,26 @@ def test_one_polygon_gives_readers_of_yolo_the_same_mask(name, round_to):
 def test_a_distant_speck_is_left_out_of_yolos_polygon():
     """A line to it would add more pixels than it has."""
     assert (filled(yolo_polygon(disc(30, 45, 20) | dot(110, 5)), np.round) == disc(30, 45, 20)).all()
+
+
+def test_a_grainy_mask_in_two_parts_takes_no_memory_for_all_pairs_of_points():
+    """The two outlines have 12,000 points each: a distance for each pair is more than a gigabyte."""
+    inside = np.random.default_rng(0).random((240, 320)) > 0.05
+    inside[:, 156:164] = False
+    tracemalloc.start()
+    polygon = yolo_polygon(inside)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(polygon) > 2 * 24_000 and most < 100e6
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1), (127, 129), (128, 128), (700, 1500)])
+def test_the_nearest_points_are_those_of_all_pairs(one, other):
+    rng = np.random.default_rng(one)
+    ones, others = rng.integers(0, 90, (one, 2)).astype(float), rng.integers(60, 150, (other, 2)).astype(float)
+    distances = np.abs(ones[:, None] - others[None]).max(-1)
+    here, there, distance = _nearest(ones, others)
+    assert distance == distances.min() == distances[here, there]
 
 
 def scene_image(index, name=None):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,22 @@ from conftest import make_picture
 from load_pack import ROOT
 from PIL import Image
 from samkit import segment_folder as command
-from samkit.sam import AutoMaskOptions, Prompt, SAMError, decode, encode, load_model, segment_everything
+from samkit.sam import (
+    AutoMaskOptions,
+    Concept,
+    PredictOptions,
+    Prompt,
+    SAMError,
+    decode,
+    encode,
+    load_model,
+    save_concept,
+    segment_everything,
+)
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.journal import Journal
 from samkit.sam.datasets.rle import encode_mask
+from samkit.sam.models.families import identity_of
 from samkit.sam.tasks import folders
 from samkit.sam.tasks.folders import FolderTask, Worker, find_images, read_prompts, run_here, segment_folder
 from samkit.sam.tasks.words import FoundBoxes
@@ -167,6 +180,247 @@ def test_images_are_turned_upright(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(make_picture(60, 80)).save(tmp_path / "a.jpg", exif=exif)
     assert folders.read_image(tmp_path / "a.jpg").shape == (80, 60, 3)
+
+
+GRAY = np.where(np.add.outer(np.arange(60) // 20, np.arange(80) // 20) % 2, 90, 200).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("8.png", GRAY, GRAY),
+        ("16.png", GRAY.astype(np.uint16) * 257, GRAY),
+        ("16.tif", GRAY.astype(np.uint16) * 257, GRAY),
+        ("big endian.tif", (GRAY.astype(np.uint16) * 257).astype(">u2"), GRAY),
+        ("32.tif", GRAY.astype(np.int32) * 257, GRAY),
+        ("12 in 16.tif", GRAY.astype(np.uint16) * 16, (GRAY.astype(int) * 16 / 257).round()),
+        ("0 to 1.tif", GRAY.astype(np.float32) / 255, GRAY),
+        ("0 to 255.tif", GRAY.astype(np.float32), GRAY),
+        ("0 to 65535.tif", GRAY.astype(np.float32) * 257, GRAY),
+    ],
+)
+def test_gray_levels_of_any_type_are_those_of_8_bits(name, values, wanted, tmp_path, caplog):
+    """The range of the type; an image that would look black is segmented with a warning."""
+    if values.dtype.byteorder == ">":
+        Image.frombytes("I;16B", (80, 60), values.tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    assert (folders.read_image(tmp_path / name) == np.repeat(wanted[..., None], 3, axis=-1)).all()
+    assert ("looks black" in caplog.text) == (name == "12 in 16.tif")
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, 70000.0])
+def test_gray_levels_beyond_every_range_are_refused(bad, tmp_path):
+    values = GRAY.astype(np.float32)
+    values[3, 5] = bad
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(SAMError, match="its gray levels are from .*: save it with 8 or 16 bits"):
+        folders.read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_images_of_every_mode_are_those_of_load_image(mode, tmp_path):
+    """ComfyUI's Load Image converts to RGB, and puts transparency into its MASK."""
+    color = Image.fromarray(make_picture(60, 80))
+    if mode == "LAB":
+        color = Image.merge("LAB", color.split())
+    image = color if mode == "LAB" else color.convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
+    image.save(path)
+    with Image.open(path) as opened:
+        wanted = np.array(opened.convert("RGB"))
+    assert (folders.read_image(path) == wanted).all() and len(np.unique(wanted)) > 1
+
+
+def test_of_several_frames_the_first_one_is_segmented_with_a_warning(tmp_path, caplog):
+    frames = [Image.fromarray(make_picture(60, 80, seed)) for seed in range(3)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert (folders.read_image(tmp_path / "a.tif") == make_picture(60, 80, 0)).all()
+    assert "a.tif has 3 frames: only the first one is segmented" in caplog.text
+
+
+def test_linked_folders_and_all_endings_are_found_and_the_rest_is_named(task, photos, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("b.jfif", "c.gif"):
+        Image.fromarray(make_picture(60, 80)).save(tmp_path / "elsewhere" / name, format="JPEG" if name == "b.jfif" else "GIF")
+    (tmp_path / "elsewhere" / "d.HEIC").touch()
+    (tmp_path / "elsewhere" / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    _, images, unread = find_images([photos])
+    assert [one.file_name for one in images] == sorted([*NAMES, "linked/b.jfif", "linked/c.gif"])
+    assert unread == ["linked/d.HEIC"]
+    options = ["--points-per-side", "2", "--model", str(task.checkpoint)]
+    assert command.main([str(photos), "--everything", "--coco", str(tmp_path / "out.json"), *options]) == 1
+    assert "linked/d.HEIC: skipped. images of this kind cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_name_that_is_not_utf8_is_reported_and_the_others_are_segmented(name, task, photos, tmp_path):
+    try:
+        (photos / "caf\udce9.png").write_bytes((photos / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes names that are text only")
+    summary = run(with_format(task, name), photos, tmp_path / "out")
+    assert summary.done == 5 and "not valid UTF-8" in summary.errors["caf\udce9.png"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), SAMError("no")])
+def test_an_image_that_the_model_fails_with_is_skipped(error, task, photos, tmp_path, monkeypatch):
+    whole = Worker._segment
+
+    def failing(worker, pixels, *rest):
+        if (pixels == make_picture(60, 80, 2)).all():
+            raise error
+        return whole(worker, pixels, *rest)
+
+    monkeypatch.setattr(Worker, "_segment", failing)
+    summary = run(task, photos, tmp_path / "out.json")
+    assert summary.done == 4 and list(summary.errors) == ["day 1/a.png"]
+    assert type(error).__name__ in summary.errors["day 1/a.png"]
+
+
+def test_a_model_that_fails_with_every_image_ends_the_run(tiny_sam, task, photos, tmp_path):
+    weights = {name: tensor.clone() for name, tensor in tiny_sam.state_dict().items()}
+    weights["image_encoder.neck.3.weight"][:] = weights["image_encoder.neck.3.bias"][:] = 3e38  # only an image shows it
+    torch.save(weights, tmp_path / "broken.pth")
+    broken = FolderTask("everything", "COCO RLE", tmp_path / "broken.pth", everything=LOOSE)
+    with pytest.raises(SAMError, match="The model failed with the first 3 images"):
+        run(broken, photos, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_model_trained_further_is_another_model(task, photos, tmp_path, tiny_sam):
+    run(task, photos, tmp_path / "out.json")
+    size = task.checkpoint.stat().st_size
+    weights = tiny_sam.state_dict()
+    weights["mask_decoder.iou_token.weight"] = weights["mask_decoder.iou_token.weight"] + 1
+    torch.save(weights, task.checkpoint)
+    assert task.checkpoint.stat().st_size == size
+    with pytest.raises(SAMError, match=r"model was 'tiny\.pth, sha256 \w+' and is 'tiny\.pth, sha256 \w+'"):
+        run(task, photos, tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("fate", ["removed", "broken", "restarted"])
+def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, photos, tmp_path):
+    """The label and the copy of an image that is gone would be trained with, and its class moves the others' numbers."""
+    labels = {"a.png": "dog", "b.jpg": "cat"}
+    task = FolderTask("prompts", name, task.checkpoint)
+    box = {"x": 10, "y": 10, "width": 30, "height": 20}
+    for one in ("day 1", "z.bmp"):
+        shutil.rmtree(photos / one, ignore_errors=True)
+    (photos / "z.bmp").unlink()
+
+    def again(names, **options):
+        images = [one for one in find_images([photos])[1] if one.file_name in names]
+        images = [one._replace(prompts=({"label": labels[one.file_name], "bbox": box},)) for one in images]
+        return segment_folder(task, images, tmp_path / "out", **options)
+
+    assert again(labels).done == 2
+    if fate == "broken":
+        (photos / "a.png").write_bytes(b"")
+    assert again(["b.jpg"] if fate != "broken" else labels, restart=fate == "restarted").errors.keys() == (
+        {"a.png"} if fate == "broken" else set()
+    )
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.startswith("a")]
+    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml"}.get(name, "out")
+    text = (tmp_path / listing).read_text()
+    assert "a.png" not in text
+    if name == "YOLO":
+        (line,) = (tmp_path / "out" / "labels" / "b.txt").read_text().splitlines()
+        number = int(line.split()[0])
+        assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[number] == "cat"
+        assert number == (0 if fate == "restarted" else 1)
+    elif name != "PNG":
+        document = json.loads(text)
+        (category,) = {one["category_id"] for one in document["annotations"]}
+        assert category == (1 if fate == "restarted" else 2)
+        assert {one["id"]: one["name"] for one in document["categories"]}[category] == "cat"
+
+
+def test_a_category_keeps_its_number_when_others_come_before_it(task, photos, tmp_path):
+    """`a.png` is sorted first, but came later."""
+    task, box = FolderTask("prompts", "YOLO", task.checkpoint), {"x": 10, "y": 10, "width": 30, "height": 20}
+    images = {one.file_name: one for one in find_images([photos])[1]}
+    late = images["a.png"]._replace(prompts=({"label": "dog", "bbox": box},))
+    early = images["b.jpg"]._replace(prompts=({"label": "cat", "bbox": box},))
+    segment_folder(task, [early], tmp_path / "out")
+    segment_folder(task, [late, early], tmp_path / "out")
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
+    assert [(tmp_path / "out" / "labels" / name).read_text()[0] for name in ("a.txt", "b.txt")] == ["1", "0"]
+
+
+@pytest.mark.parametrize("name", ["train/images/x.png", "images/x.png", "labels/x.png", "images/images/x.png", "x.png"])
+def test_yolos_labels_are_where_readers_look(name, task, tmp_path):
+    (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(make_picture(60, 80)).save(tmp_path / "photos" / name)
+    run(with_format(task, "YOLO"), tmp_path / "photos", tmp_path / "out")
+    copy = str(tmp_path / "out" / "images" / name)
+    # Ultralytics: img2label_paths in data/utils.py
+    label = f"{os.sep}labels{os.sep}".join(copy.rsplit(f"{os.sep}images{os.sep}", 1)).rsplit(".", 1)[0] + ".txt"
+    assert os.path.isfile(copy) and os.path.isfile(label)  # noqa: PTH113
+
+
+def test_boxes_of_a_coco_file_are_prompts_and_lists_of_numbers_are_refused(task, photos, tmp_path):
+    """A list of four numbers is two corners in this pack, and a corner and a size in COCO."""
+    run(task, photos, tmp_path / "truth.json")
+    images, unknown = read_prompts(tmp_path / "truth.json", find_images([photos])[1])
+    assert not unknown and sum(len(one.prompts) for one in images) == sum(map(len, masks_in(tmp_path / "truth.json").values()))
+    document = json.loads((tmp_path / "truth.json").read_bytes())
+    first = document["annotations"][0]["bbox"]
+    assert images[0].prompts[0] == {"label": "shape", "bbox": dict(zip(("x", "y", "width", "height"), first, strict=True))}
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.png": [{"bbox": [10, 10, 30, 20]}]}))
+    images, _ = read_prompts(tmp_path / "prompts.json", find_images([photos])[1])
+    summary = segment_folder(FolderTask("prompts", "COCO RLE", task.checkpoint), images, tmp_path / "out.json")
+    assert 'write it as {"x", "y", "width", "height"}' in summary.errors["a.png"]
+    (tmp_path / "prompts.json").write_text(json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []}))
+    with pytest.raises(SAMError, match=r"prompts\.json is not a COCO file with boxes: KeyError 'file_name'"):
+        read_prompts(tmp_path / "prompts.json", [])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_full_disk_ends_the_run_with_the_files_name_and_it_goes_on(name, task, photos, tmp_path, small_files):
+    run(with_format(task, name), photos, tmp_path / "whole" / "out")
+    sizes = [len(content) for content in tree(tmp_path / "whole" / "out").values()]
+    with small_files(max(sizes) - 1), pytest.raises(SAMError, match=r"out.* cannot be written: .*Free some space"):
+        run(with_format(task, name), photos, tmp_path / "full" / "out")
+    assert not list((tmp_path / "full").rglob("*.part"))
+    with small_files(300), pytest.raises(SAMError, match=r"cannot be written"):
+        run(with_format(task, name), photos, tmp_path / "full" / "out")
+    assert run(with_format(task, name), photos, tmp_path / "full" / "out").errors == {}
+    assert {str(path): content for path, content in tree(tmp_path / "full" / "out").items()} == {
+        str(path): content for path, content in tree(tmp_path / "whole" / "out").items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("--hq False", False), ("--hq no", False), ("--no-hq", False), ("--hq", True), ("--hq true", True), ("", True)],
+)
+def test_yes_and_no_on_the_command_line(given, wanted):
+    chosen = command.make_parser().parse_args(["x", "--everything", "--coco", "y", *given.split()])
+    assert chosen.hq is wanted
+
+
+def test_neither_yes_nor_no_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.make_parser().parse_args(["x", "--everything", "--coco", "y", "--hq", "maybe"])
+    assert "neither yes nor no" in capsys.readouterr().err
+
+
+def test_a_concept_says_which_object_is_meant(checkpoint, photos, tmp_path):
+    model = load_model(checkpoint)
+    concept = Concept(torch.randn(4, 32) * 5, identity_of(model), "tiny.pth")
+    save_concept(concept, tmp_path / "concept.safetensors")
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.png": PROMPTS["a.png"][:1]}))
+    arguments = [photos, "--prompts", tmp_path / "prompts.json", "--coco", tmp_path / "out.json", "--model", checkpoint]
+    assert command.main([str(one) for one in [*arguments, "--concept", tmp_path / "concept.safetensors"]]) == 0
+    prompt = Prompt(np.array([[30.0, 25], [3, 5]]), np.array([1, 0], np.int32))
+    wanted = decode(model, encode(model, [make_picture(60, 80, 0)]), [[prompt]], PredictOptions(concept=concept))
+    ((found, _, _),) = masks_in(tmp_path / "out.json")["a.png"]
+    assert found == encode_mask(wanted.masks[0].numpy()[0])
+    assert command.main([str(one) for one in arguments]) == 2  # without it, these are other settings
 
 
 def test_other_settings_are_refused_by_name(task, photos, tmp_path):

@@ -38,8 +38,8 @@ class Addition:
 def adding_to(root: Path, name: FormatName) -> Iterator[Addition]:
     """Add images to the data set in a folder: all of them, or after an error, a Cancel or a kill none.
 
-    Files are prepared in a folder inside. When all are there, their records are written; from then on the addition is valid, and
-    what a process did not finish is finished by the next one. Other processes wait meanwhile.
+    Files are prepared in a folder inside. When all are there, their records are written; from then on the addition is valid,
+    and what a process did not finish is finished by the next one. Other processes wait meanwhile.
 
     Args:
         root: the folder; a COCO file in it is called `annotations.json`.

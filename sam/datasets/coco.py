@@ -49,7 +49,7 @@ class Coco:
         return {one["file_name"] for one in (read_json(self.path, _LISTS) or {"images": []})["images"]}
 
     def write(self, records: Sequence[Record], continued: bool = False) -> None:
-        """Write the file with these images only; if `continued`, the categories of the file that is there keep their numbers."""
+        """Write the file with these images only; if `continued`, the categories of the file that is there keep their ids."""
         old = read_json(self.path, _LISTS) if continued else None
         lists = {"images": [], "annotations": [], "categories": old["categories"] if old else []}
         self._write({"info": {"description": "SAM Kit"}, **lists}, records)

@@ -30,7 +30,7 @@ class Format(Protocol):
         ...
 
     def files_of(self, record: Record) -> set[str]:
-        """The files that belong to this image alone, by their paths below the data set; also those that `entry` did not give."""
+        """The files that belong to this image alone, by their paths below the data set; not only those that `entry` gives."""
         ...
 
     def names(self) -> set[str]:

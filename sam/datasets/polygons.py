@@ -21,6 +21,7 @@ _DIAGONALS = (6, 9)
 # before its center, and includes what is at least half way; readers that truncate or round must find the same pixel.
 _COCO_INSETS = 0.49, 0.5
 _YOLO_INSETS = 0.49, 0.51
+_STRETCH = 128  # points of a border
 _MOST_JOINED = 100  # the time to join them grows with the square of their number
 
 
@@ -49,17 +50,37 @@ def yolo_polygon(mask: np.ndarray) -> list[float]:
     parts = sorted(_parts(mask, *_YOLO_INSETS), key=lambda part: -part.area)
     joined: Points = parts[0].points if parts else []
     for part in parts[1:_MOST_JOINED]:
-        joined = _joined(joined, part)
+        here, there, distance = _nearest(np.array(joined), np.array(part.points))
+        if part.area > distance - 1:
+            around = [*part.points[there:], *part.points[: there + 1]]
+            joined = [*joined[: here + 1], *around, *joined[here:]]
     return [number for point in joined for number in point]
 
 
-def _joined(points: Points, part: _Part) -> Points:
-    distances = np.abs(np.array(points)[:, None] - np.array(part.points)[None]).max(-1)
-    here, there = np.unravel_index(distances.argmin(), distances.shape)
-    if part.area <= distances[here, there] - 1:
-        return points
-    around = [*part.points[there:], *part.points[: there + 1]]
-    return [*points[: here + 1], *around, *points[here:]]
+def _nearest(ones: np.ndarray, others: np.ndarray) -> tuple[int, int, float]:
+    """The nearest two of points `[N, 2]` and `[M, 2]`, as their numbers, and their distance along the axis that is longer.
+
+    Points that follow each other on a border lie together, so that whole stretches of both are compared by their boxes, and
+    only stretches that may be nearer than the nearest points so far are compared point by point.
+    """
+    boxes = []
+    for points in (ones, others):
+        starts = np.arange(0, len(points), _STRETCH)
+        low, high = (function.reduceat(points, starts, axis=0) for function in (np.minimum, np.maximum))
+        boxes.append((low, high))
+    (low, high), (other_low, other_high) = boxes
+    best = 0, 0, np.inf
+    for index in range(len(low)):  # a row of pairs at a time: the matrix of all of them is large for a grainy mask
+        gaps = np.maximum(other_low - high[index], low[index] - other_high).max(-1)
+        for other in np.argsort(gaps, kind="stable"):
+            if gaps[other] >= best[2]:
+                break
+            first, second = index * _STRETCH, other * _STRETCH
+            between = np.abs(ones[first : first + _STRETCH, None] - others[None, second : second + _STRETCH]).max(-1)
+            here, there = np.unravel_index(between.argmin(), between.shape)
+            if between[here, there] < best[2]:
+                best = first + int(here), second + int(there), float(between[here, there])
+    return best
 
 
 def _parts(mask: np.ndarray, low: float, high: float) -> list[_Part]:
@@ -97,6 +118,7 @@ class _Border:
         second = np.concatenate([[False], (np.diff(self.y) == 0) & (np.diff(self.x) == 0)])
         self.across = np.arange(len(self.x)) ^ 1  # in a row, corners are ends of one edge in pairs
         self.down, self.tops = self._vertical_neighbors(np.where(code == _DIAGONALS[0], ~second, second))
+        self.keys = self.x[self.tops] * len(inside) + self.y[self.tops]
         has_right, has_below = self.x[self.across] > self.x, self.y[self.down] > self.y
         wanted = np.where(has_below, _BOTTOM_RIGHT, _TOP_RIGHT)
         self.begins = (code & wanted) > 0  # the vertical edge has the mask on its right
@@ -157,9 +179,7 @@ class _Border:
         """The upper corner of the mask's left edge in the row of pixels that begins at a hole's first corner."""
         row, column = self.y[corner], self.x[corner]
         left = int(np.flatnonzero(~self.inside[row, :column])[-1]) + 1
-        height = len(self.inside)
-        keys = self.x[self.tops] * height + self.y[self.tops]
-        return int(self.tops[np.searchsorted(keys, left * height + row, "right") - 1])
+        return int(self.tops[np.searchsorted(self.keys, left * len(self.inside) + row, "right") - 1])
 
     def _cut(self, members: Sequence[int], rings: list[list[int]], holes: dict[int, list[int]]) -> Points:
         """The points of an outer ring and of all holes in it, as one ring."""

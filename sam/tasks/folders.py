@@ -194,8 +194,8 @@ class Worker:
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does.
 
-    Of several frames it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do integers
-    of 32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
+    Of several frames it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do
+    integers of 32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
 
     Raises:
         OSError, ValueError, SyntaxError: the file is damaged, not an image, or its values fit no range.
