@@ -59,8 +59,14 @@ def run_quietly(work: Callable[[], Value], watch: Watch | None = None) -> Value:
 
 @dataclass
 class Job(Watch):
-    """Work that editors wait for; it ends where none does any more, and where a run begins."""
+    """Work that editors wait for; it ends where none does any more, and where a run begins.
 
+    Attributes:
+        kind: what a cancel names it by.
+        waiting: editors, and when each has last asked.
+    """
+
+    kind: str = ""
     waiting: dict[str, float] = field(default_factory=dict)
     task: "asyncio.Future[Any] | None" = None
 
@@ -78,12 +84,19 @@ class Jobs:
         self._worker = ThreadPoolExecutor(1, "samkit-job")
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
 
-    async def ask(self, key: Hashable, work: Callable[[], Value], editor: str) -> Value | Job:
+    async def ask(self, kind: str, key: Hashable, work: Callable[[], Value], editor: str) -> Value | Job:
         """The result, or, where it is not ready after a moment, the job, which says how far it is.
+
+        Args:
+            kind: see `leave`.
+            key: what the work depends on.
+            work: it.
+            editor: who waits.
 
         Raises:
             RefusedError: 503, a run has begun; 409, cancelled; and what the work raises. The next request tries again.
         """
+        key = kind, key
         job = self._jobs.get(key)
         if job is None:
             check_idle()
@@ -93,10 +106,10 @@ class Jobs:
         await asyncio.wait([job.task], timeout=_PAUSE)
         return job.task.result() if job.task.done() else job
 
-    def _begin(self, key: Hashable, work: Callable[[], Any], editor: str) -> Job:
+    def _begin(self, key: tuple[str, Hashable], work: Callable[[], Any], editor: str) -> Job:
         for old in [old for old, job in self._jobs.items() if job.task.done()][: -_CACHED + 1]:
             del self._jobs[old]
-        job = self._jobs[key] = Job(waiting={editor: time.monotonic()})
+        job = self._jobs[key] = Job(kind=key[0], waiting={editor: time.monotonic()})
         loop = asyncio.get_running_loop()
         job.task = loop.run_in_executor(self._worker, run_quietly, lambda: job.check() or work(), job)
         job.task.add_done_callback(lambda done: self._forget_failure(key, done))
@@ -106,7 +119,8 @@ class Jobs:
         if (task.cancelled() or task.exception() is not None) and key in self._jobs and self._jobs[key].task is task:
             del self._jobs[key]
 
-    def leave(self, editor: str) -> None:
-        """An editor waits for nothing any longer; what no other one waits for ends soon."""
+    def leave(self, editor: str, kind: str = "") -> None:
+        """An editor waits no longer for work of one kind, or for any; what no other editor waits for ends soon."""
         for job in self._jobs.values():
-            job.waiting.pop(editor, None)
+            if kind in ("", job.kind):
+                job.waiting.pop(editor, None)

@@ -82,7 +82,7 @@ async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
     _check_keys(body, _EVERYTHING)
     subject, editor, preset = parse_everything(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, everything, subject, preset)
-    found = await preview.jobs.ask(key, work, editor)
+    found = await preview.jobs.ask("segments", key, work, editor)
     return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
 
 
@@ -91,7 +91,7 @@ async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
     _check_keys(body, _WORDS)
     wanted = parse_words(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, words, wanted)
-    found = await preview.jobs.ask(key, work, wanted.editor)
+    found = await preview.jobs.ask("words", key, work, wanted.editor)
     return _progress(found) if isinstance(found, Job) else _as_json(200, {"boxes": found.boxes})
 
 
@@ -100,9 +100,12 @@ def _progress(job: Job) -> Reply:
 
 
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/cancel`: the editor waits no longer; work that nobody waits for ends."""
-    _check_keys(body, {"editor"})
-    preview.jobs.leave(text_of(body, "editor"))
+    """`POST /samkit/cancel`: the editor waits no longer for one kind of work, or for any; what nobody waits for ends."""
+    _check_keys(body, {"editor", "work"})
+    work = text_of(body, "work", "")
+    if work not in ("", "segments", "words"):
+        raise SAMError(f"work is {work[:40]!r}: it must be segments or words.")
+    preview.jobs.leave(text_of(body, "editor"), work)
     return _as_json(200, {})
 
 

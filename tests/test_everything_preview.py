@@ -132,13 +132,13 @@ def test_work_is_begun_once_and_says_how_far_it_is(comfy, quick):
         jobs, work = Jobs(), Work()
         said = []
         for _ in range(3):
-            job = await jobs.ask("key", work, "one")
-            assert isinstance(job, Job) and isinstance(await jobs.ask("key", work, "two"), Job)
+            job = await jobs.ask("segments", "key", work, "one")
+            assert isinstance(job, Job) and isinstance(await jobs.ask("segments", "key", work, "two"), Job)
             said.append((job.done, job.total))
             work.go.release()
             while job.done == said[-1][0] and not job.task.done():
                 await asyncio.sleep(0.002)
-        results = [await jobs.ask("key", work, editor) for editor in ("one", "two", "three")]
+        results = [await jobs.ask("segments", "key", work, editor) for editor in ("one", "two", "three")]
         return said, results, work.count
 
     assert asyncio.run(follow()) == ([(0, 3), (1, 3), (2, 3)], ["done"] * 3, 1)
@@ -150,12 +150,12 @@ def test_work_that_nobody_waits_for_ends(comfy, quick, others):
     async def leave():
         jobs, work = Jobs(), Work()
         for editor in ("one", *others):
-            job = await jobs.ask("key", work, editor)
+            job = await jobs.ask("segments", "key", work, editor)
         jobs.leave("one")
         for _ in range(3):
             work.go.release()
         await asyncio.wait([job.task])
-        return job.task.exception(), job.done, await jobs.ask("key", lambda: "again", "one")
+        return job.task.exception(), job.done, await jobs.ask("segments", "key", lambda: "again", "one")
 
     error, done, after = asyncio.run(leave())
     if others:
@@ -164,12 +164,28 @@ def test_work_that_nobody_waits_for_ends(comfy, quick, others):
         assert isinstance(error, RefusedError) and error.status == 409 and done == 1 and after == "again"
 
 
+@pytest.mark.parametrize("cancelled", ["words", "segments"])
+def test_a_cancel_ends_its_own_work_and_no_other(comfy, quick, cancelled):
+    """An editor that waits for words and for segments at once: to leave one of them is not to leave both."""
+
+    async def leave():
+        jobs, work = Jobs(), Work(steps=1)
+        job = await jobs.ask("segments", "key", work, "one")
+        jobs.leave("one", cancelled)
+        work.go.release()
+        await asyncio.wait([job.task])
+        return job.task.exception()
+
+    error = asyncio.run(leave())
+    assert (error is None) if cancelled == "words" else "Cancelled" in str(error)
+
+
 def test_an_editor_that_asks_no_more_waits_no_longer(comfy, quick, monkeypatch):
     monkeypatch.setattr(preview_jobs, "_PATIENCE", 0.0)
 
     async def forget():
         with pytest.raises(RefusedError, match="Cancelled"):
-            await Jobs().ask("key", lambda: "done", "one")
+            await Jobs().ask("segments", "key", lambda: "done", "one")
 
     asyncio.run(forget())
 
@@ -177,17 +193,17 @@ def test_an_editor_that_asks_no_more_waits_no_longer(comfy, quick, monkeypatch):
 def test_a_run_ends_the_work_and_the_next_request_begins_it_again(comfy, quick):
     async def run():
         jobs, work = Jobs(), Work(steps=1)
-        job = await jobs.ask("key", work, "one")
+        job = await jobs.ask("segments", "key", work, "one")
         comfy.running["1"] = "a prompt"
         work.go.release()
         await asyncio.wait([job.task])
         for _ in range(2):
             with pytest.raises(RefusedError) as refusal:
-                await jobs.ask("key", work, "one")
+                await jobs.ask("segments", "key", work, "one")
             assert refusal.value.status == 503
         comfy.running.clear()
         work.go.release()
-        while isinstance(found := await jobs.ask("key", work, "one"), Job):
+        while isinstance(found := await jobs.ask("segments", "key", work, "one"), Job):
             pass
         return found, work.count
 
@@ -198,7 +214,7 @@ def test_results_that_are_old_are_forgotten(comfy):
     async def many():
         jobs, made = Jobs(), []
         for number in (*range(9), 0):
-            await jobs.ask(number, lambda number=number: made.append(number) or number, "one")
+            await jobs.ask("segments", number, lambda number=number: made.append(number) or number, "one")
         return made, len(jobs._jobs)
 
     made, left = asyncio.run(many())
@@ -211,6 +227,9 @@ def test_cancel_is_a_route(comfy, quick, monkeypatch):
         monkeypatch.setattr(routes, "everything", lambda *_: ("key", work))
         status, answer = await post(preview, routes.segments, body_of())
         assert (status, answer) == (202, {"progress": 0.0})
+        assert await post(preview, routes.leave, {"editor": "one", "work": "words"}) == (200, {})
+        assert (await post(preview, routes.segments, body_of()))[0] == 202
+        assert (await post(preview, routes.leave, {"editor": "one", "work": "x"}))[0] == 400
         assert await post(preview, routes.leave, {"editor": "one"}) == (200, {})
         work.go.release()
         await asyncio.get_running_loop().run_in_executor(None, work.ended.wait, 20)

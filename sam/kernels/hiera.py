@@ -152,16 +152,19 @@ def _steps(shape: object, blocks: nn.ModuleList, dtype: torch.dtype, linear: Lin
 def _levels(
     neck: nn.Module, finer: Sequence[nn.Conv2d], no_memory: Tensor, dtype: torch.dtype, linear: LinearKind
 ) -> list[tuple[Linear, int]]:
-    """For each stage the layer that makes its map of its tokens, and that map's channels."""
-    folded = []
+    """For each stage the layer that makes its map of its tokens, and that map's channels.
+
+    Products of weights are folded on the CPU: Apple's GPUs have no float64.
+    """
+    folded, device = [], no_memory.device
     for stage, level in enumerate(reversed(neck.convs)):
-        weight, bias = level.conv.weight.flatten(1).double(), level.conv.bias.double()
+        weight, bias = level.conv.weight.flatten(1).cpu().double(), level.conv.bias.cpu().double()
         if stage < len(finer):
-            after = finer[stage].weight.flatten(1).double()
-            weight, bias = after @ weight, after @ bias + finer[stage].bias
+            after = finer[stage].weight.flatten(1).cpu().double()
+            weight, bias = after @ weight, after @ bias + finer[stage].bias.cpu()
         elif stage == len(finer):
-            bias = bias + no_memory
-        folded.append((linear(weight.float(), bias.float(), dtype), len(weight)))
+            bias = bias + no_memory.cpu()
+        folded.append((linear(weight.float().to(device), bias.float().to(device), dtype), len(weight)))
     return folded
 
 

@@ -26,12 +26,22 @@ _TOLERANCE = 1e-3  # of values about 1
 
 def encoder_works_on(device: torch.device) -> bool:
     """Whether `FastEncoder` is right there."""
-    return device.type in _KNOWN or _passes(_encoder_error, str(device))
+    return works_on(device, _encoder_error)
 
 
 def decoder_works_on(device: torch.device) -> bool:
     """Whether `FastDecoder` is right there."""
-    return device.type in _KNOWN or _passes(_decoder_error, str(device))
+    return works_on(device, _decoder_error)
+
+
+def works_on(device: torch.device, error_on: Callable[[torch.device], float]) -> bool:
+    """Whether a fast forward is right on a device.
+
+    Args:
+        device: where it is to run.
+        error_on: its largest difference from the plain forward on the CPU, with random weights of a small model (`difference`).
+    """
+    return device.type in _KNOWN or _passes(error_on, str(device))
 
 
 @functools.cache
@@ -41,10 +51,10 @@ def _passes(error_on: Callable[[torch.device], float], device: str) -> bool:
             torch.manual_seed(0)
             error = error_on(torch.device(device))
     except (RuntimeError, TypeError, AttributeError) as reason:  # an operator that the device lacks
-        log.info("SAM runs segment_anything's own forward on %s: %s", device, reason)
+        log.info("SAM runs the plain forward on %s: %s", device, reason)
         return False
     if not error < _TOLERANCE:
-        log.info("SAM runs segment_anything's own forward on %s: the fast one is wrong by %g there", device, error)
+        log.info("SAM runs the plain forward on %s: the fast one is wrong by %g there", device, error)
     return error < _TOLERANCE
 
 
@@ -53,8 +63,8 @@ def _encoder_error(device: torch.device) -> float:
     shape = {"img_size": 88, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "out_chans": 8}
     encoder = ImageEncoderViT(**shape, use_rel_pos=True, window_size=4, global_attn_indexes=(1,)).eval()
     images = torch.randn(2, 3, 88, 88)
-    fast = FastEncoder(_moved(_livelier(encoder), device), torch.float32, AtenLinear, attend_with_bias)
-    return _difference(fast(images.to(device))[0], encoder(images))
+    fast = FastEncoder(moved(livelier(encoder), device), torch.float32, AtenLinear, attend_with_bias)
+    return difference(fast(images.to(device))[0], encoder(images))
 
 
 def _decoder_error(device: torch.device) -> float:
@@ -62,26 +72,28 @@ def _decoder_error(device: torch.device) -> float:
     prompts = PromptEncoder(32, (8, 8), (128, 128), 4)
     decoder = MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 8, 64)).eval()
     features, sparse, dense = torch.randn(1, 32, 8, 8), torch.randn(3, 2, 32), torch.randn(3, 32, 8, 8)
-    fast = FastDecoder(_moved(_livelier(decoder), device), _moved(_livelier(prompts), device), AtenLinear)
+    fast = FastDecoder(moved(livelier(decoder), device), moved(livelier(prompts), device), AtenLinear)
     shared, errors = fast.share(features[0].to(device)), []
     no_mask = prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(3, -1, 8, 8)
     for given in (None, dense):
         logits, _ = decoder.predict_masks(features, prompts.get_dense_pe(), sparse, no_mask if given is None else given)
         ours = fast(shared, sparse.to(device), None if given is None else given.to(device), slice(1, None))
-        errors.append(_difference(ours.logits, logits[:, 1:]))
+        errors.append(difference(ours.logits, logits[:, 1:]))
     return max(errors)
 
 
-def _livelier(module: nn.Module) -> nn.Module:
+def livelier(module: nn.Module) -> nn.Module:
     """With random values in all parameters: some begin as zeros, on which any arithmetic is right."""
     for parameter in module.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     return module
 
 
-def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+def moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a module with its tensors on a device."""
     return copy.deepcopy(module).to(device)
 
 
-def _difference(ours: Tensor, expected: Tensor) -> float:
+def difference(ours: Tensor, expected: Tensor) -> float:
+    """The largest difference of values from the expected ones, as a share of these' deviation."""
     return float((ours.cpu() - expected).abs().max() / expected.std())

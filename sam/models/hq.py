@@ -44,6 +44,33 @@ class HQMaskDecoder(MaskDecoder):
         """
         return self.embedding_encoder(features) + self.compress_vit_feat(early.permute(0, 3, 1, 2).contiguous())
 
+    def predict_fine_masks(
+        self, features: Tensor, places: Tensor, sparse: Tensor, dense: Tensor, fine: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`predict_masks` with the HQ token's mask added to each, as sam-hq's `predict_masks` and `forward` compute them.
+
+        Args:
+            features: `[1, C, h, w]`.
+            places: `[1, C, h, w]`, the position encoding of the image's tokens.
+            sparse, dense: embedded prompts `[n, K, C]` and `[n or 1, C, h, w]`.
+            fine: `[C/8, 4h, 4w]`, see `fine_features`.
+
+        Returns:
+            Logits `[n, M, 4h, 4w]` and predicted IoUs `[n, M]`.
+        """
+        count, (_, channels, height, width) = len(sparse), features.shape
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight, self.hf_token.weight])
+        image = (features + dense).expand(count, -1, -1, -1)
+        queries, image = self.transformer(
+            image, places.expand(count, -1, -1, -1), torch.cat([own.expand(count, -1, -1), sparse], 1)
+        )
+        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(count, channels, height, width))
+        masks = [mlp(queries[:, 1 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)]
+        logits = torch.einsum("nmc,nchw->nmhw", torch.stack(masks, 1), upscaled)
+        detailed = self.embedding_maskfeature(upscaled) + fine
+        more = torch.einsum("nc,nchw->nhw", self.hf_mlp(queries[:, 1 + self.num_mask_tokens]), detailed)
+        return logits + more[:, None], self.iou_prediction_head(queries[:, 0])
+
 
 def _upscaling(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(

@@ -140,14 +140,16 @@ class SAMFamily:
     def _decode_slowly(
         self, decoder: nn.Module, features: Features, sparse: Tensor, dense: Tensor, tokens: slice, wanted: Wanted
     ) -> Decoded:
-        """By the decoder's own forward, where it is not one of segment_anything's."""
+        """By the decoder's own forward, where the fast one does not know it, or is wrong on this device."""
         if wanted.guidance is not None:
             raise SAMError(
                 f"SAM Personalize does not support this mask decoder "
                 f"({type(decoder).__name__}). Use a model from Load SAM Model."
             )
         places = self.network.prompt_encoder.get_dense_pe()
-        logits, scores = decoder.predict_masks(features.tensor()[None], places, sparse, dense)
+        given = features.tensor()[None], places, sparse, dense
+        is_fine = wanted.hq and isinstance(decoder, HQMaskDecoder)
+        logits, scores = decoder.predict_fine_masks(*given, features.tensor(FINE)) if is_fine else decoder.predict_masks(*given)
         logits, scores = logits[:, tokens], scores[:, tokens]
         above = wanted.above
         rows = torch.arange(len(scores), device=scores.device) if above is None else (scores > above).any(1).nonzero()[:, 0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SAMError
+from ..kernels.self_test import difference, works_on
 
 _NORM_EPS = 1e-5  # of the folded batch norms: PyTorch's default
 _WATCHED = 1  # the stage whose output gives Light HQ-SAM its early features
@@ -152,7 +153,8 @@ class _Attention(nn.Module):
         x = x.view(batch, down, n, across, n, channels).transpose(2, 3).reshape(-1, n * n, channels)
         # A head's queries, keys and values lie together, unlike SAM's own.
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, self._bias()).transpose(1, 2).reshape(batch, down, across, n, n, channels)
+        attend = _attend if works_on(x.device, _attention_error) else _attend_plainly
+        x = attend(q, k, v, self._bias()).transpose(1, 2).reshape(batch, down, across, n, n, channels)
         return self.proj(x.transpose(2, 3).reshape(batch, down * n, across * n, channels)[:, :height, :width])
 
     def _bias(self) -> Tensor:
@@ -161,6 +163,23 @@ class _Attention(nn.Module):
         apart = (place[:, None] - place).abs()
         index = apart[:, None, :, None] * self.window + apart[None, :, None, :]
         return self.attention_biases[:, index.reshape(self.window**2, -1)]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of `[W, heads, n, d]` with a bias `[heads, n, n]`."""
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """The same as MobileSAM's own `Attention` writes it, for devices on which the fused one is wrong or absent."""
+    return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias, -1) @ v
+
+
+def _attention_error(device: torch.device) -> float:
+    """The largest difference between the fused attention on a device and the plain one on the CPU."""
+    qkv, bias = torch.randn(3, 6, 2, 49, 8), torch.randn(2, 49, 49)
+    q, k, v = qkv.to(device).unbind(0)
+    return difference(_attend(q, k, v, bias.to(device)), _attend_plainly(*qkv.unbind(0), bias))
 
 
 def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -591,6 +591,42 @@ test("hide and lock are stored, and are no steps of undo", () => {
   assert.deepEqual([state.canUndo, commits, readText(state.text).objects[0].hidden], [false, 1, true]);
 });
 
+test("undo and redo change neither an eye nor a lock, whoever has moved or gone meanwhile", () => {
+  state.load(several([point(1, 2)], [point(3, 4)], [point(5, 6)]));
+  const flags = () => state.objects.map(({ name, hidden, locked }) => name.at(-1) + (hidden ? "h" : "") + (locked ? "l" : ""));
+  state.selectObject(0);
+  state.add(point(7, 8));
+  state.setObject(0, { hidden: true });
+  state.setObject(2, { locked: true });
+  state.undo();
+  assert.deepEqual([flags(), state.marksOf(0)], [["1h", "2", "3l"], [point(1, 2)]]);
+  state.redo();
+  assert.deepEqual(flags(), ["1h", "2", "3l"]);
+  state.moveObject(0, 1);
+  state.setObject(1, { hidden: false });
+  state.setObject(0, { hidden: true });
+  state.undo();
+  assert.deepEqual(flags(), ["1", "2h", "3l"], "the eye goes with the object, not with the place");
+  state.removeObject(1);
+  state.undo();
+  assert.deepEqual(flags(), ["1", "2h", "3l"], "of one that is gone they are those that it had");
+});
+
+test("after steps back and forth the next click goes on with the object that was worked on", () => {
+  state.add(point(1, 2));
+  state.newObject();
+  state.add(point(3, 4));
+  while (state.canUndo) state.undo();
+  assert.equal(state.current, 0);
+  while (state.canRedo) state.redo();
+  assert.deepEqual([state.current, state.objects.length], [1, 2]);
+  state.selectObject(0);
+  state.add(point(5, 6));
+  state.selectObject(1);
+  state.undo();
+  assert.equal(state.current, 0, "the one that the undone step had changed");
+});
+
 test("a question names the object's place among those with marks", () => {
   state.load(several([point(1, 2)], [], [point(3, 4)]));
   const { prompts, object } = state.question(2, { x: 9, y: 9, label: 0 });

@@ -68,9 +68,9 @@ export class PreviewClient {
     return response.json();
   }
 
-  /** Wait no longer for what takes long. */
-  async cancel() {
-    await this.#post("/samkit/cancel", { editor: this.#editor });
+  /** Wait no longer for what takes long. @param {"segments" | "words"} work */
+  async cancel(work) {
+    await this.#post("/samkit/cancel", { editor: this.#editor, work });
   }
 
   async #post(path, body) {

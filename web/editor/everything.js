@@ -62,7 +62,7 @@ export class Everything {
 
   /** Off; work that is under way is cancelled. */
   end() {
-    if (this.state === "working") this.editor.client.cancel().catch(() => {}); // it ends by itself when nobody waits
+    if (this.state === "working") this.editor.client.cancel("segments").catch(() => {}); // it ends by itself when nobody waits
     this.#work += 1;
     this.state = "off";
     this.#subject = this.#segments = null;

@@ -24,15 +24,20 @@ export class EditorState {
   frames = 1;
   onlyThisFrame = false;
   image = null; // {width, height} of what is shown
-  #undo = [];
+  #undo = []; // steps: {text, ids, current}
   #redo = [];
   #committed;
+  #ids = []; // of the objects, in order: who is who from step to step, whatever its name and place
   #loaded = null; // a text from outside, given back as it was until something changes
 
   constructor({ onChange = () => {}, onCommit = () => {} } = {}) {
     Object.assign(this, { onChange, onCommit });
     this.#take(readText("{}"));
-    this.#committed = writeText(this);
+    this.#committed = this.#written();
+  }
+
+  #written() {
+    return { text: writeText(this), ids: this.#ids, current: this.current };
   }
 
   /** What the workflow stores. */
@@ -144,11 +149,12 @@ export class EditorState {
     this.#take(state);
     this.current = 0;
     this.#undo.length = this.#redo.length = 0;
-    this.#committed = written;
+    this.#committed = this.#written();
     this.onChange();
   }
 
-  #take({ objects, marks, size, finish }) {
+  #take({ objects, marks, size, finish }, ids = objects.map(() => Symbol("object"))) {
+    this.#ids = ids;
     Object.assign(this, { objects, marks, size, finish, selected: null });
     this.current = Math.min(this.current, objects.length - 1);
   }
@@ -260,6 +266,7 @@ export class EditorState {
 
   #append() {
     this.objects = [...this.objects, { name: this.#freeName(), colour: nextColour(this.objects), candidate: "best" }];
+    this.#ids = [...this.#ids, Symbol("object")];
     this.current = this.objects.length - 1;
   }
 
@@ -330,8 +337,10 @@ export class EditorState {
     if (!this.objects[index] || this.objects[index].locked) return;
     this.marks = this.marks.filter((mark) => mark.object !== index);
     this.marks = this.marks.map((mark) => (mark.object > index ? { ...mark, object: mark.object - 1 } : mark));
+    const { marks, size, finish } = this;
     const rest = this.objects.filter((_, place) => place !== index);
-    this.#take({ objects: rest.length ? rest : readText("{}").objects, marks: this.marks, size: this.size, finish: this.finish });
+    if (rest.length) this.#take({ objects: rest, marks, size, finish }, this.#ids.filter((_, place) => place !== index));
+    else this.#take({ objects: readText("{}").objects, marks, size, finish });
     this.commit();
   }
 
@@ -385,6 +394,7 @@ export class EditorState {
     const order = [...this.objects.keys()];
     [order[index], order[to]] = [order[to], order[index]];
     this.objects = order.map((place) => this.objects[place]);
+    this.#ids = order.map((place) => this.#ids[place]);
     this.marks = this.marks.map((mark) => ({ ...mark, object: order.indexOf(mark.object) }));
     this.current = order.indexOf(this.current);
     this.commit();
@@ -445,8 +455,8 @@ export class EditorState {
 
   /** End a gesture: one step of undo, however much was dragged. */
   commit() {
-    const written = writeText(this);
-    if (written !== this.#committed) {
+    const written = this.#written();
+    if (written.text !== this.#committed.text) {
       this.#undo.push(this.#committed);
       if (this.#undo.length > MOST_STEPS) this.#undo.shift();
       this.#redo.length = 0;
@@ -458,30 +468,36 @@ export class EditorState {
 
   /** What the workflow stores and undo does not take back. */
   #store() {
-    this.#committed = writeText(this);
+    this.#committed = this.#written();
     this.onCommit();
     this.onChange();
   }
 
   /** Discard what was changed since the last commit. */
   cancel() {
-    this.#take(readText(this.#committed));
+    this.#take(readText(this.#committed.text), this.#committed.ids);
     this.onChange();
   }
 
   undo() {
-    this.#step(this.#undo, this.#redo);
+    this.#step(this.#undo, this.#redo, this.#committed);
   }
 
   redo() {
-    this.#step(this.#redo, this.#undo);
+    this.#step(this.#redo, this.#undo, this.#redo.at(-1));
   }
 
-  #step(from, to) {
+  /** Go to another step; the object that `worked` changed is selected, so that the next click goes on with it. */
+  #step(from, to, worked) {
     if (!from.length) return;
     to.push(this.#committed);
-    this.#committed = from.pop();
-    this.#take(readText(this.#committed));
+    const { text, ids, current } = from.pop();
+    const eyes = new Map(this.#ids.map((id, index) => [id, { hidden: this.objects[index].hidden, locked: this.objects[index].locked }]));
+    this.#take(readText(text), ids);
+    this.objects = this.objects.map((object, index) => ({ ...object, ...eyes.get(ids[index]) }));
+    const place = ids.indexOf(worked.ids[worked.current]);
+    this.current = place < 0 ? Math.min(current, this.objects.length - 1) : place;
+    this.#committed = this.#written();
     this.onCommit();
     this.onChange();
   }

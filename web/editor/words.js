@@ -42,7 +42,7 @@ export class Words {
   cancel() {
     this.#work += 1;
     this.progress.hide();
-    this.editor.client.cancel().catch(() => {}); // it ends by itself when nobody waits
+    this.editor.client.cancel("words").catch(() => {}); // it ends by itself when nobody waits
   }
 
   async find() {

@@ -3,6 +3,7 @@
 After facebookresearch/sam2's `prompt_encoder.py` and `mask_decoder.py`, under Meta's names; `FastSAM2Decoder` runs the weights.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -84,6 +85,47 @@ class SAM2MaskDecoder(MaskDecoder):
         self.pred_obj_score_head = MLP(transformer_dim, transformer_dim, 1, 3)
         self.conv_s0 = nn.Conv2d(transformer_dim, transformer_dim // 8, 1)
         self.conv_s1 = nn.Conv2d(transformer_dim, transformer_dim // 4, 1)
+
+    def plainly(
+        self, features: Tensor, finer: Sequence[Tensor], places: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All masks of n prompts of one image, as `MaskDecoder.predict_masks` of sam2's `mask_decoder.py` computes them.
+
+        Args:
+            features: `[C, h, w]`.
+            finer: `[C/8, 4h, 4w]` and `[C/4, 2h, 2w]`, of `conv_s0` and `conv_s1`.
+            places: `[1, C, h, w]`, the position encoding of the image's tokens.
+            sparse, dense: embedded prompts `[n, K, C]` and `[n or 1, C, h, w]`.
+
+        Returns:
+            Logits `[n, M, 4h, 4w]`, predicted IoUs `[n, M]` and object scores `[n]`.
+        """
+        count, (channels, height, width) = len(sparse), features.shape
+        own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        image = (features + dense).expand(count, -1, -1, -1)
+        tokens = torch.cat([own.expand(count, -1, -1), sparse], 1)
+        queries, image = self.transformer(image, places.expand(count, -1, -1, -1), tokens)
+        first, norm, gelu, second, last = self.output_upscaling
+        half = gelu(norm(first(image.transpose(1, 2).reshape(count, channels, height, width)) + finer[1]))
+        upscaled = last(second(half) + finer[0])
+        masks = [mlp(queries[:, 2 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)]
+        logits = torch.einsum("nmc,nchw->nmhw", torch.stack(masks, 1), upscaled)
+        return logits, self.iou_prediction_head(queries[:, 1]), self.pred_obj_score_head(queries[:, 0])[:, 0]
+
+    def decode_plainly(
+        self, logits: Tensor, scores: Tensor, object_scores: Tensor, several: bool, above: float | None, strictly: bool
+    ) -> "SAM2Decoded":
+        """Of what `plainly` gives, what `FastSAM2Decoder.decode` gives."""
+        rows = torch.arange(len(logits), device=logits.device)
+        if several:
+            logits, scores = logits[:, _CANDIDATES], scores[:, _CANDIDATES]
+        elif strictly:
+            logits, scores = logits[:, _SINGLE], scores[:, _SINGLE]
+        else:
+            chosen = torch.where(is_stable(logits[:, 0]), 0, 1 + scores[:, _CANDIDATES].argmax(1))
+            logits, scores = logits[rows, chosen][:, None], scores[rows, chosen][:, None]
+        kept = rows if above is None else rows[(scores > above).any(1)]
+        return SAM2Decoded.of(Decoded(logits[kept], scores[kept], kept), object_scores[kept])
 
 
 class SAM2Decoded(Decoded):

@@ -20,6 +20,7 @@ from ...geometry import Frame, Size
 from ...kernels.hiera import FastHiera, lowered_weights
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
+from ...kernels.self_test import works_on
 from ...prompts import PromptTensors
 from ...store.identity import Identities
 from ..base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
@@ -28,6 +29,7 @@ from ..taught import of_taught, taught_decoders, taught_parts
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
 from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
+from .self_test import decoder_error, encoder_error
 
 HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
@@ -103,7 +105,14 @@ class SAM2Model(nn.Module):
     @torch.no_grad()
     def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Segmenter.features`: normalised, encoded."""
-        fine, middle, image = self._encoder_plan(dtype)(self._normalised(pixels))
+        pixels = self._normalised(pixels)
+        if works_on(pixels.device, encoder_error):
+            fine, middle, image = self._encoder_plan(dtype)(pixels)
+        else:
+            with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                fine, middle, image = (values.float() for values in self.image_encoder(pixels))
+            fine, middle = self.sam_mask_decoder.conv_s0(fine), self.sam_mask_decoder.conv_s1(middle)
+            image = image + self.no_mem_embed.view(1, -1, 1, 1)
         return {IMAGE: image, HIGH_RES[0]: fine, HIGH_RES[1]: middle}
 
     @torch.no_grad()
@@ -128,11 +137,18 @@ class SAM2Model(nn.Module):
         self, decoders: list[SAM2MaskDecoder], index: int, features: Features, prompts: PromptTensors, wanted: Wanted
     ) -> SAM2Decoded:
         """By one of the model's mask decoders."""
-        plan = self._plan_of(decoders[index], features.device)
         sparse, dense = self.sam_prompt_encoder(prompts.points, prompts.boxes, prompts.masks)
         sparse, names, key = with_concept(sparse, wanted.concept), (IMAGE, *HIGH_RES), (self.decoder_identity, index)
-        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         strictly = wanted.concept is not None or index > 0
+        if not works_on(features.device, decoder_error):
+            if wanted.guidance is not None:
+                raise SAMError("SAM Personalize cannot run SAM 2 on this device. Choose device_mode CPU.")
+            places, (image, *finer) = self.sam_prompt_encoder.get_dense_pe(), map(features.tensor, names)
+            dense = self.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1) if dense is None else dense
+            found = decoders[index].plainly(image, finer, places, sparse, dense)
+            return decoders[index].decode_plainly(*found, wanted.several, wanted.above, strictly)
+        plan = self._plan_of(decoders[index], features.device)
+        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, strictly)
 
     def decoder_parts(self) -> DecoderParts:

@@ -1,0 +1,143 @@
+"""Every family and task on a device that is neither a CPU nor a CUDA GPU, and refuses float64: see `stand_in_device.py`."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import as_image, make_picture
+from reference_hq import hugging_face_hq
+from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
+from safetensors.torch import save_file
+from samkit.nodes.automask import AutoMask
+from samkit.nodes.personalize import Personalize
+from samkit.nodes.predict import Segment
+from samkit.sam import SAMError, load_model
+from samkit.sam.kernels import self_test
+from samkit.sam.models import tiny_vit
+from samkit.sam.models.sam import SAMModel
+from samkit.sam.models.sam2 import hiera
+from samkit.sam.models.sam2.self_test import decoder_error, encoder_error
+from samkit.sam.models.tiny_vit import Stage, TinyViT
+from samkit.sam.tasks import embed
+from stand_in_device import DEVICE, StandIn, stand_in_device
+from torch import nn
+
+IMAGE = as_image(make_picture(60, 80))
+MASK = torch.zeros(1, 60, 80)
+MASK[:, 15:45, 20:60] = 1
+POINTS = {"positive_coords": '[{"x": 30, "y": 25}]', "negative_coords": '[{"x": 70, "y": 50}]'}
+BOX = {"x": 10, "y": 12, "width": 44, "height": 30}
+PROMPTS = {
+    "points": POINTS,
+    "all": {**POINTS, "bboxes": BOX, "mask_prompt": MASK},
+    "candidates": {**POINTS, "multimask": "on", "candidate": "all"},
+}
+
+
+@pytest.fixture(params=["SAM", "SAM-HQ", "MobileSAM", "SAM 2"])
+def model(request, tiny_model, tmp_path, monkeypatch):
+    """Small models with random weights."""
+    self_test._passes.cache_clear()
+    if request.param == "SAM-HQ":
+        hugging_face_hq().save_pretrained(tmp_path / "hq")
+        yield load_model(tmp_path / "hq" / "model.safetensors", "fp32")
+    elif request.param == "MobileSAM":
+        stages = (Stage(8, 1, 0, 0, 2), Stage(8, 1, 2, 4, 2), Stage(16, 1, 2, 4, 1), Stage(16, 1, 2, 4, 0))
+        encoder = TinyViT(128, stages, 4.0, 4.0, 32).eval().requires_grad_(False)
+        yield SAMModel(encoder, tiny_model.prompt_encoder, tiny_model.mask_decoder, tmp_path / "tiny.pth", "fp32").eval()
+    elif request.param == "SAM 2":
+        monkeypatch.setitem(hiera.SIZES, (16, 8), hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE))
+        state = random_sam2(SMALL, SMALL_SIDE, 64).state_dict()
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path / "sam2.safetensors")
+        yield load_model(tmp_path / "sam2.safetensors", "fp32")
+    else:
+        yield tiny_model
+
+
+@pytest.fixture(params=["fast", "plain"])
+def forward(request, monkeypatch):
+    """The fast forwards pass their self-test on the stand-in; the plain ones run where they fail."""
+    if request.param == "plain":
+        monkeypatch.setattr(self_test, "_passes", lambda *_: False)
+    return request.param
+
+
+def everything(model):
+    return AutoMask().execute(model, IMAGE, points_per_side=3, pred_iou_thresh=-1.0, stability_score_thresh=0.0)[:3]
+
+
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_prompts_give_what_they_give_on_the_cpu(prompts, model, forward, monkeypatch):
+    expected = Segment().execute(model, IMAGE, **prompts)
+    embed.cache.clear()
+    with stand_in_device(monkeypatch) as device:
+        masks, _, scores, logits = Segment().execute(model, IMAGE, **prompts)
+        assert any(kind == "up" for kind, _ in device.copies)
+    assert type(masks) is torch.Tensor and masks.device.type == "cpu"
+    torch.testing.assert_close(logits, expected[3], atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(scores, expected[2], atol=1e-4)
+    assert (masks == expected[0]).float().mean() > 0.999
+
+
+def test_segment_everything_finds_what_it_finds_on_the_cpu(model, forward, monkeypatch):
+    expected = everything(model)
+    embed.cache.clear()
+    with stand_in_device(monkeypatch):
+        masks, _, scores = everything(model)
+    np.testing.assert_allclose(scores, expected[2], atol=1e-4)
+    assert masks.shape == expected[0].shape and (masks == expected[0]).float().mean() > 0.999
+
+
+def test_personalize_finds_what_it_finds_on_the_cpu_or_says_that_it_cannot(model, forward, monkeypatch):
+    expected = Personalize().execute(model, IMAGE, MASK, IMAGE)
+    embed.cache.clear()
+    with stand_in_device(monkeypatch):
+        if forward == "plain":
+            with pytest.raises(SAMError, match=r"SAM Personalize (cannot run|does not support)"):
+                Personalize().execute(model, IMAGE, MASK, IMAGE, method="persam")
+            return
+        masks = Personalize().execute(model, IMAGE, MASK, IMAGE)[0]
+    assert (masks == expected[0]).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("error_on", [encoder_error, decoder_error, tiny_vit._attention_error])
+class TestSelfTest:
+    """Of SAM 2 and TinyViT; that of SAM is in `test_gpu.py`."""
+
+    @pytest.fixture(autouse=True)
+    def afresh(self):
+        self_test._passes.cache_clear()
+        yield
+        self_test._passes.cache_clear()
+
+    def test_it_passes_where_the_arithmetic_is_right(self, error_on, monkeypatch):
+        monkeypatch.setattr(self_test, "_KNOWN", ())
+        assert self_test.works_on(torch.device("cpu"), error_on)
+
+    def test_an_absent_operator_fails(self, error_on):
+        assert not self_test.works_on(torch.device("meta"), error_on)
+
+    def test_wrong_attention_fails(self, error_on, monkeypatch):
+        """As on systems where a fused kernel ignores strides: the plain forward of the reference does without it."""
+        right = nn.functional.scaled_dot_product_attention
+        wrong = lambda q, k, v, *bias: right(q, k.flip(-2), v, *bias)  # noqa: E731
+        monkeypatch.setattr(self_test, "_KNOWN", ())
+        if error_on is tiny_vit._attention_error:
+            monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", wrong)
+        else:
+            monkeypatch.setattr("samkit.sam.kernels.hiera._pool", lambda x: x[:, ::2, ::2])
+            monkeypatch.setattr(
+                "samkit.sam.models.sam2.decoder.FastSAM2Decoder.to_grid",
+                lambda self, values: values.view(*values.shape[:2], 32, 32),
+            )
+        assert not self_test.works_on(torch.device("cpu"), error_on)
+
+
+def test_the_stand_in_refuses_what_an_apple_gpu_refuses():
+    with StandIn() as device:
+        values = torch.ones(2, 2).to(DEVICE)
+        assert values.device == DEVICE and device.copies["up", (2, 2)] == 1
+        with pytest.raises(TypeError, match="float64"):
+            values.double()
+        with pytest.raises(RuntimeError, match="same device"):
+            values + torch.ones(2, 2)
+        assert (values + 1).cpu().tolist() == [[2, 2], [2, 2]] and device.copies["down", (2, 2)] == 1
