@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, load_shared, recall
 from ..sam.weights.registry import BUNDLED, KNOWN
-from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, load_image_file
+from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, checkpoint_path, image_path, is_linked_out, load_image_file
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import FORMS, mask_png
@@ -345,6 +345,12 @@ def find_image(subject: Subject) -> tuple[Path, tuple[int, int]]:
     """
     image = image_path(subject.filename, subject.subfolder, subject.kind)
     stamp = _stamp(image) if image is not None else None
+    if image is None and is_linked_out(subject.filename, subject.subfolder, subject.kind):
+        raise RefusedError(
+            404,
+            f"{subject.filename} lies behind a link that leads out of ComfyUI's {subject.kind} folder, which the live preview does "
+            "not follow. Runs follow it: mark the image as usual, and run to see the masks.",
+        )
     if image is None or stamp is None:
         raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")
     return image, stamp

@@ -14,9 +14,11 @@ from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.editor_text import MOST_MARKS, MOST_OBJECTS, parse_editor
 from samkit.nodes.predict import Segment
+from samkit.nodes.preview import find_image, parse_image
+from samkit.nodes.preview_jobs import RefusedError
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
-from samkit.utils.comfy import Progress, image_path, is_running, load_image_file, quietly, save_temporary
+from samkit.utils.comfy import Progress, image_path, is_linked_out, is_running, load_image_file, quietly, save_temporary
 from samkit.utils.overlay import FORMS, mask_png, outline
 
 POINT, AWAY, BOX = (
@@ -412,6 +414,19 @@ def test_images_inside_comfyuis_folders_are_found(files):
 )
 def test_everything_else_is_no_image(files, filename, subfolder, kind):
     assert image_path(filename, subfolder, kind) is None
+
+
+@pytest.mark.parametrize(("filename", "subfolder"), [("outer.png", ""), ("secret.png", "way")])
+def test_of_an_image_behind_a_link_the_editor_says_so(files, filename, subfolder):
+    """Load Image follows the link, so "there is no such image" would send its user looking for a file that is there."""
+    with pytest.raises(RefusedError, match=f"{filename} lies behind a link that leads out of ComfyUI's input folder") as error:
+        find_image(parse_image({"image": {"filename": filename, "subfolder": subfolder, "type": "input"}}))
+    assert error.value.status == 404
+
+
+@pytest.mark.parametrize("filename", ["missing.png", "broken.png", "../outside/secret.png"])
+def test_of_no_image_it_says_that_there_is_none(files, filename):
+    assert not is_linked_out(filename, "", "input") and not is_linked_out("a.png", "", "models")
 
 
 def test_absolute_names_are_no_images(files):

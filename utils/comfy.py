@@ -200,6 +200,19 @@ def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
         return None
 
 
+def is_linked_out(filename: str, subfolder: str, kind: str) -> bool:
+    """Whether `image_path` has refused an image for a link in one of `IMAGE_FOLDERS` that leads out of it; Load Image follows."""
+    if not inside_comfyui() or kind not in IMAGE_FOLDERS or not is_plain(f"{subfolder}/{filename}".lstrip("/")):
+        return False
+    import folder_paths
+
+    folder = Path(folder_paths.get_directory_by_type(kind))
+    try:
+        return not (folder / subfolder / filename).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # as in `image_path`
+        return False
+
+
 def files_ending(suffix: str, kinds: tuple[str, ...]) -> list[str]:
     """Names of the files with an ending in some of `IMAGE_FOLDERS`, as `annotated_path` takes them, sorted.
 
