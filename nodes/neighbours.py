@@ -9,6 +9,7 @@ SHARED_IDS = ("AV_SAMLoader", "GetSAMEmbedding", "SAMEmbeddingToImage")
 CHOICE = "SAMKIT_SHARED_NODES"
 """The environment variable: `samkit` gives the ids to this pack, `other` to the other one; else the last pack has them."""
 
+_FIRST, _OWN = "AV_SAMLoader", "SAMKit_Segment"  # whoever has the second is a copy of this pack
 _LACKS = (
     "Its loader does not list bundled checkpoints or those to download, and its embeddings lack the image size: connect the "
     "image to SAM Predict Mask as well."
@@ -28,9 +29,15 @@ def settle(
     Returns:
         One line for the log; None where no other pack has one of the ids.
     """
-    others = {
-        name: node for mapping in mappings for name in SHARED_IDS if (node := mapping.get(name)) not in (None, ours[name])
-    }
+    others: dict[str, type] = {}
+    for mapping in mappings:
+        found = {name: node for name in SHARED_IDS if (node := mapping.get(name)) not in (None, ours[name])}
+        if _OWN not in mapping:
+            others |= found
+        elif found and mapping is not registered and registered.get(_FIRST) is ours[_FIRST]:
+            # Of two copies, the one that is used speaks.
+            here, there = (pack_of(one[_FIRST]) or "samkit" for one in (ours, mapping))
+            return f"SAM Kit is installed twice, in {here} and in {there}. {here} is used: remove the other one and restart."
     if not others:
         return None
     choice = os.environ.get(CHOICE, "").strip().lower()

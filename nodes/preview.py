@@ -348,8 +348,8 @@ def find_image(subject: Subject) -> tuple[Path, tuple[int, int]]:
     if image is None and is_linked_out(subject.filename, subject.subfolder, subject.kind):
         raise RefusedError(
             404,
-            f"{subject.filename} lies behind a link that leads out of ComfyUI's {subject.kind} folder, which the live preview does "
-            "not follow. Runs follow it: mark the image as usual, and run to see the masks.",
+            f"{subject.filename} lies behind a link that leads out of ComfyUI's {subject.kind} folder, which the live preview "
+            "does not follow. Runs follow it: mark the image as usual, and run to see the masks.",
         )
     if image is None or stamp is None:
         raise RefusedError(404, f"there is no image {subject.filename} in ComfyUI's {subject.kind} folder.")

@@ -71,7 +71,7 @@ class StandIn(TorchDispatchMode):
 
 
 class FromValues(TorchFunctionMode):
-    """While it is on, tensors are made on the device of Python's numbers and numpy's arrays, too: no mode sees that otherwise."""
+    """While it is on, tensors are made on the device of Python's numbers and numpy's arrays, which no other mode sees."""
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         options = options or {}

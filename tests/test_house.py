@@ -1,7 +1,6 @@
 """The floors of the house, read from the imports: nodes over sam over utils; inside sam tasks, models, kernels, store."""
 
 import ast
-import statistics
 from pathlib import Path
 
 import pytest
@@ -90,13 +89,6 @@ def test_there_is_no_circle():
         visit(name)
 
 
-def test_no_room_has_more_than_twelve_files():
-    folders = [folder for folder in (ROOT / "sam").rglob("*") if folder.is_dir() and folder.name != "__pycache__"]
-    assert len(folders) > 5
-    for folder in [ROOT / "sam", *folders]:
-        assert len(list(folder.glob("*.py"))) <= 12, folder
-
-
 @pytest.mark.parametrize("package", [path.parent for path in modules(*ROOMS) if path.name == "__init__.py"], ids=str)
 def test_a_packages_face_has_no_name_of_a_module(package):
     found = [node for node in ast.walk(parsed(package / "__init__.py")) if isinstance(node, ast.ImportFrom)]
@@ -128,10 +120,7 @@ def functions():
     ]
 
 
-def test_functions_are_short_and_annotated():
-    sizes = {f"{path}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1 for path, node in functions()}
-    assert statistics.median(sizes.values()) <= 8
-    assert {name: size for name, size in sizes.items() if size > 45} == {}
+def test_functions_are_annotated():
     for path, node in functions():
         bare = [
             a.arg for a in [*node.args.args, *node.args.kwonlyargs] if a.annotation is None and a.arg not in ("self", "cls")

@@ -48,6 +48,19 @@ def test_one_line_names_both_packs_and_who_has_the_ids(theirs, monkeypatch, last
     assert ("lack the image size" in line) == (wins != "samkit") and "\n" not in line
 
 
+@pytest.mark.parametrize("used", ["this copy", "the other copy"])
+def test_of_two_copies_of_this_pack_the_used_one_says_which_to_remove(theirs, used):
+    """Both run this at start, and each would call the other one a pack that lacks everything."""
+    copy = {**theirs, "SAMKit_Segment": object}
+    registered = {"KSampler": object, **(NODE_CLASS_MAPPINGS if used == "this copy" else copy)}
+    line = settle(registered, SHARED, [registered, copy, NODE_CLASS_MAPPINGS])
+    if used == "this copy":
+        assert "installed twice, in samkit and in comfyui-art-venture. samkit is used" in line or "is used: remove" in line
+    else:
+        assert line is None
+    assert registered["AV_SAMLoader"] is (SHARED if used == "this copy" else copy)["AV_SAMLoader"]
+
+
 def test_nothing_is_said_where_nobody_else_has_them():
     assert settle(dict(SHARED), SHARED, [{}, SHARED, {"KSampler": object}]) is None
 

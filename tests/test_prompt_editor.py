@@ -18,7 +18,16 @@ from samkit.nodes.preview import find_image, parse_image
 from samkit.nodes.preview_jobs import RefusedError
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
-from samkit.utils.comfy import Progress, image_path, is_linked_out, is_running, load_image_file, quietly, save_temporary
+from samkit.utils.comfy import (
+    Progress,
+    image_path,
+    is_linked_out,
+    is_running,
+    load_image_file,
+    quietly,
+    save_results,
+    save_temporary,
+)
 from samkit.utils.overlay import FORMS, mask_png, outline
 
 POINT, AWAY, BOX = (
@@ -332,7 +341,7 @@ def test_the_same_bytes_in_another_shape_are_another_image(comfy):
     assert one != other and Image.open(comfy.root / "temp" / other["filename"]).size == (6, 8)
 
 
-def test_a_save_that_fails_leaves_nothing(comfy, monkeypatch):
+def test_a_save_that_fails_leaves_nothing_and_does_not_end_the_run(comfy, monkeypatch, caplog):
     real = Image.Image.save
 
     def full(self, file, **options):
@@ -340,9 +349,11 @@ def test_a_save_that_fails_leaves_nothing(comfy, monkeypatch):
         Path(file).write_bytes(Path(file).read_bytes()[:20])
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full)
-        save_temporary([make_picture(6, 8)])
+        assert save_temporary([make_picture(6, 8)]) == []
+        assert save_results([Image.fromarray(make_picture(6, 8))]) == []
+    assert caplog.text.count("no space left on device") == 2
     assert not list((comfy.root / "temp").iterdir())
     (name,) = save_temporary([make_picture(6, 8)])
     assert (np.array(Image.open(comfy.root / "temp" / name["filename"])) == make_picture(6, 8)).all()

@@ -201,7 +201,7 @@ def image_path(filename: str, subfolder: str, kind: str) -> Path | None:
 
 
 def is_linked_out(filename: str, subfolder: str, kind: str) -> bool:
-    """Whether `image_path` has refused an image for a link in one of `IMAGE_FOLDERS` that leads out of it; Load Image follows."""
+    """Whether `image_path` has refused an image for a link that leads out of one of `IMAGE_FOLDERS`; Load Image follows it."""
     if not inside_comfyui() or kind not in IMAGE_FOLDERS or not is_plain(f"{subfolder}/{filename}".lstrip("/")):
         return False
     import folder_paths
