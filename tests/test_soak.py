@@ -16,8 +16,8 @@ from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import encode, load_model, load_shared
+from samkit.sam.kernels.plans import forget_plans
 from samkit.sam.models import shared
-from samkit.sam.placement.devices import placed
 from samkit.sam.tasks import embed
 from scenes import make_scene
 
@@ -32,13 +32,18 @@ def resident():
 
 
 def check_growth(work, count):
-    """`work(i)` for i in 0..count: resident memory at the end is within 5% of that after the first tenth."""
-    for index in range(count // 10):
+    """`work(i)` for i in 0..count: the second half adds nothing to resident memory but what an allocator may keep.
+
+    Caches are full and pools are made by then. A share of what the process has would hide what matters: 5 % of a process with
+    torch in it is 50 MB, which is 100 kB for each of 500 prompts.
+    """
+    for index in range(count // 2):
         work(index)
     before = resident()
-    for index in range(count // 10, count):
+    for index in range(count // 2, count):
         work(index)
-    assert resident() < 1.05 * before + FREE
+    grown = resident() - before
+    assert grown < FREE, f"{grown / count * 2:.0f} bytes more each time"
 
 
 def coords(index, width=80, height=60):
@@ -73,7 +78,7 @@ def test_a_hundred_runs_interrupted_midway(tiny_model, monkeypatch, tmp_path):
 
 
 def test_eight_threads_give_what_one_gives(tiny_model, tmp_path, tiny_sam):
-    """Runs, predictions, segment everything, a model that loads, one that is unloaded, and caches that are emptied, at once."""
+    """Runs, predictions, segment everything, a model that loads, and what is derived from another forgotten, all at once."""
     torch.save(tiny_sam.state_dict(), tmp_path / "again.pth")
     images = [as_image(make_picture(60, 80, seed)) for seed in range(4)]
     (embedding,) = GetSAMEmbedding().get_sam_embedding(images[3], tiny_model)
@@ -97,8 +102,8 @@ def test_eight_threads_give_what_one_gives(tiny_model, tmp_path, tiny_sam):
             what()
 
     def unload():
-        with placed(tiny_model, "CPU"):
-            pass
+        """What unloading does on any device: on a CPU the weights stay, and what was derived from them goes."""
+        forget_plans(tiny_model)
 
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(several, work) for work in works]
