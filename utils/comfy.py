@@ -134,11 +134,15 @@ def _names_in(kind: str) -> list[str]:
     if inside_comfyui():
         import folder_paths
 
-        return folder_paths.get_filename_list(kind)
+        try:
+            return folder_paths.get_filename_list(kind)
+        except OSError:  # a linked folder that it had listed has gone, which it only sees where the link is
+            folder_paths.filename_list_cache.pop(kind, None)
+            return folder_paths.get_filename_list(kind)
     return [
-        os.path.relpath(os.path.join(place, file), folder)  # noqa: PTH118  names that are not UTF-8 stay as they are
+        os.path.relpath(os.path.join(place, file), folder)  # noqa: PTH118  as ComfyUI does, whatever bytes a name has
         for folder in folders
-        for place, _, files in os.walk(folder, followlinks=True)
+        for place, _, files in os.walk(folder)
         for file in files
         if Path(file).suffix in CHECKPOINT_SUFFIXES
     ]
@@ -153,12 +157,12 @@ def checkpoint_path(name: str) -> Path | None:
     return next(filter(None, found), None) or taught_path(DECODER_FOLDER, name)
 
 
-def dead_link(name: str) -> str | None:
-    """Where a link leads that `checkpoint_names` lists and that leads to nothing; None for any other name."""
+def checkpoint_link(name: str) -> str | None:
+    """Where a name that `checkpoint_names` lists leads, if it is a link; else None."""
     for kind in (_FOLDER, *_MORE_FOLDERS, DECODER_FOLDER):
         for folder in _model_folders(kind):
             with contextlib.suppress(OSError, ValueError):
-                return os.readlink(folder / name)
+                return str((folder / name).readlink())
     return None
 
 

@@ -86,6 +86,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
+    except SAMError:
+        raise
     except KeyError as error:
         raise SAMError(f"this SAM architecture is not supported: {error} is missing.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
@@ -120,8 +122,8 @@ def _vit(shapes: Shapes) -> ViTShape:
     if len(patches) != 4:
         volumes = ", so it is a SAM for volumes" if len(patches) == 5 else ""
         raise SAMError(
-            f"this SAM architecture is not supported: {root}patch_embed.proj.weight has the shape {tuple(patches)}, and for images "
-            f"it has four axes{volumes}."
+            f"this SAM architecture is not supported: {root}patch_embed.proj.weight has the shape {tuple(patches)}, and for "
+            f"images it has four axes{volumes}."
         )
     embed_dim, _, patch_size, _ = patches
     depth = _count(shapes, root + r"blocks\.(\d+)\.")

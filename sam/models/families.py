@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -17,7 +17,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _HEADER_AT = 8  # safetensors: a length in 8 bytes, whose first may well be a pickle's, then the JSON header
 # One checkpoint in several files, as transformers and accelerate write it: model.safetensors.index.json names the shards
-# model-00001-of-00002.safetensors; a variant such as fp16 stands in model.safetensors.index.fp16.json and model.fp16-00001-of-...
+# model-00001-of-00002.safetensors; a variant has model.safetensors.index.fp16.json and model.fp16-00001-of-00002.safetensors.
 _INDEX = re.compile(r"^(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json$")
 _SHARD = re.compile(r"^(?P<stem>.+?)(?:\.(?P<variant>\w+))?-\d{5}-of-\d{5}\.(?P<kind>safetensors|bin)$")
 _SHARD_NAME = re.compile(r"[\w][\w .()+-]*")  # a plain file name: no folder, no drive
@@ -119,7 +119,7 @@ def _entry(path: Path) -> Path:
     except OSError as error:  # a name that no file system takes; a folder that may not be entered
         raise SAMError(f"{path.name[:100]} cannot be read: {error.strerror}.") from error
     if not is_file:
-        goes = f": it is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else ""
+        goes = f": it is a link to {path.readlink()}, which is not there" if path.is_symlink() else ""
         raise SAMError(f"there is no file {path}{goes}.")
     return path
 
@@ -136,8 +136,8 @@ def refuse_other_forms(path: Path) -> None:
     is_whole = folder == path and weights_of_folder(path) is not None
     if adapter.is_file() and not is_whole and (folder == path or path.name.startswith("adapter_model.")):
         raise SAMError(
-            f"{path.name} was not loaded: it is an adapter of peft (LoRA) for {_base_of(adapter)}, not a model. Load that model in "
-            "Python, apply the adapter with PeftModel.from_pretrained(model, folder), and save the result of its "
+            f"{path.name} was not loaded: it is an adapter of peft (LoRA) for {_base_of(adapter)}, not a model. Load that "
+            "model in Python, apply the adapter with PeftModel.from_pretrained(model, folder), and save the result of its "
             "merge_and_unload()."
         )
     if path.name.endswith(".weights.json") or re.search(r"_\d{5}\.weights\.h5$", path.name):
@@ -189,13 +189,15 @@ def _index_of(path: Path) -> Path:
         return path
     stem, variant, kind = match["stem"], match["variant"], match["kind"]
     names = [f"{stem}.{kind}.index.{variant}.json", f"{stem}.{variant}.{kind}.index.json"] if variant else []
-    return next((path.with_name(name) for name in [*names, f"{stem}.{kind}.index.json"] if path.with_name(name).is_file()), path)
+    return next(
+        (path.with_name(name) for name in [*names, f"{stem}.{kind}.index.json"] if path.with_name(name).is_file()), path
+    )
 
 
 def shard_group(name: str) -> tuple[str, str] | None:
     """What the names of all shards of one checkpoint have in common, so that a list shows it once; None for any other name."""
-    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.(?:safetensors|bin))", name)
-    return (match[1], match[2]) if match else None
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.(?:safetensors|bin))|(.+)_\d{5}(\.weights\.h5)", name, re.DOTALL)
+    return (match[1] or match[3], match[2] or match[4]) if match else None
 
 
 def shard_names(index: Path) -> list[str]:
@@ -229,7 +231,9 @@ def _read_shards(index: Path) -> dict[str, Any]:
     for name in shard_names(index):
         content = _read(index.parent / name)
         if not isinstance(content, dict):
-            raise SAMError(f"{name} was not loaded: it is a shard of {index.name}, but does not hold a dict of tensors by name.")
+            raise SAMError(
+                f"{name} was not loaded: it is a shard of {index.name}, but does not hold a dict of tensors by name."
+            )
         state |= content
     missing = sorted(_weight_map(index).keys() - state.keys())
     if missing:

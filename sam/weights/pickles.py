@@ -195,7 +195,9 @@ def _made(called: Any, arguments: Any) -> Any:
     return make(*arguments) if make else Opaque(_kind(called))
 
 
-def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor | Opaque:
+def _tensor(storage: Storage | Opaque, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor | Opaque:
+    if isinstance(storage, Opaque):  # of a plain pickle, whose storages are files of torch.save inside it
+        return Opaque("a tensor", problem="is in a plain pickle")
     values = storage.values
     if values is None:
         return Opaque("a tensor", problem=f"is quantized ({storage.kind})")
@@ -210,9 +212,18 @@ def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[
 
 
 def _typed_tensor(
-    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Storage | Opaque,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *_: Any,
 ) -> Tensor | Opaque:
     """The form of types that have no class of storage: the storage is of bytes, and offset and stride are in elements."""
+    if isinstance(storage, Opaque):
+        return _tensor(storage, offset, size, stride)
     found = getattr(torch, dtype.name, None) if isinstance(dtype, Global) and dtype.module == "torch" else None
     if not isinstance(found, torch.dtype) or storage.values is None:
         raise ValueError(f"a tensor of type {dtype!s:.80}")
@@ -244,7 +255,7 @@ _MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
-    ("torch._utils", "_rebuild_qtensor"): lambda storage, *_: Opaque("a tensor", problem=f"is quantized ({storage.kind})"),
+    ("torch._utils", "_rebuild_qtensor"): _tensor,
     ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch._utils", "_rebuild_nested_tensor"): lambda *_: Opaque("a tensor", problem="is not dense (nested)"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): lambda *_: Opaque(

@@ -31,9 +31,10 @@ _DTYPES = {
 _QUANTIZED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")  # the format has them, for scales and blocks: no weights as they are
 # What lies under a checkpoint's name and is none, by its first bytes.
 _OTHERS = (
-    (rb"version https://git-lfs", "is a Git LFS pointer and not the file itself: run git lfs pull where it was cloned, or download it"),
-    (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", "is a web page, such as a sign-in or an error, and not the file: "
-     "download it again, signed in where the site asks for that"),
+    (rb"version https://git-lfs",
+     "is a Git LFS pointer and not the file itself: run git lfs pull where it was cloned, or download the file"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)",
+     "is a web page, such as a sign-in or an error: download the file again, signed in where the site asks for that"),
     (rb"GGUF", "is a GGUF file, which holds quantized weights: get the checkpoint as .safetensors or .pth"),
 )  # fmt: skip
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
@@ -113,7 +114,8 @@ def _check_start(file: BinaryIO, size: int, name: str) -> None:
         if re.match(pattern, start, re.IGNORECASE):
             raise SAMError(f"{name} was not loaded: it {what}.")
     if _TEXT.fullmatch(start):
-        raise SAMError(f"{name} was not loaded: it is a text that begins with {shortened(start.decode()[:60])!r}, not a checkpoint.")
+        words = shortened(start.decode()[:60])
+        raise SAMError(f"{name} was not loaded: it is a text that begins with {words!r}, not a checkpoint.")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,8 +128,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(key: str, value: Any, name: str) -> _Entry:
     if isinstance(value, dict) and value.get("dtype") in _QUANTIZED:
         raise SAMError(
-            f"{name} was not loaded: its tensor {shortened(key)} has the type {value['dtype']}, which is for quantized weights. Get "
-            "the checkpoint in float32, float16 or bfloat16."
+            f"{name} was not loaded: its tensor {shortened(key)} has the type {value['dtype']}, which is for quantized weights. "
+            "Get the checkpoint in float32, float16 or bfloat16."
         )
     try:
         dtype, shape, (begin, end) = _DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]

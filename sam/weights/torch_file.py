@@ -170,8 +170,8 @@ def _read_legacy(file: BinaryIO, name: str) -> object:
 
     if read_pickle(pickles, name, find) != _MAGIC:
         raise SAMError(
-            f"{name} was not loaded: it is a plain pickle, which torch.save did not write, and opening it would run code of the "
-            f"file. Save the weights of the model alone: {SAVE_ALONE}."
+            f"{name} was not loaded: it is a plain pickle, which torch.save did not write, and opening it would run code of "
+            f"the file. Save the weights of the model alone: {SAVE_ALONE}."
         )
     read_pickle(pickles, name, find)
     system = read_pickle(pickles, name, find)

@@ -26,8 +26,8 @@ def to_sam_names(content: Any, file: str) -> dict[str, Tensor]:
         file: its name, for messages.
 
     Raises:
-        SAMError: there is no model in it, one of its tensors cannot be a weight (it is named), it is of another family (which is
-            named), or it expects pixels normalised otherwise than SAM's.
+        SAMError: there is no model in it, one of its tensors cannot be a weight (it is named), it is of another family (which
+            is named), or it expects pixels normalised otherwise than SAM's.
     """
     return sam_names(weights_in(content, file), file)
 

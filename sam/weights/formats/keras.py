@@ -113,12 +113,12 @@ def read_keras(file: BinaryIO, name: str) -> dict[str, Tensor]:
         raise SAMError(f"{name} was not loaded: it holds two arrays for one weight.")
     if state and all(key.startswith("mask_decoder.") for key in state):
         raise SAMError(
-            f"{name} was not loaded: it holds the mask decoder alone, as the task.weights.h5 of a preset does. Load the preset's "
-            f"folder or its {WEIGHTS}, or save all weights in one file: model.save_weights('sam.weights.h5')."
+            f"{name} was not loaded: it holds the mask decoder alone, as the task.weights.h5 of a preset does. Load the "
+            f"preset's folder or its {WEIGHTS}, or save all weights in one file: model.save_weights('sam.weights.h5')."
         )
     if unknown := [path for path in state if "/" in path]:
         raise SAMError(
-            f"{name} was not loaded: this is not a SAM checkpoint of keras-hub. It holds {shortened(unknown[0])}, which none has."
+            f"{name} was not loaded: this is not a SAM checkpoint of keras-hub: it holds {shortened(unknown[0])}, unlike any."
         )
     return state
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....utils.text import counted
 from ...errors import SAMError
 from ..limits import shortened
 from ..pickles import Opaque
@@ -155,7 +156,7 @@ def _taken(named: list[tuple[str, Tensor | Opaque]], root: str, file: str) -> Fo
         else:
             weights[inside] = leaf
     if left_out:
-        log.info("%s: %d tensors beside the model are ignored, such as %s", file, len(left_out), shortened(left_out[0]))
+        log.info("%s: %s beside the model ignored, such as %s", file, counted(len(left_out), "tensor"), shortened(left_out[0]))
     return FoundModel(weights, tuple(left_out))
 
 
@@ -174,8 +175,8 @@ def _why(leaf: Opaque) -> str:
     if leaf.kind.startswith(_QUANTIZERS):
         return f"is quantized ({shortened(leaf.kind)}). Save the weights of the model before it is quantized: {SAVE_ALONE}."
     return (
-        f"is an object of {shortened(leaf.kind)}, and making it would run code of the file. Save the weights of the model alone: "
-        f"{SAVE_ALONE}."
+        f"is an object of {shortened(leaf.kind)}, and making it would run code of the file. Save the weights of the model "
+        f"alone: {SAVE_ALONE}."
     )
 
 
@@ -184,18 +185,18 @@ def _refuse_unmerged(leaves: list[tuple[tuple[str | int, ...], Tensor | Opaque]]
     names = [".".join(map(str, path)) for path, _ in leaves]
     if found := next(filter(_PEFT.search, names), None):
         raise SAMError(
-            f"{file} was not loaded: it holds LoRA weights of peft ({shortened(found)}), which are an adapter for a model and not "
-            f"one. Merge them into the model that they were trained with, and save that: {_MERGE}."
+            f"{file} was not loaded: it holds LoRA weights of peft ({shortened(found)}), which are an adapter for a model and "
+            f"not one. Merge them into the model that they were trained with, and save that: {_MERGE}."
         )
     if found := next(filter(_MICRO_SAM.search, names), None):
         raise SAMError(
-            f"{file} was not loaded: it holds LoRA layers of micro-sam ({shortened(found)}), which are not merged into the weights. "
-            "Add each of them to qkv.weight and save the result, or fine-tune without peft_kwargs."
+            f"{file} was not loaded: it holds LoRA layers of micro-sam ({shortened(found)}), which are not merged into the "
+            "weights. Add each of them to qkv.weight and save the result, or fine-tune without peft_kwargs."
         )
     if found := next(filter(_QUANTIZED.search, names), None):
         raise SAMError(
-            f"{file} was not loaded: it is quantized ({shortened(found)}). Save the weights of the model before it is quantized: "
-            f"{SAVE_ALONE}."
+            f"{file} was not loaded: it is quantized ({shortened(found)}). Save the weights of the model before it is "
+            f"quantized: {SAVE_ALONE}."
         )
 
 
@@ -213,8 +214,8 @@ def _what_it_is(
     if module is not None:
         slim = " For SlimSAM, use SlimSAM-uniform-50.safetensors or SlimSAM-uniform-77.safetensors." * ("slim" in file.lower())
         return (
-            f"{file} was not loaded: it is a pickled model that includes code ({shortened(module.kind)}), and opening it would run "
-            f"that. Save its weights alone: {SAVE_ALONE}.{slim}"
+            f"{file} was not loaded: it is a pickled model that includes code ({shortened(module.kind)}), and opening it would "
+            f"run that. Save its weights alone: {SAVE_ALONE}.{slim}"
         )
     if relative := relative_in(tensors):
         return _relative(file, *relative)
@@ -227,12 +228,10 @@ def _what_it_is(
         return f"{file} is not a SAM checkpoint: it does not hold a dict of tensors by name."
     if not any(part in _ENCODERS for parts in roots.values() for part in parts) and any(map(_DECODER_ALONE.search, tensors)):
         return (
-            f"{file} was not loaded: it holds a mask decoder alone, without the image encoder and the prompt encoder that it was "
-            f"trained with. Load it into that model and save the whole: {SAVE_ALONE}."
+            f"{file} was not loaded: it holds a mask decoder alone, without the image encoder and the prompt encoder that it "
+            f"was trained with. Load it into that model and save the whole: {SAVE_ALONE}."
         )
     most = max(roots.values(), key=len, default=set())
     missing = " and no tensor ".join(f"{part}.*" for part in _missing(most)) if most else "image_encoder.*"
     first = ", ".join(shortened(name) for name in tensors[:3])
-    return (
-        f"{file}: this is not a SAM checkpoint: it has no tensor {missing}. It holds {first}, ... ({len(tensors)} in total)."
-    )
+    return f"{file}: this is not a SAM checkpoint: it has no tensor {missing}. It holds {first}, ... ({len(tensors)} in total)."

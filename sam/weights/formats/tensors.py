@@ -8,8 +8,16 @@ from torch import Tensor
 from ...errors import SAMError
 from ..limits import shortened
 
-_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
-    torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+_DTYPES = {
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+}
 _NOT_WEIGHTS = re.compile(r"(^|\.)(num_batches_tracked|attention_bias_idxs)$")
 _MOST_LETTERS, _MOST_BLOCKS = 500, 255
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
