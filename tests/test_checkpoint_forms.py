@@ -342,7 +342,7 @@ def test_shards_load_from_the_folder_the_index_and_any_shard(tiny_sam, tmp_path,
     assert len(entries) == 4
     for entry in entries:
         assert load_model(entry).identity == identity_of(tiny_sam)
-        assert [path.name for path in checkpoint_files(entry)][0] == index and len(checkpoint_files(entry)) == 3
+        assert len(files := checkpoint_files(entry)) == 3 and files[0].name == index
 
 
 def test_an_index_of_one_kind_names_no_shard_of_the_other(tiny_sam, tmp_path):

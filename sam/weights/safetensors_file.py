@@ -128,8 +128,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(key: str, value: Any, name: str) -> _Entry:
     if isinstance(value, dict) and value.get("dtype") in _QUANTIZED:
         raise SAMError(
-            f"{name} was not loaded: its tensor {shortened(key)} has the type {value['dtype']}, which is for quantized weights. "
-            "Get the checkpoint in float32, float16 or bfloat16."
+            f"{name} was not loaded: its tensor {shortened(key)} has the type {value['dtype']}, which is for quantized "
+            "weights. Get the checkpoint in float32, float16 or bfloat16."
         )
     try:
         dtype, shape, (begin, end) = _DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
