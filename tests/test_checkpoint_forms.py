@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import shutil
 import sys
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -84,6 +85,18 @@ def test_a_dict_for_each_part_is_a_model(tiny_sam, tmp_path):
     parts = {name: getattr(tiny_sam, name).state_dict() for name in ("image_encoder", "prompt_encoder", "mask_decoder")}
     check_same(tiny_sam, parts, tmp_path / "parts.pth")
     check_same(tiny_sam, {"weights": parts, "epoch": 1}, tmp_path / "wrapped.pth")
+
+
+class Config(dict):
+    """A dict of a class of its own, as easydict, addict and OmegaConf have."""
+
+
+@pytest.mark.parametrize("kind", [Config, lambda items: defaultdict(dict, items), OrderedDict])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_dict_of_a_class_of_its_own_is_a_dict(tiny_sam, tmp_path, kind, zipped):
+    content = kind({"model": kind(tiny_sam.state_dict()), "epoch": 1})
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert load_model(tmp_path / "x.pth").identity == identity_of(tiny_sam)
 
 
 def test_what_contains_itself_or_a_container_very_often_ends(tiny_sam, tmp_path):

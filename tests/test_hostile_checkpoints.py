@@ -246,6 +246,18 @@ def test_no_pickle_of_any_protocol_runs(tmp_path, protocol, name):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_would_run_code_beside_the_weights_loads_and_does_not(tiny_sam, tmp_path, zipped):
+    target = tmp_path / "ran"
+    content = {"first": Touch(str(target)), "model": tiny_sam.state_dict(), "memory": Bytes(), "last": [Touch(str(target))]}
+    torch.save(content, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
+    tracemalloc.start()
+    assert load_model(tmp_path / "bomb.pth").identity == identity_of(tiny_sam)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_pickle_that_only_asks_for_memory_gets_none(tmp_path, zipped):
     torch.save({"a": Bytes()}, tmp_path / "greedy.pth", _use_new_zipfile_serialization=zipped)
     assert "bytearray" in refusal_of(tmp_path / "greedy.pth")

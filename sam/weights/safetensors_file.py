@@ -34,7 +34,7 @@ _OTHERS = (
     (rb"version https://git-lfs",
      "is a Git LFS pointer and not the file itself: run git lfs pull where it was cloned, or download the file"),
     (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)",
-     "is a web page, such as a sign-in or an error: download the file again, signed in where the site asks for that"),
+     "is a web page, such as a sign-in or an error: download the file again, after signing in if the site requires it"),
     (rb"GGUF", "is a GGUF file, which holds quantized weights: get the checkpoint as .safetensors or .pth"),
 )  # fmt: skip
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
