@@ -109,6 +109,14 @@ def test_what_contains_itself_or_a_container_very_often_ends(tiny_sam, tmp_path)
     check_same(tiny_sam, content, tmp_path / "x.pth")
 
 
+def test_a_million_losses_do_not_stand_before_the_weights(tiny_sam, tmp_path, monkeypatch):
+    """What is looked at in a file is bounded, for files that have the same list very often."""
+    monkeypatch.setattr("samkit.sam.weights.formats.search._MOST_ITEMS", 1000)
+    check_same(tiny_sam, {"losses": [0.5] * 2000, "runs": {"1": {"model": tiny_sam.state_dict()}}}, tmp_path / "x.pth")
+    torch.save({"losses": [0.5] * 2000, "runs": [tiny_sam.state_dict()]}, tmp_path / "behind.pth")
+    assert "does not hold a dict of tensors" in refusal(tmp_path / "behind.pth")
+
+
 # What modules of torch put before and inside the names.
 
 
@@ -213,9 +221,11 @@ def test_of_two_models_one_is_taken_by_a_rule_and_the_log_says_which(tiny_sam, o
 
 
 def test_what_an_optimizer_keeps_by_name_is_no_second_model(tiny_sam, tmp_path):
-    """The form of torch.distributed.checkpoint.state_dict: the state of each weight under the weight's name."""
+    """The forms of torch.distributed.checkpoint.state_dict: the state of each weight under the weight's name."""
     state = {name: {"exp_avg": torch.zeros_like(value)} for name, value in tiny_sam.state_dict().items()}
     check_same(tiny_sam, {"optim": {"state": state}, "app": tiny_sam.state_dict()}, tmp_path / "x.pth")
+    flat = {f"{name}.exp_avg": value["exp_avg"] for name, value in state.items()}
+    check_same(tiny_sam, {"optim": flat, "app": tiny_sam.state_dict()}, tmp_path / "flat.pth")
 
 
 def test_the_same_tensors_under_three_names_load(tiny_sam, tmp_path):
@@ -225,8 +235,17 @@ def test_the_same_tensors_under_three_names_load(tiny_sam, tmp_path):
 
 def test_a_live_model_with_more_layers_than_a_sam_runs_as_it_is(tiny_sam):
     """In a file, what lies beside the parts is a loss; in a module, it may be a layer that its forward pass uses."""
+
+    class OtherEncoder(nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.img_size = encoder.img_size
+            self.__dict__["_modules"], self.__dict__["_parameters"] = encoder._modules, encoder._parameters
+
     sam = copy.deepcopy(tiny_sam)
-    sam.image_encoder = nn.Sequential(sam.image_encoder)
+    sam.image_encoder = OtherEncoder(sam.image_encoder)
+    assert not isinstance(as_segmenter(sam), ForeignSAM)
+    sam = copy.deepcopy(sam)
     sam.text_head = nn.Linear(2, 2)
     assert isinstance(as_segmenter(sam), ForeignSAM)
 

@@ -120,6 +120,14 @@ def test_files_that_the_system_refuses_do_not_raise_either(root, monkeypatch):
     path = root / "models" / "sams" / "locked" / "x.safetensors"
     path.parent.mkdir()
     save_file({"a": torch.zeros(1)}, path)
+    model = root / "models" / "grounding-dino" / "model"
+    model.mkdir(parents=True)
+    files = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    for name in (*files, "model.safetensors"):
+        (model / name).touch()
+    loader = NODE_CLASS_MAPPINGS["SAMKit_GroundingLoader"]
+    before = loader.IS_CHANGED("model")
+    assert before
     stat, opened = Path.stat, Path.open
 
     def refused(real):
@@ -135,6 +143,12 @@ def test_files_that_the_system_refuses_do_not_raise_either(root, monkeypatch):
     names = SAMModelLoader.INPUT_TYPES()["required"]["model_name"][0]
     assert len(names) > len(KNOWN)
     assert [SAMModelLoader.IS_CHANGED(name) for name in ("locked/x.safetensors", "nowhere.pth")] == ["", ""]
+
+    def no_list(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", no_list)
+    assert loader.IS_CHANGED("model") == ""
 
 
 @LINKS

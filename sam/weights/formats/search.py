@@ -24,7 +24,7 @@ from .sam2 import VIDEO
 
 log = logging.getLogger("samkit")
 
-_MOST_CONTAINERS = 200_000
+_MOST_ITEMS, _MOST_FOUND, _DEEPEST = 5_000_000, 200_000, 16
 _ENCODERS = ("image_encoder", "vision_encoder")
 _PROMPTS, _DECODERS = ("prompt_encoder", "sam_prompt_encoder"), ("mask_decoder", "sam_mask_decoder")
 _PARTS = frozenset((*_ENCODERS, *_PROMPTS, *_DECODERS))
@@ -89,25 +89,32 @@ def find_model(content: Any, file: str) -> FoundModel:
 
 
 def _leaves(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensor | Opaque]]:
-    """Tensors and objects with the keys that lead to them, those that lie less deep first.
+    """Tensors and objects with the keys that lead to them, those that lie less deep first, and what is in lists last.
 
-    What contains itself, or the same container very often, is left at some depth: a model lies near the top.
+    What contains itself, or the same container very often, is left at some point: a model lies near the top, and not behind a
+    million losses.
     """
     waiting: deque[tuple[tuple[str | int, ...], Any]] = deque([((), content)])
-    for _ in range(_MOST_CONTAINERS):
-        if not waiting:
-            return
-        path, value = waiting.popleft()
+    lists: deque[tuple[tuple[str | int, ...], Any]] = deque()
+    looked, found = 0, 0
+    while waiting or lists:
+        path, value = (waiting or lists).popleft()
         if isinstance(value, Tensor | Opaque):
             yield path, value
         items = value.items if isinstance(value, Opaque) else value
         pairs = items.items() if isinstance(items, Mapping) else enumerate(items) if isinstance(items, list | tuple) else ()
         for key, inner in pairs:
-            if isinstance(key, str | int):
-                if isinstance(inner, Tensor):
-                    yield (*path, key), inner
-                elif isinstance(inner, Opaque | Mapping | list | tuple):
-                    waiting.append(((*path, key), inner))
+            looked += 1
+            if looked > _MOST_ITEMS or found > _MOST_FOUND:
+                return
+            if not isinstance(key, str | int):
+                continue
+            if isinstance(inner, Tensor):
+                found += 1
+                yield (*path, key), inner
+            elif isinstance(inner, Opaque | Mapping | list | tuple) and len(path) < _DEEPEST:
+                found += 1
+                (lists if isinstance(inner, list | tuple) else waiting).append(((*path, key), inner))
 
 
 def _plain(path: tuple[str | int, ...]) -> str:
