@@ -107,7 +107,7 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
 def _check_start(file: BinaryIO, size: int, name: str) -> None:
     """Name what is not a checkpoint at all: nobody gets another file by fetching it again."""
     if not size:
-        raise SAMError(f"{name} was not loaded: the file is empty. Download it again.")
+        raise SAMError(f"{name} was not loaded: the file is empty: get it again.")
     start = file.read(200)
     file.seek(0)
     for pattern, what in _OTHERS:
