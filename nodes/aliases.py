@@ -32,6 +32,6 @@ def is_listed(name: str | None, names: Collection[str], aliases: Mapping[str, st
         names: what the list shows.
         aliases: what it takes besides.
     """
-    if name is None or name in names or name in aliases:
+    if name is None or (isinstance(name, str) and (name in names or name in aliases)):
         return True
     return f"{name!r} is not in the list. Refresh it (R), or choose another one."

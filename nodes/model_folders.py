@@ -1,5 +1,6 @@
 """Models that are folders: what a loader lists, where the folder of a name is, and how it gets there."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +12,11 @@ from ..sam.weights.registry import KnownFolder
 
 def available(folders: Sequence[Path], known: Mapping[str, KnownFolder]) -> list[str]:
     """What a loader lists: folders that are there, then known models; the same names before and after a download."""
-    present = {
-        path.parent.name
-        for folder in folders
-        for path in folder.glob("*/config.json")
-        if not path.parent.name.startswith(".")  # a download in progress
-    }
+    present: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):  # a folder that may not be read, or a link that leads to itself
+            names = (path.parent.name for path in folder.glob("*/config.json"))
+            present.update(name for name in names if not name.startswith("."))  # that is a download in progress
     return sorted(present) + [name for name in known if name not in present]
 
 
@@ -41,9 +41,16 @@ def complete(name: str, kind: type[FolderModel], folders: Sequence[Path], known:
     """The first folder of that name that has all that loading needs; what is complete is never fetched."""
     if name not in available(folders, known):
         return None
-    return next((folder / name for folder in folders if kind.is_complete(folder / name)), None)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            if kind.is_complete(folder / name):
+                return folder / name
+    return None
 
 
 def state(folder: Path | None) -> str:
-    """A text that changes when a file in the folder does."""
-    return "" if folder is None else repr(folder_state(folder))
+    """A text that changes when a file in the folder does; nothing raises here, since ComfyUI asks before it runs anything."""
+    try:
+        return "" if folder is None else repr(folder_state(folder))
+    except OSError:
+        return ""

@@ -96,6 +96,7 @@ class FakeComfyUI:
             get_save_image_path=self._save_image_path,
             models_dir=str(self.root / "models"),
             folder_names_and_paths=self.folder_names_and_paths,
+            filename_list_cache={},
             add_model_folder_path=add_model_folder_path,
             get_filename_list=get_filename_list,
             get_full_path=get_full_path,

@@ -1,5 +1,6 @@
 """Fetching: a file lands complete and verified, or not at all. The sources are a server on this machine."""
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -22,7 +23,7 @@ from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes import model as model_node
 from samkit.sam import SAMError
 from samkit.sam.weights import download, network, publisher
-from samkit.sam.weights.registry import KNOWN, KnownCheckpoint, RemoteFile
+from samkit.sam.weights.registry import KNOWN, KnownCheckpoint, KnownFolder, RemoteFile
 
 NAME = "known_sam.pth"
 
@@ -404,8 +405,20 @@ def test_a_folder_that_may_not_be_written_is_passed_over(known, hub, tmp_path, m
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and may(path, mode))
     assert download.fetch(known, [tmp_path / "locked", tmp_path / "open"]).parent == tmp_path / "open"
-    with pytest.raises(SAMError, match="none of these folders is writable: .*locked"):
+    with pytest.raises(SAMError, match="none of these folders is writable: .*locked") as error:
         download.fetch(known, [tmp_path / "locked"])
+    assert f"download {known.url} elsewhere and put it there as {tmp_path / 'locked' / NAME}" in str(error.value)
+
+
+def test_a_model_of_several_files_for_a_read_only_folder_names_them_all(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    wanted = KnownFolder("model-x", "owner/model-x", small=("config.json", "vocab.txt"))
+    with pytest.raises(SAMError, match="is writable") as error:
+        download.fetch_folder(wanted, [tmp_path])
+    place = tmp_path / "model-x"
+    assert f"put these files from owner/model-x on the Hugging Face Hub into {place}: config.json, vocab.txt, model.saf" in str(
+        error.value
+    )
 
 
 def test_a_folder_that_refuses_the_lock_is_named(known, hub, tmp_path, monkeypatch):
@@ -413,8 +426,41 @@ def test_a_folder_that_refuses_the_lock_is_named(known, hub, tmp_path, monkeypat
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(download.FileLock, "acquire", refused)
-    with pytest.raises(SAMError, match=r"sams cannot be written .*Permission denied.*change its permissions"):
+    with pytest.raises(SAMError, match=r"sams cannot be written .*Permission denied.*change its permissions, or download "):
         download.fetch(known, [tmp_path / "sams"])
+
+
+@pytest.mark.parametrize("end", ["fetched", "failed", "cancelled", "refused"])
+def test_the_lock_is_released_however_a_fetch_ends(known, hub, server, tmp_path, content, monkeypatch, end):
+    """And not when the garbage collector finds it: another ComfyUI on the same folder would wait for that."""
+    made = []
+
+    class Lock(download.FileLock):
+        def __init__(self, path):
+            super().__init__(path)
+            made.append(self)
+
+    def ends(path, bar):
+        if end == "cancelled":
+            raise Interrupted
+        raise OSError("hub is not reachable")
+
+    monkeypatch.setattr(download, "FileLock", Lock)
+    hub.answer = (lambda path, bar: path.write_bytes(content)) if end == "fetched" else ends
+    server.files.clear()
+    if end == "refused":
+        (tmp_path / "sams").mkdir()
+        (tmp_path / "sams" / ".samkit-download").touch()
+    with contextlib.suppress(SAMError, Interrupted):
+        download.fetch(known, [tmp_path / "sams"])
+    assert (tmp_path / "sams" / NAME).is_file() == (end == "fetched")
+    assert len(made) == 1 and not made[0].is_locked
+
+
+def test_an_address_without_a_sum_is_not_asked_for_bytes_that_nobody_could_verify(known, hub, server, tmp_path):
+    with pytest.raises(SAMError, match=f"could not download {NAME} .hub: .*Download http.*manually"):
+        download.fetch(replace(known, sha256=None), [tmp_path / "sams"])
+    assert server.asked == [] and checkpoints_in(tmp_path / "sams") == []
 
 
 @pytest.mark.parametrize("name", [NAME, ".samkit-download.lock"])

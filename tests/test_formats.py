@@ -176,7 +176,7 @@ def test_saved_pixel_constants_are_checked_and_dropped(tiny_sam, tmp_path):
         load_model(tmp_path / "other.pth")
 
 
-def test_extra_weights_beside_a_prefix_are_not_ignored(tiny_sam, tmp_path):
+def test_an_adapter_beside_a_prefix_is_not_ignored(tiny_sam, tmp_path):
     state = {"sam." + name: value for name, value in tiny_sam.state_dict().items()} | {"adapter.weight": torch.zeros(2)}
     torch.save(state, tmp_path / "adapted.pth")
     with pytest.raises(SAMError, match=r"unknown: 1; .*adapter.weight"):

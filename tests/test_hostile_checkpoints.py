@@ -147,7 +147,7 @@ HEADERS = {
     "deep JSON": safetensors(b"[" * 100_000),
     "a list": safetensors([]),
     "an entry that is not an object": safetensors({"a": 1}),
-    "an unknown dtype": safetensors({"a": entry("F4")}, b"1234"),
+    "an unknown dtype": safetensors({"a": entry("F5")}, b"1234"),
     "a list as dtype": safetensors({"a": entry([])}, b"1234"),
     "a negative length": safetensors({"a": entry(shape=(-1,))}, b"1234"),
     "a fraction": safetensors({"a": entry(shape=(1.0,))}, b"1234"),
@@ -246,15 +246,109 @@ def test_no_pickle_of_any_protocol_runs(tmp_path, protocol, name):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_would_run_code_beside_the_weights_loads_and_does_not(tiny_sam, tmp_path, zipped):
+    target = tmp_path / "ran"
+    content = {"first": Touch(str(target)), "model": tiny_sam.state_dict(), "memory": Bytes(), "last": [Touch(str(target))]}
+    torch.save(content, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
+    tracemalloc.start()
+    assert load_model(tmp_path / "bomb.pth").identity == identity_of(tiny_sam)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_pickle_that_only_asks_for_memory_gets_none(tmp_path, zipped):
     torch.save({"a": Bytes()}, tmp_path / "greedy.pth", _use_new_zipfile_serialization=zipped)
     assert "bytearray" in refusal_of(tmp_path / "greedy.pth")
 
 
-def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path):
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tiny_sam, tmp_path):
     """A stride of 0 makes any size of four bytes; its sum, or a copy of it, would take all memory."""
-    torch.save({NAMED: torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "wide.pth")
-    assert "would need 4398046511104 bytes of memory" in refusal_of(tmp_path / "wide.pth")
+    held = sum(4 * value.numel() for name, value in tiny_sam.state_dict().items() if name != NAMED)
+    for zipped in (True, False):
+        state = tiny_sam.state_dict() | {NAMED: torch.zeros(1).expand(1 << 20, 1 << 20)}
+        torch.save(state, tmp_path / "wide.pth", _use_new_zipfile_serialization=zipped)
+        assert f"would need {(1 << 42) + held} bytes of memory" in refusal_of(tmp_path / "wide.pth")
+    torch.save({"model": tiny_sam.state_dict(), "wide": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "beside.pth")
+    assert load_model(tmp_path / "beside.pth").identity == identity_of(tiny_sam), "what is not used takes none"
+
+
+# The machine that reads pickles, on programs that no pickler writes.
+
+
+def program(*parts):
+    """A file of torch.save whose pickle is this program."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("archive/data.pkl", b"".join((b"\x80\x02", *parts, b".")))
+        archive.writestr("archive/data/0", bytes(16))
+    return content.getvalue()
+
+
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def tensor_of(offset=b"K\x00", size=b"K\x04\x85", stride=b"K\x01\x85", storage=STORAGE):
+    return REBUILD + b"(" + storage + offset + size + stride + b"\x89NtR"
+
+
+PROGRAMS = {
+    "a billion ways to one list": (
+        b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(30)),
+        "does not hold a dict of tensors",
+    ),
+    "a place in the memo that would take 64 GB": (b"Nr\xff\xff\xff\xff}", "does not hold a dict of tensors"),
+    "a text of an exabyte": (b"\x8d" + (1 << 60).to_bytes(8, "little") + b"abc", "truncated or damaged"),
+    "bytes of an exabyte": (b"\x8e" + (1 << 60).to_bytes(8, "little") + b"abc", "truncated or damaged"),
+    "a whole number of a gigabyte": (b"\x8b\x00\x00\x00\x40abc", "truncated or damaged"),
+    "a list of 3,000 lists that are one list of 3,000": (
+        b"]q\x00]q\x01(" + b"h\x00" * 3000 + b"e](" + b"h\x01" * 3000 + b"e",
+        "does not hold",
+    ),
+    "a key that is a tuple, 200,000 deep": (b"}" + b")" + b"\x85" * 200_000 + b"Ns", "does not hold a dict of tensors"),
+    "lists 100,000 deep": (b"]" * 100_000 + b"a" * 99_999, "does not hold a dict of tensors"),
+    "an empty stack": (b"0000", "truncated or damaged"),
+    "a mark that is not there": (b"t", "truncated or damaged"),
+    "a memo that is not there": (b"h\x07", "truncated or damaged"),
+    "an unknown opcode": (b"\xff", "truncated or damaged"),
+    "an extension": (b"\x82\x01", "is an object of the extension EXT1"),
+    "a storage that is larger than its bytes": (tensor_of(storage=STORAGE.replace(b"K\x04", b"K\x05")), "in 16 bytes"),
+    "a storage of another type": (tensor_of(storage=STORAGE.replace(b"Float", b"Wrong")), "truncated or damaged"),
+    "a storage that is not there": (tensor_of(storage=STORAGE.replace(b"\x000X", b"\x001X")), "truncated or damaged"),
+    "a storage of a negative number": (tensor_of(storage=STORAGE.replace(b"K\x04", b"J\xff\xff\xff\xff")), "elements"),
+    "a tensor that begins after its storage": (tensor_of(offset=b"K\x05"), "in a storage of 4"),
+    "a tensor that begins before its storage": (tensor_of(offset=b"J\xff\xff\xff\xff"), "truncated or damaged"),
+    "a tensor that ends after its storage": (tensor_of(size=b"K\x05\x85"), "in a storage of 4"),
+    "a negative stride": (tensor_of(stride=b"J\xff\xff\xff\xff\x85"), "truncated or damaged"),
+    "a shape that is a text": (tensor_of(size=b"X\x01\x00\x00\x00a"), "truncated or damaged"),
+    "a tensor of a text": (tensor_of(storage=b"X\x01\x00\x00\x00a"), "truncated or damaged"),
+    "a call of a tensor": (tensor_of() + b")R", "is an object of Tensor"),
+    "a call of a function of torch": (b"ctorch\nempty\nI1000000000000\n\x85R", "is an object of torch.empty"),
+    "a call of eval": (b"c__builtin__\neval\nX\x01\x00\x00\x001\x85R", "is an object of builtins.eval"),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_program_in_a_pickle_is_refused_and_costs_nothing(tmp_path, kind):
+    content, said = PROGRAMS[kind]
+    (tmp_path / "odd.pth").write_bytes(program(content))
+    assert said in refusal_of(tmp_path / "odd.pth")
+
+
+def test_the_machine_reads_the_tensor_that_those_programs_change(tmp_path):
+    from samkit.sam.weights.files import read_checkpoint
+
+    (tmp_path / "good.pth").write_bytes(program(tensor_of()))
+    assert torch.equal(read_checkpoint(tmp_path / "good.pth"), torch.zeros(4))
+
+
+def test_a_pickle_of_very_many_steps_is_refused(tmp_path, monkeypatch):
+    """An empty dict is one byte of a file and 64 of memory."""
+    monkeypatch.setattr("samkit.sam.weights.pickles._MOST_STEPS", 10_000)
+    (tmp_path / "many.pth").write_bytes(program(b"(" + b"}" * 20_000 + b"l"))
+    assert "more than 10000 steps" in refusal_of(tmp_path / "many.pth")
 
 
 def rezipped(source, target, **changes):
@@ -361,9 +455,11 @@ def test_a_big_endian_file_loads(tiny_sam, tmp_path):
 
 
 NAMES = {
-    "a number as name": (lambda state: state | {0: torch.zeros(1)}, "does not hold a dict of tensors by name"),
-    "a very long name": (lambda state: state | {"x" * 100_000: torch.zeros(1)}, "the name of a tensor has 100000 characters"),
-    "a line break": (lambda state: state | {"a\nb": torch.zeros(1)}, "cannot be printed (a?b)"),
+    "a very long name": (
+        lambda state: state | {"mask_decoder." + "x" * 100_000: torch.zeros(1)},
+        "the name of a tensor has 100013 characters",
+    ),
+    "a line break": (lambda state: state | {"mask_decoder.a\nb": torch.zeros(1)}, "cannot be printed (mask_decoder.a?b)"),
     "a billionth block": (
         lambda state: state | {"mask_decoder.transformer.layers.1000000000.norm1.weight": torch.zeros(1)},
         "no SAM has as many blocks",
@@ -384,6 +480,15 @@ def test_absurd_names_and_shapes_are_refused(tiny_sam, tmp_path, kind):
     change, said = NAMES[kind]
     torch.save(change(dict(tiny_sam.state_dict())), tmp_path / "absurd.pth")
     assert said in refusal_of(tmp_path / "absurd.pth")
+
+
+BESIDE = {"a number as name": 0, "a very long name": "x" * 100_000, "a line break": "a\nb", "a dot": ".", "nothing": ""}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_absurd_names_beside_a_model_are_ignored(tiny_sam, tmp_path, kind):
+    torch.save(dict(tiny_sam.state_dict()) | {BESIDE[kind]: torch.zeros(1)}, tmp_path / "absurd.pth")
+    assert load_model(tmp_path / "absurd.pth").identity == identity_of(tiny_sam)
 
 
 SHAPES = [(), (1,), (3, 5), (1, 1, 1, 1), (2, 3, 4, 5, 6)]

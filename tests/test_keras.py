@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +107,58 @@ def test_other_files_are_refused(kind, tmp_path, monkeypatch):
             file.create_dataset("layers/extra/vars/0", (2,), "f8", external=[(str(tmp_path / "secret"), 0, 16)])
     if kind == "many":
         monkeypatch.setattr("samkit.sam.weights.formats.keras.MOST_TENSORS", 10)
-    message = {"other model": "not a SAM checkpoint", "many": "more than any SAM preset has"}.get(
+    message = {"other model": "holds the mask decoder alone", "many": "more than any SAM preset has"}.get(
         kind, "not an array of floats in the file"
     )
     with pytest.raises(ValueError, match=message) as error:
         load_model(path)
     assert str(error.value).count("not loaded") <= 1
+
+
+def test_the_weights_of_a_segmenter_are_those_of_its_backbone(tmp_path):
+    """`SAMImageSegmenter.save_weights`: the backbone's names below its own, and the optimizer's numbers, one of them whole."""
+    h5py = pytest.importorskip("h5py", reason="h5py reads Keras files")
+    with h5py.File(PRESET / "model.weights.h5") as whole, h5py.File(tmp_path / "sam.weights.h5", "w") as task:
+        for name in ("layers", "mask_decoder"):
+            whole.copy(name, task, f"layers/sam_backbone/{name}")
+        task["optimizer/vars/0"], task["optimizer/vars/1"] = np.int32(3), np.zeros((2, 2), np.float32)
+    assert load_model(tmp_path / "sam.weights.h5").identity == load_model(PRESET).identity
+
+
+def test_the_task_file_of_a_preset_names_the_file_to_take(tmp_path):
+    """keras-hub's `save_to_preset` of a segmenter: its decoder again, and the optimizer."""
+    h5py = pytest.importorskip("h5py", reason="h5py reads Keras files")
+    with h5py.File(PRESET / "model.weights.h5") as whole, h5py.File(tmp_path / "task.weights.h5", "w") as task:
+        whole.copy("mask_decoder", task, "layers/sam_mask_decoder")
+        task["optimizer/vars/0"] = np.int32(3)
+    with pytest.raises(ValueError, match=r"task.weights.h5 .*holds the mask decoder alone.*its model.weights.h5"):
+        load_model(tmp_path / "task.weights.h5")
+
+
+def test_two_arrays_for_one_weight_and_layers_of_no_sam_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py reads Keras files")
+    for place, said in (("layers/sam_mask_decoder", "two arrays for one weight"), ("layers/extra", "holds layers/extra/")):
+        shutil.copy(PRESET / "model.weights.h5", tmp_path / "x.weights.h5")
+        with h5py.File(tmp_path / "x.weights.h5", "a") as file:
+            file.copy("mask_decoder", place)
+        with pytest.raises(ValueError, match=said):
+            load_model(tmp_path / "x.weights.h5")
+
+
+@pytest.mark.parametrize("name", ["sam.weights.json", "sam_00000.weights.h5"])
+def test_a_keras_checkpoint_in_several_files_says_how_to_make_one(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"a Keras checkpoint in several files.*without max_shard_size"):
+        load_model(tmp_path / name)
+
+
+def test_a_keras_archive_says_what_to_take_from_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "sam.keras", "w") as archive:
+        for name in ("metadata.json", "config.json"):
+            archive.writestr(name, "{}")
+        archive.write(PRESET / "model.weights.h5", "model.weights.h5")
+    with pytest.raises(ValueError, match="a Keras archive. Unzip it and load its model.weights.h5"):
+        load_model(tmp_path / "sam.keras")
 
 
 @pytest.mark.parametrize("repo_id", ["kaggle://keras/sam/keras/sam_huge_sa1b/5", "kaggle://someone/else"])

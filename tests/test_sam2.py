@@ -394,7 +394,7 @@ class TestFiles:
             (lambda s: s.pop("image_encoder.trunk.blocks.2.norm1.weight"), "is missing or has an unknown shape"),
             (lambda s: s.pop("sam_mask_decoder.conv_s0.weight"), "not a whole SAM 2 checkpoint of size small test: 1 tensor"),
             (lambda s: s.pop("sam_mask_decoder.iou_token.weight"), "iou_token.* is missing"),
-            (lambda s: s.update(surplus=torch.zeros(2)), "1 tensor .*surplus"),
+            (lambda s: s.update({"sam_prompt_encoder.surplus": torch.zeros(2)}), "1 tensor .*surplus"),
             (
                 lambda s: s.update({"image_encoder.trunk.blocks.8.norm1.weight": torch.zeros(2)}),
                 r"9 blocks of width 16: .*tiny.*\)\.$",

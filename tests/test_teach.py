@@ -293,7 +293,7 @@ def metadata(kind="concept-1"):
     [
         (save({"tokens": torch.ones(8, 32)}, metadata())[:-5], "truncated or damaged"),
         (save({"tokens": torch.ones(8, 32)}, metadata())[:40], "truncated or damaged"),
-        (b"", "truncated or damaged"),
+        (b"", "the file is empty"),
         (save({"tokens": torch.ones(8, 32)}), "not a concept of SAM Teach"),
         (save({"tokens": torch.ones(8, 32)}, metadata("decoder-1")), "not a concept of SAM Teach"),
         (save({"tokens": torch.ones(32)}, metadata()), "no learned tokens"),

@@ -31,9 +31,12 @@ from .paths import is_plain
 log = logging.getLogger("samkit")
 
 PACK = Path(__file__).resolve().parent.parent
-CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
+CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".h5"})
+# What trainers and transformers put beside the weights under such an ending, and what TensorFlow reads.
+_NOT_WEIGHTS = re.compile(r"(?:training_args|optimizer|scheduler|sampler|random_states|scaler)\w*\.bin|tf_model\.h5")
 _PACKS = "custom_nodes"
-_FOLDER, _SAM2_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "sam2", "grounding-dino", "vitmatte"
+_FOLDER, _GROUNDING_FOLDER, _MATTING_FOLDER = "sams", "grounding-dino", "vitmatte"
+_MORE_FOLDERS = ("sam2", "sam")  # where the packs for SAM 2 put theirs; RMBG and A1111
 CONCEPT_FOLDER, DECODER_FOLDER = "sam_concepts", "sam_decoders"
 IMAGE_FOLDERS = ("input", "output", "temp")
 EXAMPLE = "example"  # stands beside these folders for the pack's own example images
@@ -136,12 +139,16 @@ def _model_folders(kind: str) -> list[Path]:
 
 
 def checkpoint_names() -> list[str]:
-    """Names of the files in the `sams` folders, in `sam2`, where the packs for SAM 2 put theirs, and of trained decoders.
+    """Names of the files in the `sams` folders, in `sam2` and `sam`, where other packs put theirs, and of trained decoders.
 
-    Subfolders are included; the names are sorted, with `/` or the system's separator.
+    Subfolders are included; the names are sorted, with `/` or the system's separator. What a name leads to may have gone.
     """
-    names = {name for kind in (_FOLDER, _SAM2_FOLDER) for name in _names_in(kind)}
+    names = {name for kind in (_FOLDER, *_MORE_FOLDERS) for name in _names_in(kind) if not _is_other(name)}
     return sorted(names.union(taught_names(DECODER_FOLDER)))
+
+
+def _is_other(name: str) -> bool:
+    return _NOT_WEIGHTS.fullmatch(name.replace("\\", "/").rpartition("/")[2]) is not None
 
 
 def _names_in(kind: str) -> list[str]:
@@ -149,23 +156,50 @@ def _names_in(kind: str) -> list[str]:
     if inside_comfyui():
         import folder_paths
 
-        return folder_paths.get_filename_list(kind)
+        try:
+            return folder_paths.get_filename_list(kind)
+        except OSError:  # a linked folder that it had listed has gone, which it only sees where the link is
+            folder_paths.filename_list_cache.pop(kind, None)
+            return folder_paths.get_filename_list(kind)
     return [
-        str(path.relative_to(folder))
+        os.path.relpath(os.path.join(place, file), folder)  # noqa: PTH118  as ComfyUI does, whatever bytes a name has
         for folder in folders
-        if folder.is_dir()
-        for path in folder.rglob("*")
-        if path.suffix in CHECKPOINT_SUFFIXES
+        for place, _, files in os.walk(folder)
+        for file in files
+        if Path(file).suffix in CHECKPOINT_SUFFIXES
     ]
 
 
 def checkpoint_path(name: str) -> Path | None:
-    """Full path of a file that `checkpoint_names` lists, or None where there is none of that name."""
-    found = next((found for kind in (_FOLDER, _SAM2_FOLDER) if (found := _path_in(kind, name))), None)
-    return found or taught_path(DECODER_FOLDER, name)
+    """Full path of a file by a name as `checkpoint_names` lists it, or None where there is none of that name.
+
+    A graph from another system has that system's separator in its names, which is understood.
+    """
+    found = (_path_in(kind, name) for kind in (_FOLDER, *_MORE_FOLDERS))
+    return next(filter(None, found), None) or taught_path(DECODER_FOLDER, name)
+
+
+def checkpoint_link(name: str) -> str | None:
+    """Where a name that `checkpoint_names` lists leads, if it is a link; else None."""
+    for kind in (_FOLDER, *_MORE_FOLDERS, DECODER_FOLDER):
+        for folder in _model_folders(kind):
+            with contextlib.suppress(OSError, ValueError):
+                return str((folder / name).readlink())
+    return None
 
 
 def _path_in(kind: str, name: str) -> Path | None:
+    for one in dict.fromkeys((name, name.replace("\\", "/"), name.replace("/", os.sep))):
+        try:
+            found = _exact_path_in(kind, one)
+        except (OSError, ValueError):  # a name that no file system takes; a folder that may not be entered
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _exact_path_in(kind: str, name: str) -> Path | None:
     folders = _checkpoint_folders(kind)
     if inside_comfyui():
         import folder_paths

@@ -24,7 +24,6 @@ Shapes: TypeAlias = Mapping[str, torch.Size]
 _DECODER_HEADS = 8
 _LAYER_NORM_EPS = 1e-6
 _KEEPS_RESOLUTION = (320, 448, 576)  # TinyViT: widths after a patch merging with stride 1
-_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,17 @@ def read_architecture(shapes: Shapes) -> Architecture:
         shapes: parameter name (segment_anything's) to shape.
 
     Raises:
-        SAMError: the weights are not a SAM's; the text names what they are instead or what is missing.
+        SAMError: no SAM has these weights; the text names the one that is missing or has an unknown shape.
     """
-    missing = [part for part in _PARTS if not any(name.startswith(part) for name in shapes)]
-    if missing:
-        first = ", ".join(sorted(shapes)[:3])
-        raise SAMError(
-            f"this is not a SAM checkpoint: it has no tensor {missing[0]}*. It holds {first}, ... ({len(shapes)} in total)."
-        )
     is_tiny = any(name.startswith("image_encoder.layers.") for name in shapes)
     try:
         return Architecture(_tiny_vit(shapes) if is_tiny else _vit(shapes), **_decoder(shapes))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this SAM architecture is not supported: {error} is missing or has an unknown shape.") from error
+    except SAMError:
+        raise
+    except KeyError as error:
+        raise SAMError(f"this SAM architecture is not supported: {error} is missing.") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise SAMError(f"this SAM architecture is not supported: the shapes of its weights do not fit. ({error})") from error
 
 
 def _tiny_vit(shapes: Shapes) -> TinyViTShape:
@@ -121,7 +118,14 @@ def _stage(shapes: Shapes, root: str) -> Stage:
 
 def _vit(shapes: Shapes) -> ViTShape:
     root = "image_encoder."
-    embed_dim, _, patch_size, _ = shapes[root + "patch_embed.proj.weight"]
+    patches = shapes[root + "patch_embed.proj.weight"]
+    if len(patches) != 4:
+        volumes = ", so it is a SAM for volumes" if len(patches) == 5 else ""
+        raise SAMError(
+            f"this SAM architecture is not supported: {root}patch_embed.proj.weight has the shape {tuple(patches)}, and for "
+            f"images it has four axes{volumes}."
+        )
+    embed_dim, _, patch_size, _ = patches
     depth = _count(shapes, root + r"blocks\.(\d+)\.")
     rel_pos = [shapes[f"{root}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
     grid, window = _grid_and_window(shapes, [(length + 1) // 2 for length, _ in rel_pos])
@@ -162,7 +166,10 @@ def _decoder(shapes: Shapes) -> dict[str, object]:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    return 1 + max(int(match[1]) for name in shapes if (match := re.match(pattern, name)))
+    numbers = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
+    if not numbers:
+        raise KeyError(pattern.replace("\\", "").replace("(d+)", "0") + "*")
+    return 1 + max(numbers)
 
 
 def build(architecture: Architecture) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SAMError
 from ..weights.files import read_checkpoint
-from ..weights.formats import sam_names, weights_in
+from ..weights.formats import find_model, sam_names, weights_in
 from ..weights.formats.sam2 import is_sam2, to_sam2_names, version_of
 from .architecture import build, read_architecture
 from .base import PRECISIONS, Precision, Segmenter
@@ -66,12 +65,20 @@ def _rebuilt(model: Any) -> Segmenter:
         name = Path(getattr(model, "model_name", None) or type(model).__name__)
         try:
             with torch.inference_mode(False), torch.no_grad():
-                _rebuilds[model] = _from_weights(model.state_dict(), name, "fp32")
+                _rebuilds[model] = _from_weights(_weights_of(model, name.name), name, "fp32")
         except SAMError as error:
             if isinstance(model, Sam) and not hasattr(model.mask_decoder, "hf_token"):
                 return ForeignSAM(model)  # an encoder that nobody knows, in the place of SAM's
             raise SAMError(f"sam_model is {described(model)}, which is not supported: {error}") from error
     return _rebuilds[model]
+
+
+def _weights_of(model: nn.Module, name: str) -> dict[str, Tensor]:
+    state = model.state_dict()
+    left_out = find_model(state, name).left_out
+    if left_out and isinstance(model, Sam):  # beside the weights of a file lie losses; in a model they are layers that it runs
+        raise SAMError(f"{name} has layers that no SAM has, such as {left_out[0]}.")
+    return weights_in(state, name)
 
 
 def identity_of(model: Any) -> str:
@@ -90,7 +97,8 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SA
     """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
 
     Args:
-        path: a `.pth` or `.safetensors` file in Meta's or Hugging Face's layout, wrapped or prefixed or not.
+        path: a file or folder as docs/checkpoints.md lists them, such as a `.pth` or `.safetensors` file in Meta's or Hugging
+            Face's layout; whatever a trainer has put around or beside the weights is found and left out.
         precision: of the image encoder: `auto` (see `encoder_dtype`: mostly fp16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`.
 
     Raises:
@@ -104,11 +112,10 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SA
 
 
 def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
-    return _from_weights(read_checkpoint(path), path, precision)
+    return _from_weights(weights_in(read_checkpoint(path), path.name), path, precision)
 
 
-def _from_weights(content: Mapping[str, Any], path: Path, precision: Precision) -> SAMModel | SAM2Model:
-    state = weights_in(content, path.name)
+def _from_weights(state: dict[str, Tensor], path: Path, precision: Precision) -> SAMModel | SAM2Model:
     try:
         if is_sam2(state):
             return build_sam2(to_sam2_names(state, path.name), path, precision, version_of(state))

@@ -15,10 +15,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...utils.comfy import Progress
+from ...utils.paths import is_plain
 from ..errors import SAMError
 from .hub_file import fetch_from_hub_file
 from .network import is_disk_full, is_offline, network_errors, said
-from .paths import inside
 from .publisher import fetch_from_publisher, open_own
 from .registry import KnownFolder, RemoteFile
 
@@ -40,17 +40,28 @@ def fetch(remote: RemoteFile, folders: list[Path]) -> Path:
     inside(folders[0], remote.name)
     if is_offline():
         raise SAMError(
-            f"{remote.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: "
-            f"download {_address(remote)} elsewhere and put it there under that name."
+            f"{remote.name} is not in {folders[0]} and HF_HUB_OFFLINE forbids fetching it: {_by_hand(remote, folders[0])}."
         )
-    folder = _first_writable(folders)
+    folder = _first_writable(folders, _by_hand(remote, folders[0]))
     target = inside(folder, remote.name)
-    with _turn(folder):  # another graph, or another ComfyUI on the same folder, may fetch it, too
+    with _turn(folder, remote):  # another graph, or another ComfyUI on the same folder, may fetch it, too
         if target.is_dir():
             raise SAMError(f"{remote.name} cannot be fetched: {target} is a folder. Remove or rename it.")
         if not target.is_file():
             _fetch(remote, folder / _STAGING, target)
     return target
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`, where that is inside the folder, links on the way resolved. Nothing is created.
+
+    Raises:
+        SAMError: it is not.
+    """
+    path = folder / name
+    if not is_plain(name) or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise SAMError(f"{name[:200]!r} does not stay inside {folder}: nothing was written.")
+    return path
 
 
 def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
@@ -67,39 +78,38 @@ def fetch_folder(known: KnownFolder, folders: list[Path]) -> Path:
         SAMError: as `fetch`; what has arrived stays, and is not fetched again.
     """
     begun = [folder for folder in folders if (folder / known.name).is_dir()]
+    names = ", ".join(file.filename for file in known.files)
+    by_hand = f"put these files from {known.repo_id} on the Hugging Face Hub into {(begun or folders)[0] / known.name}: {names}"
     if is_offline():
-        names = ", ".join(file.filename for file in known.files)
-        raise SAMError(
-            f"{known.name} is not complete in {folders[0]}, and HF_HUB_OFFLINE forbids downloads: "
-            f"put these files from {known.repo_id} on the Hugging Face Hub into {(begun or folders)[0] / known.name}: {names}."
-        )
-    folder = _first_writable([*begun, *folders])
+        raise SAMError(f"{known.name} is not complete in {folders[0]}, and HF_HUB_OFFLINE forbids downloads: {by_hand}.")
+    folder = _first_writable([*begun, *folders], by_hand)
     for file in known.files:
         fetch(file, [folder])
     return folder / known.name
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
+def _turn(folder: Path, remote: RemoteFile) -> Iterator[None]:
     """In the body, nobody else fetches into `folder`, and the staging folder is there and ours. Cancel ends the wait."""
     staging, path = folder / _STAGING, folder / f"{_STAGING}.lock"
+    if path.is_symlink() or path.is_dir():
+        raise SAMError(f"{path} is not a file of this pack: remove it.")
+    lock = FileLock(path)
     try:
-        if path.is_symlink() or path.is_dir():
-            raise SAMError(f"{path} is not a file of this pack: remove it.")
-        lock = _acquired(FileLock(path))
+        while not lock.is_locked:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=1)
+                break
+            Progress.check_interrupted()
     except OSError as error:
-        raise SAMError(f"{folder} cannot be written ({said(error)}): change its permissions, or use another folder.") from error
-    with lock:
+        raise SAMError(
+            f"{folder} cannot be written ({said(error)}): change its permissions, or {_by_hand(remote, folder)}."
+        ) from error
+    try:
         _make_own(staging)
         yield
-
-
-def _acquired(lock: FileLock) -> FileLock:
-    while True:
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=1)
-            return lock
-        Progress.check_interrupted()
+    finally:
+        lock.release()
 
 
 def _make_own(staging: Path) -> None:
@@ -116,7 +126,8 @@ def _make_own(staging: Path) -> None:
 
 def _fetch(remote: RemoteFile, staging: Path, target: Path) -> None:
     failures = []
-    for source in (_from_hub, _from_publisher) if remote.url else (_from_hub,):
+    # What is not verified is not taken, so without a sum of ours the publisher's bytes would be fetched in vain.
+    for source in (_from_hub, _from_publisher) if remote.url and remote.sha256 else (_from_hub,):
         name = source.__name__.removeprefix("_from_")
         try:
             _put(source(remote, staging), target)
@@ -160,7 +171,12 @@ def _address(remote: RemoteFile) -> str:
     return remote.url or f"{remote.filename} from {remote.repo_id} on the Hugging Face Hub"
 
 
-def _first_writable(folders: list[Path]) -> Path:
+def _by_hand(remote: RemoteFile, folder: Path) -> str:
+    """What a user does where the pack may not: which file to get from where, and where it has to be."""
+    return f"download {_address(remote)} elsewhere and put it there as {folder / remote.name}"
+
+
+def _first_writable(folders: list[Path], by_hand: str) -> Path:
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +184,9 @@ def _first_writable(folders: list[Path]) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise SAMError(f"none of these folders is writable: {', '.join(map(str, folders))}.")
+    raise SAMError(
+        f"none of these folders is writable: {', '.join(map(str, folders))}. Change the permissions of one, or {by_hand}."
+    )
 
 
 def _verified(path: Path, wanted: str) -> Path:

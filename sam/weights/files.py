@@ -5,51 +5,62 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
-
-from torch import Tensor
+from typing import Any, BinaryIO
 
 from ..errors import SAMError
 from .formats import keras
-from .limits import MOST_BYTES, MOST_TENSORS
+from .limits import MOST_BYTES, MOST_TENSORS, shortened
 from .safetensors_file import read_safetensors
 from .torch_file import read_legacy, read_zip
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _HEADER_AT = 8  # safetensors: a length in 8 bytes, whose first may well be a pickle's, then the JSON header
-INDEX_SUFFIX = ".safetensors.index.json"
-_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
-_SHARD_NAME = re.compile(r"[\w][\w .()+-]*\.safetensors")  # a plain file name: no folder, no drive
+# One checkpoint in several files, as transformers and accelerate write it: model.safetensors.index.json names the shards
+# model-00001-of-00002.safetensors; a variant has model.safetensors.index.fp16.json and model.fp16-00001-of-00002.safetensors.
+_INDEX = re.compile(r"^(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json$")
+_SHARD = re.compile(r"^(?P<stem>.+?)(?:\.(?P<variant>\w+))?-\d{5}-of-\d{5}\.(?P<kind>safetensors|bin)$")
+_SHARD_NAME = re.compile(r"[\w][\w .()+-]*")  # a plain file name: no folder, no drive
+_VARIANT = re.compile(r"^(?:model\.\w+\.safetensors|pytorch_model\.\w+\.bin)$")
 _MOST_INDEX = 16 << 20
+PREFERRED = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", keras.WEIGHTS
+)  # fmt: skip
+"""The weights in a folder that transformers, accelerate or keras-hub saved; the first that is there."""
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name lists the shards of a checkpoint."""
+    return _INDEX.match(name) is not None
 
 
 def read_checkpoint(path: Path) -> object:
-    """Read a `.pth` (zip or legacy pickle, tensors only), `.safetensors` or Keras `.h5` file, told apart by content.
+    """Read a `.pth` (zip or legacy pickle), `.safetensors` or Keras `.h5` file, told apart by content.
 
     Args:
         path: the file; one of several shards, or their index, stands for all of them, and a folder for what is in it.
 
     Returns:
         What the file holds, tensors on the CPU, in memory that is never the file's: whatever becomes of the file later does not
-        reach them.
+        reach them. An object of a pickle that is neither data nor a tensor is an `Opaque`: nothing of it was run.
 
     Raises:
-        SAMError: no such file, damaged, too large for a SAM, changed while it was read, or a pickle that would run code.
+        SAMError: no such file, not a checkpoint or one that has to be converted, damaged, too large for a SAM, or changed while
+            it was read.
     """
     files = checkpoint_files(path)
     total = sum(_stamp(file)[0] for file in files)
     if total > MOST_BYTES:
         raise SAMError(f"{files[0].name} was not loaded: it has {total / 1e9:.0f} GB; the largest SAM has less than 6.")
-    return _read_shards(files[0]) if files[0].name.endswith(INDEX_SUFFIX) else _read(files[0])
+    return _read_shards(files[0]) if is_index(files[0].name) else _read(files[0])
 
 
-def _read(path: Path, reader: Callable[[BinaryIO, str], object] | None = None) -> object:
+def _read(path: Path) -> object:
     """What one file holds; the reader is chosen by its first bytes."""
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
-            content = (reader or _reader_for(file))(file, path.name)
+            content = _reader_for(file)(file, path.name)
             after = os.fstat(file.fileno())
     except OSError as error:
         raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
@@ -75,7 +86,7 @@ def checkpoint_files(path: Path) -> list[Path]:
         SAMError: there is no such file, the index cannot be read, or a shard of it is missing.
     """
     path = _entry(path)
-    names = shard_names(path) if path.name.endswith(INDEX_SUFFIX) else []
+    names = shard_names(path) if is_index(path.name) else []
     for name in names:
         if not (path.parent / name).is_file():
             raise SAMError(f"{path.name} was not loaded: the shard {name} is missing from its folder.")
@@ -102,29 +113,91 @@ def _stamp(file: Path) -> tuple[int, ...]:
 def _entry(path: Path) -> Path:
     """The one file that stands for a checkpoint: itself, the index of its shards, or what is in its folder."""
     try:
+        refuse_other_forms(path)
         path = _index_of(_in_folder(path) if path.is_dir() else path)
         is_file = path.is_file()
     except OSError as error:  # a name that no file system takes; a folder that may not be entered
         raise SAMError(f"{path.name[:100]} cannot be read: {error.strerror}.") from error
     if not is_file:
-        raise SAMError(f"there is no file {path}.")
+        goes = f": it is a link to {path.readlink()}, which is not there" if path.is_symlink() else ""
+        raise SAMError(f"there is no file {path}{goes}.")
     return path
 
 
+def refuse_other_forms(path: Path) -> None:
+    """Raise SAMError for a folder, or a file in one, that holds weights in a form that only another tool can put together."""
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".distcp" or path.name == ".metadata" or (folder == path and (path / ".metadata").is_file()):
+        raise SAMError(
+            f"{path.name} was not loaded: it is a distributed checkpoint of PyTorch. Convert its folder to one file: "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'weights.pth')."
+        )
+    adapter = folder / "adapter_config.json"
+    is_whole = folder == path and weights_of_folder(path) is not None
+    if adapter.is_file() and not is_whole and (folder == path or path.name.startswith("adapter_model.")):
+        raise SAMError(
+            f"{path.name} was not loaded: it is an adapter of peft (LoRA) for {_base_of(adapter)}, not a model. Load that "
+            "model in Python, apply the adapter with PeftModel.from_pretrained(model, folder), and save the result of its "
+            "merge_and_unload()."
+        )
+    if path.name.endswith(".weights.json") or re.search(r"_\d{5}\.weights\.h5$", path.name):
+        raise SAMError(
+            f"{path.name} was not loaded: it belongs to a Keras checkpoint in several files. Save it as one: "
+            "model.save_weights('sam.weights.h5') without max_shard_size."
+        )
+
+
+def _base_of(adapter: Path) -> str:
+    """The model that an adapter was made for, in its own words."""
+    try:
+        config = json.loads(adapter.read_text(encoding="utf-8")) if adapter.stat().st_size <= _MOST_INDEX else {}
+        return shortened(str(config["base_model_name_or_path"] or "another model"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another model"
+
+
+def weights_of_folder(folder: Path) -> Path | None:
+    """The weights in a folder as transformers, accelerate or keras-hub saves one; None where there are none.
+
+    A variant such as `model.fp16.safetensors` is taken where there is nothing else.
+    """
+    found = next((folder / name for name in PREFERRED if (folder / name).is_file()), None)
+    if found is None and folder.is_dir():
+        variants = sorted(path for path in folder.iterdir() if _VARIANT.match(path.name) or _is_variant_index(path.name))
+        # Of the halves, float16 has more digits; an index is a file name that ends in .json.
+        variants.sort(key=lambda path: (not re.search(r"fp32|float32", path.name), "fp16" not in path.name))
+        found = next((path for path in variants if path.is_file()), None)
+    return found
+
+
+def _is_variant_index(name: str) -> bool:
+    match = _INDEX.match(name)
+    return match is not None and match["variant"] is not None
+
+
 def _in_folder(folder: Path) -> Path:
-    """The weights in a folder as transformers or keras-hub saves one."""
-    names = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", keras.WEIGHTS)
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    found = weights_of_folder(folder)
     if found is None:
-        raise SAMError(f"there is not one of {', '.join(names)} in the folder {folder}.")
+        raise SAMError(f"there is not one of {', '.join(PREFERRED)} in the folder {folder}.")
     return found
 
 
 def _index_of(path: Path) -> Path:
     """A shard's index, where the path is that of a shard; else the path."""
     match = _SHARD.match(path.name)
-    index = path.with_name(f"{match[1]}{INDEX_SUFFIX}") if match else path
-    return index if index.is_file() else path
+    if match is None:
+        return path
+    stem, variant, kind = match["stem"], match["variant"], match["kind"]
+    names = [f"{stem}.{kind}.index.{variant}.json", f"{stem}.{variant}.{kind}.index.json"] if variant else []
+    return next(
+        (path.with_name(name) for name in [*names, f"{stem}.{kind}.index.json"] if path.with_name(name).is_file()), path
+    )
+
+
+def shard_group(name: str) -> tuple[str, str] | None:
+    """What the names of all shards of one checkpoint have in common, so that a list shows it once; None for any other name."""
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.(?:safetensors|bin))|(.+)_\d{5}(\.weights\.h5)", name, re.DOTALL)
+    return (match[1] or match[3], match[2] or match[4]) if match else None
 
 
 def shard_names(index: Path) -> list[str]:
@@ -146,18 +219,22 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise TypeError("its weight_map does not say for each tensor in which file it is")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SAMError(f"{index.name} was not loaded: it is not an index of shards. ({str(error)[:100]})") from error
+    kind = _INDEX.match(index.name)["kind"]
     for name in found.values():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise SAMError(
-                f"{index.name} was not loaded: it names {str(name)[:100]!r}, which is not a safetensors file beside it."
-            )
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or not name.endswith(f".{kind}"):
+            raise SAMError(f"{index.name} was not loaded: it names {str(name)[:100]!r}, which is not a {kind} file beside it.")
     return found
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
+def _read_shards(index: Path) -> dict[str, Any]:
+    state: dict[str, Any] = {}
     for name in shard_names(index):
-        state |= _read(index.parent / name, read_safetensors)
+        content = _read(index.parent / name)
+        if not isinstance(content, dict):
+            raise SAMError(
+                f"{name} was not loaded: it is a shard of {index.name}, but does not hold a dict of tensors by name."
+            )
+        state |= content
     missing = sorted(_weight_map(index).keys() - state.keys())
     if missing:
         raise SAMError(

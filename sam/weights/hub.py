@@ -7,16 +7,14 @@ from ...utils.paths import is_plain
 from ...utils.text import counted
 from ..errors import SAMError
 from .download import fetch
-from .files import INDEX_SUFFIX, shard_names
-from .formats import keras
+from .files import PREFERRED, is_index, refuse_other_forms, shard_names, weights_of_folder
 from .network import PATIENCE, endpoint, is_offline, network_errors, said
 from .registry import RemoteFile
 
 # keras-hub's names, alone, stand for the original checkpoints, which need no h5py; hf://keras/... is keras-hub's own file.
 _KERAS = {f"sam_{size}_sa1b": f"facebook/sam-vit-{size}" for size in ("base", "large", "huge")}
-_PREFERRED = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", keras.WEIGHTS)
 _NAME, _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII), re.compile(r"[\w./-]+", re.ASCII)
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _KAGGLE = "kaggle://"
 
 
@@ -33,24 +31,36 @@ def fetch_from_hub(repo_id: str, revision: str, filename: str, folders: list[Pat
         The file, or the index of its shards.
 
     Raises:
-        SAMError: a name that is not one or would lead elsewhere, no such file, or one that could not be fetched. Names are
-            checked before the disk is touched.
+        SAMError: a name that is not one or would lead elsewhere, no such file, one that could not be fetched, or a folder that
+            is there and holds weights in a form that has to be converted. Names are checked before the disk is touched.
     """
     owner, name = _repository(repo_id)
     _check_revision(revision)
     if filename:
         _check_filename(filename)
     place = f"{owner}/{name}" + (f"@{revision}" if revision else "")
-    wanted = [filename] if filename else list(_PREFERRED)
+    wanted = [filename] if filename else list(PREFERRED)
     present = next((folder / place / one for one in wanted for folder in folders if (folder / place / one).is_file()), None)
+    if present is None and not filename:
+        present = _in_another_form([folder / place for folder in folders])
     chosen = present.name if present and not filename else filename or _choose(f"{owner}/{name}", revision, folders)
     path = present or fetch(RemoteFile(f"{place}/{chosen}", f"{owner}/{name}", chosen, revision or None), folders)
     beside = f"{chosen.rpartition('/')[0]}/".lstrip("/")
-    for shard in shard_names(path) if path.name.endswith(INDEX_SUFFIX) else ():
+    for shard in shard_names(path) if is_index(path.name) else ():
         if not (path.parent / shard).is_file():
             remote = RemoteFile(f"{place}/{beside}{shard}", f"{owner}/{name}", f"{beside}{shard}", revision or None)
             fetch(remote, [path.parents[f"{place}/{chosen}".count("/")]])
     return path
+
+
+def _in_another_form(places: list[Path]) -> Path | None:
+    """A variant such as `model.fp16.safetensors` that is there, where the hub cannot be asked for what it has."""
+    for place in places:
+        if place.is_dir():
+            refuse_other_forms(place)
+            if is_offline() and (found := weights_of_folder(place)):
+                return found
+    return None
 
 
 def _repository(repo_id: str) -> tuple[str, str]:
@@ -76,8 +86,8 @@ def _check_filename(filename: str) -> None:
         raise SAMError(
             f"filename is {filename[:200]!r}: it must be a path inside the repository, with /, such as model.safetensors."
         )
-    if not filename.endswith((*_SUFFIXES, INDEX_SUFFIX, keras.WEIGHTS)):
-        raise SAMError(f"filename is {filename[:200]!r}: weights end in {', '.join(_SUFFIXES)} or {INDEX_SUFFIX}.")
+    if not filename.endswith((*_SUFFIXES, ".weights.h5")) and not is_index(filename.rpartition("/")[2]):
+        raise SAMError(f"filename is {filename[:200]!r}: weights end in {', '.join(_SUFFIXES)} or .safetensors.index.json.")
 
 
 def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
@@ -94,7 +104,7 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
             f"could not list the files of {repo_id} on the hub ({said(error)}). Check the name and the connection, or put the "
             f"file into {folders[0]} manually and use Load SAM Model."
         ) from error
-    preferred = [name for name in _PREFERRED if name in names]
+    preferred = [name for name in PREFERRED if name in names]
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
     if len(found) == 1:
         return found[0]

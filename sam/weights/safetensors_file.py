@@ -7,6 +7,7 @@ it has become shorter. Here every byte is read once, into the tensor that it bel
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,20 @@ _MOST_HEADER = 16 << 20
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
 }  # fmt: skip
+_QUANTIZED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")  # the format has them, for scales and blocks: no weights as they are
+# What lies under a checkpoint's name and is none, by its first bytes.
+_OTHERS = (
+    (rb"version https://git-lfs",
+     "is a Git LFS pointer and not the file itself: run git lfs pull where it was cloned, or download the file"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)",
+     "is a web page, such as a sign-in or an error: download the file again, after signing in if the site requires it"),
+    (rb"GGUF", "is a GGUF file, which holds quantized weights: get the checkpoint as .safetensors or .pth"),
+)  # fmt: skip
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
     """The header, and where the data begin."""
+    _check_start(file, size, name)
     length = int.from_bytes(file.read(_LENGTH), "little")
     if length > min(_MOST_HEADER, size - _LENGTH):
         raise _unreadable(name, f"its first {_LENGTH} bytes announce a header of {length} bytes")
@@ -90,6 +104,20 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
     return header, _LENGTH + length
 
 
+def _check_start(file: BinaryIO, size: int, name: str) -> None:
+    """Name what is not a checkpoint at all: nobody gets another file by fetching it again."""
+    if not size:
+        raise SAMError(f"{name} was not loaded: the file is empty: get it again.")
+    start = file.read(200)
+    file.seek(0)
+    for pattern, what in _OTHERS:
+        if re.match(pattern, start, re.IGNORECASE):
+            raise SAMError(f"{name} was not loaded: it {what}.")
+    if _TEXT.fullmatch(start):
+        words = shortened(start.decode()[:60])
+        raise SAMError(f"{name} was not loaded: it is a text that begins with {words!r}, not a checkpoint.")
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -98,6 +126,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(key: str, value: Any, name: str) -> _Entry:
+    if isinstance(value, dict) and value.get("dtype") in _QUANTIZED:
+        raise SAMError(
+            f"{name} was not loaded: its tensor {shortened(key)} has the type {value['dtype']}, which is for quantized "
+            "weights. Get the checkpoint in float32, float16 or bfloat16."
+        )
     try:
         dtype, shape, (begin, end) = _DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):

@@ -97,7 +97,10 @@ def read_hiera(shapes: Mapping[str, torch.Size]) -> HieraShape:
     """
     try:
         width = shapes[_ROOT + "patch_embed.proj.weight"][0]
-        depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(re.escape(_ROOT) + r"blocks\.(\d+)\.", name)))
+        blocks = [int(match[1]) for name in shapes if (match := re.match(re.escape(_ROOT) + r"blocks\.(\d+)\.", name))]
+        if not blocks:
+            raise KeyError(f"{_ROOT}blocks.0.*")
+        depth = 1 + max(blocks)
         return _shape_of(shapes, _size_of(width, depth), depth)
     except SAMError:
         raise

@@ -237,6 +237,8 @@ def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
     try:
         channels = shapes[root + "iou_token.weight"][1]
         depths = [int(match[1]) for name in shapes if (match := re.match(rf"{root}iou_prediction_head\.layers\.(\d+)\.", name))]
+        if not depths:
+            raise KeyError(f"{root}iou_prediction_head.layers.0.*")
         return {
             "mask_in_chans": shapes["sam_prompt_encoder.mask_downscaling.3.weight"][0],
             "mlp_dim": shapes[root + "transformer.layers.0.mlp.layers.0.weight"][0],

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ...errors import SAMError
-from ..limits import MOST_BYTES, MOST_TENSORS
+from ..limits import MOST_BYTES, MOST_TENSORS, shortened
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 WEIGHTS = "model.weights.h5"
-"""The file of a preset that holds the weights; `task.weights.h5` beside it is as large and adds nothing."""
+"""The file of a preset that holds the weights; `task.weights.h5` beside it has the mask decoder again, and the optimizer."""
 
 _COUNTER = r"(?:_(\d+))?"  # none is 0
 _KINDS_OF_POINT = ("background_point_embed", "foreground_point_embed", "top_left_corner_embed", "bottom_right_corner_embed")
@@ -80,7 +80,7 @@ def _short(part: str) -> str:
 
 
 _RULES = tuple(
-    (re.compile(f"^{pattern}/vars/([01])$"), name)
+    (re.compile(f"^(?:.+?/)??{pattern}/vars/([01])$"), name)  # a task, such as the segmenter, has the backbone inside it
     for rules in (_encoder_rules, _prompt_rules, _decoder_rules)
     for pattern, name in rules()
 )
@@ -108,13 +108,27 @@ def read_keras(file: BinaryIO, name: str) -> dict[str, Tensor]:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise SAMError(f"{name} was not loaded: the file is truncated or damaged: fetch it again. ({error})") from error
-    return dict(_renamed(path, array) for path, array in arrays.items())
+    state = dict(_renamed(path, array) for path, array in arrays.items())
+    if len(state) != len(arrays):
+        raise SAMError(f"{name} was not loaded: it holds two arrays for one weight.")
+    if state and all(key.startswith("mask_decoder.") for key in state):
+        raise SAMError(
+            f"{name} was not loaded: it holds the mask decoder alone, as the task.weights.h5 of a preset does. Load the "
+            f"preset's folder or its {WEIGHTS}, or save all weights in one file: model.save_weights('sam.weights.h5')."
+        )
+    if unknown := [path for path in state if "/" in path]:
+        raise SAMError(
+            f"{name} was not loaded: this is not a SAM checkpoint of keras-hub: it holds {shortened(unknown[0])}, unlike any."
+        )
+    return state
 
 
 def _datasets(opened: Any, kind: type, name: str) -> list[tuple[str, Any]]:
     """The file's arrays; links are not followed, and what would be read from elsewhere or is too large is refused."""
     found: list[tuple[str, Any]] = []
-    opened.visititems(lambda path, item: found.append((path, item)) if isinstance(item, kind) else None)
+    opened.visititems(
+        lambda path, item: found.append((path, item)) if isinstance(item, kind) and not path.startswith("optimizer/") else None
+    )
     if len(found) > MOST_TENSORS or sum(item.nbytes for _, item in found) > MOST_BYTES:
         raise SAMError(f"{name} was not loaded: it holds {len(found)} arrays, more than any SAM preset has, or too large ones.")
     for path, item in found:

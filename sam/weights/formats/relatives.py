@@ -1,20 +1,34 @@
-"""Relatives of SAM that this pack cannot run, by a key that only they have, and what to use in their place."""
+"""Relatives of SAM and SAM 2 that this pack cannot run, by a key that only they have, and what to use in their place."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from torch import Tensor
-
-from ...errors import SAMError
-
-_RELATIVES = (
-    (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
-    (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
+_SAM2 = "sam2.1_hiera_tiny.safetensors, or a larger SAM 2.1"
+_SAM3 = "ComfyUI's own SAM3 nodes, or sam2.1_hiera_base_plus.safetensors for clicks and boxes"
+_RELATIVES = tuple(
+    (re.compile(rf"(?:{pattern})"), family, instead)
+    for pattern, family, instead in (
+        (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
+        (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
+        (r"spatial_perceiver\.|image_encoder\.trunk\.body\.|vision_encoder\.backbone\.timm_model\.", "EdgeTAM", _SAM2),
+        (r"(?:detector|tracker|detector_model|tracker_model|detr_encoder|geometry_encoder)\.", "SAM 3", _SAM3),
+        (r"vision_encoder\.(?:backbone\.layers|neck\.fpn_layers)\.", "SAM 3", _SAM3),
+        (r"sam_mask_decoder\.(?:hf_token|hf_mlp|compress_vit_feat|embedding_encoder)\b", "a SAM-HQ variant of SAM 2", _SAM2),
+        (r"image_encoder\.trunk\.(?:neck|blocks\.0\.(?:ls1|attn\.rel_pos_h))\b", "EfficientTAM", _SAM2),
+    )
 )
 
 
-def refuse_relatives(state: Mapping[str, Tensor], file: str) -> None:
-    """Raise SAMError, which names the family, where a state dict belongs to one of the relatives."""
+def relative_in(names: Iterable[str], whole: bool = False) -> tuple[str, str] | None:
+    """The family that tensors belong to, and what to use in its place; None where it is no relative.
+
+    Args:
+        names: of the tensors.
+        whole: whether they begin where the model does; otherwise something may stand before them.
+    """
+    start = "" if whole else r"(?:.*\.)?"
     for pattern, family, instead in _RELATIVES:
-        if any(re.match(pattern, name) for name in state):
-            raise SAMError(f"{file} is a checkpoint of {family}, which this pack does not support: use {instead}.")
+        anywhere = re.compile(start + pattern.pattern)
+        if any(map(anywhere.match, names)):
+            return family, instead
+    return None

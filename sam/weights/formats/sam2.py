@@ -13,13 +13,10 @@ from torch import Tensor
 
 from ...errors import SAMError
 
-_FIRST_LAYER = re.compile(
-    r"^(.*?)(?:image_encoder\.trunk\.patch_embed\.proj|vision_encoder\.backbone\.patch_embed\.projection)\.weight$"
-)
 _HUGGING_FACE_ROOT = "vision_encoder.backbone."
 
 # What remembers the frames of a video, in Meta's names and in transformers'; an image needs none of it.
-_VIDEO = re.compile(
+VIDEO = re.compile(
     r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc$|no_mem_pos_enc$|no_obj_ptr$|no_obj_embed_spatial$|obj_ptr_proj\.|"
     r"obj_ptr_tpos_proj\.|mask_downsample\.|memory_temporal_positional_encoding$|no_memory_positional_encoding$|"
     r"no_object_pointer$|occlusion_spatial_embedding_parameter$|object_pointer_proj\.|"
@@ -30,17 +27,6 @@ _NEW_IN_2_1 = (
     "no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "occlusion_spatial_embedding_parameter",
     "temporal_positional_encoding_projection_layer.weight",
 )  # fmt: skip
-
-_IN_PLACE = "ComfyUI's own SAM3 nodes, or sam2.1_hiera_base_plus.safetensors for clicks and boxes"
-# Relatives of SAM 2 that this pack cannot run, by a key that only they have, and what to use in their place.
-_RELATIVES = (
-    (r"spatial_perceiver\.|image_encoder\.trunk\.body\.|vision_encoder\.backbone\.timm_model\.", "EdgeTAM", None),
-    (r"(?:detector|tracker|detector_model|tracker_model|detr_encoder|geometry_encoder)\.", "SAM 3", _IN_PLACE),
-    (r"vision_encoder\.(?:backbone\.layers|neck\.fpn_layers)\.", "SAM 3", _IN_PLACE),
-    (r"sam_mask_decoder\.(?:hf_token|hf_mlp|compress_vit_feat|embedding_encoder)\b", "a SAM-HQ variant of SAM 2", None),
-    (r"image_encoder\.trunk\.(?:neck|blocks\.0\.(?:ls1|attn\.rel_pos_h))\b", "EfficientTAM", None),
-)
-_INSTEAD = "sam2.1_hiera_tiny.safetensors, or a larger SAM 2.1"
 
 _MASK_EMBED = {"conv1": 0, "layer_norm1": 1, "conv2": 3, "layer_norm2": 4, "conv3": 6}
 _UPSCALE = {"upscale_conv1": 0, "upscale_layer_norm": 1, "upscale_conv2": 3}
@@ -83,10 +69,8 @@ _HEAD = re.compile(
 
 
 def is_sam2(state: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are those of SAM 2 or of a relative that only this module knows (see `to_sam2_names`)."""
-    relative = "|".join(pattern for pattern, _, _ in _RELATIVES)
-    telling = re.compile(rf"(?:.*\.)?(?:sam_mask_decoder\.|{re.escape(_HUGGING_FACE_ROOT)})|(?:{relative})")
-    return any(telling.match(name) for name in state)
+    """Whether a model's tensors are those of SAM 2."""
+    return any(name.startswith(("sam_mask_decoder.", _HUGGING_FACE_ROOT)) for name in state)
 
 
 def version_of(state: Mapping[str, Tensor]) -> str:
@@ -98,18 +82,13 @@ def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     """A checkpoint's tensors under Meta's names, without those that only video needs.
 
     Args:
-        state: names and tensors of a file that `is_sam2`, not wrapped any more.
+        state: names and tensors of a model that `is_sam2`, without anything before its names.
         file: its name, for messages.
 
     Raises:
-        SAMError: it is a relative that cannot be run here, with what to use in its place; two tensors make one.
+        SAMError: two tensors make one.
     """
-    for pattern, family, instead in _RELATIVES:
-        if any(re.match(pattern, name) for name in state):
-            raise SAMError(f"{file} is a checkpoint of {family}, which this pack does not support: use {instead or _INSTEAD}.")
-    prefix = next((match[1] for name in state if (match := _FIRST_LAYER.match(name))), "")
-    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    kept = {name: tensor for name, tensor in bare.items() if not _VIDEO.match(name)}
+    kept = {name: tensor for name, tensor in state.items() if not VIDEO.match(name)}
     return _from_hugging_face(kept, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in kept) else kept
 
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from ...errors import SAMError
 from ..limits import shortened
 
-_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
+_DTYPES = {
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+}
 _NOT_WEIGHTS = re.compile(r"(^|\.)(num_batches_tracked|attention_bias_idxs)$")
 _MOST_LETTERS, _MOST_BLOCKS = 500, 255
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -26,12 +35,28 @@ def to_weights(state: dict[str, Tensor], file: str) -> None:
     Raises:
         SAMError: a name or a tensor that no SAM has; the text names the tensor.
     """
+    _check_memory(state, file)
     for name in list(state):
         if _NOT_WEIGHTS.search(name):
             del state[name]
         else:
             _check_name(name, file)
             state[name] = _weight(state[name], f"{file} was not loaded: its tensor {shortened(name)}")
+
+
+def _check_memory(state: dict[str, Tensor], file: str) -> None:
+    """Tensors may share memory, as the two names of one layer do; but a stride of 0 makes any size of nothing."""
+    held: dict[int, int] = {}
+    needed = 0
+    for tensor in state.values():
+        if not _problem(tensor):
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            needed += tensor.numel() * tensor.element_size()
+    if needed > 2 * sum(held.values()):
+        raise SAMError(
+            f"{file} was not loaded: its tensors would need {needed} bytes of memory, but it holds only {sum(held.values())}."
+        )
 
 
 def _check_name(name: str, file: str) -> None:
