@@ -144,7 +144,7 @@ def _as_list(value: Any) -> list[Any]:
 def _batches(images: list[Tensor], masks: list[Tensor], boxes: list[Any] | None) -> list[_Batch]:
     """What came together: batch by batch where the lists are equally long, else everything as one batch."""
     frames = [image_to_frames(image) for image in images]
-    each = [list(as_masks(mask).cpu().numpy() > _INSIDE) for mask in masks]
+    each = [list(as_masks(mask, "masks").cpu().numpy() > _INSIDE) for mask in masks]
     lists = None if boxes is None else [nested_boxes(value) for value in boxes]
     if len(frames) != len(each) or (lists is not None and len(lists) != len(each)):
         frames, each = ([[one for part in parts for one in part]] for parts in (frames, each))

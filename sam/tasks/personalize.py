@@ -210,7 +210,7 @@ def _predict_options(options: PersonalizeOptions) -> PredictOptions:
 
 def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
     """One mask for each reference, `[R, h, w]`, none of them empty."""
-    masks = as_masks(masks).cpu()
+    masks = as_masks(masks, "reference_mask").cpu()
     if len(masks) != len(examples):
         raise SAMError(
             f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. "
