@@ -132,8 +132,9 @@ def _number(is_whole: bool, low: float, high: float, value: Any, name: str) -> f
             return float(value)
         if value == int(value):
             return int(value)
-    kind = "a whole number" if is_whole else "a number"
-    raise SAMError(f"{name} is {shown(value)}: it must be {kind} from {_plain(low)} to {_plain(high)}.")
+    kind = "whole number" if is_whole else "finite number" if low == -math.inf else "number"
+    limits = f" from {_plain(low)} to {_plain(high)}" if math.isfinite(low) and math.isfinite(high) else ""
+    raise SAMError(f"{name} is {shown(value)}: it must be a {kind}{limits}.")
 
 
 def _is_finite(value: Any) -> bool:
@@ -144,7 +145,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _plain(limit: float) -> float:
-    return int(limit) if math.isfinite(limit) and limit == int(limit) else limit
+    return int(limit) if limit == int(limit) else limit
 
 
 def _switch(value: Any, name: str) -> bool:
