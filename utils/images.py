@@ -255,4 +255,6 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize MASK `[N, H, W]` to (h, w), bilinear and antialiased."""
     if tuple(masks.shape[-2:]) == tuple(size):
         return masks
+    if size[1] == 1:  # torch 2.11 gives its first row everywhere where the result has one column, but not where it has one row
+        return resize_masks(masks.mT, (1, size[0])).mT.contiguous() if size[0] > 1 else masks.mean((1, 2), keepdim=True)
     return F.interpolate(masks[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]

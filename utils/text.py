@@ -19,12 +19,10 @@ def counted(number: int, noun: str) -> str:
 
 def shown(value: Any) -> str:
     """Any value in a few words: a plain one as Python writes it, shortened; a tensor or an array by its type and shape."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        if not getattr(value, "ndim", 1):
-            return f"a {type(value).__name__} of one value"
-        is_nested = getattr(value, "is_nested", False)  # its sides have no single length
-        shape = "several sizes" if is_nested else f"shape {tuple(value.shape)}"
-        return f"of type {type(value).__name__}, {value.dtype}, {shape}"
+    if getattr(value, "is_nested", False):  # such a tensor has no shape
+        return f"of type {type(value).__name__}, nested"
+    if getattr(value, "ndim", 0):
+        return f"of type {type(value).__name__}, {value.dtype}, shape {tuple(value.shape)}"
     if value is not None and not isinstance(value, _PLAIN):
         return f"of type {type(value).__name__}"
     try:

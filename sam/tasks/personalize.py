@@ -41,7 +41,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 _PLACES, _PARTS = 8, 4  # that `parts` tries, and into which it divides an object
 _TRIES = 2  # per object: a peak may lead back to what was found
-_MISSES = 16  # in a row, that end the search: it would go on to the least similar pixel; fewer objects than nine never get there
+_MISSES = 16  # in a row, that end the search, which would go on to the least similar pixel; 8 objects have no more tries
 _SAME = 0.5  # a mask that shares this much of the smaller one's area is what was found already
 
 
