@@ -71,7 +71,7 @@ def world(tmp_path_factory):
         "positive_coords": [point, "[]", '[[{"x": 0.5, "y": 0.25}]]'],
         "negative_coords": ['[{"x": 1, "y": 1}]', "[]"],
         "text": ["cat. dog.", "a cat, red dog"],
-        "prompts": ["{}", f'{{"marks": {point[:-2]}, "label": 1}}]}}', '{"marks": [{"x": 1, "y": 1, "width": 5, "height": 9}]}'],
+        "prompts": [f'{{"marks": {point[:-2]}, "label": 1}}]}}', '{"marks": [{"x": 1, "y": 1, "width": 5, "height": 5}]}'],
         "PROMPT": [None, prompt_of(1), {}, {"1": None}, {"1": {"class_type": "VHS_BatchManager", "inputs": None}}, "text"],
     }  # fmt: skip
     return folder, sockets
