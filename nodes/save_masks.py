@@ -183,8 +183,8 @@ _Way = list[tuple[int, BoundingBox | None]]
 def _ways(batch: _Batch) -> list[_Way | None]:
     """The ways to assign masks to frames (and boxes to masks) that their numbers allow, the most likely first.
 
-    Nodes differ in what they make of a frame without an object: no mask (SAM Segment Everything), or an empty one, also without
-    a box (SAM Predict Mask, SAM Segment Text). With individual_masks off there is one mask per frame whatever the boxes are.
+    Nodes differ in what they make of a frame without an object: no mask (those of other packs), or an empty one, without a
+    box (SAM Predict Mask, SAM Segment Text). With individual_masks off there is one mask per frame whatever the boxes are.
     """
     frames, masks, boxes = len(batch.frames), batch.masks, batch.boxes
     ways: list[_Way | None] = []

@@ -181,7 +181,9 @@ def test_names_of_files_are_looked_up_by_the_node_itself(tmp_path, monkeypatch):
     )
     with pytest.raises(SAMError):
         SAMModelLoader().load_model("ViT-B")
-    assert [file.name for file in asked] == ["sam_vit_b_01ec64.pth"], "an alias of a replaced node is not in the list, and is taken"
+    assert [file.name for file in asked] == ["sam_vit_b_01ec64.pth"], (
+        "an alias of a replaced node is not in the list, and is taken"
+    )
 
 
 @pytest.mark.parametrize("name", [5, ["a"], {}, math.nan, "x" * 5000])

@@ -1,6 +1,7 @@
 """BOUNDING_BOX and the community's BBOX forms <-> xyxy arrays; mask -> tight box."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
@@ -208,7 +209,9 @@ def _known(box: Mapping[str, Any], place: str) -> dict[str, Any]:
     known = {key: box[key] for key in ("score", "label", "object", "frame_index") if box.get(key) is not None}
     if "score" in known:
         score = known["score"]
-        if isinstance(score, (np.ndarray, Tensor)) and _is_list(score) and len(score) == 1:  # as some detectors give it
+        if (
+            isinstance(score, (np.ndarray, Tensor)) and _is_list(score) and math.prod(score.shape) == 1
+        ):  # as some detectors give it
             score = score.reshape(-1)[0]
         if not _is_number(score) or not np.isfinite(float(score)):
             raise SAMError(f"{place}.score is {shown(score)}: it must be a finite number.")
