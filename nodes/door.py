@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..sam import Concept, GroundingModel, MatteModel, SAMError, as_segmenter, checked_embedding
-from ..utils.images import FLOATS, as_image, checked_mask, checked_tensor
+from ..utils.images import FLOATS, as_image, checked_mask, checked_tensor, without_gradients
 from ..utils.text import shown
 
 Node = TypeVar("Node", bound=type)
@@ -178,15 +178,15 @@ def _line(value: Any, name: str) -> str:
 
 
 def _image(value: Any, name: str) -> Tensor:
-    return as_image(value, name).detach()
+    return without_gradients(as_image(value, name))
 
 
 def _mask(value: Any, name: str) -> Tensor:
-    return checked_mask(value, name).detach()
+    return without_gradients(checked_mask(value, name))
 
 
 def _logits(value: Any, name: str) -> Tensor:
-    return checked_tensor(value, name, FLOATS, "it must be the logits of a prediction").detach()
+    return without_gradients(checked_tensor(value, name, FLOATS, "it must be the logits of a prediction"))
 
 
 def _model(value: Any, _: str) -> Any:

@@ -182,9 +182,14 @@ def frames_to_image(frames: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).float() / 255.0
 
 
+def without_gradients(tensor: Tensor) -> Tensor:
+    """The same tensor where it has none."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def bounded(image: Tensor) -> Tensor:
     """An IMAGE as outputs have it, float32 in 0..1 without gradients: the same tensor where it is that already."""
-    values = image.detach().float()
+    values = without_gradients(image).float()
     if not values.numel():
         return values
     low, high = values.aminmax()  # of a NaN, which only alpha may still have, both
