@@ -26,6 +26,7 @@ from samkit import NODE_CLASS_MAPPINGS
 from samkit.sam import (
     PRESETS,
     Concept,
+    Retrained,
     SAMError,
     encode,
     identity_of,
@@ -34,12 +35,12 @@ from samkit.sam import (
     load_model,
     save_concept,
     save_embedding,
+    with_decoder,
 )
 from test_stream import BatchManager, prompt_of
 
 CALLS, EACH = 2000, 100
-SIZES = [(1, 1), (1, 64), (48, 3), (40, 56), (33, 20), (64, 64), (2, 3), (700, 1)]
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
+SIZES = [(1, 1), (1, 64), (48, 3), (40, 56), (33, 20), (2, 3), (300, 1)]
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,8 @@ def world(tmp_path_factory):
     small = random_sam(embed_dim=32, depth=2, heads=2, grid=8, window=3, global_blocks=(1,), out_chans=32, mlp_dim=32)
     torch.save(small.state_dict(), folder / "small.pth")
     model = load_model(folder / "small.pth", "fp32")
+    weights = {"iou_token.weight": torch.zeros(1, 32)}
+    taught = with_decoder(model, Retrained(weights, identity_of(model), "small.pth"), folder / "taught")
     embeddings = [encode(model, image(size, count)) for size, count in (((40, 56), 1), ((48, 3), 2))]
     concept = Concept(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), identity_of(model), "small.pth")
     box, score = {"x": 3, "y": 4, "width": 20, "height": 20}, {"score": 0.5, "label": "cat"}
@@ -60,7 +63,7 @@ def world(tmp_path_factory):
     save_concept(concept, folder / "output" / "sam_concepts" / "cat.safetensors")
     save_embedding(embeddings[0], folder / "output" / "one.safetensors")
     sockets = {
-        "AV_SAM_MODEL": [model, small],
+        "AV_SAM_MODEL": [model, small, taught],
         "SAMKIT_GROUNDING_MODEL": [load_grounding(words)],
         "SAMKIT_MATTE_MODEL": [load_matte(test_matte.folder.__wrapped__(tmp_path_factory))],
         "SAM_EMBEDDING": [*embeddings, np.array(embeddings[0])],
@@ -85,6 +88,7 @@ def alone(world, monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr("samkit.utils.comfy.PACK", world[0])
+    monkeypatch.setattr("samkit.sam.tasks.personalize._PLACES", 1)
     for name, options in PRESETS.items():  # their own grids take seconds
         monkeypatch.setitem(PRESETS, name, replace(options, points_per_side=4))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
