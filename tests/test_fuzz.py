@@ -88,8 +88,10 @@ def alone(world, monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr("samkit.utils.comfy.PACK", world[0])
+    # What is the same a thousand times over takes seconds.
     monkeypatch.setattr("samkit.sam.tasks.personalize._PLACES", 1)
-    for name, options in PRESETS.items():  # their own grids take seconds
+    monkeypatch.setattr("samkit.sam.training.mixture._EPOCHS", 5)
+    for name, options in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, replace(options, points_per_side=4))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
