@@ -2,6 +2,7 @@
 
 from .automask import AutoMask
 from .boxes import ConvertBoxes
+from .door import guarded
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .embedding_file import LoadEmbedding, SaveEmbedding
 from .example import ExampleImage
@@ -49,7 +50,7 @@ _NODES = {
     "SAMKit_LoadEmbedding": (LoadEmbedding, "Load SAM Embedding"),
 }
 
-NODE_CLASS_MAPPINGS = {node_id: node for node_id, (node, _) in _NODES.items()}
+NODE_CLASS_MAPPINGS = {node_id: guarded(node) for node_id, (node, _) in _NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for node_id, (_, name) in _NODES.items()}
 
 register_routes()

@@ -1,6 +1,9 @@
 """What other packs' loaders call the checkpoints that ours know: a graph whose nodes were replaced has these values."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..utils.text import shown
 
 _SAM = {"h": "sam_vit_h_4b8939.pth", "l": "sam_vit_l_0b3195.pth", "b": "sam_vit_b_01ec64.pth"}
 
@@ -24,7 +27,7 @@ GROUNDING_ALIASES: dict[str, str] = {
 }
 
 
-def is_listed(name: str | None, names: Collection[str], aliases: Mapping[str, str]) -> bool | str:
+def is_listed(name: Any, names: Collection[str], aliases: Mapping[str, str]) -> bool | str:
     """ComfyUI's check of a value of a list, for lists that have aliases: True, or what is wrong.
 
     Args:
@@ -34,4 +37,4 @@ def is_listed(name: str | None, names: Collection[str], aliases: Mapping[str, st
     """
     if name is None or (isinstance(name, str) and (name in names or name in aliases)):
         return True
-    return f"{name!r} is not in the list. Refresh it (R), or choose another one."
+    return f"{shown(name)} is not in the list. Refresh it (R), or choose another one."

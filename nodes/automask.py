@@ -134,9 +134,10 @@ class AutoMask(ShowsResult):
     RETURN_NAMES = ("masks", "bboxes", "scores", "overlay", "labels")
     OUTPUT_IS_LIST = (False, False, True, False, False)
     OUTPUT_TOOLTIPS = (
-        "All masks, frame by frame, largest first. Each mask takes height x width x 4 bytes.",
+        "All masks, frame by frame, largest first. One empty mask for a frame without any. Each mask takes height x width x "
+        "4 bytes.",
         "Tight boxes, one list per frame, in the order of the masks. Each has a score, stability and frame_index.",
-        "Predicted quality (IoU) of each mask. A single 0 if no mask was found.",
+        "Predicted quality (IoU) of each mask. 0 for a frame without a mask.",
         "The image with each mask in its own color, and the number of masks.",
         "One label map per frame. Mask i of N has the value i / N, with smaller masks on top. The background is 0.",
     )
@@ -212,7 +213,7 @@ class AutoMask(ShowsResult):
             min_mask_region_area,
         )
         options = replace(
-            custom if preset == CUSTOM else _preset(preset, sam_model),
+            custom if preset == CUSTOM else preset_options(preset, sam_model),
             points_per_batch=points_per_batch,
             concept=concept,
             hq=hq,
@@ -223,17 +224,11 @@ class AutoMask(ShowsResult):
         return _outputs(frames, gathered.found)
 
 
-def _preset(name: str, model: Any) -> AutoMaskOptions:
-    if name not in PRESETS:
-        raise SAMError(f"preset is {name!r}: choose one of {', '.join((CUSTOM, *PRESETS))}.")
-    return preset_options(name, model)
-
-
 def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:
     """One bool `[H, W]` per frame, or None for everywhere."""
     if region is None:
         return [None] * frames
-    masks = resize_masks(as_masks(region), size).cpu().numpy() > 0.5
+    masks = resize_masks(as_masks(region, "region"), size).cpu().numpy() > 0.5
     if len(masks) not in (1, frames):
         raise SAMError(
             f"the batch size of region is {len(masks)}, but that of image is {frames}: connect one mask, or one per frame."
@@ -264,20 +259,24 @@ class _Gathered:
 
 
 def _outputs(frames: Frames, found: list[list[FoundMask]]) -> Result:
-    """Each output is allocated once and filled in place, a frame at a time."""
-    masks = torch.zeros(sum(map(len, found)), *frames.size)
+    """Each output is allocated once and filled in place, a frame at a time; a frame without a mask has an empty one."""
+    masks = torch.zeros(_count(found), *frames.size)
     labels, overlay = torch.zeros(len(frames), *frames.size), torch.empty(len(frames), *frames.size, 3)
     position = 0
     for index, (frame, objects) in enumerate(zip(frames, found, strict=True)):
         own = masks[position : position + len(objects)].numpy()
-        position += len(objects)
+        position += len(objects) or 1
         _fill(own, labels[index].numpy(), objects)
         put_frame(overlay[index], legend(paint_masks(frame, own), counted(len(objects), "mask")))
     boxes = [[_box(one, index) for one in objects] for index, objects in enumerate(found)]
-    scores = [one.score for objects in found for one in objects] or [0.0]
+    scores = [score for objects in found for score in ([one.score for one in objects] or [0.0])]
     where = result_device()
     shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), [one.score for one in objects]) for objects in found]
     return Result((masks.to(where), boxes, scores, overlay.to(where), labels.to(where)), overlay, shown)
+
+
+def _count(found: list[list[FoundMask]]) -> int:
+    return sum(len(objects) or 1 for objects in found)
 
 
 def _fill(masks: np.ndarray, labels: np.ndarray, objects: list[FoundMask]) -> None:
@@ -297,7 +296,7 @@ def _box(found: FoundMask, frame: int) -> BoundingBox:
 
 def _check_memory(found: list[list[FoundMask]], frames: int, size: tuple[int, int]) -> None:
     """Refuse as soon as the outputs would exceed free memory, before more work that cannot fit either."""
-    count, pixels = sum(map(len, found)), size[0] * size[1]
+    count, pixels = _count(found), size[0] * size[1]
     needed, free = pixels * (count * _MASK_BYTES + frames * _FRAME_BYTES), free_result_bytes()
     if free is not None and needed > free:
         raise SAMError(

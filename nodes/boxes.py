@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..sam import SAMError
 from ..utils.boxes import BOX_TYPES, BoundingBox, BoxForm, corners_of, nested_boxes
-from ..utils.images import as_image
+from ..utils.points import refuse_normalised
 from ..utils.text import counted
 from .common import CATEGORY
 from .predict import BOX_FORM_INPUT
@@ -62,8 +63,10 @@ class ConvertBoxes:
         self, bboxes: Any, index: int = 0, frame: int = 0, image: Tensor | None = None, box_form: BoxForm = "auto"
     ) -> tuple[list[list[BoundingBox]], list[list[list[float]]], BoundingBox]:
         frames = nested_boxes(bboxes, box_form)
-        size = None if image is None else tuple(as_image(image).shape[1:3])
         corners = [[list(corners_of(box)) for box in boxes] for boxes in frames]
+        size = None if image is None else tuple(image.shape[1:3])
+        if size is not None:
+            refuse_normalised({"bboxes": [np.array(boxes) for boxes in corners]}, size)
         return frames, corners, _crop_region(frames, frame, index, size)
 
 

@@ -75,11 +75,8 @@ class SAMEmbeddingToImage:
         }
 
     def sam_embedding_to_noise_image(self, embedding: np.ndarray, mode: str = "bytes") -> tuple[Tensor]:
-        if mode not in EMBEDDING_MODES:
-            raise SAMError(f"mode is {mode!r}: choose one of {', '.join(EMBEDDING_MODES)}.")
-        if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or not embedding.size:
-            seen = embedding.shape if isinstance(embedding, np.ndarray) else f"a {type(embedding).__name__}"
-            raise SAMError(f"embedding must be an array [B, C, h, w] with at least one frame, but is {seen}.")
+        if not len(embedding):
+            raise SAMError("The embedding has no frames: there is nothing to show.")
         values = np.asarray(embedding, dtype="<f4")
         if mode == "bytes":
             return (frames_to_image([_bytes_as_rgba(frame) for frame in values]),)

@@ -43,6 +43,7 @@ class LoadEmbedding:
     RETURN_NAMES = ("sam_embedding",)
     OUTPUT_TOOLTIPS = ("The embedding, for SAM Predict Mask with the model that made it.",)
     FUNCTION = "execute"
+    LOOKED_UP = ("name",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

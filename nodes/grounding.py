@@ -108,6 +108,7 @@ class GroundingLoader:
     RETURN_NAMES = ("grounding_model",)
     OUTPUT_TOOLTIPS = ("The model, for Text to Boxes and SAM Segment Text.",)
     FUNCTION = "execute"
+    LOOKED_UP = ("model_name",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

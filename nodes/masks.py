@@ -96,7 +96,7 @@ class SelectMasks:
         merge: bool = False,
         bboxes: Any = None,
     ) -> tuple[Tensor, list[BoundingBox]]:
-        masks = as_masks(masks)
+        masks = as_masks(masks, "masks")
         boxes = boxes_of(masks, bboxes, needs_scores=order_by == "score")
         chosen = _ordered(masks, boxes, order_by)[start : start + count if count else None]
         if merge or not chosen:
@@ -107,8 +107,6 @@ class SelectMasks:
 def _ordered(masks: Tensor, boxes: list[BoundingBox], order_by: str) -> list[int]:
     if order_by == "index":
         return list(range(len(masks)))
-    if order_by not in _KEYS:
-        raise SAMError(f"order_by is {order_by!r}: choose one of {', '.join(ORDERS)}.")
     areas = masks.flatten(1).sum(1).tolist()
     return sorted(range(len(masks)), key=lambda i: _KEYS[order_by](boxes[i], areas[i]))
 

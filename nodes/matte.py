@@ -31,6 +31,7 @@ class MatteLoader:
     RETURN_NAMES = ("matte_model",)
     OUTPUT_TOOLTIPS = ("The model, for SAM Soft Edges.",)
     FUNCTION = "execute"
+    LOOKED_UP = ("model_name",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -100,10 +101,11 @@ class Matte:
         shrink: int = _DEFAULTS["shrink"],
         device_mode: DeviceMode = "AUTO",
     ) -> tuple[Tensor]:
-        options, given = MatteOptions(grow, shrink), as_masks(masks)
-        frames = _frame_of_each(image_to_frames(image), len(given))
+        options, given, images = MatteOptions(grow, shrink), as_masks(masks, "masks"), image_to_frames(image)
+        frames = _frame_of_each(images, len(given))
         found = soft_edges(matte_model, frames, list(given.cpu().numpy()), options, device_mode)
-        alpha = torch.from_numpy(np.stack(found)) if found else torch.zeros(given.shape)
+        # Without masks, one empty mask per image: no node loses frames of a batch.
+        alpha = torch.from_numpy(np.stack(found)) if found else torch.zeros(image.shape[:3])
         return (alpha.to(result_device()),)
 
 

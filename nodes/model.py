@@ -48,6 +48,7 @@ class SAMModelLoader:
     RETURN_NAMES = ("sam_model",)
     OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input: those of this pack, of Impact Pack and others.",)
     FUNCTION = "load_model"
+    LOOKED_UP = ("model_name",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

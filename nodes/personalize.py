@@ -117,7 +117,8 @@ class Personalize(ShowsResult):
             scores[index], points[index] = found.scores.tolist() or [0.0], found.points
             shown.put(index, found.masks, found.scores.tolist())
 
-        personalize_each(sam_model, reference_image, reference_mask, frames, take, options, device_mode)
+        references = Frames(reference_image, "reference_image")
+        personalize_each(sam_model, references, reference_mask, frames, take, options, device_mode)
         where = result_device()
         flat = [score for frame in scores for score in frame]
         return Result((masks.filled(where), flat, similarity.to(where), _as_json(points)), image, shown.found)

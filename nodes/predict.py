@@ -34,7 +34,7 @@ from ..sam.geometry import Frame
 from ..utils.batch_manager import first_frame
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.comfy import is_connected
-from ..utils.images import as_image, as_masks
+from ..utils.images import as_masks
 from ..utils.points import points_per_frame, refuse_normalised
 from ..utils.stacks import MaskStack, joined
 from .common import (
@@ -236,7 +236,7 @@ class PredictMask(_Predictor):
         known = as_embedding(embedding, sam_model, image)
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, len(known), frame_offset)
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
-        refuse_normalised_points(given, known.original_size)
+        refuse_shares(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
 
@@ -281,10 +281,10 @@ class Segment(_Predictor):
         meta_batch: Any = None,
         prompt: Mapping[str, Any] | None = None,
     ) -> Outputs:
-        frames, *size = as_image(image).shape[:3]
+        frames, *size = image.shape[:3]
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
-        refuse_normalised_points(given, tuple(size))
+        refuse_shares(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
         frame = as_segmenter(sam_model).frame(tuple(size))
         prompts = objects_per_frame(given, frames, frame)
@@ -319,7 +319,7 @@ def parse_prompts(
         positive=None if positive is None else points_per_frame(positive, frames, "positive_coords", frame_offset),
         negative=None if negative is None else points_per_frame(negative, frames, "negative_coords", frame_offset),
         boxes=None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, frame_offset),
-        mask=None if mask is None else as_masks(mask),
+        mask=None if mask is None else as_masks(mask, "mask_prompt"),
         logits=logits,
     )
     if given.is_empty:
@@ -329,10 +329,10 @@ def parse_prompts(
     return given
 
 
-def refuse_normalised_points(given: PromptInputs, size: tuple[int, int]) -> None:
-    """Refuse points in shares of an image (H, W) instead of its pixels, see `refuse_normalised`."""
-    refuse_normalised(list(given.positive or ()), size, "positive_coords")
-    refuse_normalised(list(given.negative or ()), size, "negative_coords")
+def refuse_shares(given: PromptInputs, size: tuple[int, int]) -> None:
+    """Refuse points and boxes in shares of an image (H, W) instead of its pixels, see `refuse_normalised`."""
+    marks = {"positive_coords": given.positive, "negative_coords": given.negative, "bboxes": given.boxes}
+    refuse_normalised({name: frames or () for name, frames in marks.items()}, size)
 
 
 def predict(

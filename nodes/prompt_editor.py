@@ -10,7 +10,7 @@ from torch import Tensor
 from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
 from ..utils.comfy import save_temporary
 from ..utils.finish import finish_mask
-from ..utils.images import as_image, cutout, image_to_frames
+from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT
 from .editor_text import EditorObject, EditorPrompts, parse_editor
@@ -142,8 +142,8 @@ class PromptEditor:
         grounding_model: GroundingModel | None = None,
     ) -> dict[str, Any]:
         """The editor finds words by `grounding_model`, and a run takes the objects that it has made of them."""
-        parsed, (frames, *size) = parse_editor(prompts), as_image(image).shape[:3]
-        shown = {"samkit_images": save_temporary(image_to_frames(image[:MOST_IMAGES]))}
+        parsed, (frames, *size) = parse_editor(prompts), image.shape[:3]
+        shown = {"samkit_images": save_temporary(Frames(image)[:MOST_IMAGES])}
         if outside := parsed.outside(tuple(size)):
             log.warning(
                 "SAM Prompt Editor ignores %s outside the image of %dx%d pixels.", counted(outside, "mark"), *size[::-1]
@@ -153,7 +153,7 @@ class PromptEditor:
         per_object = _masks(sam_model, image, parsed)
         masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
         labels = [one.name for one in parsed.objects if one.has_content] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), masks, image, labels, cutout(image, masks))
+        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cutout(image, masks))
         return {"ui": shown, "result": result}
 
 

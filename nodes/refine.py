@@ -76,7 +76,7 @@ class RefineMask:
         invert: bool = False,
         feather: float = 0.0,
     ) -> tuple[Tensor]:
-        given, finish = as_masks(masks), Finish(fill_holes, drop_islands, smooth, grow, invert, feather)
+        given, finish = as_masks(masks, "masks"), Finish(fill_holes, drop_islands, smooth, grow, invert, feather)
         finished, progress = torch.empty_like(given), Progress(len(given))
         for index, mask in enumerate(given):
             progress.check_interrupted()

@@ -143,7 +143,7 @@ def _as_list(value: Any) -> list[Any]:
 def _batches(images: list[Tensor], masks: list[Tensor], boxes: list[Any] | None) -> list[_Batch]:
     """What came together: batch by batch where the lists are equally long, else everything as one batch."""
     frames = [image_to_frames(image) for image in images]
-    each = [list(as_masks(mask).cpu().numpy() > _INSIDE) for mask in masks]
+    each = [list(as_masks(mask, "masks").cpu().numpy() > _INSIDE) for mask in masks]
     lists = None if boxes is None else [nested_boxes(value) for value in boxes]
     if len(frames) != len(each) or (lists is not None and len(lists) != len(each)):
         frames, each = ([[one for part in parts for one in part]] for parts in (frames, each))
@@ -182,8 +182,8 @@ _Way = list[tuple[int, BoundingBox | None]]
 def _ways(batch: _Batch) -> list[_Way | None]:
     """The ways to assign masks to frames (and boxes to masks) that their numbers allow, the most likely first.
 
-    Nodes differ in what they make of a frame without an object: no mask (SAM Segment Everything), or an empty one, also without
-    a box (SAM Predict Mask, SAM Segment Text). With individual_masks off there is one mask per frame whatever the boxes are.
+    Nodes differ in what they make of a frame without an object: no mask (those of other packs), or an empty one, without a
+    box (SAM Predict Mask, SAM Segment Text). With individual_masks off there is one mask per frame whatever the boxes are.
     """
     frames, masks, boxes = len(batch.frames), batch.masks, batch.boxes
     ways: list[_Way | None] = []

@@ -53,7 +53,7 @@ class MasksToSEGS:
     def execute(
         self, masks: Tensor, crop_factor: float = 3.0, drop_size: int = 10, bboxes: Any = None, label: str = _UNKNOWN
     ) -> tuple[Segs]:
-        masks = as_masks(masks)
+        masks = as_masks(masks, "masks")
         size, arrays = (masks.shape[1], masks.shape[2]), masks.cpu().numpy()
         found = []
         for mask, box in zip(arrays, boxes_of(masks, bboxes, needs_scores=False), strict=True):

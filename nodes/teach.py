@@ -215,6 +215,7 @@ class LoadConcept:
     RETURN_NAMES = ("concept",)
     OUTPUT_TOOLTIPS = ("The concept, for the concept input of other nodes.",)
     FUNCTION = "execute"
+    LOOKED_UP = ("concept_name",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

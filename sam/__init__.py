@@ -16,7 +16,7 @@ from .models.loaded import load_shared, recall, remember
 from .models.sam import SAMModel
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_frame
-from .store.embedding import SAMEmbedding, knows_its_image
+from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.embedding_file import load_embedding, save_embedding
@@ -93,6 +93,7 @@ __all__ = [
     "as_dicts",
     "as_embedding",
     "as_segmenter",
+    "checked_embedding",
     "decode",
     "decode_each",
     "encode",

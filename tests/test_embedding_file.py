@@ -127,7 +127,7 @@ def test_names_outside_the_folders_are_refused(comfy, tmp_path, embedding, name)
     (tmp_path / "outside").mkdir()
     for folder in ("outside", "temp"):
         save_embedding(embedding, tmp_path / folder / "x.safetensors")
-    with pytest.raises(SAMError, match="there is no file"):
+    with pytest.raises(SAMError, match="there is no file|name has 5000 characters"):
         LoadEmbedding().execute(name)
     assert LoadEmbedding.IS_CHANGED(name) == ""
 

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -111,7 +112,7 @@ def folder_copy(folder, target):
 
 
 def reference(folder, picture, text, box_threshold, text_threshold):
-    """transformers alone, one picture at a time: boxes, scores and words, best first."""
+    """transformers alone, one picture at a time: boxes, scores and words (without what separates them), best first."""
     network = transformers.GroundingDinoForObjectDetection.from_pretrained(folder)
     processor = transformers.GroundingDinoProcessor.from_pretrained(folder)
     inputs = processor(images=picture, text=text, return_tensors="pt")
@@ -122,7 +123,8 @@ def reference(folder, picture, text, box_threshold, text_threshold):
     )
     order = result["scores"].argsort(descending=True, stable=True)
     words = result["text_labels"]
-    return result["boxes"][order].numpy(), result["scores"][order].numpy(), [words[index] for index in order]
+    words = [" ".join(re.sub(r"\[SEP\]|\[CLS\]|\.", " ", words[index]).split()) for index in order]
+    return result["boxes"][order].numpy(), result["scores"][order].numpy(), words
 
 
 def middle_of(grounding, frames):
@@ -254,7 +256,7 @@ def test_a_model_moves_with_its_buffers():
 
 
 def result_of(boxes, scores, labels):
-    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "scores": torch.tensor(scores), "text_labels": labels}
+    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "scores": torch.tensor(scores), "words": labels}
 
 
 OVERLAPPING = ([[0.0, 0, 40, 40], [0, 0, 40, 39], [50, 10, 80, 50]], [0.5, 0.9, 0.7], ["cat", "dog", "remote"])

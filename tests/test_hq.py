@@ -18,7 +18,7 @@ from test_teach import check_taught
 from test_train_decoder import check_trained
 
 CLICK = '[{"x": 30, "y": 25}]'
-ALL = {"points_per_side": 4, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
+ALL = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 BOX = {"x": 10, "y": 12, "width": 44, "height": 30}
 
 

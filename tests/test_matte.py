@@ -166,7 +166,7 @@ def test_the_node_gives_each_mask_its_image(model, frames, masks, apart):
     [
         ((2, 8, 8, 3), (3, 8, 8), (), "masks: 3, images: 2"),
         ((1, 8, 8, 3), (1, 8, 9), (), "The image has 8 x 8 pixels, but the mask has 9 x 8"),
-        ((1, 8, 8, 3), (1, 8, 8), (-1, 0), "grow is -1: it must be 0 to 256"),
+        ((1, 8, 8, 3), (1, 8, 8), (-1, 0), "grow is -1: it must be a whole number from 0 to 256"),
         ((1, 8, 8, 3), (1, 8, 8), (1, 999), "shrink is 999"),
         ((0, 8, 8, 3), (1, 8, 8), (), "masks: 1, images: 0"),
     ],

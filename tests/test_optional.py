@@ -23,7 +23,7 @@ model = pack.NODE_CLASS_MAPPINGS["AV_SAMLoader"]().load_model("samkit_demo.safet
 masks = pack.NODE_CLASS_MAPPINGS["SAMKit_Segment"]().execute(model, image, '[{{"x": 30, "y": 25}}]')[0]
 assert masks.shape == (1, 48, 64)
 everything = pack.NODE_CLASS_MAPPINGS["SAMKit_AutoMask"]().execute
-found = everything(model, image, points_per_side=3, pred_iou_thresh=-1.0, stability_score_thresh=0.0)[0]
+found = everything(model, image, points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0)[0]
 assert len(found)
 def refusal(call):
     try:
@@ -33,7 +33,7 @@ def refusal(call):
     return "no refusal"
 """
 CHECKS = {
-    "scipy": """cleaned = {"pred_iou_thresh": -1.0, "stability_score_thresh": 0.0, "min_mask_region_area": 9}
+    "scipy": """cleaned = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "min_mask_region_area": 9}
 said = refusal(lambda: everything(model, image, points_per_side=3, **cleaned))
 assert "pip install scipy" in said, said
 refine = pack.NODE_CLASS_MAPPINGS["SAMKit_RefineMask"]().execute

@@ -61,11 +61,11 @@ def test_the_points_editors_boxes_in_both_forms(tiny_model, picture, form):
     assert torch.equal(predicted, expected)
 
 
-def test_the_form_is_only_that_of_four_numbers():
+def test_the_form_is_only_that_of_four_numbers(tiny_model, picture):
     for form in ("auto", "xyxy", "xywh"):
         assert lists(boxes_per_frame([BOX], 1, form)) == [[[10, 12, 54, 42]]]
     with pytest.raises(SAMError, match="box_form is 'yxyx': choose one of auto, xyxy, xywh"):
-        boxes_per_frame([BOX], 1, "yxyx")
+        masks_of(tiny_model, picture, bboxes=[BOX], box_form="yxyx")
 
 
 def test_a_box_that_cannot_be_two_corners_is_warned_of(caplog):
@@ -85,7 +85,9 @@ def test_normalised_points_are_refused_by_name(tiny_model, picture):
     with pytest.raises(SAMError, match=words.format("positive_coords", "0.375", "0.416667")):
         masks_of(tiny_model, picture, positive_coords=positive)
     with pytest.raises(SAMError, match=words.format("negative_coords", "0.0625", "0.0833333")):
-        masks_of(tiny_model, picture, positive_coords=CLICK, negative_coords=negative)
+        masks_of(tiny_model, picture, negative_coords=negative)
+    with pytest.raises(SAMError, match=words.format("positive_coords and negative_coords", "0.375", "0.416667")):
+        masks_of(tiny_model, picture, positive_coords=positive, negative_coords=negative)
     embedding = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)[0]
     with pytest.raises(SAMError, match=words.format("positive_coords", "0.375", "0.416667")):
         PredictMask().execute(tiny_model, embedding, positive_coords=positive)

@@ -206,7 +206,7 @@ def test_prompts_in_different_shapes_share_a_frame(tiny_model, image):
         ({"negative_coords": '[{"x": 1}]'}, r"negative_coords\[0\] is .*finite numbers x and y"),
         ({"positive_coords": '[{"x": 1, "y": 61}]'}, "outside the image of 80x60"),
         ({"bboxes": "left"}, "bboxes is 'left'"),
-        ({"mask_prompt": torch.ones(1, 3, 60, 80)}, "a mask must be"),
+        ({"mask_prompt": torch.ones(1, 3, 60, 80)}, "mask_prompt has the shape .* MASK tensor"),
         ({"mask_prompt": torch.ones(4, 60, 80)}, "mask_prompt has 4 masks for 1 image"),
         ({"logits": torch.ones(1, 1, 64, 64)}, r"logits has the shape \(1, 1, 64, 64\)"),
         ({"positive_coords": CLICK, "candidate": "worst"}, "candidate is 'worst': choose one of best, smallest"),

@@ -79,13 +79,14 @@ def test_these_nodes_show_their_result_and_the_switch_comes_last():
 
 def test_words_are_shown_on_their_overlay(comfy, tiny_model, monkeypatch):
     from samkit.nodes import grounding
-    from samkit.sam import FoundBoxes
+    from samkit.sam import FoundBoxes, GroundingModel
 
+    model = object.__new__(GroundingModel)
     found = [FoundBoxes(np.array([[10.0, 10, 50, 40]]), [0.8], ["cat"]), FoundBoxes(np.zeros((0, 4)), [], [])]
     monkeypatch.setattr(grounding, "find_boxes", lambda *_: found)
     seen = []
     monkeypatch.setattr("samkit.nodes.common.result_text", lambda scores, seconds: seen.append(list(scores)) or "text")
-    said = grounding.SegmentText().run(True, sam_model=tiny_model, grounding_model=None, image=BATCH, text="cat")
+    said = grounding.SegmentText().run(True, sam_model=tiny_model, grounding_model=model, image=BATCH, text="cat")
     assert len(said["ui"]["images"]) == 2 and seen == [[0.8], []]
     shape = np.array(opened(comfy, said["ui"]["images"][0]).convert("RGB"))[:60, 80:160].astype(int)
     overlay, plain = (np.abs(shape - 255 * image[0].numpy()).mean() for image in (said["result"][4], BATCH))

@@ -119,7 +119,7 @@ def test_labels_may_be_one_for_all_or_one_per_object_of_every_image(output):
         ([square(0)] * 3, {}, "3 masks for 2 images"),
         ([square(0)] * 5, {"bboxes": [[[box(0)], [box(0)]]]}, "5 masks for 2 images, and 2 boxes"),
         ([square(0)] * 2, {"labels": ["a", "b", "c"]}, "number of labels is 3, but masks has 2 masks"),
-        ([square(0)] * 2, {"scores": [0.1, float("nan")]}, "scores has the value nan"),
+        ([square(0)] * 2, {"scores": [0.1, float("nan")]}, "scores\\[1\\] is nan: it must be a finite number"),
         ([square(0, size=(30, 40))] * 2, {}, "mask of 40x30 pixels, but its image has 80x60"),
     ],
 )

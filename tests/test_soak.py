@@ -72,7 +72,7 @@ def test_a_hundred_runs_interrupted_midway(tiny_model, monkeypatch, tmp_path):
         embed.cache.clear()
         comfy.interrupted_after = 1 + index % 9
         with pytest.raises(Interrupted):
-            AutoMask().execute(tiny_model, images, points_per_side=3, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
+            AutoMask().execute(tiny_model, images, points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
     check_growth(interrupted, 100)
 
@@ -82,7 +82,7 @@ def test_eight_threads_give_what_one_gives(tiny_model, tmp_path, tiny_sam):
     torch.save(tiny_sam.state_dict(), tmp_path / "again.pth")
     images = [as_image(make_picture(60, 80, seed)) for seed in range(4)]
     (embedding,) = GetSAMEmbedding().get_sam_embedding(images[3], tiny_model)
-    options = {"points_per_side": 3, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
+    options = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     works = [
         *(lambda i, k=k: Segment().execute(tiny_model, images[k], coords(i))[3] for k in range(3)),
         lambda i: PredictMask().execute(tiny_model, embedding, coords(i))[3],

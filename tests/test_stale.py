@@ -206,7 +206,7 @@ def test_a_batch_larger_than_the_cache_keeps_what_fits(tiny_model, runs, small_c
 
 def test_more_crops_than_the_cache_has_room_for_are_not_all_encoded_again(tiny_model, runs, small_cache):
     images = as_image(make_picture(60, 80), make_picture(60, 80, 1))
-    options = {"points_per_side": 4, "crop_n_layers": 1, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
+    options = {"points_per_side": 4, "crop_n_layers": 1, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     AutoMask().execute(tiny_model, images, **options)
     assert sum(runs) == 10
     AutoMask().execute(tiny_model, images, **options)

@@ -26,7 +26,7 @@ from samkit.utils.stacks import MaskStack, joined
 MANY = 40
 CLICK = '[{"x": 30, "y": 25}]'
 EMBEDDING = 32 * 8 * 8 * 4  # bytes of one of tiny_model's
-LOOSE = {"points_per_side": 4, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.0}
+LOOSE = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_segment_everything_refuses_as_soon_as_the_masks_do_not_fit(tiny_model, 
 def test_segment_everything_has_one_bar_for_all_frames(comfy, tiny_model, film):
     seen = []
     region = np.zeros((128, 128), bool)
-    options = AutoMaskOptions(points_per_side=4, points_per_batch=3, pred_iou_thresh=-1.0)
+    options = AutoMaskOptions(points_per_side=4, points_per_batch=3, pred_iou_thresh=0.0)
     everything_each(tiny_model, Frames(film[:3]), options, [None, region, None], lambda index, _: seen.append(index))
     assert [(bar.total, bar.current) for bar in comfy.bars] == [(12, 12)] and seen == [0, 1, 2]
 
@@ -339,7 +339,7 @@ def test_the_parts_of_a_batch_manager_are_the_film(tiny_model, film, skipped):
         ),
         (BatchManager(), None, 4, "meta_batch is of type BatchManager: it must be"),
         (BatchManager("4"), prompt_of(1), 4, "meta_batch is of type BatchManager: it must be"),
-        ("4", prompt_of(1), 4, "meta_batch is of type str: it must be"),
+        ("4", prompt_of(1), 4, "meta_batch is '4': it must be"),
         (BatchManager(), prompt_of(1), 5, "into batches of 4 frames, but this batch has 5. Connect it to the node that loads"),
     ],
 )

@@ -202,9 +202,9 @@ def test_a_click_on_what_resembles_it_is_taught_to_find_nothing(tiny_model, monk
         (lambda i, m: (i, m[:2]), "masks has 2 masks for 3 images. Connect one for each image"),
         (lambda i, m: (i, [*m[:2], m[2] * 0]), "masks is empty for image 2 of 3"),
         (lambda i, m: (i, [*m[:2], m[2] * float("nan")]), "masks: the mask of shape .* NaN or infinite"),
-        (lambda i, m: ([], []), "nothing to learn from"),
+        (lambda i, m: ([], []), "images is an empty list"),
         (lambda i, m: ([i[0] * float("nan"), *i[1:]], m), "image has values that are NaN"),
-        (lambda i, m: (["text"], m), "image must be an IMAGE"),
+        (lambda i, m: (["text"], m), "images is 'text': it must be an IMAGE"),
     ],
 )
 def test_what_cannot_be_taught_is_said(tiny_model, change, message):
@@ -321,7 +321,7 @@ def test_a_concept_of_another_model_is_refused_by_name(tiny_model, tiny_sam, tmp
 
 @pytest.mark.parametrize("concept", ["text", torch.ones(8, 32), {"tokens": 1}])
 def test_what_is_not_a_concept_is_refused(tiny_model, concept):
-    with pytest.raises(SAMError, match="not a concept. Connect SAM Teach or Load SAM Concept"):
+    with pytest.raises(SAMError, match="concept is .*: connect SAM Teach or Load SAM Concept"):
         Segment().execute(tiny_model, as_image(make_picture(60, 80)), CLICK, concept=concept)
 
 

@@ -63,7 +63,7 @@ def test_the_boxes_are_those_of_segment_text(comfy, tiny_model):
         assert status == 200
         image = as_image(make_picture(60, 80, frame))
         _, bboxes, _, labels, *_ = SegmentText().execute(tiny_model, grounding, image, TEXT)
-        assert found["boxes"] == bboxes[0] and [box["label"] for box in found["boxes"]] == [one for one in labels if one]
+        assert found["boxes"] == bboxes[0] and [box["label"] for box in found["boxes"]] == labels[: len(bboxes[0])]
         seen += len(bboxes[0])
     assert seen, "random weights of some version of transformers are sure in one frame only"
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import SAMError
-from .text import counted
+from .text import counted, shown
 
 _NODE = "VHS_BatchManager"
+_MOST = 1 << 40  # frames or parts
 
 
 def first_frame(meta_batch: Any, prompt: Mapping[str, Any] | None, frames: int, frame_offset: int = -1) -> int:
@@ -25,11 +26,14 @@ def first_frame(meta_batch: Any, prompt: Mapping[str, Any] | None, frames: int, 
         SAMError: this is not a manager, the prompt has none, or the frames are not those of one part.
     """
     size = getattr(meta_batch, "frames_per_batch", None)
-    counts = [node["inputs"].get("requeue", 0) for node in (prompt or {}).values() if node.get("class_type") == _NODE]
-    if not isinstance(size, int) or not counts:
+    nodes = prompt.values() if isinstance(prompt, Mapping) else ()
+    managers = [node for node in nodes if isinstance(node, Mapping) and node.get("class_type") == _NODE]
+    inputs = [given if isinstance(given := node.get("inputs"), Mapping) else {} for node in managers]
+    counts = [given.get("requeue", 0) for given in inputs]
+    if not _is_count(size) or not counts or not all(map(_is_count, counts)):
         raise SAMError(
-            f"meta_batch is of type {type(meta_batch).__name__}: it must be the output of a Meta Batch Manager in this "
-            "workflow. Without one, disconnect it and set frame_offset."
+            f"meta_batch is {shown(meta_batch)}: it must be the output of a Meta Batch Manager in this workflow. Without "
+            "one, disconnect it and set frame_offset."
         )
     if frames > size:
         raise SAMError(
@@ -37,3 +41,7 @@ def first_frame(meta_batch: Any, prompt: Mapping[str, Any] | None, frames: int, 
             "Connect it to the node that loads the video as well."
         )
     return max(0, frame_offset) + max(counts) * size
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST

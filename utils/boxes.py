@@ -1,15 +1,18 @@
 """BOUNDING_BOX and the community's BBOX forms <-> xyxy arrays; mask -> tight box."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .errors import SAMError
 from .names import name_in, named
+from .text import shown
 
 
 class BoundingBox(TypedDict, total=False):
@@ -59,8 +62,6 @@ def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto", frame_offse
     Raises:
         SAMError: anything else, with the item and its place.
     """
-    if form not in BOX_FORMS:
-        raise SAMError(f"box_form is {form!r}: choose one of {', '.join(BOX_FORMS)}.")
     value = _as_list(value)
     if _is_one_per_frame(value, frames):
         log.info("bboxes: a list of %d boxes for %d frames is read as one box per frame.", len(value), frames)
@@ -84,7 +85,7 @@ def _as_list(value: Any) -> Sequence[Any]:
     if _is_box(value):
         return [value]
     if not _is_list(value):
-        raise SAMError(f"bboxes is {_short(value)}: it must be {_FORMS}.")
+        raise SAMError(f"bboxes is {shown(value)}: it must be {_FORMS}.")
     return [_without_empty(_boxes_of_segs(item) if _is_segs(item) else item) for item in _without_empty(value)]
 
 
@@ -109,11 +110,8 @@ def _boxes_of_segs(value: Any) -> list[BoundingBox]:
 def _box_of_seg(one: Any, place: str) -> BoundingBox:
     x1, y1, x2, y2 = _corners(one.bbox, place)
     box = BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1)
-    if getattr(one, "confidence", None) is not None:
-        box["score"] = float(np.asarray(one.confidence).reshape(-1)[0])  # some detectors put it into an array
-    if getattr(one, "label", None) is not None:
-        box["label"] = str(one.label)
-    return box
+    extra = {"score": getattr(one, "confidence", None), "label": getattr(one, "label", None)}
+    return BoundingBox(**box, **_known(extra, place))
 
 
 def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int = -1) -> Sequence[Any]:
@@ -146,21 +144,27 @@ def _parse(boxes: Sequence[Any], place: str, form: BoxForm) -> Boxes:
 
 def _corners(box: Any, place: str, form: BoxForm = "auto") -> tuple[float, float, float, float]:
     if not _is_box(box):
-        raise SAMError(f"{place} is {_short(box)}: it must be {_FORMS}.")
+        raise SAMError(f"{place} is {shown(box)}: it must be {_FORMS}.")
     has_size = isinstance(box, Mapping) or form == "xywh"
     numbers = [box[key] for key in ("x", "y", "width", "height")] if isinstance(box, Mapping) else box
     x1, y1, x2, y2 = (float(number) for number in numbers)
     if has_size:
         x2, y2 = x1 + x2, y1 + y2
     if not np.isfinite((x1, y1, x2, y2)).all():
-        raise SAMError(f"{place} is {_short(box)}: its numbers must be finite.")
+        raise SAMError(f"{place} is {shown(box)}: its numbers must be finite.")
     if form == "auto" and not has_size and (x2 < x1 or y2 < y1):
         log.warning("%s is %s, which is read as two corners. If it is (x, y, width, height), set box_form to xywh.", place, box)
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
+    if isinstance(value, Tensor):
+        return _is_dense(value) and value.ndim > 0
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _is_dense(value: Tensor) -> bool:
+    return not (value.is_nested or value.is_meta or value.is_quantized) and value.layout is torch.strided
 
 
 def _is_box(value: Any) -> bool:
@@ -171,15 +175,10 @@ def _is_box(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
-        if value.ndim or (isinstance(value, Tensor) and value.is_complex()):
+        if value.ndim or (isinstance(value, Tensor) and not _is_dense(value)):
             return False
         value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and not abs(value) >= _FAR
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def nested_boxes(value: Any, form: BoxForm = "auto") -> list[list[BoundingBox]]:
@@ -197,9 +196,39 @@ def nested_boxes(value: Any, form: BoxForm = "auto") -> list[list[BoundingBox]]:
 
 def _as_dict(box: Any, place: str, form: BoxForm = "auto") -> BoundingBox:
     x1, y1, x2, y2 = _corners(box, place, form)
-    kept = ("score", "label", "object", "frame_index")
-    extra = {key: box[key] for key in kept if key in box} if isinstance(box, Mapping) else {}
+    extra = _known(box, place) if isinstance(box, Mapping) else {}
     return BoundingBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, **extra)
+
+
+def _known(box: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What a box says of itself besides its place: `score`, `label`, `object` and `frame_index`, as far as it has them.
+
+    Raises:
+        SAMError: one of them is of another kind, or a score is not finite.
+    """
+    known = {key: box[key] for key in ("score", "label", "object", "frame_index") if box.get(key) is not None}
+    if "score" in known:
+        score = known["score"]
+        if (
+            isinstance(score, (np.ndarray, Tensor)) and _is_list(score) and math.prod(score.shape) == 1
+        ):  # as some detectors give it
+            score = score.reshape(-1)[0]
+        if not _is_number(score) or not np.isfinite(float(score)):
+            raise SAMError(f"{place}.score is {shown(score)}: it must be a finite number.")
+        known["score"] = float(score)
+    if "label" in known:
+        label = known["label"]
+        if not isinstance(label, str) and not _is_number(label):
+            raise SAMError(f"{place}.label is {shown(label)}: it must be text or a number.")
+        known["label"] = str(label)
+    if "object" in known:
+        known["object"] = name_in(box, place)
+    if "frame_index" in known:
+        frame = known["frame_index"]
+        if not _is_number(frame) or float(frame) != int(frame) or frame < 0:
+            raise SAMError(f"{place}.frame_index is {shown(frame)}: it must be a whole number from 0.")
+        known["frame_index"] = int(frame)
+    return known
 
 
 def corners_of(box: BoundingBox) -> tuple[float, float, float, float]:

@@ -1,7 +1,8 @@
 """IMAGE and MASK tensors <-> numpy <-> PIL."""
 
+import math
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -10,29 +11,56 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import SAMError
+from .text import shown
 
 _PIECE = 1 << 18  # values that are converted at a time
-
-
 _FAR = 1e30  # float64 has numbers that float32 has not: they are as white
+_BRIGHT = 2.0  # HDR images and upscalers exceed 1, but most of an image that was not divided by 255 is above this
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def as_image(image: Tensor) -> Tensor:
-    """Check an IMAGE, and hand it on.
+def checked_tensor(value: Any, name: str, types: Sequence[torch.dtype], wanted: str) -> Tensor:
+    """Check that a value is a dense tensor, and hand it on. Its values are not read.
+
+    Args:
+        value: anything.
+        name: the input's name, for messages.
+        types: what its values may be.
+        wanted: "it must be ...", for messages.
+
+    Raises:
+        SAMError: it is not a tensor, or is nested, sparse, on the meta device or of another type.
+    """
+    if not isinstance(value, Tensor):
+        raise SAMError(f"{name} is {shown(value)}: {wanted}.")
+    kinds = {"nested": value.is_nested, "sparse": value.layout is not torch.strided, "meta": value.is_meta}
+    if any(kinds.values()):
+        kind = next(kind for kind, is_so in kinds.items() if is_so)
+        raise SAMError(f"{name} is a {kind} tensor: {wanted}. Give a dense tensor with values.")
+    if value.dtype not in types:
+        raise SAMError(f"{name} is a tensor of {value.dtype}: {wanted}.")
+    return value
+
+
+def as_image(image: Tensor, name: str = "image") -> Tensor:
+    """Check an IMAGE, and hand it on. Its values are not read.
 
     Args:
         image: `[B, H, W, C]` floats, C is 1 to 4.
+        name: the input's name, for messages.
 
     Raises:
         SAMError: another type, rank or number of channels, or a side of 0 pixels.
     """
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
-        seen = tuple(image.shape) if isinstance(image, Tensor) else f"a {type(image).__name__}"
-        raise SAMError(f"image must be an IMAGE tensor [B, H, W, C] with 1 to 4 channels, but is {seen}.")
-    if not image.is_floating_point():
-        raise SAMError(f"image is a tensor of {image.dtype}: an IMAGE has floating point values in 0..1. Divide by 255.")
+    wanted = "it must be an IMAGE tensor [B, H, W, C] with 1 to 4 channels and floating point values in 0..1"
+    if isinstance(image, Tensor) and image.dtype in _INTEGERS:
+        wanted = "an IMAGE has floating point values in 0..1. Divide by 255"
+    checked_tensor(image, name, FLOATS, wanted)
+    if image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
+        raise SAMError(f"{name} has the shape {tuple(image.shape)}: {wanted}.")
     if 0 in image.shape[1:3]:
-        raise SAMError(f"image has a side of 0 pixels: its shape is {tuple(image.shape)}.")
+        raise SAMError(f"{name} has a side of 0 pixels: its shape is {tuple(image.shape)}.")
     return image
 
 
@@ -43,16 +71,19 @@ class Frames(Sequence[np.ndarray]):
 
     Args:
         image: `[B, H, W, C]` floats in 0..1; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA).
+        name: the input's name, for messages.
 
     Raises:
-        SAMError: not an IMAGE (see `as_image`), or values that are not finite: at once, not after an hour of other frames.
+        SAMError: not an IMAGE (see `as_image`), or values that are not finite or not in 0..1 (see `refuse_levels`): at once,
+            not after an hour of other frames.
     """
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = as_image(image).detach()
+    def __init__(self, image: Tensor, name: str = "image") -> None:
+        self.image, self.name = as_image(image, name).detach(), name
         self.size: tuple[int, int] = (int(image.shape[1]), int(image.shape[2]))
-        if len(image) > 1 and not all(map(_is_finite, self.image)):
-            raise self._not_finite()
+        if len(image) > 1:
+            for frame in self.image:
+                self._check(float(torch.stack(colours(frame).aminmax()).abs().amax()), frame)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -67,27 +98,49 @@ class Frames(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         frame = self.image[index]
-        colour = frame[..., :3] if frame.shape[-1] >= 3 else frame[..., :1].expand(*self.size, 3)
-        colour = colour.cpu()
+        colour = colours(frame).expand(*self.size, 3).cpu()
         if colour.dtype == torch.float64:
             colour = torch.where(colour.isfinite(), colour.clamp(-_FAR, _FAR), colour)
-        levels = to_levels(colour.float().contiguous().numpy())
-        if levels is None:
-            raise self._not_finite()
+        levels, largest = to_levels(colour.float().contiguous().numpy())
+        self._check(largest, frame)
         return levels
+
+    def _check(self, largest: float, frame: Tensor) -> None:
+        if not math.isfinite(largest):
+            raise self._not_finite()
+        if largest > _BRIGHT:
+            refuse_levels(frame, self.name)
 
     def _not_finite(self) -> SAMError:
         bad = sum(int((~torch.isfinite(frame)).sum()) for frame in self.image)
         return SAMError(
-            f"image has values that are NaN or infinite ({bad} in total), often because a VAE overflowed in fp16: "
+            f"{self.name} has values that are NaN or infinite ({bad} in total), often because a VAE overflowed in fp16: "
             "run the VAE in fp32 or bf16."
         )
 
 
-def _is_finite(frame: Tensor) -> bool:
-    """Whether all colours of a frame `[H, W, C]` are finite; a NaN is both the least and the most. Alpha is ignored."""
-    colour = frame[..., :3] if frame.shape[-1] >= 3 else frame[..., :1]
-    return bool(torch.isfinite(torch.stack(colour.aminmax())).all())
+def colours(image: Tensor) -> Tensor:
+    """The colours of `[..., C]` without alpha: `[..., 3]`, or `[..., 1]` of a grey image."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+
+
+def refuse_levels(frame: Tensor, name: str) -> None:
+    """Refuse an image that somebody forgot to divide by 255: SAM would see black and white only.
+
+    Args:
+        frame: `[H, W, C]`, finite.
+        name: the input's name, for the message.
+
+    Raises:
+        SAMError: of the values that are not 0, more than half are above 2. HDR images have few such values.
+    """
+    colour = colours(frame)
+    bright, lit = int((colour > _BRIGHT).sum()), int((colour != 0).sum())
+    if 2 * bright > lit:
+        raise SAMError(
+            f"{name} has values up to {float(colour.max()):g}, and {bright / lit:.0%} of those that are not 0 are above "
+            f"{_BRIGHT:g}: an IMAGE has values in 0..1. Divide by 255 (or 65535); limit HDR images to 0..1."
+        )
 
 
 def image_to_frames(image: Tensor) -> list[np.ndarray]:
@@ -100,12 +153,13 @@ def put_frame(place: Tensor, frame: np.ndarray) -> None:
     place.copy_(torch.from_numpy(frame)).div_(255.0)
 
 
-def to_levels(values: np.ndarray) -> np.ndarray | None:
-    """Contiguous float32 in 0..1 to uint8 of the same shape, rounded and clipped; None where any is not finite.
+def to_levels(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Contiguous float32 in 0..1 to uint8 of the same shape, rounded and clipped; and the largest absolute value.
 
+    That is NaN or infinite where a value is not finite or 255 times larger than float32 holds; the levels mean nothing then.
     A piece at a time in one buffer that the cache holds: ten times as fast as whole tensors, and every click pays for it.
     """
-    flat, levels = values.reshape(-1), np.empty(values.shape, np.uint8)
+    flat, levels, largest = values.reshape(-1), np.empty(values.shape, np.uint8), 0.0
     out, buffer = levels.reshape(-1), np.empty(_PIECE, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(flat), _PIECE):
@@ -114,12 +168,13 @@ def to_levels(values: np.ndarray) -> np.ndarray | None:
             np.multiply(part, 255.0, out=scaled)
             least, most = scaled.min(), scaled.max()  # a NaN is both
             if not (np.isfinite(least) and np.isfinite(most)) and not np.isfinite(part).all():
-                return None
+                return levels, math.nan
             np.rint(scaled, out=scaled)
             if least < 0 or most > 255:
                 np.clip(scaled, 0, 255, out=scaled)
+                largest = max(largest, float(np.abs(part).max()))
             out[start : start + _PIECE] = scaled
-    return levels
+    return levels, largest
 
 
 def frames_to_image(frames: list[np.ndarray]) -> Tensor:
@@ -127,31 +182,69 @@ def frames_to_image(frames: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).float() / 255.0
 
 
+def without_gradients(tensor: Tensor) -> Tensor:
+    """The same tensor where it has none."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def bounded(image: Tensor) -> Tensor:
+    """An IMAGE as outputs have it, float32 in 0..1 without gradients: the same tensor where it is that already."""
+    values = without_gradients(image).float()
+    if not values.numel():
+        return values
+    low, high = values.aminmax()  # of a NaN, which only alpha may still have, both
+    return values if low >= 0 and high <= 1 else values.nan_to_num(0.0).clamp_(0.0, 1.0)
+
+
 def cutout(image: Tensor, masks: Tensor) -> Tensor:
-    """IMAGE `[N, H, W, 4]`: the image once for each mask `[N, H, W]`, masks in frame order, with the mask as its alpha."""
-    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
-    repeated = colour.to(masks.device).repeat_interleave(len(masks) // max(1, len(image)), 0)
-    return torch.cat([repeated, masks[..., None].to(repeated.dtype)], -1)
+    """The image once for each mask, with the mask as its alpha.
+
+    Args:
+        image: `[B, H, W, C]` floats.
+        masks: `[N, H, W]` in frame order, N a multiple of B.
+
+    Returns:
+        IMAGE `[N, H, W, 4]`.
+    """
+    colour = colours(image.detach()).expand(*image.shape[:3], 3).to(masks.device)
+    repeated = colour.repeat_interleave(len(masks) // max(1, len(image)), 0).float().clamp_(0.0, 1.0)
+    return torch.cat([repeated, masks[..., None]], -1)
 
 
-def as_masks(mask: Tensor) -> Tensor:
+def checked_mask(mask: Tensor, name: str = "the mask") -> Tensor:
+    """Check a MASK, and hand it on. Its values are not read.
+
+    Args:
+        mask: see `as_masks`.
+        name: the input's name, for messages.
+
+    Raises:
+        SAMError: another type or rank, or a side of 0 pixels.
+    """
+    wanted = "it must be a MASK tensor [N, H, W]"
+    checked_tensor(mask, name, (*FLOATS, torch.bool, *_INTEGERS), wanted)
+    if mask.ndim not in (2, 3) and not (mask.ndim == 4 and mask.shape[1] == 1):
+        raise SAMError(f"{name} has the shape {tuple(mask.shape)}: {wanted}.")
+    if 0 in mask.shape[-2:]:
+        raise SAMError(f"{name} has a side of 0 pixels: its shape is {tuple(mask.shape)}.")
+    return mask
+
+
+def as_masks(mask: Tensor, name: str = "the mask") -> Tensor:
     """MASK in any rank that packs produce (`[H, W]`, `[N, H, W]`, `[N, 1, H, W]`) to float32 `[N, H, W]` in 0..1.
+
+    Args:
+        mask: floats, integers or bool.
+        name: the input's name, for messages.
 
     Raises:
         SAMError: another type or rank, a side of 0 pixels, or values that are not finite.
     """
-    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] == 1:
-        mask = mask[:, 0]
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        mask = mask[None]
-    if not isinstance(mask, Tensor) or mask.ndim != 3:
-        seen = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise SAMError(f"a mask must be a MASK tensor [N, H, W], but is {seen}.")
-    if 0 in mask.shape[1:]:
-        raise SAMError(f"a mask has a side of 0 pixels: its shape is {tuple(mask.shape)}.")
-    if not bool(torch.isfinite(mask).all()):
-        raise SAMError(f"the mask of shape {tuple(mask.shape)} has values that are NaN or infinite.")
-    return mask.detach().float().clamp(0.0, 1.0)
+    values = checked_mask(mask, name).detach()
+    values = values[:, 0] if values.ndim == 4 else values[None] if values.ndim == 2 else values
+    if not bool(torch.isfinite(values).all()):
+        raise SAMError(f"{name} of shape {tuple(mask.shape)} has values that are NaN or infinite.")
+    return values.float().clamp(0.0, 1.0)
 
 
 def resize_pil(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -167,4 +260,6 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize MASK `[N, H, W]` to (h, w), bilinear and antialiased."""
     if tuple(masks.shape[-2:]) == tuple(size):
         return masks
+    if size[1] == 1:  # torch 2.11 gives its first row everywhere where the result has one column, but not where it has one row
+        return resize_masks(masks.mT, (1, size[0])).mT.contiguous() if size[0] > 1 else masks.mean((1, 2), keepdim=True)
     return F.interpolate(masks[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]

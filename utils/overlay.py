@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -177,8 +178,8 @@ def _sampled(frame: Tensor, step: int) -> np.ndarray:
     Values that are not finite, which no node lets pass, make the image black.
     """
     some = frame[::step, ::step, : 3 if frame.shape[-1] >= 3 else 1].cpu().float()
-    levels = to_levels(some.contiguous().numpy())
-    levels = np.zeros(some.shape, np.uint8) if levels is None else levels
+    levels, largest = to_levels(some.contiguous().numpy())
+    levels = levels if math.isfinite(largest) else np.zeros_like(levels)
     return levels if levels.shape[-1] == 3 else np.repeat(levels, 3, axis=2)
 
 

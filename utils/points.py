@@ -1,7 +1,7 @@
 """STRING coords, the JSON form of points that core's SAM3 Detect and KJNodes' Points Editor share, -> arrays."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,6 +13,7 @@ from .names import name_in, named
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
 _SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are not unusual
+_SLACK = 0.02  # a detector's boxes may end a little outside of the image
 _FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
 
 
@@ -33,8 +34,6 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) 
     Raises:
         SAMError: not JSON, or JSON of another form.
     """
-    if not isinstance(text, str):
-        raise SAMError(f"{name} is of type {type(text).__name__}: it must be a STRING with JSON {_FORM}.")
     try:
         value = _without_nothing(json.loads(text) if text.strip() else [])
     except (ValueError, RecursionError) as error:
@@ -55,25 +54,32 @@ def _without_nothing(value: Any) -> Any:
     return [_without_nothing(item) if isinstance(item, list) else item for item in value if item != {}]
 
 
-def refuse_normalised(points: list[np.ndarray], size: tuple[int, int], name: str) -> None:
-    """Refuse points that another pack has divided by the image's size.
+def refuse_normalised(marks: Mapping[str, Sequence[np.ndarray]], size: tuple[int, int]) -> None:
+    """Refuse coordinates that another node has divided by the image's size.
+
+    All marks are judged together: one click in the first pixel says nothing where other marks are far away.
 
     Args:
-        points: of each frame, `[P, 2]` (x, y).
+        marks: by the input's name, for each frame points `[P, 2]` (x, y) or boxes `[N, 4]` (x1, y1, x2, y2).
         size: (H, W) of the image in pixels.
-        name: the input's name, for the message.
 
     Raises:
         SAMError: all of them lie within 0 and 1 on an image that is larger, and not all on whole pixels.
     """
-    every = np.concatenate(points) if points else np.zeros((0, 2))
-    is_share = len(every) and bool(((every >= 0) & (every <= 1)).all()) and bool((every % 1).any())
-    if is_share and min(size) > _SMALLEST:
-        x, y = every[0]
-        raise SAMError(
-            f"All points of {name} are between 0 and 1 (the first at x={x:g}, y={y:g}), but the image has "
-            f"{size[1]}x{size[0]} pixels, and coordinates are pixels. Turn normalize off in the Points Editor."
-        )
+    given = {name: [rows for rows in frames if len(rows)] for name, frames in marks.items()}
+    given = {name: frames for name, frames in given.items() if frames}
+    if not given or min(size) <= _SMALLEST:
+        return
+    every = np.concatenate([rows.reshape(-1, 2) for frames in given.values() for rows in frames])
+    if ((every < -_SLACK) | (every > 1 + _SLACK)).any() or not (every % 1).any():
+        return
+    has_boxes = any(frames[0].shape[1] == 4 for frames in given.values())
+    (x, y), what = every[0], "coordinates" if has_boxes else "points"
+    advice = "Multiply them by the width and the height." if has_boxes else "Turn normalize off in the Points Editor."
+    raise SAMError(
+        f"All {what} of {' and '.join(given)} are between 0 and 1 (the first at x={x:g}, y={y:g}), but the image has "
+        f"{size[1]}x{size[0]} pixels, and coordinates are pixels. {advice}"
+    )
 
 
 def _parse(points: list[Any], place: str) -> np.ndarray:

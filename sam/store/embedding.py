@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.text import shown
+from ..errors import SAMError
 from ..geometry import Size
 
 
@@ -82,3 +84,38 @@ class SAMEmbedding(np.ndarray):
 def knows_its_image(embedding: np.ndarray) -> bool:
     """Whether an array is a whole SAMEmbedding, and not another pack's array or a reshaped view of one."""
     return isinstance(embedding, SAMEmbedding) and embedding.ndim == 4 and hasattr(embedding, "image_keys")
+
+
+def checked_embedding(embedding: Any, name: str = "embedding") -> np.ndarray:
+    """Check that what came through a socket has the form of an embedding, and hand it on. Its values are not read.
+
+    Args:
+        embedding: SAMEmbedding, or another pack's array float `[B, C, h, w]`.
+        name: the input's name, for messages.
+
+    Raises:
+        SAMError: it is not an array of that form, or what a SAMEmbedding knows of its images and its maps does not fit it.
+    """
+    if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or embedding.dtype.kind != "f" or 0 in embedding.shape[1:]:
+        raise SAMError(f"{name} is {shown(embedding)}: it must be an array [B, C, h, w] of floats. Connect Get SAM Embedding.")
+    if knows_its_image(embedding) and not _is_whole(embedding):
+        raise SAMError(f"{name} is damaged: its maps or its sizes do not fit its images. Run Get SAM Embedding again.")
+    return embedding
+
+
+def _is_whole(embedding: SAMEmbedding) -> bool:
+    known = vars(embedding)
+    sizes, maps, keys = (known.get("original_size"), known.get("input_size")), known.get("maps"), known.get("image_keys")
+    return (
+        all(isinstance(size, tuple) and len(size) == 2 and min(size) > 0 for size in sizes)
+        and isinstance(known.get("encoder_identity"), str)
+        and isinstance(keys, tuple)
+        and len(keys) == len(embedding)
+        and all(isinstance(key, str) for key in keys)
+        and isinstance(maps, dict)
+        and all(_is_map(one, len(embedding)) for one in maps.values())
+    )
+
+
+def _is_map(values: Any, frames: int) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype == np.float32 and values.ndim == 4 and len(values) == frames

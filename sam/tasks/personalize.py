@@ -41,6 +41,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 _PLACES, _PARTS = 8, 4  # that `parts` tries, and into which it divides an object
 _TRIES = 2  # per object: a peak may lead back to what was found
+_MISSES = 16  # in a row, that end the search, which would go on to the least similar pixel; 8 objects have no more tries
 _SAME = 0.5  # a mask that shares this much of the smaller one's area is what was found already
 
 
@@ -210,7 +211,7 @@ def _predict_options(options: PersonalizeOptions) -> PredictOptions:
 
 def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
     """One mask for each reference, `[R, h, w]`, none of them empty."""
-    masks = as_masks(masks).cpu()
+    masks = as_masks(masks, "reference_mask").cpu()
     if len(masks) != len(examples):
         raise SAMError(
             f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. "
@@ -273,12 +274,13 @@ def _objects(
     frames: FrameDecoder, index: int, similarity: Tensor, target: Target, options: PersonalizeOptions
 ) -> Iterator[_Object]:
     """One object after the other, each where the similarity `[H, W]` is highest once the ones before are erased from it."""
-    left, found = similarity.clone(), []
+    left, found, misses = similarity.clone(), [], 0
     lowest = extremes(similarity)[1]
     for _ in range(options.max_objects * _TRIES):
         peak = extremes(left)[0]
-        if len(found) == options.max_objects or float(left.max()) < options.min_score:
+        if len(found) == options.max_objects or misses == _MISSES or float(left.max()) < options.min_score:
             return
+        misses += 1
         if target.mixture is None:
             guidance = guide(left, frames.frame, frames.embedding.shape[-2:], target) if options.guided else None
             mask = _segment(frames, index, np.stack([peak, lowest]), guidance).cpu()
@@ -287,6 +289,7 @@ def _objects(
         score = _score(similarity, mask)
         if bool(mask.any()) and not _is_known(mask, found) and score >= options.min_score:
             found.append(mask)
+            misses = 0
             yield _Object(mask, score, peak)
         left[mask | _around(peak, mask.shape, frames)] = similarity.min()
 

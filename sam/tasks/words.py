@@ -1,6 +1,7 @@
 """Words -> boxes, by Grounding DINO."""
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...utils.boxes import Boxes
 from ...utils.comfy import Progress
+from ...utils.images import resize_pil
 from ..errors import SAMError
 from ..geometry import Size
 from ..kernels.nms import non_maximum_suppression
@@ -22,7 +24,11 @@ from ..prompts import clip_boxes
 
 _FRAMES_AT_ONCE = 4
 _FRAME_BYTES = 1 << 30  # about what a frame needs at the model's 800x1333
-_BETWEEN_PHRASES = re.compile(r"[.,\n]")
+# Also the full stops, commas and semicolons that keyboards for Chinese and Japanese type.
+_BETWEEN_PHRASES = re.compile("[.,;\n\uff0e\uff61\u3002\uff0c\uff64\u3001\uff1b]")
+_BETWEEN_WORDS = re.compile(r"[.?]")  # which the model's tokenizer keeps as tokens of their own
+_LEAST, _LONGEST = 8, 2048  # pixels of a side
+_MOST_RATIO = 8  # of the long side to the short one: of a longer image too few places are left for the model's queries
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class FoundBoxes(NamedTuple):
 
 
 def normalise_text(text: str) -> str:
-    """Phrases between full stops, commas or line ends to what the model was trained on: `"cat. remote control."`.
+    """Phrases between full stops, commas, semicolons or line ends to what the model was trained on: `"cat. remote control."`.
 
     Raises:
         SAMError: there is no phrase.
@@ -119,28 +125,62 @@ def _detect(
     grounding: GroundingModel, frames: list[np.ndarray], caption: str, options: GroundingOptions, device: torch.device
 ) -> list[dict[str, Any]]:
     """transformers' own result for some images: `boxes`, `scores` and labels of each."""
-    inputs = grounding.processor(images=frames, text=[caption] * len(frames), return_tensors="pt").to(device)
+    images, sizes = zip(*map(_detectable, frames), strict=True)
+    inputs = grounding.processor(images=list(images), text=[caption] * len(frames), return_tensors="pt").to(device)
     outputs = grounding.network(**inputs)
     post_process = grounding.processor.post_process_grounded_object_detection
     # Called `box_threshold` at first; both names are taken by some versions of 4, the new one alone by 5.
     name = "threshold" if "threshold" in inspect.signature(post_process).parameters else "box_threshold"
-    return post_process(
+    results = post_process(
         outputs,
         inputs["input_ids"],
         text_threshold=options.text_threshold,
-        target_sizes=[frame.shape[:2] for frame in frames],
+        target_sizes=list(sizes),
         **{name: options.box_threshold},
     )
+    special = grounding.processor.tokenizer.all_special_tokens
+    for result, frame, size in zip(results, frames, sizes, strict=True):
+        # `labels` held the words before `text_labels` did, and will hold numbers.
+        words = result["text_labels"] if "text_labels" in result else result["labels"]
+        result["words"] = [_cleaned(label, special) for label in words]
+        if size != frame.shape[:2]:
+            limits = torch.tensor([frame.shape[1], frame.shape[0]] * 2, device=result["boxes"].device)
+            result["boxes"] = torch.minimum(result["boxes"], limits)
+    return results
+
+
+def _detectable(frame: np.ndarray) -> tuple[np.ndarray, Size]:
+    """An image that the model can take, and the size (H, W) in pixels of the source that its boxes refer to.
+
+    One of few rows or columns is continued at the bottom or on the right by the last of them, so that boxes keep their place. A
+    very long one is shrunk before: one row of 100,000 pixels would need gigabytes otherwise.
+    """
+    height, width = frame.shape[:2]
+    if min(height, width) >= max(_LEAST, math.ceil(max(height, width) / _MOST_RATIO)):
+        return frame, (height, width)
+    scale = min(1.0, _LONGEST / max(height, width))
+    small = [max(1, round(side * scale)) for side in (height, width)]
+    least = max(_LEAST, math.ceil(max(small) / _MOST_RATIO))
+    margins = [max(0, least - side) for side in small]
+    image = np.pad(resize_pil(frame, (small[0], small[1])), ((0, margins[0]), (0, margins[1]), (0, 0)), mode="edge")
+    whole = [round(side * (part + margin) / part) for side, part, margin in zip((height, width), small, margins, strict=True)]
+    return image, (whole[0], whole[1])
+
+
+def _cleaned(label: str, special: Sequence[str]) -> str:
+    """The words of a label, without the tokens that only separate them: `"a cat. [SEP]"` is a cat. `"[SEP]"` is empty."""
+    for token in special:
+        label = label.replace(token, " ")
+    return " ".join(_BETWEEN_WORDS.sub(" ", label).split())
 
 
 def _best(result: dict[str, Any], size: Size, options: GroundingOptions) -> FoundBoxes:
     """Without duplicates, best first, no more than are wanted, and none that has no area in the image."""
     boxes, scores = (result[name].float().cpu() for name in ("boxes", "scores"))
-    # `labels` held the words before `text_labels` did, and will hold numbers.
-    labels = result["text_labels"] if "text_labels" in result else result["labels"]
     kept = [index for index in non_maximum_suppression(boxes, scores, options.nms_threshold) if _shows(boxes[index], size)]
     kept = kept[: options.max_boxes or None]
-    return FoundBoxes(boxes[kept].double().numpy().reshape(-1, 4), scores[kept].tolist(), [labels[index] for index in kept])
+    labels = [result["words"][index] for index in kept]
+    return FoundBoxes(boxes[kept].double().numpy().reshape(-1, 4), scores[kept].tolist(), labels)
 
 
 def _shows(box: Tensor, size: Size) -> bool:

@@ -27,7 +27,7 @@ from ..models.taught import SURE
 from ..placement.devices import DeviceMode, placed
 from ..prompts import PromptTensors
 from .drawing import Drawer
-from .examples import Example, make_examples, make_others
+from .examples import Example, covered, make_examples, make_others
 from .loop import History, Schedule, train
 from .losses import iou, mask_loss
 from .retrained import Retrained, is_trainable, with_decoder
@@ -225,8 +225,9 @@ class _Trainer:
 
 def _off(example: Example) -> Tensor:
     """bool `[4h, 4w]`: the image but for the object; all of it where the object fills it."""
-    cells = (example.inside > 0.5) & ~example.mask
-    return cells if bool(cells.any()) else example.inside > 0.5
+    image = covered(example.inside)  # an image of one pixel's width covers no cell half
+    cells = image & ~example.mask
+    return cells if bool(cells.any()) else image
 
 
 def _score_loss(scores: Tensor, wanted: Tensor) -> Tensor:

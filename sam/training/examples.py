@@ -82,7 +82,14 @@ def make_examples(
             f"masks is empty for image {', '.join(empty[:8])} of {len(each)} (counted from 0). Paint over the object in every "
             "image. Load Image gives an empty mask for an image without alpha."
         )
-    return [_example(model, *one, device_mode) for one in zip(frames, each, others, strict=True)]
+    examples = [_example(model, *one, device_mode) for one in zip(frames, each, others, strict=True)]
+    lost = [str(index) for index, example in enumerate(examples) if not bool(example.mask.any())]
+    if lost:  # a pixel of an image of thousands
+        raise SAMError(
+            f"masks is too small for image {', '.join(lost[:8])} of {len(each)} (counted from 0): nothing of it is left at the "
+            "model's resolution. Crop the image around the object."
+        )
+    return examples
 
 
 def make_others(model: Segmenter, images: Sequence[Tensor], device_mode: DeviceMode = "AUTO") -> list[Example]:
@@ -122,7 +129,7 @@ def _example(model: Segmenter, image: Tensor, mask: Tensor, other: Tensor | None
     frame = model.frame(embedding.original_size)
     target = on_grid(mask[0], frame, frame.grid)[0]
     inside = _inside(frame)
-    wrong = None if other is None or not bool((other > 0.5).any()) else on_grid(other[0], frame, frame.grid)[0] > 0.5
+    wrong = None if other is None or not bool((other > 0.5).any()) else covered(on_grid(other[0], frame, frame.grid)[0])
     features = Features(maps, embedding.image_keys[0], torch.device("cpu"))
     depth = _depth(covered(target))
     return Example(features, target, inside, wrong, depth)
