@@ -243,3 +243,36 @@ def test_the_requirements_are_the_projects_and_leave_torch_alone():
     assert re.findall(r'"(.+)"', dependencies) == listed
     assert not any(name.startswith("torch") for name in listed)
     assert 'name = "samkit"' in project and 'DisplayName = "SAM Kit"' in project
+
+
+def named_tests():
+    """Each test that docs/faults.md names, as (file, name): the file is that of the row, or else of the section."""
+    section = None
+    for line in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("## ", "`tests/")):
+            found = re.findall(r"`tests/([\w/.]+)`", line)
+            section = found or (section if not line.startswith("## ") else None)
+        cells = line.split(" | ")
+        if not line.startswith("| ") or len(cells) < 3 or cells[-1].startswith("test"):
+            continue
+        for name in re.findall(r"`([^`]+)`", cells[-1]):
+            file, _, wanted = name.rpartition(" -k ") if " -k " in name else ("", "", name)
+            if re.fullmatch(r"(tests/)?[\w/.]+\.(py|mjs)", name):
+                file, wanted = name, ""
+            yield [file.removeprefix("tests/")] if file else section, wanted.strip('"')
+
+
+@pytest.mark.parametrize(("files", "wanted"), list(named_tests()), ids=lambda value: str(value))
+def test_every_test_that_the_list_of_faults_names_exists(files, wanted):
+    assert files, "neither the row nor its section names a file"
+    names = []
+    for file in files:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        names += re.findall(r"(?:def (test_\w+)|class (Test\w+))", text)
+    every = " ".join(part for pair in names for part in pair).lower()
+    for alternative in wanted.split(" or "):
+        assert alternative.lower() in every, f"no test of {files} is called {alternative}"
+
+
+def test_the_list_of_faults_is_long():
+    assert len(list(named_tests())) > 100

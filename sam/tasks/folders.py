@@ -391,7 +391,7 @@ def segment_folder(
                 errors[result.file_name] = result.error
                 failures += result.is_models
                 if failures == _MOST_FAILURES and not successes:
-                    raise SAMError(f"The model failed with the first {failures} images. {result.error}")
+                    raise SAMError(f"The model failed with each of the first images: {result.error}")
             else:
                 successes += 1
                 for name, content in result.files.items():
