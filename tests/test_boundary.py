@@ -1,7 +1,6 @@
 """The pack at ComfyUI's door: folders, progress, interruption and the memory manager, against small fakes."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -163,13 +162,14 @@ def test_threads_wait_for_each_other_only_where_a_model_has_several_places(
 
 
 def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
-    busy, most = [], []
+    together, alone = threading.Barrier(2), []
 
     def place(network, device, memory):
-        busy.append(1)
-        most.append(len(busy))
-        time.sleep(0.02)
-        busy.pop()
+        try:
+            together.wait(0.02)  # which another one that is in here, too, would end
+        except threading.BrokenBarrierError:
+            alone.append(1)
+            together.reset()
         return device
 
     def use():
@@ -182,7 +182,7 @@ def test_placing_itself_is_always_in_turn(comfy, tiny_model, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1, 1, 1, 1]
+    assert alone == [1, 1, 1, 1]
 
 
 def test_a_model_that_is_there_is_not_moved(tiny_model, monkeypatch):
