@@ -7,6 +7,7 @@ from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .embedding_file import LoadEmbedding, SaveEmbedding
 from .example import ExampleImage
 from .grounding import GroundingLoader, SegmentText, TextToBoxes
+from .load_masks import LoadMasks
 from .masks import SelectMasks
 from .matte import Matte, MatteLoader
 from .model import SAMHubLoader, SAMModelLoader
@@ -25,6 +26,7 @@ _NODES = {
     "SAMKit_HubLoader": (SAMHubLoader, "Load SAM from Hub"),
     "GetSAMEmbedding": (GetSAMEmbedding, "Get SAM Embedding"),
     "SAMKit_SaveMasks": (SaveMasks, "SAM Save Masks"),
+    "SAMKit_LoadMasks": (LoadMasks, "SAM Load Masks"),
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),

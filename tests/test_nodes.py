@@ -27,6 +27,12 @@ CONTRACT = {
         ["bboxes", "labels", "scores"],
         [],
     ),
+    "SAMKit_LoadMasks": (
+        "SAM Load Masks",
+        ["path"],
+        ["category", "start", "count", "individual_masks", "image_folder"],
+        ["images", "masks", "bboxes", "labels"],
+    ),
     "GetSAMEmbedding": ("Get SAM Embedding", ["sam_model", "image"], ["device_mode"], ["sam_embedding"]),
     "SAMEmbeddingToImage": ("SAM Embedding to Image", ["embedding"], ["mode"], ["image"]),
     "SAMKit_PredictMask": (

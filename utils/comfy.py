@@ -275,16 +275,18 @@ def _listed(folder: Path) -> list[Path]:
     return known.files + [file for inside in known.folders for file in _listed(inside)]
 
 
-def annotated_path(name: str, kinds: tuple[str, ...]) -> Path | None:
+def annotated_path(name: str, kinds: tuple[str, ...], or_folder: bool = False) -> Path | None:
     """Full path of a file by a name such as `folder/file.ending [output]`; ComfyUI's form, which without a folder is `input`.
 
-    None where there is none of that name in one of `kinds`, or where the name or a link leads out of its folder.
+    None where there is none of that name in one of `kinds`, or where the name or a link leads out of its folder. A folder is
+    found only where that is wanted.
     """
     inside, _, kind = name.removesuffix("]").rpartition(" [") if name.endswith("]") else (name, "", "input")
     try:
         folder = _data_folder(kind).resolve() if kind in kinds else None
         path = folder and (folder / inside).resolve()
-        return path if path and path.is_relative_to(folder) and path.is_file() else None
+        is_inside = path is not None and path.is_relative_to(folder)
+        return path if is_inside and (path.is_file() or (or_folder and path.is_dir())) else None
     except (OSError, ValueError, RuntimeError):  # as in `image_path`
         return None
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import SAMError
+
 _MOST_CHARACTERS = 7  # of a run: 5 bits each, and no image has more than 2^34 pixels
 
 
@@ -46,3 +48,42 @@ def _compressed(counts: np.ndarray) -> str:
         characters[:, place], used[:, place] = low + 0x20 * more + 48, going
         going &= more
     return characters[used].tobytes().decode("ascii")
+
+
+def decode_mask(coded: dict[str, Any]) -> np.ndarray:
+    """The mask bool `[H, W]` of a run-length encoding of COCO, whose counts are a text, as of `encode_mask`, or a list.
+
+    Source: `rleFrString` and `rleDecode` in cocoapi's `common/maskApi.c`.
+
+    Raises:
+        SAMError: it is of another form, or its runs are not those of an image of its size.
+    """
+    try:
+        height, width = (int(side) for side in coded["size"])
+        counts = coded["counts"]
+        lengths = _expanded(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts, np.int64).reshape(-1)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise SAMError(f"a run-length encoding is not one of COCO: {type(error).__name__} {error}.") from error
+    if height < 0 or width < 0 or (lengths < 0).any() or lengths.sum() != height * width:
+        seen = f"{int(lengths.sum())} pixels for an image of {width}x{height}"
+        raise SAMError(f"a run-length encoding has {seen}: the file is damaged, or its masks are of another image.")
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(inside, lengths).reshape(width, height).T
+
+
+def _expanded(text: str | bytes) -> np.ndarray:
+    """The runs of a compressed text: groups of 5 bits, each but the first three runs a difference from the one before last."""
+    groups = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    if not len(groups):
+        return groups
+    if (groups < 0).any() or (groups > 63).any() or groups[-1] & 0x20:
+        raise ValueError("its text has other characters")
+    ends = np.flatnonzero(groups & 0x20 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((groups & 0x1F) << (5 * place), starts)
+    negative = groups[ends] & 0x10 > 0
+    values -= np.where(negative, 1 << (5 * (ends - starts + 1)), 0)
+    for index in range(3, len(values)):
+        values[index] += values[index - 2]
+    return values

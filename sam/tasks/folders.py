@@ -12,13 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...utils.boxes import boxes_per_frame
 from ...utils.comfy import locked
 from ...utils.files import remove_parts, write_whole, writing
 from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
+from ..datasets.images import IMAGE_SUFFIXES, read_image
 from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
@@ -37,7 +38,6 @@ from .words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 log = logging.getLogger("samkit")
 
 Mode: TypeAlias = Literal["everything", "words", "prompts"]
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 # Images of other kinds, which are reported, since whoever has them in the folder expects them in the data set.
 UNREAD = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".exr", ".hdr", ".tga", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw"}
@@ -191,32 +191,6 @@ class Worker:
         return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does.
-
-    Of several frames it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do
-    integers of 32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
-
-    Raises:
-        OSError, ValueError, SyntaxError: the file is damaged, not an image, or its values fit no range.
-    """
-    with Image.open(path) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # its other frames are the same photograph for other displays
-            log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
-        image = ImageOps.exif_transpose(image)
-        if image.mode != "F" and not image.mode.startswith("I"):
-            return np.array(image.convert("RGB"))
-        values = np.asarray(image).astype(np.float64)
-    least, most = values.min(), values.max()
-    if not (0 <= least <= most <= 65535):  # also for NaN
-        raise SAMError(f"its gray levels are from {least:g} to {most:g}: save it with 8 or 16 bits per channel.")
-    top = 1 if image.mode == "F" and most <= 1 else 255 if image.mode == "F" and most <= 255 else 65535
-    if top == 65535 and most < 4096:
-        log.warning("%s has gray levels up to %g of 65535, and looks black to SAM: stretch its levels.", path.name, most)
-    return np.repeat((values * (255 / top)).round().astype(np.uint8)[..., None], 3, axis=-1)
-
-
 def _prompt(one: Mapping[str, Any], checked: Callable[[PromptInputs], list[Prompt]]) -> Prompt:
     """One object of the prompts file; everything that it has is one object."""
     parts = {name: one.get(name, []) for name in ("positive_coords", "negative_coords")}
@@ -251,9 +225,9 @@ def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[P
     if leave_out is not None:
         output = leave_out.resolve()
         files = {file for file in files if not file.resolve().is_relative_to(output)}
-    readable = SUFFIXES & Image.registered_extensions().keys()
+    readable = IMAGE_SUFFIXES & Image.registered_extensions().keys()
     images = [file for file in files if file.suffix.lower() in readable]
-    others = [file for file in files if file.suffix.lower() in (SUFFIXES | UNREAD) - readable]
+    others = [file for file in files if file.suffix.lower() in (IMAGE_SUFFIXES | UNREAD) - readable]
     if not images:
         raise SAMError(f"There is no image ({', '.join(sorted(readable))}) in {', '.join(map(str, paths))}.")
     folders = [path if path.is_dir() else path.parent for path in paths]

@@ -1,0 +1,96 @@
+"""Polygons to masks, as the tools that wrote them draw them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import SAMError
+from ..geometry import Size
+
+_FINER = 5  # points of a border for each pixel
+
+
+def polygon_mask(points: Sequence[float], size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of one of COCO's polygons `[x1, y1, x2, y2, ...]`, which `pycocotools` draws alike.
+
+    A pixel is the area from x to x + 1. The border is followed in fifths of pixels; where it passes a column's center, it turns
+    the mask on or off for all pixels below it in that column.
+
+    Source: `rleFrPoly` in cocoapi's `common/maskApi.c`.
+
+    Raises:
+        SAMError: it has no three points, or a coordinate is not finite.
+    """
+    height, width = size
+    corners = np.asarray(points, np.float64).reshape(-1, 2) if len(points) % 2 == 0 else np.zeros((0, 2))
+    if len(corners) < 3 or not np.isfinite(corners).all() or np.abs(corners).max() > 1e8:
+        raise SAMError(f"a polygon has the coordinates {str(list(points))[:60]}: it needs three points or more, in pixels.")
+    corners = np.trunc(_FINER * corners + 0.5).astype(np.int64)
+    x, y = _followed(np.concatenate([corners, corners[:1]]))
+    turns = np.flatnonzero(np.diff(x))
+    before, after = (x[turns], y[turns]), (x[turns + 1], y[turns + 1])
+    columns = (np.where(after[0] < before[0], after[0], after[0] - 1) + 0.5) / _FINER - 0.5
+    is_center = (np.floor(columns) == columns) & (columns >= 0) & (columns <= width - 1)
+    rows = np.ceil(np.clip((np.minimum(after[1], before[1]) + 0.5) / _FINER - 0.5, 0, height))
+    places = (columns * height + rows)[is_center].astype(np.int64)
+    changes = np.bincount(places[places < height * width], minlength=height * width)
+    return (np.cumsum(changes) % 2 == 1).reshape(width, height).T
+
+
+def _followed(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every point of the border's grid, corner after corner: x and y, int64 `[m]`."""
+    start, end = corners[:-1], corners[1:]
+    across = np.abs(end - start)
+    is_wide = across[:, 0] >= across[:, 1]
+    steps = np.where(is_wide, across[:, 0], across[:, 1])
+    edge = np.repeat(np.arange(len(steps)), steps + 1)
+    step = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
+    along, other = np.where(is_wide, 0, 1), np.where(is_wide, 1, 0)
+    rows = np.arange(len(steps))
+    is_back = start[rows, along] > end[rows, along]
+    low = np.where(is_back[:, None], end, start)
+    high = np.where(is_back[:, None], start, end)
+    slope = (high[rows, other] - low[rows, other]) / np.maximum(steps, 1)
+    place = np.where(is_back[edge], steps[edge] - step, step)
+    first = place + low[rows, along][edge]
+    second = np.trunc(low[rows, other][edge] + slope[edge] * place + 0.5).astype(np.int64)
+    return np.where(is_wide[edge], first, second), np.where(is_wide[edge], second, first)
+
+
+def drawn_polygon(points: np.ndarray, size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a polygon `[N, 2]` of YOLO's labels: corners are pixels, and the outline belongs to it.
+
+    Source: `polygon2mask` in ultralytics' `data/utils.py`, which truncates the corners and fills with OpenCV.
+    """
+    image = Image.new("L", (size[1], size[0]))
+    ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in points], outline=1, fill=1)
+    return np.asarray(image) > 0
+
+
+def shape_mask(kind: str, points: np.ndarray, size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a shape of labelme, which draws with Pillow, the outline included.
+
+    Args:
+        kind: polygon, rectangle (two corners) or circle (center and a point on it).
+        points: float64 `[N, 2]`.
+        size: (H, W).
+
+    Raises:
+        SAMError: the shape has too few points, or is of another kind.
+    """
+    least = {"polygon": 3, "rectangle": 2, "circle": 2}
+    if len(points) < least.get(kind, len(points) + 1):
+        raise SAMError(
+            f"a shape is a {kind!r} of {len(points)} points: only polygons, rectangles, circles and masks can be read."
+        )
+    image = Image.new("L", (size[1], size[0]))
+    draw = ImageDraw.Draw(image)
+    if kind == "circle":
+        (x, y), radius = points[0], float(np.hypot(*(points[1] - points[0])))
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=1, fill=1)
+    elif kind == "rectangle":
+        draw.rectangle([*points[:2].min(0), *points[:2].max(0)], outline=1, fill=1)
+    else:
+        draw.polygon([tuple(point) for point in points], outline=1, fill=1)
+    return np.asarray(image) > 0

@@ -1,0 +1,39 @@
+"""Image files as SAM sees them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import SAMError
+
+log = logging.getLogger("samkit")
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does.
+
+    Of several frames it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do
+    integers of 32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
+
+    Raises:
+        OSError, ValueError, SyntaxError: the file is damaged, not an image, or its values fit no range.
+    """
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # its other frames are the same photograph for other displays
+            log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
+        image = ImageOps.exif_transpose(image)
+        if image.mode != "F" and not image.mode.startswith("I"):
+            return np.array(image.convert("RGB"))
+        values = np.asarray(image).astype(np.float64)
+    least, most = values.min(), values.max()
+    if not (0 <= least <= most <= 65535):  # also for NaN
+        raise SAMError(f"its gray levels are from {least:g} to {most:g}: save it with 8 or 16 bits per channel.")
+    top = 1 if image.mode == "F" and most <= 1 else 255 if image.mode == "F" and most <= 255 else 65535
+    if top == 65535 and most < 4096:
+        log.warning("%s has gray levels up to %g of 65535, and looks black to SAM: stretch its levels.", path.name, most)
+    return np.repeat((values * (255 / top)).round().astype(np.uint8)[..., None], 3, axis=-1)

@@ -1,0 +1,332 @@
+"""Data sets that come in: what the real tools write is read to the exact masks, and so is what this pack writes."""
+
+import base64
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import as_image, make_picture
+from fakes import FakeComfyUI, install
+from PIL import Image
+from pycocotools import mask as pycoco
+from samkit.nodes.load_masks import LoadMasks
+from samkit.nodes.save_masks import SaveMasks
+from samkit.nodes.teach import Teach
+from samkit.sam import SAMError
+from samkit.sam.datasets.drawing import polygon_mask
+from samkit.sam.datasets.formats import FORMATS
+from samkit.sam.datasets.read import open_data_set
+from samkit.sam.datasets.rle import decode_mask, encode_mask
+from test_datasets import SHAPES
+
+SIZE = (90, 120)
+
+
+def picture(path, seed=0, size=SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(make_picture(*size, seed)).save(path)
+
+
+def masks_of(data, index=0):
+    pixels, labeled = data.read(index)
+    assert pixels.shape[:2] == labeled.size
+    return [(one.label, one.mask, one.score) for one in labeled.objects]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_polygons_are_those_of_pycocotools(seed):
+    rng, different = np.random.default_rng(seed), set()
+    for turn in range(200):
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        points = rng.random((rng.integers(3, 9), 2)) * [width + 10, height + 10] - 5
+        points = np.round(points * 2) / 2 if turn % 3 == 0 else points
+        flat = points.reshape(-1).tolist()
+        wanted = pycoco.decode(pycoco.frPyObjects([flat], height, width))[..., 0].astype(bool)
+        assert (polygon_mask(flat, (height, width)) == wanted).all()
+        different.add(wanted.tobytes())
+    assert len(different) > 100
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_run_lengths_are_those_of_pycocotools(name):
+    mask = SHAPES[name]
+    compressed = pycoco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert (decode_mask(compressed) == mask).all()
+    assert (decode_mask({**compressed, "counts": compressed["counts"].decode()}) == mask).all()
+    assert (decode_mask(encode_mask(mask)) == mask).all()
+    runs, value, lengths = mask.T.reshape(-1), False, []
+    while len(runs):
+        end = int(np.argmax(runs != value)) if (runs != value).any() else len(runs)
+        lengths.append(end)
+        runs, value = runs[end:], not value
+    assert (decode_mask({"size": list(mask.shape), "counts": lengths}) == mask).all()
+
+
+WRONG_RUNS = [
+    {},
+    {"size": [3], "counts": [9]},
+    {"size": [3, 3], "counts": "~~~"},
+    {"size": [3, 3], "counts": "o"},
+    {"size": [3, 3], "counts": [4]},
+    {"size": [3, 3], "counts": [-1, 10]},
+]
+
+
+@pytest.mark.parametrize("coded", WRONG_RUNS, ids=str)
+def test_run_lengths_of_another_form_are_refused(coded):
+    with pytest.raises(SAMError, match="run-length encoding"):
+        decode_mask(coded)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_save_masks_writes_comes_back(name, tmp_path, monkeypatch):
+    """Exactly, but for YOLO's polygons of several parts, which the lines that join them are drawn into."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    several = ("two parts", "an island in a hole") if name == "YOLO" else ()
+    shapes = [key for key in SHAPES if key not in several]
+    masks = torch.from_numpy(np.stack([SHAPES[key] for key in shapes])).float()
+    image = as_image(make_picture(*SHAPES[shapes[0]].shape))
+    SaveMasks().execute([image], [masks], ["set"], [name], labels=shapes)
+    images, found, boxes, labels = LoadMasks().execute("set [output]", individual_masks=True)
+    kept = [key for key in shapes if SHAPES[key].any()]
+    assert labels == kept and torch.equal(found[0], masks[[shapes.index(key) for key in kept]])
+    assert torch.equal(images[0], image) and [box["label"] for box in boxes[0][0]] == kept
+
+
+def test_a_coco_file_with_everything(tmp_path):
+    """Lists as counts, several polygons in one object, crowds, images in a folder beside, ids that are not in order."""
+    picture(tmp_path / "images" / "b.png", 1)
+    picture(tmp_path / "images" / "a.png")
+    square, other = [10.0, 10, 40, 10, 40, 30, 10, 30], [60.0, 50, 90, 50, 90, 80, 60, 80]
+    document = {
+        "images": [
+            {"id": 7, "file_name": "b.png", "width": 120, "height": 90},
+            {"id": 3, "file_name": "a.png", "width": 120, "height": 90},
+        ],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 90, "segmentation": [square, other], "iscrowd": 0},
+            {
+                "id": 2,
+                "image_id": 3,
+                "category_id": 1,
+                "segmentation": {"size": [90, 120], "counts": [5, 10, 90 * 120 - 15]},
+                "iscrowd": 1,
+            },
+        ],
+    }
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "instances_default.json"
+    path.write_text(json.dumps(document))
+    for data in (open_data_set(path), open_data_set(tmp_path)):
+        assert list(data.names) == ["b.png", "a.png"] and data.labels(0) == set() and masks_of(data) == []
+        (first, brush, _), (second, person, _) = masks_of(data, 1)
+        assert (first, second) == ("toothbrush", "person")
+        wanted = pycoco.decode(pycoco.merge(pycoco.frPyObjects([square, other], 90, 120)))
+        assert (brush == wanted.astype(bool)).all() and brush.sum() == 1500
+        assert person.T.reshape(-1)[5:15].all() and person.sum() == 10
+
+
+def test_yolo_as_ultralytics_has_it(tmp_path):
+    """Boxes beside polygons, names in data.yaml, an image without a text, labels beside a nested folder `images`."""
+    for name in ("a.png", "none.png", "train/images/b.png"):
+        picture(tmp_path / "images" / name)
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: ['cat', \"dog\"]\n")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(
+        "1 0.25 0.5 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n7 0.1 0.1 0.5 0.1 0.5 0.5\n"
+    )
+    (tmp_path / "images" / "train" / "labels").mkdir()
+    (tmp_path / "images" / "train" / "labels" / "b.txt").write_text("0 0.25 0.5 0.5 0.5\n")
+    data = open_data_set(tmp_path)
+    assert list(data.names) == ["a.png", "none.png", "train/images/b.png"]
+    (one, box, _), (two, square, _), (three, _, _) = masks_of(data)
+    assert (one, two, three) == ("dog", "cat", "7") and masks_of(data, 1) == []
+    wanted = np.zeros(SIZE, bool)
+    wanted[22:68, 0:60] = True
+    assert (box == wanted).all() or box.sum() in range(2600, 2800)
+    drawn = np.zeros(SIZE, np.uint8)  # as Ultralytics does
+    cv2.fillPoly(drawn, [np.array([[12, 9], [60, 9], [60, 45], [12, 45]], np.int32)], 1)
+    assert (square == (drawn > 0)).all() and data.labels(2) == {"cat"}
+    (tmp_path / "labels" / "a.txt").write_text("1 0.25 0.5 0.5\n")
+    with pytest.raises(SAMError, match=r"line 1 of .*a\.txt is not a class and a polygon or a box: 3 numbers"):
+        data.read(0)
+
+
+def labelme(path, shapes, image="a.png"):
+    content = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image,
+        "imageData": None,
+        "imageHeight": 90,
+        "imageWidth": 120,
+    }
+    path.write_text(json.dumps(content))
+
+
+def shape(label, kind, points, group=None, **more):
+    return {"label": label, "points": points, "group_id": group, "shape_type": kind, "flags": {}, "mask": None, **more}
+
+
+def test_labelme_files(tmp_path):
+    """Shapes as labelme's `shape_to_mask` draws them, groups as one object, masks of values 0 and 1 with an inclusive box."""
+    picture(tmp_path / "a.png")
+    inside = np.zeros((11, 21), np.uint8)
+    inside[2:5, 3:9] = 1  # labelme writes 1, not 255
+    file = io.BytesIO()
+    Image.fromarray(inside).save(file, format="PNG")
+    shapes = [
+        shape("leaf", "rectangle", [[10, 20], [30, 40]], 1),
+        shape("leaf", "polygon", [[60, 20], [80, 20], [80, 40]], 1),
+        shape("drop", "circle", [[100, 60], [110, 60]]),
+        shape("spot", "mask", [[5, 70], [25, 80]], mask=base64.b64encode(file.getvalue()).decode()),
+        shape("tip", "point", [[3, 3]]),
+    ]
+    labelme(tmp_path / "a.json", shapes)
+    for data in (open_data_set(tmp_path), open_data_set(tmp_path / "a.json")):
+        (leaf, parts, _), (drop, circle, _), (spot, mask, _) = masks_of(data)
+        assert (leaf, drop, spot) == ("leaf", "drop", "spot")
+        assert parts[20:41, 10:31].all() and parts[:, :32].sum() == 21 * 21 and parts[21, 79] and not parts[39, 61]
+        assert (
+            circle[60, 90]
+            and circle[60, 110]
+            and not circle[60, 112]
+            and circle.sum() == pytest.approx(np.pi * 10.5**2, rel=0.05)
+        )
+        wanted = np.zeros(SIZE, bool)
+        wanted[72:75, 8:14] = True
+        assert (mask == wanted).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (shape("x", "polygon", [[1, 2], [3, 4]]), "a 'polygon' of 2 points"),
+        (shape("x", "mask", [[100, 80], [130, 99]], mask=""), "shape 0"),
+        (shape("x", "star", [[1, 2], [3, 4], [5, 6]]), "a 'star' of 3 points"),
+        ({"label": "x"}, "shape 0"),
+    ],
+)
+def test_labelme_shapes_that_are_none_are_named(wrong, message, tmp_path):
+    picture(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", [wrong])
+    with pytest.raises(SAMError, match=message):
+        open_data_set(tmp_path).read(0)
+
+
+def test_index_and_palette_pngs_paired_by_name(tmp_path):
+    values = np.zeros(SIZE, np.uint8)
+    values[10:30, 10:30], values[40:60, 40:60] = 1, 7
+    for name in ("a", "sub/b", "c"):
+        picture(tmp_path / "images" / f"{name}.jpg")
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(tmp_path / "masks" / "a.png")
+    palette = Image.fromarray(values, mode="P")
+    palette.putpalette([0, 0, 0, 128, 0, 0] + [0, 128, 0] * 254)  # DAVIS' colors: the second class is green
+    palette.save(tmp_path / "masks" / "sub" / "b.png")
+    Image.fromarray((values == 7).astype(np.uint8) * 255).save(tmp_path / "masks" / "c.png")
+    Image.fromarray(values).save(tmp_path / "masks" / "no image.png")
+    data = open_data_set(tmp_path)
+    assert list(data.names) == ["a.jpg", "c.jpg", "sub/b.jpg"]
+    for index in (0, 2):
+        (one, first, _), (seven, second, _) = masks_of(data, index)
+        assert (one, seven) == ("1", "7") and (first == (values == 1)).all() and (second == (values == 7)).all()
+    ((label, mask, _),) = masks_of(data, 1)
+    assert label == "object" and (mask == (values == 7)).all()
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "a.json").write_text(
+        json.dumps({"images": [{"id": 1, "file_name": "x.png"}], "annotations": [], "categories": []})
+    )
+    (tmp_path / "input" / "b.json").write_text("{")
+    (tmp_path / "input" / "c.json").write_text("[]")
+    for path, message in (
+        ("none", "path is 'none'"),
+        ("../output", "path is '../output'"),
+        ("a.json", r"there is no image x\.png in .*: say where the images are by image_folder"),
+        ("b.json", r"b\.json was not read as JSON"),
+        ("c.json", r"c\.json is not a data set that can be read"),
+    ):
+        with pytest.raises(SAMError, match=message):
+            LoadMasks().execute(path)
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname"])
+def test_an_image_outside_of_the_data_sets_folder_is_not_read(name, tmp_path):
+    picture(tmp_path / "secret.png")
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    path = tmp_path / "set" / "images" / "a.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": [], "categories": []}))
+    with pytest.raises(SAMError, match="there is no image"):
+        open_data_set(path).read(0)
+
+
+def test_an_image_that_was_turned_since_is_named(tmp_path):
+    picture(tmp_path / "a.png", size=(120, 90))
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [],
+        "annotations": [{"id": 5, "image_id": 1, "segmentation": encode_mask(SHAPES["hole"])}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(SAMError, match=r"annotation 5 of a\.json has 120x90 pixels, but its image 90x120"):
+        open_data_set(tmp_path / "a.json").read(0)
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A data set of five images with a cat in some and a dog in others."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    for index, label in enumerate(["cat", "dog", "cat", "cat", "dog"]):
+        mask = torch.zeros(1, 60, 80)
+        mask[:, 10 : 20 + index, 10:30] = 1
+        SaveMasks().execute([as_image(make_picture(60, 80, index))], [mask], ["pets"], ["COCO RLE"], labels=[label])
+    return tmp_path
+
+
+def test_categories_and_ranges(saved):
+    images, masks, _, labels = LoadMasks().execute("pets [output]", "cat", start=1, count=2)
+    assert labels == ["cat", "cat"] and [int(mask.sum()) for mask in masks] == [12 * 20, 13 * 20] and len(images) == 2
+    assert len(LoadMasks().execute("pets [output]", count=0)[0]) == 5
+    assert LoadMasks().execute("pets [output]", "cat\uff0cdog", count=0)[3] == ["cat", "dog", "cat", "cat", "dog"]
+    with pytest.raises(SAMError, match="no object of pets .* is called bird: it has cat, dog"):
+        LoadMasks().execute("pets [output]", "bird")
+    with pytest.raises(SAMError, match="start is 9, but .* has 5 images"):
+        LoadMasks().execute("pets [output]", start=9)
+
+
+def test_it_teaches_as_it_is(saved, tiny_model):
+    images, masks, *_ = LoadMasks().execute("pets [output]", "cat")
+    concept, _, report = Teach().execute([tiny_model], images, masks, [4])
+    assert concept.base_name == "tiny.pth" and "| 2 |" in report and "| 3 |" not in report
+
+
+def test_a_changed_file_is_loaded_anew(saved):
+    before = LoadMasks.IS_CHANGED("pets [output]")
+    assert before == LoadMasks.IS_CHANGED("pets [output]") != "" == LoadMasks.IS_CHANGED(None) == LoadMasks.IS_CHANGED("none")
+    path = saved / "output" / "pets" / "annotations.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert LoadMasks.IS_CHANGED("pets [output]") != before
+
+
+def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
+    """Only what is asked for: no image is there but the one that is read."""
+    picture(tmp_path / "5000.png")
+    counts = encode_mask(SHAPES["hole"])
+    document = {
+        "images": [{"id": index, "file_name": f"{index}.png", "width": 120, "height": 90} for index in range(10_000)],
+        "categories": [{"id": 1, "name": "hole"}],
+        "annotations": [{"id": index, "image_id": index, "category_id": 1, "segmentation": counts} for index in range(10_000)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    data = open_data_set(tmp_path / "a.json")
+    ((label, mask, _),) = masks_of(data, 5000)
+    assert label == "hole" and (mask == SHAPES["hole"]).all() and len(data.names) == 10_000
