@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
 
@@ -81,9 +82,8 @@ def shape_mask(kind: str, points: np.ndarray, size: Size) -> np.ndarray:
     """
     least = {"polygon": 3, "rectangle": 2, "circle": 2}
     if len(points) < least.get(kind, len(points) + 1):
-        raise SAMError(
-            f"a shape is a {kind!r} of {len(points)} points: only polygons, rectangles, circles and masks can be read."
-        )
+        seen = f"a {kind!r} of {counted(len(points), 'point')}"
+        raise SAMError(f"a shape is {seen}: only polygons, rectangles, circles and masks can be read.")
     image = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(image)
     if kind == "circle":

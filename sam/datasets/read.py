@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
 from .drawing import drawn_polygon, polygon_mask, shape_mask
@@ -373,7 +374,7 @@ class MaskSet:
         found = np.unique(values)
         found = found[found != _BACKGROUND]
         if len(found) > _MOST_VALUES:
-            raise SAMError(f"{path} has {len(found)} values: it is not a mask, in which each value is an object.")
+            raise SAMError(f"{path} has {counted(len(found), 'value')}: it is not a mask, in which each value is an object.")
         return [(DEFAULT_LABEL if len(found) == 1 else str(value), values == value) for value in found]
 
     def read(self, index: int) -> ReadImage:
