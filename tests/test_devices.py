@@ -7,10 +7,9 @@ from conftest import as_image, make_picture
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
 from safetensors.torch import save_file
-from samkit.nodes.automask import AutoMask
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMError, load_model
+from samkit.sam import AutoMaskOptions, SAMError, load_model, segment_everything
 from samkit.sam.kernels import self_test
 from samkit.sam.models import tiny_vit
 from samkit.sam.models.sam import SAMModel
@@ -62,7 +61,11 @@ def forward(request, monkeypatch):
 
 
 def everything(model):
-    return AutoMask().execute(model, IMAGE, points_per_side=2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)[:3]
+    """Masks [N, H, W] and scores of every point."""
+    options = AutoMaskOptions(points_per_side=2, pred_iou_thresh=-10.0, stability_score_thresh=0.0)
+    found = segment_everything(model, make_picture(60, 80), options)
+    assert found
+    return np.stack([one.full((60, 80)) for one in found]), [one.score for one in found]
 
 
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
@@ -82,9 +85,9 @@ def test_segment_everything_finds_what_it_finds_on_the_cpu(model, forward, monke
     expected = everything(model)
     embed.cache.clear()
     with stand_in_device(monkeypatch):
-        masks, _, scores = everything(model)
-    np.testing.assert_allclose(scores, expected[2], atol=1e-4)
-    assert masks.shape == expected[0].shape and (masks == expected[0]).float().mean() > 0.999
+        masks, scores = everything(model)
+    np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+    assert masks.shape == expected[0].shape and (masks == expected[0]).mean() > 0.999
 
 
 def test_personalize_finds_what_it_finds_on_the_cpu_or_says_that_it_cannot(model, forward, monkeypatch):
