@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
+    parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run has done")
     models = parser.add_argument_group("models and devices")
     models.add_argument(
@@ -142,6 +143,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         text=chosen.words or "",
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
+        categories=folders.read_categories(chosen.categories) if chosen.categories else (),
         **options,
     )
 

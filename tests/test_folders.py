@@ -351,6 +351,30 @@ def test_a_category_keeps_its_number_when_others_come_before_it(task, photos, tm
     assert [(tmp_path / "out" / "labels" / name).read_text()[0] for name in ("a.txt", "b.txt")] == ["1", "0"]
 
 
+def test_categories_of_a_coco_file_keep_their_ids(checkpoint, photos, tmp_path):
+    """So that results can be scored against it: pycocotools compares ids, not names."""
+    truth = {"images": [], "annotations": [], "categories": [{"id": 90, "name": "bowl"}, {"id": 17, "name": "cup"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.png": PROMPTS["a.png"]}))
+    arguments = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint, "--categories", tmp_path / "truth.json"]
+    assert command.main([str(one) for one in [*arguments, "--coco", tmp_path / "out.json"]]) == 0
+    document = json.loads((tmp_path / "out.json").read_bytes())
+    assert {one["name"]: one["id"] for one in document["categories"]} == {"bowl": 90, "cup": 17, "object": 91}
+    assert [one["category_id"] for one in document["annotations"]] == [17, 91]
+    assert command.main([str(one) for one in [*arguments, "--yolo", tmp_path / "out"]]) == 0
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cup\nbowl\nobject\n"
+    assert (tmp_path / "out" / "labels" / "a.txt").read_text().splitlines()[1].startswith("2 ")
+
+
+@pytest.mark.parametrize(
+    "categories", [None, [], [{"id": 1}], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], [{"id": "1", "name": "a"}]]
+)
+def test_categories_of_another_form_are_refused(categories, tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps({"categories": categories}))
+    with pytest.raises(SAMError, match=r"truth\.json"):
+        folders.read_categories(tmp_path / "truth.json")
+
+
 @pytest.mark.parametrize("name", ["train/images/x.png", "images/x.png", "labels/x.png", "images/images/x.png", "x.png"])
 def test_yolos_labels_are_where_readers_look(name, task, tmp_path):
     (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...utils.files import write_whole
 from .files import as_json, read_json
-from .objects import LabeledImage, Record, labels_in, record_of, visible
+from .objects import Category, LabeledImage, Record, labels_in, record_of, visible
 from .polygons import coco_polygons
 from .rle import encode_mask
 
@@ -48,10 +48,11 @@ class Coco:
         """
         return {one["file_name"] for one in (read_json(self.path, _LISTS) or {"images": []})["images"]}
 
-    def write(self, records: Sequence[Record], continued: bool = False) -> None:
-        """Write the file with these images only; if `continued`, the categories of the file that is there keep their ids."""
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
+        """Write the file with these images only, and with the given categories, or if `continued` those that are there."""
         old = read_json(self.path, _LISTS) if continued else None
-        lists = {"images": [], "annotations": [], "categories": old["categories"] if old else []}
+        given = [{"id": one.number, "name": one.name, "supercategory": ""} for one in categories]
+        lists = {"images": [], "annotations": [], "categories": old["categories"] if old else given}
         self._write({"info": {"description": "SAM Kit"}, **lists}, records)
 
     def extend(self, records: Sequence[Record]) -> None:

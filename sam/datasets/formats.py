@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 from ..errors import SAMError
 from .coco import Coco
-from .objects import LabeledImage, Record
+from .objects import Category, LabeledImage, Record
 from .pngs import Pngs
 from .yolo import Yolo
 
@@ -41,8 +41,14 @@ class Format(Protocol):
         """
         ...
 
-    def write(self, records: Sequence[Record], continued: bool = False) -> None:
-        """Make the data set of these images only; if `continued`, what is there keeps the numbers of its categories."""
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
+        """Make the data set of these images only.
+
+        Args:
+            records: of the images.
+            continued: what is there keeps the numbers of its categories.
+            categories: that it begins with otherwise, whether or not they are used.
+        """
         ...
 
     def extend(self, records: Sequence[Record]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,13 @@ class LabeledImage:
     file_name: str
     size: Size
     objects: Sequence[LabeledMask]
+
+
+class Category(NamedTuple):
+    """A category that a data set begins with, under the number that another data set gives it."""
+
+    number: int
+    name: str
 
 
 Record = dict[str, Any]

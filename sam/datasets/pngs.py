@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...utils.files import write_whole
 from .files import as_json, read_json
-from .objects import LabeledImage, Record, record_of, visible
+from .objects import Category, LabeledImage, Record, record_of, visible
 
 
 class Pngs:
@@ -43,7 +43,7 @@ class Pngs:
         """
         return {one["file_name"] for one in self._images()}
 
-    def write(self, records: Sequence[Record], continued: bool = False) -> None:
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
         """Write the manifest with these images only; their masks are there. Nothing in it is numbered."""
         self._write([], records)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ...utils.files import write_whole
-from .objects import LabeledImage, Record, labels_in, record_of, visible
+from .objects import Category, LabeledImage, Record, labels_in, record_of, visible
 from .polygons import yolo_polygon
 
 _DIGITS = 6  # of a coordinate in 0..1: a hundredth of a pixel in an image of 10,000
@@ -37,10 +37,15 @@ class Yolo:
         """None: the format lists its classes only."""
         return set()
 
-    def write(self, records: Sequence[Record], continued: bool = False) -> None:
-        """Write the texts of these images, and the list of classes; if `continued`, those that are there keep their numbers."""
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
+        """Write the texts of these images, and the list of classes: first the given ones, or if `continued` those in it.
+
+        A class is its place in the list, so that the numbers of given ones are those of their order.
+        """
         path = self.path / "classes.txt"
-        classes = labels_in(records, path.read_text(encoding="utf-8").splitlines() if continued and path.is_file() else [])
+        known = [one.name for one in sorted(categories)]
+        known = path.read_text(encoding="utf-8").splitlines() if continued and path.is_file() else known
+        classes = labels_in(records, known)
         numbers = {label: number for number, label in enumerate(classes)}
         for record in records:
             write_whole(self.path / _label_path(record), _lines(record, numbers).encode())

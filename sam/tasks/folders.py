@@ -21,7 +21,7 @@ from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
 from ..datasets.images import IMAGE_SUFFIXES, read_image
 from ..datasets.journal import Journal, recorded
-from ..datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask, Record
+from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
 from ..models.base import Precision
 from ..models.concept import Concept
@@ -63,6 +63,7 @@ class FolderTask:
         text: the words.
         label: the category of what has no label of its own.
         concept: see `PredictOptions`.
+        categories: that the data set begins with, in COCO and YOLO.
         everything, found: options of the modes `everything` and `words`.
     """
 
@@ -75,6 +76,7 @@ class FolderTask:
     text: str = ""
     label: str = DEFAULT_LABEL
     concept: Concept | None = None
+    categories: tuple[Category, ...] = ()
     everything: AutoMaskOptions = field(default_factory=AutoMaskOptions)
     found: GroundingOptions = field(default_factory=GroundingOptions)
 
@@ -96,7 +98,8 @@ class FolderTask:
             concept = {"concept": hashlib.sha256(self.concept.tokens.numpy().tobytes()).hexdigest()[:16]}
         model = _content(self.checkpoint.name, checkpoint_files(self.checkpoint))
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
-        return {**common, **grounding, **concept, **options}
+        categories = {"categories": [list(one) for one in self.categories]} if self.categories else {}
+        return {**common, **grounding, **concept, **categories, **options}
 
 
 def _content(name: str, files: Iterable[Path]) -> str:
@@ -303,6 +306,22 @@ def _boxes_of_coco(path: Path, document: Mapping[str, Any]) -> dict[str, list[di
         raise SAMError(f"{path} is not a COCO file with boxes: {type(error).__name__} {error}.") from error
 
 
+def read_categories(path: Path) -> tuple[Category, ...]:
+    """The categories of a COCO file, with their ids, so that results can be scored against it.
+
+    Raises:
+        SAMError: the file has none, or two with one id or name.
+    """
+    try:
+        found = tuple(Category(one["id"], one["name"]) for one in json.loads(path.read_bytes())["categories"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SAMError(f"{path} has no COCO categories: {type(error).__name__} {error}.") from error
+    is_right = all(isinstance(one.number, int) and isinstance(one.name, str) and one.name.strip() for one in found)
+    if not found or not is_right or any(len(set(part)) < len(found) for part in zip(*found, strict=True)):
+        raise SAMError(f"the categories of {path} must have a name and a whole number each, every one once.")
+    return found
+
+
 Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[Result]]
 
 
@@ -376,7 +395,7 @@ def segment_folder(
             report(result)
         finished = [name for name in stamps if name not in errors]
         records = [journal.records[name] for name in finished]
-        target.write(records, is_continued)
+        target.write(records, is_continued, task.categories)
         wanted = set().union(*map(target.files_of, records))
         left = set().union(*map(target.files_of, [*before, *journal.records.values()])) - wanted
         for name in left:
