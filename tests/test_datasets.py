@@ -122,13 +122,16 @@ def test_a_grainy_mask_in_two_parts_takes_no_memory_for_all_pairs_of_points():
     assert len(polygon) > 2 * 24_000 and most < 100e6
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, 1), (127, 129), (128, 128), (700, 1500)])
+@pytest.mark.parametrize(("one", "other"), [(1, 1), (127, 129), (128, 128), (700, 1500), (3000, 2000)])
 def test_the_nearest_points_are_those_of_all_pairs(one, other):
+    """Of borders, whose points follow each other."""
     rng = np.random.default_rng(one)
-    ones, others = rng.integers(0, 90, (one, 2)).astype(float), rng.integers(60, 150, (other, 2)).astype(float)
-    distances = np.abs(ones[:, None] - others[None]).max(-1)
-    here, there, distance = _nearest(ones, others)
-    assert distance == distances.min() == distances[here, there]
+    for _ in range(10):
+        ones, others = (np.cumsum(rng.integers(-3, 4, (count, 2)), 0).astype(float) for count in (one, other))
+        others += rng.integers(-200, 200, 2)
+        distances = np.abs(ones[:, None] - others[None]).max(-1)
+        here, there, distance = _nearest(ones, others)
+        assert distance == distances.min() == distances[here, there]
 
 
 def scene_image(index, name=None):
