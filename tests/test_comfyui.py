@@ -276,6 +276,46 @@ def test_masks_are_saved_as_a_data_set_that_grows(server):
     assert (pixels(root / "images" / "words_00002_.png") == opened("samkit_scene.png")).all()
 
 
+def test_a_data_set_is_loaded_and_saved_again(server):
+    """Lists of images, masks, boxes and labels go from node to node as ComfyUI hands them on, and to nodes that take no lists."""
+    root = server.base / "output" / "samkit"
+    everything = {
+        "image": {"class_type": "SAMKit_ExampleImage", "inputs": {"image": "samkit_scene.png"}},
+        "model": {"class_type": "AV_SAMLoader", "inputs": {"model_name": "samkit_demo.safetensors"}},
+        "everything": {"class_type": "SAMKit_AutoMask", "inputs": _everything_inputs(server)},
+        "save": {
+            "class_type": "SAMKit_SaveMasks",
+            "inputs": {
+                "images": ["image", 0],
+                "masks": ["everything", 0],
+                "filename_prefix": "samkit/first",
+                "format": "COCO RLE",
+            },
+        },
+    }
+    server.run(everything)
+    second = {"filename_prefix": "samkit/second", "format": "COCO RLE"}
+    load = {
+        "load": {"class_type": "SAMKit_LoadMasks", "inputs": {"path": "samkit/first [output]", "individual_masks": True}},
+        "save": {
+            "class_type": "SAMKit_SaveMasks",
+            "inputs": {"images": ["load", 0], "masks": ["load", 1], "bboxes": ["load", 2], **second},
+        },
+        "image": {"class_type": "MaskToImage", "inputs": {"mask": ["load", 1]}},
+        "shown": {"class_type": "SaveImage", "inputs": {"images": ["image", 0], "filename_prefix": "samkit/loaded"}},
+    }
+    entry = server.run(load)
+    first, second = (read(root / name / "annotations.json")["annotations"] for name in ("first", "second"))
+    assert [one["segmentation"] for one in first] == [one["segmentation"] for one in second] and len(first) > 1
+    assert len(entry["outputs"]["shown"]["images"]) == len(first)
+
+
+def _everything_inputs(server):
+    declared = server.json("/object_info/SAMKit_AutoMask")["SAMKit_AutoMask"]["input"]["required"]
+    defaults = {name: spec[1]["default"] for name, spec in declared.items() if len(spec) > 1 and "default" in spec[1]}
+    return {**defaults, "sam_model": ["model", 0], "image": ["image", 0]}
+
+
 @pytest.mark.parametrize(
     ("example", "prefix", "thing", "least"),
     [
