@@ -277,7 +277,7 @@ def test_masks_are_saved_as_a_data_set_that_grows(server):
 
 
 def test_a_data_set_is_loaded_and_saved_again(server):
-    """Lists of images, masks, boxes and labels go from node to node as ComfyUI hands them on, and to nodes that take no lists."""
+    """Lists of images, masks, boxes and labels go from node to node as ComfyUI hands them on, also to nodes that take none."""
     root = server.base / "output" / "samkit"
     everything = {
         "image": {"class_type": "SAMKit_ExampleImage", "inputs": {"image": "samkit_scene.png"}},
