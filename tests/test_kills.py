@@ -18,12 +18,13 @@ from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.embedding_file import LoadEmbedding, SaveEmbedding
 from samkit.nodes.save_masks import SaveMasks
 from samkit.nodes.teach import SaveConcept
-from samkit.sam import AutoMaskOptions, Concept, SAMError
+from samkit.sam import AutoMaskOptions, Concept, SAMEmbedding, SAMError
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.models.families import identity_of
 from samkit.sam.tasks.folders import FolderTask, find_images, segment_folder
 from samkit.utils.comfy import locked
 from samkit.utils.files import whole
+from test_folders import kill_at, size_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork")
 STEPS = [("pathlib.Path", name) for name in ("open", "replace", "unlink", "mkdir", "write_bytes")] + [("os", "rmdir")]
@@ -170,6 +171,22 @@ def test_save_embedding_killed_at_any_step_leaves_whole_files_only(output, tiny_
         assert np.array_equal(np.array(loaded), np.array(embedding))
         step += 1
     assert step >= 4
+
+
+def test_save_embedding_killed_at_twenty_sizes_of_its_part(output):
+    """In the middle of writing, which is safetensors' own work."""
+    values = np.random.default_rng(0).standard_normal((16, 64, 64, 64)).astype(np.float32)
+    embedding = SAMEmbedding(values, (60, 80), (96, 128), "0" * 64, [f"{index:064}" for index in range(16)], {})
+    context, folder = multiprocessing.get_context("fork"), output / "samkit"
+    for size in np.linspace(0, values.nbytes, 20):
+        process = context.Process(target=lambda: SaveEmbedding().execute(embedding))
+        process.start()
+        kill_at(process, lambda size=size: any(size_of(part) >= size for part in folder.glob(".*.part")))
+        for name in files(output):
+            if not name.endswith(".part"):
+                assert load_file(output / name)["image"].shape == values.shape
+    (name,) = SaveEmbedding().execute(embedding)["result"]
+    assert np.array_equal(np.array(LoadEmbedding().execute(name)[0]), values) and not list(folder.glob(".*.part"))
 
 
 def test_save_concept_killed_at_any_step_leaves_whole_files_only(output, tiny_model):
