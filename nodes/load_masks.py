@@ -93,7 +93,9 @@ class LoadMasks:
         individual_masks: bool = False,
         image_folder: str = "",
     ) -> tuple[list[Tensor], list[Tensor], list[list[list[BoundingBox]]], list[str]]:
-        data = open_data_set(_found(path, "path"), _found(image_folder, "image_folder") if image_folder.strip() else None)
+        images_in = _found(image_folder, "image_folder") if image_folder.strip() else None
+        within = annotated_path(f". [{'output' if path.strip().endswith('[output]') else 'input'}]", _FOLDERS, or_folder=True)
+        data = open_data_set(_found(path, "path"), images_in, images_in or within)
         wanted = {name for part in category.replace("\uff0c", ",").split(",") if (name := part.strip())}
         chosen = [index for index in range(len(data.names)) if not wanted or wanted & data.labels(index)]
         if wanted and not chosen:

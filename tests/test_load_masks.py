@@ -269,6 +269,24 @@ def test_an_image_outside_of_the_data_sets_folder_is_not_read(name, tmp_path):
         open_data_set(path).read(0)
 
 
+def test_the_node_reads_no_image_outside_of_comfyuis_folder(tmp_path, monkeypatch):
+    """Neither of a labelme file, whose paths may go up, nor beside the folder of a COCO file, nor behind a link."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    picture(tmp_path / "secret.png")
+    (tmp_path / "input" / "set").mkdir(parents=True)
+    labelme(tmp_path / "input" / "a.json", [], "../secret.png")
+    labelme(tmp_path / "input" / "set" / "c.json", [], "link.png")
+    (tmp_path / "input" / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    document = {"images": [{"id": 1, "file_name": "secret.png"}], "annotations": [], "categories": []}
+    (tmp_path / "input" / "b.json").write_text(json.dumps(document))
+    for path in ("a.json", "b.json", "set/c.json", "set"):
+        with pytest.raises(SAMError, match="there is no image"):
+            LoadMasks().execute(path)
+    picture(tmp_path / "input" / "images" / "inside.png")
+    labelme(tmp_path / "input" / "set" / "c.json", [], "../images/inside.png")
+    assert len(LoadMasks().execute("set/c.json")[0]) == 1
+
+
 def test_an_image_that_was_turned_since_is_named(tmp_path):
     picture(tmp_path / "a.png", size=(120, 90))
     document = {

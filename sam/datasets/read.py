@@ -60,7 +60,7 @@ class DataSet(Protocol):
         ...
 
 
-def open_data_set(path: Path, image_folder: Path | None = None) -> DataSet:
+def open_data_set(path: Path, image_folder: Path | None = None, within: Path | None = None) -> DataSet:
     """The data set in a file or a folder, whose form is found out by what is there.
 
     - COCO instance JSON: a file, or a folder with `annotations.json` or `annotations/instances_*.json`. Run lengths as text or
@@ -76,6 +76,7 @@ def open_data_set(path: Path, image_folder: Path | None = None) -> DataSet:
     Args:
         path: the file or folder.
         image_folder: where the images are, if not beside it or in `images`.
+        within: no image outside of this folder is read, wherever the data set or a link says that it is; None: from anywhere.
 
     Raises:
         SAMError: there is nothing, or nothing that this reads.
@@ -83,37 +84,37 @@ def open_data_set(path: Path, image_folder: Path | None = None) -> DataSet:
     if not path.exists():
         raise SAMError(f"there is no file or folder {path}.")
     if path.is_file():
-        found = _of_file(path, image_folder)
+        found = _of_file(path, image_folder, within)
         if found is not None:
             return found
     elif (path / "manifest.json").is_file():
-        return PngSet(path, image_folder)
+        return PngSet(path, image_folder, within)
     elif (path / "labels").is_dir():
-        return YoloSet(path, image_folder)
+        return YoloSet(path, image_folder, within)
     else:
         listed = [path / "annotations.json", *sorted((path / "annotations").glob("instances_*.json"))]
         for file in listed:
-            if file.is_file() and (found := _of_file(file, image_folder)) is not None:
+            if file.is_file() and (found := _of_file(file, image_folder, within)) is not None:
                 return found
         if (path / "masks").is_dir():
-            return MaskSet(path, image_folder)
+            return MaskSet(path, image_folder, within)
         files = sorted(path.rglob("*.json"))
         if files and isinstance(_loaded(files[0]).get("shapes"), list):
-            return LabelmeSet(path, files, image_folder)
+            return LabelmeSet(path, files, image_folder, within)
     raise SAMError(
         f"{path} is not a data set that can be read: a COCO file, a folder with YOLO's labels, labelme's files, a "
         "manifest.json of this pack, or the folders images and masks."
     )
 
 
-def _of_file(path: Path, image_folder: Path | None) -> DataSet | None:
+def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> DataSet | None:
     content = _loaded(path)
     if all(isinstance(content.get(name), list) for name in _COCO):
-        return CocoSet(path, content, image_folder)
+        return CocoSet(path, content, image_folder, within)
     if isinstance(content.get("shapes"), list):
-        return LabelmeSet(path.parent, [path], image_folder)
+        return LabelmeSet(path.parent, [path], image_folder, within)
     if path.name == "manifest.json":
-        return PngSet(path.parent, image_folder)
+        return PngSet(path.parent, image_folder, within)
     return None
 
 
@@ -125,11 +126,12 @@ def _loaded(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _image(name: str, folders: Sequence[Path]) -> np.ndarray:
-    """The image of a name in the first folder that has it; a name never leads out of its folder."""
+def _image(name: str, folders: Sequence[Path], within: Path | None) -> np.ndarray:
+    """The image of a name in the first folder that has it; a name never leads out of its folder, nor out of `within`."""
     for folder in folders:
         path = folder / name
-        if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+        bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
+        if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
             try:
                 return read_image(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -149,8 +151,10 @@ class CocoSet:
 
     form = "COCO"
 
-    def __init__(self, path: Path, content: Mapping[str, Any], image_folder: Path | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, content: Mapping[str, Any], image_folder: Path | None = None, within: Path | None = None
+    ) -> None:
+        self.path, self._within = path, within
         beside = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         self._folders = [image_folder] if image_folder else beside
         try:
@@ -169,7 +173,7 @@ class CocoSet:
 
     def read(self, index: int) -> ReadImage:
         """See `DataSet`; regions of crowds are objects like the others."""
-        pixels = _image(self.names[index], self._folders)
+        pixels = _image(self.names[index], self._folders, self._within)
         size, objects = pixels.shape[:2], []
         for one in self._objects[index]:
             what = f"annotation {one.get('id')} of {self.path.name}"
@@ -193,8 +197,8 @@ class YoloSet:
 
     form = "YOLO"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None) -> None:
-        self._labels_folder, self._images = folder / "labels", image_folder or folder / "images"
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+        self._labels_folder, self._images, self._within = folder / "labels", image_folder or folder / "images", within
         if not self._images.is_dir():
             raise SAMError(
                 f"there is no folder {self._images} with the images of {folder}: say where they are by image_folder."
@@ -226,7 +230,7 @@ class YoloSet:
 
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels = _image(self.names[index], [self._images])
+        pixels = _image(self.names[index], [self._images], self._within)
         (height, width), objects = pixels.shape[:2], []
         for label, values in self._lines(index):
             if len(values) == 4:
@@ -260,8 +264,10 @@ class LabelmeSet:
 
     form = "labelme"
 
-    def __init__(self, folder: Path, files: Sequence[Path], image_folder: Path | None = None) -> None:
-        self._files, self._image_folder = list(files), image_folder
+    def __init__(
+        self, folder: Path, files: Sequence[Path], image_folder: Path | None = None, within: Path | None = None
+    ) -> None:
+        self._files, self._image_folder, self._within = list(files), image_folder, within
         self.names = [path.relative_to(folder).with_suffix("").as_posix() for path in self._files]
 
     def labels(self, index: int) -> set[str]:
@@ -282,7 +288,7 @@ class LabelmeSet:
         folder = self._image_folder or file.parent
         if ".." in PurePosixPath(name).parts:  # labelme writes so where files and images have folders of their own
             folder, name = (folder / PurePosixPath(name).parent).resolve(), PurePosixPath(name).name
-        pixels = _image(name, [folder])
+        pixels = _image(name, [folder], self._within)
         size, masks = pixels.shape[:2], {}
         for number, shape in enumerate(self._shapes(index)):
             kind = shape.get("shape_type") or "polygon"
@@ -319,8 +325,8 @@ class PngSet:
 
     form = "PNG"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+        self._folder, self._within = folder, within
         self._images = [image_folder] if image_folder else [folder / "images", folder, folder.parent]
         self._records = (read_json(folder / "manifest.json", ("images",)) or {"images": []})["images"]
         try:
@@ -337,9 +343,9 @@ class PngSet:
 
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels, objects = _image(self.names[index], self._images), []
+        pixels, objects = _image(self.names[index], self._images, self._within), []
         for one in self._records[index]["objects"]:
-            mask = _image(one["mask"], [self._folder])[..., 0] > 127
+            mask = _image(one["mask"], [self._folder], self._within)[..., 0] > 127
             objects.append(LabeledMask(_sized(mask, pixels.shape[:2], one["mask"]), one["label"], one.get("score")))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
 
@@ -349,8 +355,8 @@ class MaskSet:
 
     form = "masks"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None) -> None:
-        self._masks, self._images = folder / "masks", image_folder or folder / "images"
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+        self._masks, self._images, self._within = folder / "masks", image_folder or folder / "images", within
         images = {path.with_suffix("").relative_to(self._images).as_posix(): path for path in _below(self._images)}
         pairs = [(path, path.with_suffix("").relative_to(self._masks).as_posix()) for path in _below(self._masks)]
         self._pairs = [(images[name], path) for path, name in pairs if name in images]
@@ -380,7 +386,7 @@ class MaskSet:
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         image, path = self._pairs[index]
-        pixels = _image(image.name, [image.parent])
+        pixels = _image(image.name, [image.parent], self._within)
         objects = [LabeledMask(_sized(mask, pixels.shape[:2], str(path)), label) for label, mask in self._objects(index)]
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
 
