@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
     outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
+    parser.add_argument("--upright", type=Path, metavar="FOLDER", help="with --coco, --png: upright copies of the images")
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
     parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
@@ -112,11 +113,14 @@ def run(chosen: argparse.Namespace) -> int:
         images, unknown = folders.read_prompts(chosen.prompts, images)
     runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
     with Bar(len(images)) as bar:
-        summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart)
+        summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart, chosen.upright)
     errors = summary.errors | dict.fromkeys(unread, "images of this kind cannot be read: convert it to PNG or JPEG")
     errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
+    if chosen.upright is None and not chosen.yolo and (found := folders.turned(images)):
+        names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
+        say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
     return 1 if errors else 0
 

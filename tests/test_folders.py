@@ -447,6 +447,40 @@ def test_a_concept_says_which_object_is_meant(checkpoint, photos, tmp_path):
     assert command.main([str(one) for one in arguments]) == 2  # without it, these are other settings
 
 
+def test_upright_copies_are_seen_alike_by_readers_without_exif(task, checkpoint, photos, tmp_path, capsys):
+    """torchvision and others open a photograph and do not turn it; its mask would lie across."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    Image.fromarray(make_picture(60, 80, 5)).save(photos / "side.jpg", exif=exif)
+    arguments = [
+        str(photos),
+        "--everything",
+        "--coco",
+        str(tmp_path / "out.json"),
+        "--model",
+        str(checkpoint),
+        "--points-per-side",
+        "2",
+    ]
+    assert command.main(arguments) == 0
+    assert "Turned by their EXIF data: side.jpg. Masks are of the upright image." in capsys.readouterr().err
+    assert command.main([*arguments, "--upright", str(tmp_path / "copies")]) == 0, "of images that were segmented before, too"
+    assert "EXIF" not in capsys.readouterr().err
+    sizes = {
+        one["file_name"]: (one["width"], one["height"]) for one in json.loads((tmp_path / "out.json").read_bytes())["images"]
+    }
+    assert sizes["side.jpg"] == (60, 80)
+    for name, size in sizes.items():
+        with Image.open(tmp_path / "copies" / name) as image:
+            assert image.size == size and image.getexif().get(0x0112, 1) == 1
+        same = (tmp_path / "copies" / name).read_bytes() == (photos / name).read_bytes()
+        assert same == (name != "side.jpg")
+    with Image.open(tmp_path / "copies" / "side.jpg") as image:
+        assert image.getexif()[0x010F] == "a camera"
+        seen = np.abs(np.array(image).astype(int) - folders.read_image(photos / "side.jpg")).mean()
+    assert seen < 4
+
+
 def test_other_settings_are_refused_by_name(task, photos, tmp_path):
     run(task, photos, tmp_path / "out.json")
     with pytest.raises(SAMError, match=r"out\.json\.journal .*label was 'shape' and is 'object'"):

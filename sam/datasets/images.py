@@ -1,5 +1,6 @@
 """Image files as SAM sees them."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ..errors import SAMError
 
 log = logging.getLogger("samkit")
 
+_ORIENTATION = 0x0112
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
@@ -37,3 +39,23 @@ def read_image(path: Path) -> np.ndarray:
     if top == 65535 and most < 4096:
         log.warning("%s has gray levels up to %g of 65535, and looks black to SAM: stretch its levels.", path.name, most)
     return np.repeat((values * (255 / top)).round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether an image file lies on its side or is mirrored, and its EXIF data says how to show it."""
+    with Image.open(path) as image:
+        return image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def upright(path: Path) -> bytes:
+    """The content of an image file that every reader sees upright: its own, or of one that is turned, that of a new one.
+
+    The new one has the format of the file, JPEG at quality 95, and its other EXIF data.
+    """
+    if not is_turned(path):
+        return path.read_bytes()
+    file = io.BytesIO()
+    with Image.open(path) as image:
+        straight = ImageOps.exif_transpose(image)
+        straight.save(file, format=image.format, exif=straight.getexif(), **({"quality": 95} if image.format == "JPEG" else {}))
+    return file.getvalue()

@@ -19,7 +19,7 @@ from ...utils.comfy import locked
 from ...utils.files import remove_parts, write_whole, writing
 from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
-from ..datasets.images import IMAGE_SUFFIXES, read_image
+from ..datasets.images import IMAGE_SUFFIXES, is_turned, read_image, upright
 from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
@@ -142,6 +142,16 @@ class Summary(NamedTuple):
     done: int
     before: int
     errors: dict[str, str]
+
+
+def turned(images: Iterable[ImageFile]) -> list[str]:
+    """The names of the images that only readers of EXIF data see as their masks lie; damaged files are not among them."""
+    found = []
+    for image in images:
+        with contextlib.suppress(*_BAD_IMAGE):
+            if is_turned(image.path):
+                found.append(image.file_name)
+    return found
 
 
 class Worker:
@@ -340,6 +350,7 @@ def segment_folder(
     run: Runner = run_here,
     report: Callable[[Result], None] = lambda result: None,
     restart: bool = False,
+    copies: Path | None = None,
 ) -> Summary:
     """Segment images, and write them as one data set.
 
@@ -354,6 +365,7 @@ def segment_folder(
         output: a file for COCO, a folder for the other formats.
         run: how to get results, in any order.
         report: called with each result.
+        copies: a folder for copies of the images that every reader sees upright; None: none.
         restart: forget what an earlier run has done, whatever its settings were; the files that it made are removed.
 
     Raises:
@@ -394,6 +406,10 @@ def segment_folder(
                 journal.add(result.file_name, stamps[result.file_name], result.record)
             report(result)
         finished = [name for name in stamps if name not in errors]
+        for image in images if copies is not None else ():
+            is_there = image.file_name not in paths and (copies / image.file_name).is_file()
+            if image.file_name in stamps and image.file_name not in errors and not is_there:
+                write_whole(copies / image.file_name, upright(image.path))
         records = [journal.records[name] for name in finished]
         target.write(records, is_continued, task.categories)
         wanted = set().union(*map(target.files_of, records))
