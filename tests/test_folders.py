@@ -463,7 +463,7 @@ def test_upright_copies_are_seen_alike_by_readers_without_exif(task, checkpoint,
         "2",
     ]
     assert command.main(arguments) == 0
-    assert "Turned by their EXIF data: side.jpg. Masks are of the upright image." in capsys.readouterr().err
+    assert "Turned by their EXIF data: side.jpg. Masks are of the upright image: --upright" in capsys.readouterr().err
     assert command.main([*arguments, "--upright", str(tmp_path / "copies")]) == 0, "of images that were segmented before, too"
     assert "EXIF" not in capsys.readouterr().err
     sizes = {
