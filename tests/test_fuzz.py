@@ -23,6 +23,7 @@ from conftest import as_image, make_picture
 from load_pack import inputs_of
 from reference import random_sam
 from samkit import NODE_CLASS_MAPPINGS
+from samkit.nodes.save_masks import SaveMasks
 from samkit.sam import (
     PRESETS,
     Concept,
@@ -88,6 +89,8 @@ def alone(world, monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr("samkit.utils.comfy.PACK", world[0])
+    if not (world[0] / "output" / "samkit" / "dataset").is_dir():  # what SAM Load Masks loads by default
+        SaveMasks().execute([image((48, 64))], [torch.ones(1, 48, 64)])
     # What is the same a thousand times over takes seconds.
     monkeypatch.setattr("samkit.sam.tasks.personalize._PLACES", 1)
     monkeypatch.setattr("samkit.sam.training.mixture._EPOCHS", 5)
@@ -300,7 +303,10 @@ def check_outputs(node, given, result):
     declared = inputs_of(node)
     sources = [name for name in ("image", "embedding") if declared.get(name, [""])[0] in ("IMAGE", "SAM_EMBEDDING")]
     frames = [len(first[name]) for name in sources if isinstance(first.get(name), (torch.Tensor, np.ndarray))]
-    for kind, name, output in zip(node.RETURN_TYPES, node.RETURN_NAMES, outputs, strict=True):
+    lists = getattr(node, "OUTPUT_IS_LIST", (False,) * len(outputs))
+    named = zip(node.RETURN_TYPES, node.RETURN_NAMES, outputs, lists, strict=True)
+    each = [(kind, name, one) for kind, name, output, is_list in named for one in (output if is_list else [output])]
+    for kind, name, output in each:
         if kind in ("IMAGE", "MASK"):
             assert isinstance(output, torch.Tensor) and output.dtype == torch.float32 and output.layout is torch.strided, name
             assert output.ndim == (4 if kind == "IMAGE" else 3) and not output.requires_grad and 0 not in output.shape[1:], name
