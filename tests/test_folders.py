@@ -339,6 +339,20 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
         assert {one["id"]: one["name"] for one in document["categories"]}[category] == "cat"
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_image_that_comes_back_as_it_was_is_whole_again(name, task, photos, tmp_path):
+    """Moved away and back, it has the size and time that the journal knows, but its masks and its copy left with it."""
+    task = with_format(task, name)
+    run(task, photos, tmp_path / "out")
+    whole = tree(tmp_path / "out")
+    (photos / "a.png").rename(tmp_path / "a.png")
+    run(task, photos, tmp_path / "out")
+    assert tree(tmp_path / "out") != whole
+    (tmp_path / "a.png").rename(photos / "a.png")
+    run(task, photos, tmp_path / "out")
+    assert tree(tmp_path / "out") == whole
+
+
 def test_a_category_keeps_its_number_when_others_come_before_it(task, photos, tmp_path):
     """`a.png` is sorted first, but came later."""
     task, box = FolderTask("prompts", "YOLO", task.checkpoint), {"x": 10, "y": 10, "width": 30, "height": 20}

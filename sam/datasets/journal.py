@@ -73,6 +73,17 @@ class Journal:
         self._write({"file_name": file_name, "stamp": stamp, "record": record})
         self.records[file_name], self._stamps[file_name] = record, stamp
 
+    def forget(self, file_name: str) -> None:
+        """Record that an image's files are about to be removed: should it come back as it was, it has to be done again.
+
+        Its record stays, so that a process that is killed now leaves nothing that the next one cannot remove.
+
+        Raises:
+            SAMError: the disk is full.
+        """
+        if self._stamps[file_name] is not None:
+            self.add(file_name, None, self.records[file_name])
+
     def _write(self, line: Mapping[str, Any]) -> None:
         content = memoryview(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
         with writing(self.path):

@@ -413,6 +413,9 @@ def segment_folder(
         records = [journal.records[name] for name in finished]
         target.write(records, is_continued, task.categories)
         wanted = set().union(*map(target.files_of, records))
+        for name in journal.records.keys() - set(finished):
+            if target.files_of(journal.records[name]) - wanted:
+                journal.forget(name)
         left = set().union(*map(target.files_of, [*before, *journal.records.values()])) - wanted
         for name in left:
             with writing(target.path / name):
