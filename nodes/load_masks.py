@@ -79,7 +79,8 @@ class LoadMasks:
         try:
             found = [one for name in (path, image_folder) if name and (one := annotated_path(name, _FOLDERS, or_folder=True))]
             files = sorted(file for one in found for file in ([one] if one.is_file() else one.rglob("*")))
-            stamps = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+            stats = [file.stat() if file.exists() else file.lstat() for file in files]  # a link may lead to nothing
+            stamps = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)]
             return hashlib.sha256(repr(stamps).encode()).hexdigest() if stamps else ""
         except (OSError, AttributeError, TypeError):
             return ""

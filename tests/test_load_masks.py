@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 
 import cv2
 import numpy as np
@@ -299,6 +300,15 @@ def test_an_image_that_was_turned_since_is_named(tmp_path):
         open_data_set(tmp_path / "a.json").read(0)
 
 
+def test_a_size_that_is_not_true_needs_no_memory(tmp_path):
+    picture(tmp_path / "a.png")
+    document = json.loads(json.dumps(LEGAL["a.json"]))
+    document["annotations"][0]["segmentation"] = {"size": [10**9, 10**9], "counts": [10**18]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(SAMError, match="annotation 1 of a.json has 1000000000x1000000000 pixels, but its image 120x90"):
+        open_data_set(tmp_path / "a.json").read(0)
+
+
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
     """A data set of five images with a cat in some and a dog in others."""
@@ -348,3 +358,59 @@ def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
     data = open_data_set(tmp_path / "a.json")
     ((label, mask, _),) = masks_of(data, 5000)
     assert label == "hole" and (mask == SHAPES["hole"]).all() and len(data.names) == 10_000
+
+
+def altered(value, rng):
+    """A JSON value with one of its parts, at any depth, replaced or removed."""
+    odd = [None, "x", "", -1, 1e400, float("nan"), [], {}, [[]], {"a": 1}, True, [1, 2, 3], "../../x", "\0", 10**30, ["x"] * 7]
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        if rng.random() < 0.15:
+            return {name: one for name, one in value.items() if name != key}
+        return {**value, key: altered(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        return [*value[:place], altered(value[place], rng), *value[place + 1 :]]
+    return rng.choice(odd)
+
+
+RUNS = encode_mask(SHAPES["hole"])
+LEGAL = {
+    "a.json": {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": RUNS, "score": 0.5},
+            {"id": 2, "image_id": 1, "category_id": 1, "segmentation": [[1, 2, 30, 4, 5, 60]]},
+            {"id": 3, "image_id": 1, "category_id": 1, "segmentation": {"size": [90, 120], "counts": [5, 10, 90 * 120 - 15]}},
+        ],
+    },
+    "manifest.json": {"images": [{"file_name": "a.png", "objects": [{"mask": "a.png", "label": "x", "score": 0.5}]}]},
+    "l.json": {
+        "imagePath": "a.png",
+        "shapes": [
+            {"label": "x", "points": [[1, 2], [30, 4], [5, 60]], "group_id": 1, "shape_type": "polygon"},
+            {"label": "y", "points": [[1, 2], [30, 40]], "group_id": None, "shape_type": "circle"},
+            {"label": "z", "points": [[1, 2], [2, 3]], "shape_type": "mask", "mask": "iVBORw0KGgo="},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_altered_files_are_read_or_refused_in_one_sentence(name, tmp_path):
+    picture(tmp_path / "a.png")
+    rng, read = random.Random(name), 0
+    for _ in range(600):
+        (tmp_path / name).write_text(json.dumps(altered(LEGAL[name], rng)))
+        try:
+            data = open_data_set(tmp_path / name, within=tmp_path)
+            for index in range(len(data.names)):
+                labels, (_, labeled) = data.labels(index), data.read(index)
+                for one in labeled.objects:
+                    assert one.mask.dtype == bool and one.mask.shape == SIZE and one.label in labels
+                    assert one.score is None or np.isfinite(one.score)
+            read += 1
+        except SAMError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+    assert 0 < read < 600

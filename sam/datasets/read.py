@@ -4,18 +4,18 @@ Opening reads the list of images; an image and its masks are read when they are 
 """
 
 import base64
-import binascii
+import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ...utils.text import counted
+from ...utils.text import counted, shown
 from ..errors import SAMError
 from ..geometry import Size
 from .drawing import drawn_polygon, polygon_mask, shape_mask
@@ -27,6 +27,8 @@ from .rle import decode_mask
 _COCO = "images", "annotations", "categories"
 _BACKGROUND = 0  # of a PNG whose values are objects
 _MOST_VALUES = 255
+_HALF = 127  # of a gray level: above it, a pixel is in the mask
+_FAR = 1e6  # no coordinate of an image is as large
 
 
 class ReadImage(NamedTuple):
@@ -126,24 +128,52 @@ def _loaded(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+@contextlib.contextmanager
+def _reading(what: object) -> Iterator[None]:
+    """What another program may have written otherwise than its form says becomes one sentence that names the place.
+
+    Raises:
+        SAMError: the body met a value of another type or range, or a file that cannot be read.
+    """
+    try:
+        yield
+    except SAMError as error:
+        raise SAMError(str(error) if str(what) in str(error) else f"{what}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError, SyntaxError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise SAMError(f"{what} is not of the form that it should have: {reason}.") from error
+    except Image.DecompressionBombError as error:
+        raise SAMError(f"{what} has an image of too many pixels: {error}") from error
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise SAMError(f"{what} is {shown(value)}: it must be text.")
+    return value
+
+
+def _score(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    if value is not None and not is_number:
+        raise SAMError(f"score is {shown(value)}: it must be a finite number.")
+    return None if value is None else float(value)
+
+
 def _image(name: str, folders: Sequence[Path], within: Path | None) -> np.ndarray:
     """The image of a name in the first folder that has it; a name never leads out of its folder, nor out of `within`."""
     for folder in folders:
         path = folder / name
-        bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
-        if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
-            try:
+        with _reading(path):
+            bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
+            if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
                 return read_image(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise SAMError(f"{path} was not read: {error}") from error
     raise SAMError(f"there is no image {name} in {' or '.join(map(str, folders))}: say where the images are by image_folder.")
 
 
-def _sized(mask: np.ndarray, size: Size, what: str) -> np.ndarray:
-    if mask.shape != size:
-        seen = f"{mask.shape[1]}x{mask.shape[0]} pixels, but its image {size[1]}x{size[0]}"
+def _check_size(found: tuple[Any, ...], size: Size, what: str) -> None:
+    if found != size:
+        seen = f"{shown(found[1])}x{shown(found[0])} pixels, but its image {size[1]}x{size[0]}"
         raise SAMError(f"{what} has {seen}: the image was changed, or turned by its EXIF data, since it was annotated.")
-    return mask
 
 
 class CocoSet:
@@ -157,38 +187,35 @@ class CocoSet:
         self.path, self._within = path, within
         beside = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         self._folders = [image_folder] if image_folder else beside
-        try:
-            self.names = [one["file_name"] for one in content["images"]]
-            self._labels = {one["id"]: str(one["name"]) for one in content["categories"]}
+        with _reading(path):
+            self.names = [_text(one["file_name"], "file_name") for one in content["images"]]
+            self._labels = {one["id"]: _text(one["name"], "the name of a category") for one in content["categories"]}
             place = {one["id"]: index for index, one in enumerate(content["images"])}
             self._objects: list[list[Mapping[str, Any]]] = [[] for _ in self.names]
             for one in content["annotations"]:
                 self._objects[place[one["image_id"]]].append(one)
-        except (KeyError, TypeError) as error:
-            raise SAMError(f"{path} is not a whole COCO file: {type(error).__name__} {error}.") from error
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
-        return {self._labels.get(one.get("category_id"), DEFAULT_LABEL) for one in self._objects[index]}
+        with _reading(self.path):
+            return {self._labels.get(one.get("category_id"), DEFAULT_LABEL) for one in self._objects[index]}
 
     def read(self, index: int) -> ReadImage:
         """See `DataSet`; regions of crowds are objects like the others."""
         pixels = _image(self.names[index], self._folders, self._within)
         size, objects = pixels.shape[:2], []
         for one in self._objects[index]:
-            what = f"annotation {one.get('id')} of {self.path.name}"
-            try:
+            what = f"annotation {shown(one.get('id'))} of {self.path.name}"
+            with _reading(what):
                 value = one["segmentation"]
                 if isinstance(value, dict):
-                    mask = _sized(decode_mask(value), size, what)
+                    _check_size(tuple(value["size"]), size, what)  # first: a size that is not true may need any memory
+                    mask = decode_mask(value)
                 else:
                     parts = [polygon_mask(part, size) for part in value]
                     mask = np.logical_or.reduce(parts) if parts else np.zeros(size, bool)
-            except (KeyError, TypeError) as error:
-                raise SAMError(f"{what} has no segmentation of COCO's form.") from error
-            score = one.get("score")
-            label = self._labels.get(one.get("category_id"), DEFAULT_LABEL)
-            objects.append(LabeledMask(mask, label, None if score is None else float(score)))
+                label = self._labels.get(one.get("category_id"), DEFAULT_LABEL)
+                objects.append(LabeledMask(mask, label, _score(one.get("score"))))
         return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
 
 
@@ -213,12 +240,16 @@ class YoloSet:
         before, inside, after = f"/{name}".rpartition("/images/")
         nested = self._images / f"{before}/labels/{after}".lstrip("/") if inside else self._labels_folder / name
         path, lines = nested.with_suffix(".txt"), []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+        with _reading(path):
+            texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(texts, start=1):
             try:
                 kind, *shares = line.split()
                 values = np.array(shares, np.float64)
                 if len(values) != 4 and (len(values) < 6 or len(values) % 2):
                     raise ValueError(f"{len(values)} numbers")
+                if not (np.abs(values) < _FAR).all():
+                    raise ValueError("numbers that are no shares of the image")
                 lines.append((self._classes.get(int(kind), kind), values))
             except ValueError as error:
                 raise SAMError(f"line {number} of {path} is not a class and a polygon or a box: {error}.") from error
@@ -295,13 +326,13 @@ class LabelmeSet:
             if kind in ("point", "points", "line", "linestrip"):
                 continue
             label, group = str(shape.get("label") or DEFAULT_LABEL), shape.get("group_id")
-            key = (label, "group", group) if group is not None else (label, "shape", number)
-            try:
+            with _reading(f"shape {number} of {file}"):
+                key = (label, "group", group) if group is not None else (label, "shape", number)
                 points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
-                mask = _labelme_mask(shape, points, size) if kind == "mask" else shape_mask(kind, points, size)
-            except (KeyError, TypeError, ValueError, OSError, binascii.Error) as error:
-                raise SAMError(f"shape {number} ({label}) of {file}: {error}") from error
-            masks[key] = mask | masks[key] if key in masks else mask
+                if not (np.abs(points) < _FAR).all():
+                    raise SAMError("its points are not in pixels of an image.")
+                mask = _labelme_mask(shape, points, size) if kind == "mask" else shape_mask(str(kind), points, size)
+                masks[key] = mask | masks[key] if key in masks else mask
         objects = [LabeledMask(mask, label) for (label, *_), mask in masks.items()]
         return ReadImage(pixels, LabeledImage(name, size, objects))
 
@@ -329,13 +360,9 @@ class PngSet:
         self._folder, self._within = folder, within
         self._images = [image_folder] if image_folder else [folder / "images", folder, folder.parent]
         self._records = (read_json(folder / "manifest.json", ("images",)) or {"images": []})["images"]
-        try:
-            self.names = [record["file_name"] for record in self._records]
-            self._labels = [{one["label"] for one in record["objects"]} for record in self._records]
-        except (KeyError, TypeError) as error:
-            raise SAMError(
-                f"{folder / 'manifest.json'} is not a manifest of this pack: {type(error).__name__} {error}."
-            ) from error
+        with _reading(folder / "manifest.json"):
+            self.names = [_text(record["file_name"], "file_name") for record in self._records]
+            self._labels = [{_text(one["label"], "label") for one in record["objects"]} for record in self._records]
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
@@ -344,9 +371,11 @@ class PngSet:
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         pixels, objects = _image(self.names[index], self._images, self._within), []
-        for one in self._records[index]["objects"]:
-            mask = _image(one["mask"], [self._folder], self._within)[..., 0] > 127
-            objects.append(LabeledMask(_sized(mask, pixels.shape[:2], one["mask"]), one["label"], one.get("score")))
+        for number, one in enumerate(self._records[index]["objects"]):
+            with _reading(f"object {number} of {self.names[index]} in manifest.json"):
+                mask = _image(_text(one["mask"], "mask"), [self._folder], self._within)[..., 0] > _HALF
+                _check_size(mask.shape, pixels.shape[:2], one["mask"])
+                objects.append(LabeledMask(mask, one["label"], _score(one.get("score"))))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
 
 
@@ -370,13 +399,12 @@ class MaskSet:
 
     def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
         path = self._pairs[index][1]
-        try:
+        with _reading(path):
+            if self._within is not None and not path.resolve().is_relative_to(self._within.resolve()):
+                raise SAMError(f"a link leads out of {self._within}.")
             with Image.open(path) as image:
-                values = np.asarray(
-                    image if image.mode in ("L", "P", "1") or image.mode.startswith("I") else image.convert("L")
-                )
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SAMError(f"{path} was not read: {error}") from error
+                is_index = image.mode in ("L", "P", "1") or image.mode.startswith("I")
+                values = np.asarray(image if is_index else image.convert("L"))
         found = np.unique(values)
         found = found[found != _BACKGROUND]
         if len(found) > _MOST_VALUES:
@@ -387,7 +415,9 @@ class MaskSet:
         """See `DataSet`."""
         image, path = self._pairs[index]
         pixels = _image(image.name, [image.parent], self._within)
-        objects = [LabeledMask(_sized(mask, pixels.shape[:2], str(path)), label) for label, mask in self._objects(index)]
+        objects = [LabeledMask(mask, label) for label, mask in self._objects(index)]
+        for one in objects:
+            _check_size(one.mask.shape, pixels.shape[:2], str(path))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
 
 
