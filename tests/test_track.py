@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_picture
+from conftest import as_image, make_picture
 from reference_sam2 import SMALL, SMALL_SIDE, TINY
 from reference_track import SMALL_CHANNELS, ReferenceFilm, random_video
 from safetensors.torch import save_file
+from samkit.nodes.track import TrackObjects
 from samkit.sam import load_model
 from samkit.sam.errors import SAMError
 from samkit.sam.models.sam2 import SAM2Model, hiera
@@ -322,8 +323,6 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("prompts", "message"),
         [
-            ({}, "no prompt to track"),
-            ({1: {}}, "no prompt to track"),
             ({1: {3: clicks((3, 3))}}, "object 1 on frame 3 lies outside the film, which has 3 frames: 0 to 2"),
             ({"a": {-1: clicks((3, 3))}}, "object 'a' on frame -1 lies outside the film"),
             ({1: {0: FilmPrompt()}}, "is empty: it must have points, a box or a mask"),
@@ -446,3 +445,76 @@ def shards(state, folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
     return index
+
+
+class TestNode:
+    def run(self, small, frames=4, **inputs):
+        return TrackObjects().execute(small.ours, as_image(*film(frames)), **inputs)
+
+    def test_masks_are_those_of_the_runtime(self, small):
+        points = [
+            [{"x": 30, "y": 25, "object": "cat"}, {"x": 60, "y": 30, "object": 2}],
+            [],
+            [{"x": 40, "y": 20, "object": "dog"}],
+        ]
+        masks, bboxes, scores, known = self.run(small, positive_coords=json.dumps(points), individual_masks=True)
+        prompts = {"cat": {0: clicks((30, 25))}, 2: {0: clicks((60, 30))}, "dog": {2: clicks((40, 20))}}
+        found, _ = tracked(small.ours, film(4), prompts)
+        assert known.names == ("cat", 2, "dog") and masks.shape == (12, HEIGHT, WIDTH) and masks.dtype == torch.float32
+        assert torch.equal(masks.bool(), torch.cat([found[frame].masks for frame in range(4)]))
+        assert scores == pytest.approx([float(score.sigmoid()) for frame in range(4) for score in found[frame].object_scores])
+        assert scores[2] == scores[5] == 0 and not masks[2].any() and scores[8] > 0.5
+        assert [box["label"] for box in bboxes[2]] == ["cat", "2", "dog"] and bboxes[2][0]["score"] == pytest.approx(scores[6])
+        merged = self.run(small, positive_coords=json.dumps(points))[0]
+        assert torch.equal(merged.bool(), masks.view(4, 3, HEIGHT, WIDTH).bool().any(1))
+
+    def test_a_single_list_is_that_of_the_first_frame(self, small):
+        for points in ('[{"x": 30, "y": 25}]', '[[{"x": 30, "y": 25}]]', '[[{"x": 30, "y": 25}], [], [], []]'):
+            known = self.run(small, positive_coords=points)[3]
+            assert known.names == ("#1",) and known.prompted_frames("#1") == (0,)
+        known = self.run(
+            small, bboxes=[{"x": 5, "y": 5, "width": 30, "height": 40}, {"x": 50, "y": 5, "width": 20, "height": 40}]
+        )[3]
+        assert known.names == ("#1", "#2") and known.prompted_frames("#2") == (0,)
+
+    def test_masks_are_those_of_the_objects_in_order(self, small):
+        masks = torch.stack([masked(13, 22, 30, 37).mask, masked(0, 0, 0, 0).mask, masked(5, 5, 20, 20).mask]).float()
+        point = '[{"x": 30, "y": 25, "object": "cat"}]'
+        found, _, _, known = self.run(small, positive_coords=point, mask_prompt=masks, mask_frame=2, individual_masks=True)
+        assert known.names == ("cat", "#2") and known.prompted_frames("cat") == (0, 2)
+        shown, given = found.view(4, 2, HEIGHT, WIDTH)[2, 1] > 0, masks[2] > 0
+        assert (shown & given).sum() > 0.9 * (shown | given).sum(), "it is given back at the resolution of the model's masks"
+
+    def test_a_second_node_goes_on(self, small, monkeypatch):
+        first = self.run(small, positive_coords='[{"x": 30, "y": 25}]')
+        counter = Counted(monkeypatch)
+        counter.taken()
+        more = '[[], [], [{"x": 50, "y": 20}]]'
+        second = self.run(small, positive_coords=more, track=first[3], individual_masks=True)
+        assert counter.taken() == (2, 2, 2)
+        whole = self.run(small, positive_coords='[[{"x": 30, "y": 25}], [], [{"x": 50, "y": 20}]]', individual_masks=True)
+        assert torch.equal(second[0], whole[0]) and second[2] == whole[2]
+        assert torch.equal(self.run(small, track=first[3])[0], first[0])
+
+    def test_a_detector_that_found_nothing_gives_empty_masks(self, small):
+        for apart in (True, False):
+            masks, bboxes, scores, known = self.run(small, bboxes=None, individual_masks=apart)
+            assert masks.shape == (4, HEIGHT, WIDTH) and not masks.any() and bboxes == [[]] * 4 and scores == [0.0] * 4
+            assert known.names == ()
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({}, "No prompt connected"),
+            ({"track": 3}, "track is of type int"),
+            ({"positive_coords": "[[], [], [], [], [], []]"}, "number of lists in positive_coords is 6"),
+            ({"positive_coords": '[[], [{"x": 90, "y": 3}]]'}, "positive_coords has 1 point outside the image"),
+            (
+                {"mask_prompt": torch.ones(1, HEIGHT, WIDTH), "mask_frame": 4},
+                "mask_frame is 4, but the film has 4 frames: 0 to 3",
+            ),
+        ],
+    )
+    def test_errors(self, small, inputs, message):
+        with pytest.raises(SAMError, match=message):
+            self.run(small, **inputs)

@@ -204,8 +204,8 @@ def track(
         What is known now, for the next call.
 
     Raises:
-        SAMError: the model cannot track, there is no prompt, one lies outside the film or is empty, or the known track
-            belongs to another film or model; and what `encode` raises.
+        SAMError: the model cannot track, a prompt lies outside the film or is empty, or the known track belongs to another film
+            or model; and what `encode` raises.
     """
     segmenter, options = as_segmenter(model), options or TrackOptions()
     if not isinstance(segmenter, SAM2Model):
@@ -226,8 +226,6 @@ def track(
     _check(prompts, len(run.keys), run.size)
     before = {} if known is None else known.objects
     names = list(dict.fromkeys((*before, *(name for name, frames in prompts.items() if frames))))
-    if not names:
-        raise SAMError("There is no prompt to track. Give points, a box or a mask of at least one object on one frame.")
     thinned = _Thinned(len(run.keys), len(names), segmenter)
     works = []
     for name in names:
