@@ -15,7 +15,7 @@ from .models.in_transformers.matte import MatteModel, load_matte
 from .models.loaded import load_shared, recall, remember
 from .models.sam import SAMModel
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
-from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_frame
+from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
@@ -44,6 +44,7 @@ from .tasks.predict import (
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import segment_each
+from .tasks.track import DIRECTIONS, Direction, FilmPrompt, Track, TrackedFrame, TrackOptions, track
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -55,6 +56,7 @@ __all__ = [
     "ABSENT_LOGIT",
     "CANDIDATES",
     "DEVICE_MODES",
+    "DIRECTIONS",
     "METHODS",
     "MULTIMASK",
     "PRECISIONS",
@@ -65,6 +67,8 @@ __all__ = [
     "Concept",
     "DecoderOptions",
     "DeviceMode",
+    "Direction",
+    "FilmPrompt",
     "FoundBoxes",
     "FoundMask",
     "FoundObjects",
@@ -90,6 +94,9 @@ __all__ = [
     "SAMWrapper",
     "Segmenter",
     "TeachOptions",
+    "Track",
+    "TrackOptions",
+    "TrackedFrame",
     "as_dicts",
     "as_embedding",
     "as_segmenter",
@@ -111,6 +118,7 @@ __all__ = [
     "load_matte",
     "load_model",
     "load_shared",
+    "named_objects",
     "normalise_text",
     "objects_per_frame",
     "personalize",
@@ -129,6 +137,7 @@ __all__ = [
     "soft_edges",
     "stay_loaded",
     "teach",
+    "track",
     "train_decoder",
     "weights_changed",
     "with_decoder",

@@ -17,7 +17,7 @@ _SLACK = 0.02  # a detector's boxes may end a little outside of the image
 _FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
 
 
-def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) -> list[np.ndarray]:
+def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, is_film: bool = False) -> list[np.ndarray]:
     """Parse coordinates into one array of points per frame.
 
     Args:
@@ -26,7 +26,7 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) 
             are left out: other packs' editors say "nothing" so. A point may name its `object`.
         frames: number of frames B.
         name: the input's name, for messages.
-        frame_offset: see `spread`.
+        frame_offset, is_film: see `spread`; in a film a list of points is that of the first frame.
 
     Returns:
         B float64 arrays `[P, 2]` (x, y); see `names_of` for the objects.
@@ -41,8 +41,10 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) 
     if not isinstance(value, list):
         raise SAMError(f"{name} is {str(value)[:80]!r}, which is not a JSON list: it must be {_FORM}.")
     if value and all(isinstance(item, list) for item in value):
-        return [_parse(points, f"{name}[{i}]") for i, points in enumerate(spread(value, frames, name, frame_offset))]
-    return [_parse(value, name)] * frames
+        each = spread(value, frames, name, frame_offset, is_film)
+        return [_parse(points, f"{name}[{i}]") for i, points in enumerate(each)]
+    points = _parse(value, name)
+    return [points, *[points[:0]] * (frames - 1)] if is_film else [points] * frames
 
 
 def _without_nothing(value: Any) -> Any:

@@ -120,6 +120,11 @@ class Segmenter(Protocol):
         """Content hash of the weights that make masks."""
         ...
 
+    @property
+    def tracks(self) -> bool:
+        """Whether it can follow objects through a film by a memory, see `tasks.track`."""
+        ...
+
     def frame(self, original: Size) -> Frame:
         """How an image (H, W) lies in the model's input."""
         ...

@@ -33,6 +33,7 @@ class SAMFamily:
 
     network: Sam
     precision: Precision
+    tracks = False
 
     @property
     def family(self) -> str:
