@@ -18,6 +18,7 @@ except ImportError:
     pytest.skip("transformers before 4.56 has no SAM 2 to compare with", allow_module_level=True)
 
 from torch.nn import functional as F
+from transformers.models.sam2_video import modeling_sam2_video
 
 # transformers fixes the memories' channels at 64 in the keys of its attention; twice as many make pointers of two pieces.
 SMALL_CHANNELS = 128
@@ -61,6 +62,20 @@ def random_video(hiera, side=1024, channels=256, seed=0, newer=True, presence=3.
         model.mask_decoder.pred_obj_score_head.proj_out.bias.add_(presence)
         model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
     return model.eval().requires_grad_(False)
+
+
+class _Torch:
+    """The module torch for transformers' model, whose bfloat16 is float32."""
+
+    bfloat16 = torch.float32
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def remember_in_float32(monkeypatch):
+    """Let transformers' model store memories as it computes them."""
+    monkeypatch.setattr(modeling_sam2_video, "torch", _Torch())
 
 
 def processor(side):
@@ -129,6 +144,12 @@ class ReferenceFilm:
         logits = logits.reshape(logits.shape[-2:]).clone()
         self.results[frame] = logits, score.reshape(()).clone()
         return self.results[frame]
+
+    def stored_types(self):
+        """The types of the maps that it remembers."""
+        outputs = self.session.output_dict_per_obj[0]
+        each = [*outputs["cond_frame_outputs"].values(), *outputs["non_cond_frame_outputs"].values()]
+        return {output["maskmem_features"].dtype for output in each}
 
     def masks(self):
         """Of each frame so far, at the film's size."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from reference_sam2 import SMALL, SMALL_SIDE, TINY
-from reference_track import SMALL_CHANNELS, ReferenceFilm, random_video
+from reference_track import SMALL_CHANNELS, ReferenceFilm, random_video, remember_in_float32
 from safetensors.torch import save_file
 from samkit.nodes.track import TrackObjects
 from samkit.sam import load_model
 from samkit.sam.errors import SAMError
-from samkit.sam.models.sam2 import SAM2Model, hiera
+from samkit.sam.models.sam2 import SAM2Model, hiera, memory
 from samkit.sam.models.sam2.memory import NO_OBJECT, Memory
 from samkit.sam.tasks import embed
 from samkit.sam.tasks import track as tracking
@@ -43,13 +43,22 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return Pair(tmp_path_factory.mktemp("small"), SMALL, SMALL_SIDE, SMALL_CHANNELS, seed=1)
+    return Pair(tmp_path_factory.mktemp("small"), SMALL, SMALL_SIDE, SMALL_CHANNELS)
 
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory):
     """SAM 2, whose pointers have no dates and whose maps no mark of absence."""
-    return Pair(tmp_path_factory.mktemp("older"), SMALL, SMALL_SIDE, SMALL_CHANNELS, seed=1, newer=False)
+    return Pair(tmp_path_factory.mktemp("older"), SMALL, SMALL_SIDE, SMALL_CHANNELS, newer=False)
+
+
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Both store maps in bfloat16: where sums differ in the last bit, a value may be rounded the other way, and is then off by
+    a 256th of itself. That hides what else differs, so both store what they compute.
+    """
+    monkeypatch.setattr(memory, "STORED_TYPE", torch.float32)
+    remember_in_float32(monkeypatch)
 
 
 def film(count, size=(HEIGHT, WIDTH)):
@@ -104,7 +113,7 @@ def reference(pair, frames, prompts, direction):
     return theirs
 
 
-def compare(pair, frames, prompts, direction="forward"):
+def compare(pair, frames, prompts, direction="forward", stored=torch.float32, within=1e-3):
     """Every object on every frame that it is followed to; returns the object scores, for a test to look at."""
     found, known = tracked(pair.ours, frames, prompts, direction)
     assert known.names == tuple(prompts)
@@ -113,10 +122,11 @@ def compare(pair, frames, prompts, direction="forward"):
         theirs = reference(pair, frames, own, direction)
         masks = theirs.masks()
         assert theirs.results, "nothing was compared"
+        assert theirs.stored_types() == {stored} == {one.dtype for one in known.objects[name].maps.values()}
         for frame, (logits, score) in theirs.results.items():
             one = found[frame]
-            torch.testing.assert_close(one.object_scores[row], score, atol=1e-3, rtol=0)
-            torch.testing.assert_close(one.logits[name], logits, atol=1e-3, rtol=0)
+            torch.testing.assert_close(one.object_scores[row], score, atol=within, rtol=0)
+            torch.testing.assert_close(one.logits[name], logits, atol=within, rtol=0)
             other = int((one.masks[row] != masks[frame]).sum())
             assert other <= max(1, 1e-4 * masks[frame].numel()), (name, frame, other)
             scores.append(float(score))
@@ -147,22 +157,36 @@ CASES = {
 }  # fmt: skip
 
 
+# The bar is 1e-3. Measured on seeds 0 to 3: no more than 9e-5 with maps in float32.
+SMALL_WITHIN = 2e-4
+
+
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("in_float32")
 def test_a_small_model_equals_transformers(small, case):
     count, prompts, direction = CASES[case]
-    assert min(compare(small, film(count), prompts, direction)) > 0
+    assert min(compare(small, film(count), prompts, direction, within=SMALL_WITHIN)) > 0
 
 
-@pytest.mark.parametrize("case", ["one click", "a correction"])
+@pytest.mark.parametrize("case", ["one click", "a correction", "both ways"])
+@pytest.mark.usefixtures("in_float32")
 def test_sam_2_equals_transformers(older, case):
     count, prompts, direction = CASES[case]
-    compare(older, film(count), prompts, direction)
+    compare(older, film(count), prompts, direction, within=SMALL_WITHIN)
     assert older.ours.family == "SAM 2"
 
 
+@pytest.mark.parametrize("case", ["one click", "both ways"])
+def test_maps_are_stored_in_transformers_type_and_masks_are_equal(small, case):
+    """What a value that is rounded the other way changes of the logits: of 2e1, up to 5e-3 was seen; of the masks, nothing."""
+    count, prompts, direction = CASES[case]
+    compare(small, film(count), prompts, direction, stored=torch.bfloat16, within=2e-2)
+
+
+@pytest.mark.usefixtures("in_float32")
 def test_an_object_that_vanishes_keeps_its_score_and_has_an_empty_mask(tmp_path):
     """Noise instead of the film: the random weights say there that nothing is to be seen, and later that it is back."""
-    pair = Pair(tmp_path, SMALL, SMALL_SIDE, SMALL_CHANNELS, seed=0, presence=VANISHING)
+    pair = Pair(tmp_path, SMALL, SMALL_SIDE, SMALL_CHANNELS, presence=VANISHING)
     frames, numbers = film(12), np.random.default_rng(0)
     frames[4:8] = [numbers.integers(0, 256, frames[0].shape, dtype=np.uint8) for _ in range(4)]
     prompts = {1: {0: clicks((30, 25))}}
@@ -177,6 +201,7 @@ def test_an_object_that_vanishes_keeps_its_score_and_has_an_empty_mask(tmp_path)
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("in_float32")
 def test_a_full_size_model_equals_transformers(tmp_path, case):
     count, prompts, direction = CASES[case]
     scale = np.array([8.0, 8.0])
@@ -188,7 +213,7 @@ def test_a_full_size_model_equals_transformers(tmp_path, case):
         return FilmPrompt(prompt.points * scale, prompt.labels, box)
 
     prompts = {name: {frame: larger(one) for frame, one in own.items()} for name, own in prompts.items()}
-    compare(Pair(tmp_path, TINY, seed=1), film(count, (8 * HEIGHT, 8 * WIDTH)), prompts, direction)
+    compare(Pair(tmp_path, TINY), film(count, (8 * HEIGHT, 8 * WIDTH)), prompts, direction)
 
 
 class Counted:

@@ -29,6 +29,8 @@ _HEADS, _THETA, _POSITION_SHARE = 1, 10000.0, 0.1
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
 _TEMPERATURE, _EPS = 10000.0, 1e-6
 MOST_POINTERS = 16
+STORED_TYPE = torch.bfloat16
+"""Of the maps that frames leave behind."""
 _MASK_STRIDE = 16  # of the memory encoder: pixels of the square for a token
 
 
@@ -184,7 +186,7 @@ class Memory(nn.Module):
         found = self.memory_encoder(features[None], share * _MASK_SCALE + _MASK_BIAS)[0]
         if self.no_obj_embed_spatial is not None:
             found = found + (object_score <= 0).float() * self.no_obj_embed_spatial[0, :, None, None]
-        return Remembered(found.flatten(1).T.bfloat16().contiguous(), pointer)
+        return Remembered(found.flatten(1).T.to(STORED_TYPE).contiguous(), pointer)
 
     def pointers(self, tokens: Tensor, is_there: Tensor) -> Tensor:
         """Mask tokens `[n, C]` as object pointers `[n, C]`; an object that is not in the image has `no_obj_ptr`."""
