@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..sam import (
     DIRECTIONS,
+    TRACK_METHODS,
     DeviceMode,
     Direction,
     FilmPrompt,
@@ -15,6 +16,7 @@ from ..sam import (
     Segmenter,
     Track,
     TrackedFrame,
+    TrackMethod,
     TrackOptions,
     named_objects,
     result_device,
@@ -29,7 +31,7 @@ from ..utils.text import counted
 from .common import (
     CATEGORY,
     DEVICE_MODE_INPUT,
-    SAM_MODEL_TYPES,
+    SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
     UNCONNECTED,
     Result,
@@ -47,8 +49,8 @@ class TrackObjects(ShowsResult):
     """`SAMKit_Track`."""
 
     DESCRIPTION = (
-        "Follows objects through a film: mark them on any frame, and get their masks on every frame. Needs a SAM 2 or SAM 2.1 "
-        "model. A second SAM Track with further prompts computes only what they change."
+        "Follows objects through a film: mark them on any frame, and get their masks on every frame. SAM 2 and SAM 2.1 use "
+        "their memory, other models the last mask. A second SAM Track with further prompts computes only what they change."
     )
     SEARCH_ALIASES = [
         "sam",
@@ -79,10 +81,7 @@ class TrackObjects(ShowsResult):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "sam_model": (
-                    SAM_MODEL_TYPES,
-                    {"tooltip": "A SAM 2 or SAM 2.1 model from Load SAM Model."},
-                ),
+                "sam_model": SAM_MODEL_INPUT,
                 "image": ("IMAGE", {"tooltip": "The frames of the film, in order. Alpha is ignored."}),
             },
             "optional": {
@@ -126,6 +125,14 @@ class TrackObjects(ShowsResult):
                         "prompt to the start. both: from its first prompt to the end, and then to the start.",
                     },
                 ),
+                "method": (
+                    list(TRACK_METHODS),
+                    {
+                        "default": "auto",
+                        "tooltip": "memory: SAM 2's memory of earlier frames. follow: for any model, the mask that best fits "
+                        "the last mask and how the object looked where it was marked. auto: memory if the model has one.",
+                    },
+                ),
                 "individual_masks": OPTION_INPUTS["individual_masks"],
                 "non_overlapping": (
                     "BOOLEAN",
@@ -148,6 +155,7 @@ class TrackObjects(ShowsResult):
         track: Track | None = None,
         mask_frame: int = 0,
         direction: Direction = "forward",
+        method: TrackMethod = "auto",
         individual_masks: bool = False,
         non_overlapping: bool = False,
         device_mode: DeviceMode = "AUTO",
@@ -170,7 +178,7 @@ class TrackObjects(ShowsResult):
         prompts = film_prompts(given, frames, tuple(size), mask_frame, () if track is None else track.names)
         names = list(dict.fromkeys((*(() if track is None else track.names), *prompts)))
         results = _Results(names, frames, tuple(size), individual_masks)
-        options = TrackOptions(direction, non_overlapping)
+        options = TrackOptions(direction, non_overlapping, method)
         known = follow(sam_model, image, prompts, results.take, options, track, device_mode)
         return results.outputs(known, image)
 

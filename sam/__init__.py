@@ -44,7 +44,17 @@ from .tasks.predict import (
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import segment_each
-from .tasks.track import DIRECTIONS, Direction, FilmPrompt, Track, TrackedFrame, TrackOptions, track
+from .tasks.track import (
+    DIRECTIONS,
+    TRACK_METHODS,
+    Direction,
+    FilmPrompt,
+    Track,
+    TrackedFrame,
+    TrackMethod,
+    TrackOptions,
+    track,
+)
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -61,6 +71,7 @@ __all__ = [
     "MULTIMASK",
     "PRECISIONS",
     "PRESETS",
+    "TRACK_METHODS",
     "AutoMaskOptions",
     "BusyError",
     "Candidate",
@@ -95,6 +106,7 @@ __all__ = [
     "Segmenter",
     "TeachOptions",
     "Track",
+    "TrackMethod",
     "TrackOptions",
     "TrackedFrame",
     "as_dicts",

@@ -55,7 +55,7 @@ CONTRACT = {
         "SAM Track",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "track", "mask_frame", "direction"]
-        + ["individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"],
+        + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"],
         ["masks", "bboxes", "scores", "track"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),

@@ -157,7 +157,7 @@ CASES = {
 }  # fmt: skip
 
 
-# The bar is 1e-3. Measured on seeds 0 to 3: no more than 9e-5 with maps in float32.
+# The bar is 1e-3. Measured with maps in float32, on the seeds 0 and 1: no more than 9e-5.
 SMALL_WITHIN = 2e-4
 
 
@@ -332,7 +332,10 @@ def test_masks_that_do_not_overlap(small):
         )
         wanted = (full > 0) & (full.argmax(0)[None] == torch.arange(3).view(3, 1, 1))
         overlaps += int(((full > 0).sum(0) > 1).sum())
-        assert (apart[frame].masks != wanted).sum() <= 3 and (apart[frame].masks.sum(0) <= 1).all()
+        first, second = full.clamp(min=0).topk(2, 0).values
+        is_close = first - second < 32 * 2**-10  # they are kept in float16
+        assert not ((apart[frame].masks != wanted).any(0) & ~is_close).any() and (apart[frame].masks.sum(0) <= 1).all()
+        assert is_close[wanted.any(0)].float().mean() < 0.1
     assert overlaps > 100
     again = {}
     track(small.ours, frames, {}, lambda one: again.__setitem__(one.index, one), TrackOptions("forward", True), known)

@@ -1,7 +1,8 @@
-"""Objects followed through a film by SAM 2's memory: prompts on any frame, masks of every frame.
+"""Objects followed through a film: prompts on any frame, masks of every frame.
 
-For each object on its own: its first prompted frame begins it, each next frame sees what is remembered of the frames before,
-and prompts on a later frame correct what was followed there and are a memory for what comes after. So a mask depends on the
+For each object on its own: its first prompted frame begins it, each next frame sees what the frames before have left behind,
+and prompts on a later frame correct what was followed there and count for what comes after. What is left behind is SAM 2's
+memory (`models.sam2.memory`), or for other models the last mask and how the object looks (`follow`). So a mask depends on the
 images and prompts up to its frame and on nothing else, neither on other objects nor on how often the film was tracked: what a
 `Track` knows already of that is not computed again.
 """
@@ -11,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -23,23 +24,28 @@ from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.upsample import resize_logits
-from ..models.base import IMAGE, Features
+from ..models.base import IMAGE, Features, Segmenter
 from ..models.families import as_segmenter
 from ..models.sam2 import SAM2Model
-from ..models.sam2.film import FilmFrame, Seen, memory_of
-from ..models.sam2.memory import MOST_POINTERS, NO_OBJECT, Recalled, Remembered
+from ..models.sam2.film import FilmFrame, memory_of
+from ..models.sam2.memory import MOST_POINTERS, NO_OBJECT, Recalled
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed, result_device
 from ..placement.memory import chunk
 from ..prompts import Prompt, mask_to_logits, to_model_frame
 from ..store.memory import one_run, passing
 from .embed import Encoded, EncoderRun
+from .follow import CERTAIN, Candidate, Followed, FollowFrame, Looks, kept
+from .predict import PROMPT_BYTES
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
+TrackMethod: TypeAlias = Literal["auto", "memory", "follow"]
+TRACK_METHODS: tuple[str, ...] = get_args(TrackMethod)
 
 _FLOAT = 4  # bytes
 _MEMORY_BYTES = 64 << 20  # of all memories of a film that a track keeps
+_FOLLOWED_PROMPTS = 8  # that a model decodes at a time where it follows
 _WORKING_BYTES = 1 << 30  # of the memory attention on a GPU, for an object and seven memories
 
 
@@ -63,6 +69,11 @@ class FilmPrompt:
         """Whether the mask is given, and not to be found."""
         return self.mask is not None and not len(self.points) and self.box is None
 
+    def as_prompt(self, frame: Frame) -> Prompt:
+        """The same for an image, its mask as logits; the mask is then a rough one."""
+        logits = None if self.mask is None else mask_to_logits(self.mask.float(), frame)
+        return Prompt(self.points, self.labels, self.box, logits)
+
     @property
     def key(self) -> str:
         """Hash of the content."""
@@ -80,14 +91,18 @@ class TrackOptions:
         direction: `forward` from an object's first prompted frame to the film's end, `backward` from its last prompted frame to
             the start, or `both`: forward from the first prompted frame, and then backward from it.
         non_overlapping: a pixel that several masks have is left to the one with the highest logit.
+        method: `memory`, which only SAM 2 has; `follow`, by the last mask and how the object looks, which any model can do; or
+            `auto`: memory where the model has one, else follow.
     """
 
     direction: Direction = "forward"
     non_overlapping: bool = False
+    method: TrackMethod = "auto"
 
     def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise SAMError(f"direction is {self.direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+        for name, choices in (("direction", DIRECTIONS), ("method", TRACK_METHODS)):
+            if getattr(self, name) not in choices:
+                raise SAMError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
 
 
 class _Answer(NamedTuple):
@@ -106,14 +121,15 @@ class _ObjectTrack:
         prompts: by frame.
         order: the frames that it was followed on, in that order.
         answers: by frame.
-        pointers, maps: what each frame has left behind (see `Remembered`); of long films only some maps are kept.
+        pointers, maps: what each frame has left behind: the two parts of `Remembered`; or how the object looks where it was
+            prompted, and what is followed from there on. Of long films only some maps are kept.
     """
 
     prompts: Mapping[int, FilmPrompt] = field(default_factory=dict)
     order: tuple[int, ...] = ()
     answers: dict[int, _Answer] = field(default_factory=dict)
-    pointers: dict[int, Tensor] = field(default_factory=dict)
-    maps: dict[int, Tensor] = field(default_factory=dict)
+    pointers: dict[int, Tensor | Looks] = field(default_factory=dict)
+    maps: dict[int, Tensor | Followed] = field(default_factory=dict)
 
     def until(self, index: int) -> "_ObjectTrack":
         """A copy that knows the first frames of the order alone."""
@@ -129,7 +145,7 @@ class Track:
     """What is known of a film's objects. It is never changed: `track` makes a new one.
 
     Attributes:
-        model: identity of the model that made it.
+        model: identity of the model and the method that made it.
         keys: content keys of the film's frames.
         size: (H, W) of a frame.
         non_overlapping: see `TrackOptions`.
@@ -192,7 +208,7 @@ def track(
     on different frames are followed in both directions, unless the embedding cache still has it).
 
     Args:
-        model: a SAM 2 or SAM 2.1 model with a memory.
+        model: ours or any `segment_anything` Sam.
         images: the frames, see `encode`.
         prompts: by object and frame. Beside a `known` track, those that are new; they replace the object's own on that frame.
         take: gets each frame once. Frames on which nothing is to be computed come first, the others in the order of the work.
@@ -204,20 +220,18 @@ def track(
         What is known now, for the next call.
 
     Raises:
-        SAMError: the model cannot track, a prompt lies outside the film or is empty, or the known track belongs to another film
-            or model; and what `encode` raises.
+        SAMError: the method is `memory` and the model has none, a prompt lies outside the film or is empty, or the known track
+            belongs to another film, model or method; and what `encode` raises.
     """
     segmenter, options = as_segmenter(model), options or TrackOptions()
-    if not isinstance(segmenter, SAM2Model):
-        raise SAMError(
-            f"{segmenter.family} models have no memory to track with. Load a SAM 2 or SAM 2.1 checkpoint, such as "
-            "sam2.1_hiera_tiny.pt."
-        )
-    memory_of(segmenter)
+    by_memory = options.method == "memory" or (options.method == "auto" and segmenter.tracks)
     run = EncoderRun(segmenter, images, device_mode)
-    identity = "-".join((segmenter.encoder_identity, segmenter.decoder_identity, segmenter.memory_identity))
+    method = _ByMemory(segmenter, len(run.keys), run.size) if by_memory else _ByFollowing(segmenter, run)
+    identity = "-".join((segmenter.encoder_identity, segmenter.decoder_identity, method.identity))
     if known is not None and known.model != identity:
-        raise SAMError("The track was made with a different model. Connect the model that made it, or track without it.")
+        raise SAMError(
+            "The track was made with a different model or method. Connect the model that made it, or track without it."
+        )
     if known is not None and known.keys != tuple(run.keys):
         raise SAMError(
             f"The track belongs to other images: it has {counted(len(known.keys), 'frame')}, and the image input "
@@ -226,14 +240,14 @@ def track(
     _check(prompts, len(run.keys), run.size)
     before = {} if known is None else known.objects
     names = list(dict.fromkeys((*before, *(name for name, frames in prompts.items() if frames))))
-    thinned = _Thinned(len(run.keys), len(names), segmenter)
+    thinned = _Thinned(len(run.keys), len(names), method)
     works = []
     for name in names:
         old = before.get(name, _ObjectTrack())
         if known is not None and known.non_overlapping != options.non_overlapping:
             old = _ObjectTrack(old.prompts)
         works.append(_Work(name, old, {**old.prompts, **prompts.get(name, {})}, options.direction, thinned))
-    _Film(segmenter, run, works, take, options).run()
+    _Film(method, run, works, take, options).run()
     objects = {work.name: work.track for work in works}
     return Track(identity, tuple(run.keys), run.size, options.non_overlapping, objects)
 
@@ -258,11 +272,9 @@ class _Thinned:
     frame attends to, once in every `period` frames. From such a place on, an object is followed as if it had never been left.
     """
 
-    def __init__(self, frames: int, objects: int, model: SAM2Model) -> None:
-        self.frames = frames
-        shape, grid = memory_of(model).shape, model.map_shapes[IMAGE][1:]
-        every = frames * objects * math.prod(grid) * shape.width * 2
-        self.window = shape.frames - 1
+    def __init__(self, frames: int, objects: int, method: "_Method") -> None:
+        self.frames, self.window = frames, method.window
+        every = frames * objects * method.map_bytes
         self.period = 1 if every <= _MEMORY_BYTES else max(self.window + 1, math.ceil(every * self.window / _MEMORY_BYTES))
 
     def keeps(self, frame: int, start: int) -> bool:
@@ -330,14 +342,133 @@ class _Work:
         """The frames that are to be computed in a sweep."""
         return self._left[side]
 
-    def put(self, frame: int, answer: _Answer, kept: Remembered) -> None:
-        """Take what was found on a frame."""
+    def before(self, frame: int, backward: bool) -> Followed | None:
+        """What is followed to a frame: what the one before it has left behind."""
+        return self.track.maps.get(frame + (1 if backward else -1))
+
+    def looks(self) -> list[Looks]:
+        """How the object looks on the frames that it was prompted on, as far as they are known."""
+        return list(self.track.pointers.values())
+
+    def put(self, frame: int, answer: _Answer, map_: Tensor | Followed | None, pointer: Tensor | Looks | None) -> None:
+        """Take what was found on a frame, and what it leaves behind."""
         track = self.track
-        track.answers[frame], track.pointers[frame], track.maps[frame] = answer, kept.pointer, kept.map
+        track.answers[frame] = answer
+        if pointer is not None:
+            track.pointers[frame] = pointer
+        if map_ is not None:
+            track.maps[frame] = map_
         for one in list(track.maps):
             is_near = abs(one - frame) <= self.thinned.window
             if not (is_near or one in self.prompts or self.thinned.keeps(one, self.start)):
                 del track.maps[one]
+
+
+class _Found(NamedTuple):
+    """An object on a frame: logits `[4h, 4w]`, the logit `[]` that it is there, and what the frame leaves behind of it."""
+
+    logits: Tensor
+    score: Tensor
+    map: Tensor | Followed | None
+    pointer: Tensor | Looks | None
+
+
+class _Method(Protocol):
+    """How objects are followed.
+
+    Attributes:
+        identity: beside the model's own.
+        window: the frames before one that it may need the maps of.
+        map_bytes: of a map.
+        working_bytes: what it needs on a GPU besides the weights.
+    """
+
+    identity: str
+    window: int
+    map_bytes: int
+    working_bytes: int
+
+    def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
+        """Each of some objects on a frame."""
+        ...
+
+
+class _ByMemory:
+    """`_Method` by SAM 2's memory, for a film of `frames` frames of a size.
+
+    Raises:
+        SAMError: the model has none.
+    """
+
+    working_bytes = _WORKING_BYTES
+
+    def __init__(self, model: Segmenter, frames: int, size: Size) -> None:
+        if not isinstance(model, SAM2Model):
+            raise SAMError(
+                f"{model.family} models have no memory to track with. Choose the method follow, or load a SAM 2 or SAM 2.1 "
+                "checkpoint, such as sam2.1_hiera_tiny.pt."
+            )
+        shape = memory_of(model).shape
+        self.model, self.frames, self.frame, self.identity = model, frames, model.frame(size), model.memory_identity
+        self.window, self.map_bytes = shape.frames - 1, 2 * math.prod(model.map_shapes[IMAGE][1:]) * shape.width
+
+    def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
+        """See `_Method.step`."""
+        frame = FilmFrame(self.model, features)
+        asked = [work.prompts.get(index) for work in works]
+        pairs = zip(works, asked, strict=True)
+        follow = [work for work, prompt in pairs if work.track.answers and not (prompt and prompt.is_mask)]
+        maps = frame.conditioned([work.recalled(index, backward) for work in follow], self.frames) if follow else []
+        attended = dict(zip((work.name for work in follow), maps, strict=True))
+        found = []
+        for work, prompt in zip(works, asked, strict=True):
+            conditioned = attended.get(work.name)
+            if prompt is None:
+                seen = frame.followed(conditioned)
+            elif prompt.is_mask:
+                seen = frame.given(prompt.mask.float())
+            else:
+                tensors = to_model_frame([prompt.as_prompt(self.frame)], self.frame, features.device)
+                if conditioned is None:
+                    seen = frame.begun(tensors)
+                else:
+                    seen = frame.corrected(conditioned, tensors, frame.followed(conditioned))
+            left = frame.remembered(seen, prompt is not None)
+            found.append(_Found(seen.logits, seen.object_score, left.map, left.pointer))
+        return found
+
+
+class _ByFollowing:
+    """`_Method` of any model, see `follow`, for the images of a run."""
+
+    identity, window, working_bytes = "follow", 1, _FOLLOWED_PROMPTS * PROMPT_BYTES
+
+    def __init__(self, model: Segmenter, run: EncoderRun) -> None:
+        self.model, self.images, self.frame = model, run.frames, model.frame(run.size)
+        self.map_bytes = 2 * math.prod(self.frame.grid)
+
+    def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
+        """See `_Method.step`."""
+        frame = FollowFrame(self.model, features, self.images[index], self.frame)
+        return [self._found(frame, index, work, work.before(index, backward)) for work in works]
+
+    def _found(self, frame: FollowFrame, index: int, work: _Work, last: Followed | None) -> _Found:
+        prompt, looks = work.prompts.get(index), work.looks()
+        nothing = torch.full(self.frame.grid, NO_OBJECT, device=frame.features.device)
+        if prompt is not None and prompt.is_mask:
+            logits = frame.given(prompt.mask)
+        else:
+            is_followed = last is not None and bool(looks)
+            seen = frame.followed(last, looks, index) if is_followed else Candidate(nothing, -math.inf, -CERTAIN)
+            if prompt is None:
+                if seen.score <= 0:
+                    return _Found(nothing, torch.tensor(seen.score), last, None)
+                return _Found(seen.logits, torch.tensor(seen.score), kept(seen.logits, index, last), None)
+            logits = frame.prompted(prompt.as_prompt(self.frame), seen.logits if seen.score > 0 else None)
+        own = frame.looks(logits)
+        if own is None:
+            return _Found(nothing, torch.tensor(-CERTAIN), last, None)
+        return _Found(logits, torch.tensor(CERTAIN), kept(logits, index, None), own)
 
 
 class _Film:
@@ -345,14 +476,14 @@ class _Film:
 
     def __init__(
         self,
-        model: SAM2Model,
+        method: _Method,
         run: EncoderRun,
         works: Sequence[_Work],
         take: Callable[[TrackedFrame], None],
         options: TrackOptions,
     ) -> None:
-        self.model, self.images, self.works, self.take, self.options = model, run, works, take, options
-        self.frame: Frame = model.frame(run.size)
+        self.model, self.method, self.images, self.works, self.take, self.options = run.model, method, run, works, take, options
+        self.frame: Frame = self.model.frame(run.size)
         self.result_device = result_device()
 
     def run(self) -> None:
@@ -376,7 +507,7 @@ class _Film:
                     some, encoded = frames[start : start + size], {}
                     keys = dict.fromkeys(self.images.keys[frame] for frame in some)
                     self.images.each(list(keys), Progress(None), encoded.__setitem__)
-                    with placed(self.model.network, mode, _WORKING_BYTES) as device:
+                    with placed(self.model.network, mode, self.method.working_bytes) as device:
                         for index in some:
                             progress.check_interrupted()
                             now = self._step(index, side, encoded[self.images.keys[index]], device)
@@ -388,35 +519,16 @@ class _Film:
     def _step(self, index: int, side: int, encoded: Encoded, device: torch.device) -> dict[Name, Tensor]:
         """All that is left to compute on one frame in one sweep; the logits by object."""
         works = [work for work in self.works if index in work.left_in(side)]
-        frame = FilmFrame(self.model, Features(encoded.maps, self.images.keys[index], device))
-        asked = {work.name: work.prompts.get(index) for work in works}
-        follow = [work for work in works if work.track.answers and not (asked[work.name] and asked[work.name].is_mask)]
-        recalled = [work.recalled(index, side == 1) for work in follow]
-        maps = frame.conditioned(recalled, len(self.images.keys)) if follow else []
-        attended = dict(zip((work.name for work in follow), maps, strict=True))
-        found: dict[Name, Tensor] = {}
-        for work in works:
-            prompt, conditioned = asked[work.name], attended.get(work.name)
-            if prompt is None:
-                seen = frame.followed(conditioned)
-            elif prompt.is_mask:
-                seen = frame.given(prompt.mask.float())
-            else:
-                logits = None if prompt.mask is None else mask_to_logits(prompt.mask.float(), self.frame)
-                tensors = to_model_frame([Prompt(prompt.points, prompt.labels, prompt.box, logits)], self.frame, device)
-                if conditioned is None:
-                    seen = frame.begun(tensors)
-                else:
-                    seen = frame.corrected(conditioned, tensors, frame.followed(conditioned))
-            work.put(index, self._answer(seen), frame.remembered(seen, prompt is not None))
-            found[work.name] = seen.logits.to(self.result_device)
-        return found
+        each = self.method.step(index, side == 1, works, Features(encoded.maps, self.images.keys[index], device))
+        for work, one in zip(works, each, strict=True):
+            work.put(index, self._answer(one), one.map, one.pointer)
+        return {work.name: one.logits.to(self.result_device) for work, one in zip(works, each, strict=True)}
 
-    def _answer(self, seen: Seen) -> _Answer:
-        score = float(seen.object_score)
+    def _answer(self, found: _Found) -> _Answer:
+        score = float(found.score)
         if self.options.non_overlapping:
-            return _Answer(np.zeros(0, np.uint8), score, seen.logits.half().cpu())
-        mask = resize_logits(seen.logits[None], self.frame)[0] > 0
+            return _Answer(np.zeros(0, np.uint8), score, found.logits.half().cpu())
+        mask = resize_logits(found.logits[None], self.frame)[0] > 0
         return _Answer(np.packbits(mask.cpu().numpy()), score, None)
 
     def _hand_on(self, index: int, logits: Mapping[Name, Tensor]) -> None:
