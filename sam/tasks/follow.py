@@ -28,7 +28,7 @@ from ..prompts import Prompt, PromptTensors, on_grid, to_model_frame
 _OVERLAP, _LOOKS, _COLOR, _PREDICTED, _AREA = 1.0, 2.0, 1.0, 0.5, 0.1
 _FAR_COLOR = 100.0  # levels between two mean colors that have nothing in common
 _SURROUNDINGS = 0.5  # how much a place that also looks like what surrounded the object is less similar to it
-_LOST = 1.0  # least that looks, color and predicted IoU must come to
+_LOST = 1.9  # least that looks, color and predicted IoU must come to
 _CERTAINTY = 6.0  # logits of the score for a unit of the rating
 _MARGIN = 0.1  # of the last box, at each side
 _RING = (3, 12)  # cells from the object that its surroundings begin and end at
