@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, recall
+from ..sam import PRECISIONS, Candidate, ReadyImage, SAMError, Segmenter, encode, recall
 from ..sam.weights.registry import KNOWN
 from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ..utils.finish import INSIDE
@@ -68,7 +68,7 @@ class Prepared:
     """An image that is ready for prompts."""
 
     model: Segmenter
-    embedding: SAMEmbedding
+    image: ReadyImage
     small: np.ndarray
     frames: int
     seconds: float
@@ -210,6 +210,7 @@ class Preview:
         self._decoding = ThreadPoolExecutor(1, "samkit-decode")
         self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
+        self._on_device: ReadyImage | None = None
         self.jobs = Jobs()
 
     async def prepare(self, subject: Subject) -> Prepared:
@@ -251,8 +252,7 @@ class Preview:
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: self._answer(question, prepared))
+        return await self._decoded(prepared, lambda: self._answer(question, prepared))
 
     async def choices(self, question: Question) -> list[Choice]:
         """SAM's candidates for a question's object, smallest first.
@@ -261,8 +261,18 @@ class Preview:
             RefusedError: as `prepare`.
         """
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: _choices(question, prepared))
+        return await self._decoded(prepared, lambda: _choices(question, prepared))
+
+    async def _decoded(self, prepared: Prepared, work: Callable[[], Value]) -> Value:
+        """What the work gives, one after the other; of the images only the last one stays on a device."""
+
+        def alone() -> Value:
+            if self._on_device is not prepared.image and self._on_device is not None:
+                self._on_device.release()
+            self._on_device = prepared.image
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, run_quietly, alone)
 
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
@@ -281,12 +291,11 @@ class Preview:
 def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
     """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
     places = range(len(prompts.objects)) if question.only is None else [question.only]
-    frame = [question.subject.frame]
-    found = [segment_marks(prepared.model, prepared.embedding, prompts, frame, place) for place in places]
-    if not found:
-        return np.zeros(prepared.embedding.original_size, np.float32), 0.0
-    masks = np.stack([masks[0].cpu().numpy() for masks, *_ in found])
-    return masks.max(0), min(score for _, _, scores, _ in found for score in scores)
+    if not places:
+        return np.zeros(prepared.image.size, np.float32), 0.0
+    with prepared.image.predictor() as image:
+        found = [segment_marks(image, prompts, question.subject.frame, place) for place in places]
+    return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 
 def _area(mask: np.ndarray) -> int:
@@ -396,7 +405,8 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
     frames = frames_of(path, subject)
     model, frame = load(), frames[subject.frame]
     embedding = encode(model, [frame])
-    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version_of(stamp))
+    ready, seconds = ReadyImage(model, embedding), time.perf_counter() - started
+    return Prepared(model, ready, _small(frame), len(frames), seconds, version_of(stamp))
 
 
 def version_of(stamp: tuple[int, int]) -> str:

@@ -36,14 +36,16 @@ from .tasks.predict import (
     MULTIMASK,
     Candidate,
     FramePrediction,
+    ImagePredictor,
     Multimask,
     Prediction,
     PredictOptions,
+    ReadyImage,
     decode,
     decode_each,
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
-from .tasks.stream import segment_each
+from .tasks.stream import prompt_each, segment_each
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -71,6 +73,7 @@ __all__ = [
     "FramePrediction",
     "GroundingModel",
     "GroundingOptions",
+    "ImagePredictor",
     "Lesson",
     "MatteModel",
     "MatteOptions",
@@ -83,6 +86,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "PromptInputs",
+    "ReadyImage",
     "Retrained",
     "SAMEmbedding",
     "SAMError",
@@ -116,6 +120,7 @@ __all__ = [
     "personalize",
     "personalize_each",
     "preset_options",
+    "prompt_each",
     "recall",
     "remember",
     "result_device",

@@ -1,46 +1,18 @@
 """The protocol that every promptable model implements; tasks, nodes and the preview know nothing else of a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..geometry import Frame, Size
 from ..kernels.decoder import Decoded, FastDecoder, Guidance
 from ..prompts import PromptTensors
-
-IMAGE = "image"
-"""The name of the main feature map, which a SAMEmbedding itself is."""
+from .features import Features
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-
-@dataclass(frozen=True)
-class Features:
-    """The feature maps of one image, as a decoder takes them.
-
-    Attributes:
-        maps: name to float32 `[C, h, w]`.
-        key: content key of the image, under which a decoder may cache what it derives from the maps.
-        device: where the decoder runs.
-    """
-
-    maps: Mapping[str, np.ndarray]
-    key: str
-    device: torch.device
-
-    def mirrored(self) -> "Features":
-        """The maps of the same image from right to left, nearly: encoders are not symmetric."""
-        return Features({name: values[..., ::-1].copy() for name, values in self.maps.items()}, "", self.device)
-
-    def tensor(self, name: str = IMAGE) -> Tensor:
-        """A map `[C, h, w]` on the device; a read-only array is copied, since torch has no read-only tensors."""
-        values = self.maps[name]
-        return torch.as_tensor(values if values.flags.writeable else values.copy(), device=self.device)
 
 
 class Wanted(NamedTuple):
@@ -107,7 +79,7 @@ class Segmenter(Protocol):
 
     @property
     def map_shapes(self) -> Mapping[str, tuple[int, int, int]]:
-        """(C, h, w) of each feature map by name; `IMAGE` is always among them."""
+        """(C, h, w) of each feature map by name; `features.IMAGE` is always among them."""
         ...
 
     @property
