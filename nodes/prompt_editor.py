@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
-from ..utils.comfy import save_temporary
+from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted
