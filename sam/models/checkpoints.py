@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...utils.comfy_folders import DECODER_FOLDER
-from ..weights.catalog import Checkpoints
+from ..weights.catalog import Catalog
 from ..weights.registry import BUNDLED, KNOWN, SAM_ALIASES
 from .base import Precision
 from .loaded import load_shared
@@ -18,9 +18,9 @@ def _load_onto(load_base: Callable[[Precision], SAMModel], path: Path, precision
     return with_decoder(load_base(precision), change, path)
 
 
-SAM_MODELS = Checkpoints(
+SAM_MODELS = Catalog(
     kind="sams",
-    folders=("sams", "sam2", "sam", DECODER_FOLDER),  # sam2: where the packs for SAM 2 put theirs; sam: RMBG and A1111
+    more=("sam2", "sam", DECODER_FOLDER),  # sam2: where the packs for SAM 2 put theirs; sam: RMBG and A1111
     known=KNOWN,
     aliases=SAM_ALIASES,
     bundled=BUNDLED,

@@ -56,7 +56,7 @@ class Entry(Generic[Model]):
             return None
         above, group = (*self.above, self.path), shard_group(wanted)
         for name in self.catalog.names():
-            file = name.replace("\\", "/").rpartition("/")[2]
+            file = _file_name(name)
             if file == wanted or (group and shard_group(file) == group):
                 found = self.catalog.find(name)
                 return Entry(self.catalog, wanted, found.path if found.path not in above else None, found.known, above)
@@ -67,16 +67,12 @@ class Entry(Generic[Model]):
         """What the list in the browser shows: the name with the size, and whether a run downloads it or it has gone."""
         if not self.exists:
             return f"{self.name} ({self.catalog.gone})"
-        size = self._size_on_disk() if self.path else self.known.size
-        notes = [_megabytes(size)] if size else []
+        size = self.known.size if self.path is None else None
+        with contextlib.suppress(SAMError, OSError):  # it has just gone, or a shard is missing
+            size = sum(file.stat().st_size for file in self.catalog.files_of(self.path)) if self.path else size
+        notes = [f"{size / 1e6:,.0f} MB"] if size else []
         notes += ["not downloaded"] if self.path is None else []
         return f"{self.name} ({', '.join(notes)})" if notes else self.name
-
-    def _size_on_disk(self) -> int | None:
-        try:
-            return sum(file.stat().st_size for file in self.catalog.files_of(self.path))
-        except (SAMError, OSError):  # it has just gone, or a shard is missing
-            return None
 
     @property
     def files(self) -> list[Path]:
@@ -102,7 +98,7 @@ class Entry(Generic[Model]):
         if self.path is None and self.known is None:
             return f"there is no {self.catalog.what} {self.name} in models/{self.catalog.kind} on this machine."
         if self.path is None:
-            size = f" ({_megabytes(self.known.size)})" if self.known.size else ""
+            size = f" ({self.known.size / 1e6:,.0f} MB)" if self.known.size else ""
             return f"{self.name}{size} is not on this machine yet. A run downloads it."
         base = self.base
         if base is not None and base.absence is not None:
@@ -143,8 +139,9 @@ class Entry(Generic[Model]):
         return self.catalog.load(path, *options) if base is None else self.catalog.load_onto(base.load, path, *options)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
+def _file_name(name: str) -> str:
+    """A listed name without its folders, which may be another system's."""
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _no_base(_: Path) -> None:
@@ -153,12 +150,13 @@ def _no_base(_: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog(Generic[Model]):
-    """Models of one kind, by name. A subclass says how they lie on the disk.
+    """Models of one kind, by name: each a file, or the shards of one.
 
     Attributes:
         kind: the folder in `models` where downloads go.
         known: published models, by the names that a loader lists before and after the download.
         load: loads a path; further arguments are options.
+        more: other folders in `models` with such files.
         aliases: the names that other packs' loaders have for known models.
         bundled: models that ship in the pack.
         base_of: the name of the file that a trained decoder was made for; None for a model.
@@ -169,6 +167,7 @@ class Catalog(Generic[Model]):
     kind: str
     known: Mapping[str, Known]
     load: Callable[..., Model]
+    more: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     bundled: Mapping[str, Path] = field(default_factory=dict)
     base_of: Callable[[Path], str | None] = _no_base
@@ -178,7 +177,7 @@ class Catalog(Generic[Model]):
     gone: str = "missing"
 
     def names(self) -> list[str]:
-        """What a loader lists: what is there, then what ships in the pack, then known models; each once."""
+        """What a loader lists: what is there, sorted, then what ships in the pack, then known models; each once."""
         present = self.present()
         return present + [name for name in (*self.bundled, *self.known) if name not in present]
 
@@ -203,56 +202,31 @@ class Catalog(Generic[Model]):
         return f"{shown(name)} is not in the list. Refresh it (R), or choose another one."
 
     def present(self) -> list[str]:
-        """The names of what is in the folders, sorted. What a name leads to may have gone."""
-        raise NotImplementedError
+        """Names of what is in the folders, sorted; what a name leads to may have gone.
 
-    def path_of(self, name: str) -> Path | None:
-        """Where something of that name is, complete; None where it is not."""
-        raise NotImplementedError
-
-    def link_of(self, name: str) -> str | None:
-        """Where a name leads that is a link to nothing; else None."""
-        return None
-
-    def files_of(self, path: Path) -> list[Path]:
-        """All files of a model."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints(Catalog[Model]):
-    """Models in files: one file, or the shards of one.
-
-    Attributes:
-        folders: all folders in `models` with such files, in order of preference.
-    """
-
-    folders: tuple[str, ...]
-
-    def present(self) -> list[str]:
-        """Of a checkpoint in shards the first is listed, and of a preset of keras-hub the file that holds all weights."""
-        found = {name for kind in self.folders for name in model_names(kind)}
-        files = [name for name in sorted(found) if not _NOT_WEIGHTS.fullmatch(name.replace("\\", "/").rpartition("/")[2])]
+        Of a checkpoint in shards the first is listed, and of a preset of keras-hub the file that holds all weights.
+        """
+        found = {name for kind in (self.kind, *self.more) for name in model_names(kind)}
         listed, groups = [], set()
-        for name in files:
+        for name in sorted(found):
             group = shard_group(name)
             is_task = name.endswith("task.weights.h5") and name.replace("task.weights.h5", "model.weights.h5") in found
-            if group not in groups and not is_task:
+            if group not in groups and not is_task and not _NOT_WEIGHTS.fullmatch(_file_name(name)):
                 listed.append(name)
             groups.update([group] if group else [])
         return listed
 
     def path_of(self, name: str) -> Path | None:
-        """A file of that name, in whichever folder it is."""
-        return next(filter(None, (model_path(kind, name) for kind in self.folders)), None)
+        """Where something of that name is, complete; None where it is not."""
+        return next(filter(None, (model_path(kind, name) for kind in (self.kind, *self.more))), None)
 
     def link_of(self, name: str) -> str | None:
-        """Only of a name that is listed."""
-        links = (model_link(kind, name) for kind in self.folders) if name in self.present() else ()
+        """Where a name of the list leads, if it is a link; else None."""
+        links = (model_link(kind, name) for kind in (self.kind, *self.more)) if name in self.present() else ()
         return next(filter(None, links), None)
 
     def files_of(self, path: Path) -> list[Path]:
-        """The file, or the index and all shards."""
+        """All files of a model."""
         return checkpoint_files(path)
 
 
@@ -261,7 +235,7 @@ class ModelFolders(Catalog[Model]):
     """Models of transformers: each a folder with a `config.json`.
 
     Attributes:
-        is_complete: whether a folder has all that loading needs.
+        is_complete: whether a folder has all that loading needs. One that is complete is never downloaded.
     """
 
     is_complete: Callable[[Path], bool]
@@ -278,7 +252,7 @@ class ModelFolders(Catalog[Model]):
         return sorted(found)
 
     def path_of(self, name: str) -> Path | None:
-        """The first folder of that name that is complete: it is never downloaded."""
+        """The first folder of that name that is complete."""
         for folder in model_folders(self.kind) if name in self.present() else ():
             with contextlib.suppress(OSError):
                 if self.is_complete(folder / name):
