@@ -15,16 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, Candidate, ReadyImage, SAMError, Segmenter, encode, recall
-from ..sam.weights.registry import KNOWN
-from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
+from ..sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, encode, recall
+from ..sam.weights.catalog import Entry
+from ..utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import FORMS, mask_png
 from ..utils.text import counted
-from .aliases import SAM_ALIASES
 from .editor_text import EditorObject, EditorPrompts, parse_editor
-from .model import load_named, local_paths, missing_base
 from .preview_jobs import Jobs, RefusedError, check_idle, run_quietly
 from .prompt_editor import segment_marks
 
@@ -373,22 +371,19 @@ def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
         if model is None:
             raise RefusedError(404, "the model of the last run is no longer loaded: run the graph once.")
         return subject.identity, lambda: model
-    name = subject.model_name or ""
-    paths = local_paths(name)
-    stamps = tuple(map(_stamp, paths))
-    if not paths or None in stamps:
-        raise _absent(name)
-    if (base := missing_base(paths[-1])) is not None:  # a run would download it
-        raise RefusedError(404, f"{name} was made for {base}, which is not on this machine yet. Run the graph once.")
-    return (tuple(paths), stamps, subject.precision), lambda: load_named(name, subject.precision)
+    entry = on_this_machine(SAM_MODELS.find(subject.model_name or ""))
+    return (entry.path, entry.stamp, subject.precision), lambda: entry.load(subject.precision)
 
 
-def _absent(name: str) -> RefusedError:
-    known = KNOWN.get(SAM_ALIASES.get(name, name))
-    if known is None:
-        return RefusedError(404, f"there is no checkpoint {name} on this machine.")
-    size = f" ({known.file.size / 1e6:,.0f} MB)" if known.file.size else ""
-    return RefusedError(404, f"{name}{size} is not on this machine yet. A run downloads it.", name)
+def on_this_machine(entry: Entry[Value]) -> Entry[Value]:
+    """A model that can be loaded without a download.
+
+    Raises:
+        RefusedError: 404, it is not one.
+    """
+    if (reason := entry.absence) is not None:
+        raise RefusedError(404, reason, entry.name if entry.path is None and entry.known else None)
+    return entry
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

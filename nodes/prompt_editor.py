@@ -16,7 +16,7 @@ from ..sam import (
     remember,
     result_device,
 )
-from ..utils.comfy import save_temporary
+from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted

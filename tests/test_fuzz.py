@@ -88,7 +88,7 @@ def alone(world, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr("samkit.utils.comfy.PACK", world[0])
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", world[0])
     if not (world[0] / "output" / "samkit" / "dataset").is_dir():  # what SAM Load Masks loads by default
         SaveMasks().execute([image((48, 64))], [torch.ones(1, 48, 64)])
     # What is the same a thousand times over takes seconds.

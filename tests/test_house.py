@@ -22,7 +22,8 @@ FLOORS = {  # inside sam: a room may import its own floor and those below
     "errors": 0,
 }
 COMFYUI = {"comfy", "folder_paths", "server", "execution", "comfy_extras", "comfy_api", "nodes", "latent_preview"}
-DOORS = ("utils/comfy.py", "sam/placement/", "nodes/preview_routes.py", "nodes/startup.py")
+COMFY = ("utils/comfy.py", "utils/comfy_files.py", "utils/comfy_folders.py")
+DOORS = (*COMFY, "sam/placement/", "nodes/preview_routes.py", "nodes/startup.py")
 
 
 def modules(*rooms):

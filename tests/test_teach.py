@@ -21,7 +21,7 @@ from samkit.sam.training import teach as teaching
 from samkit.sam.training.examples import make_examples
 from samkit.sam.training.teach import _Teacher
 from samkit.sam.training.trainable import Trainable
-from samkit.utils import comfy
+from samkit.utils import comfy_files, comfy_folders
 
 CPU = torch.device("cpu")
 CLICK = json.dumps([{"x": 30, "y": 25}])
@@ -257,13 +257,13 @@ def test_saved_and_loaded_it_is_the_same(tiny_model, tmp_path, monkeypatch):
 
 def test_a_free_number_outside_comfyui_is_one_above_the_greatest(monkeypatch, tmp_path):
     """Counting the files would give the second name again, and overwrite that file."""
-    monkeypatch.setattr(comfy, "PACK", tmp_path)
+    monkeypatch.setattr(comfy_folders, "PACK", tmp_path)
     for number in (1, 2):
-        with comfy.new_output("sam/one [a]", ".safetensors") as (path, name):
+        with comfy_files.new_output("sam/one [a]", ".safetensors") as (path, name):
             assert name == f"sam/one [a]_{number:05}_.safetensors [output]"
             path.touch()
     path.with_name("one [a]_00001_.safetensors").unlink()
-    with comfy.new_output("sam/one [a]", ".safetensors") as (path, _):
+    with comfy_files.new_output("sam/one [a]", ".safetensors") as (path, _):
         assert path.name == "one [a]_00003_.safetensors"
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.comfy import Progress, user_folder
+from ...utils.comfy import Progress
+from ...utils.comfy_folders import user_folder
 from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError

@@ -23,6 +23,7 @@ from ..kernels.decoder import SharedImage
 from ..models.base import Segmenter
 from ..models.concept import name_of
 from ..models.families import as_segmenter, identity_of
+from ..models.retrained import Retrained, is_trainable, with_decoder
 from ..models.taught import SURE
 from ..placement.devices import DeviceMode, placed
 from ..prompts import PromptTensors
@@ -30,7 +31,6 @@ from .drawing import Drawer
 from .examples import Example, ReadyExamples, covered, make_examples, make_others
 from .loop import History, Schedule, train
 from .losses import iou, mask_loss
-from .retrained import Retrained, is_trainable, with_decoder
 from .teach import Lesson, Row
 from .trainable import Trainable, Tried
 
