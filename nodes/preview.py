@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, encode, recall
+from ..sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
 from ..sam.weights.catalog import Entry
 from ..utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ..utils.finish import INSIDE
@@ -399,8 +399,7 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
     started = time.perf_counter()
     frames = frames_of(path, subject)
     model, frame = load(), frames[subject.frame]
-    embedding = encode(model, [frame])
-    ready, seconds = ReadyImage(model, embedding), time.perf_counter() - started
+    ready, seconds = ReadyImage(model, frame), time.perf_counter() - started
     return Prepared(model, ready, _small(frame), len(frames), seconds, version_of(stamp))
 
 

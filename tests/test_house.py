@@ -112,6 +112,20 @@ def test_comfyui_is_imported_through_its_doors_only_and_not_at_import(path):
                 assert id(node) in inner and path.as_posix().startswith(DOORS), f"{path} imports {name}"
 
 
+def test_optional_members_of_a_model_are_read_in_one_place():
+    """`getattr` and `hasattr` with these names stand in `models/base.py` only."""
+    from typing import get_args
+
+    from samkit.sam.models.base import Member
+
+    assert get_args(Member)
+    for path in modules("nodes", "sam"):
+        for node in ast.walk(parsed(path)):
+            is_probe = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+            if is_probe and isinstance(node.args[1], ast.Constant):
+                assert node.args[1].value not in get_args(Member), f"{path}:{node.lineno}"
+
+
 def functions():
     return [
         (path, node)

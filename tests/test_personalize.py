@@ -256,7 +256,7 @@ def test_the_same_thing_is_not_found_twice(tiny_model, two_things, monkeypatch):
 
 def test_another_peak_that_leads_to_the_same_thing_does_not_count(tiny_model, two_things, monkeypatch):
     first = (two_things[0].bool()[None], torch.ones(1), torch.zeros(1, 1, 32, 32))
-    monkeypatch.setattr(Scripted, "decode", lambda self, *_: first)
+    monkeypatch.setattr(Scripted, "predict", lambda self, *_: first)
     masks, scores, _, coords = found_in(tiny_model, max_objects=5, min_score=0.5, individual_masks=True)
     assert torch.equal(masks, two_things[0][None]) and len(scores) == len(json.loads(coords)[0]) == 1
 

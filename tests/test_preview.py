@@ -67,8 +67,8 @@ class Encoder:
 
 @pytest.fixture
 def encoder(monkeypatch):
-    counted = Encoder(module.encode)
-    monkeypatch.setattr(module, "encode", counted)
+    counted = Encoder(module.ReadyImage)
+    monkeypatch.setattr(module, "ReadyImage", counted)
     yield counted
     counted.go.set()
 
@@ -595,7 +595,7 @@ def test_each_frame_is_a_image_of_its_own(comfy, encoder):
     async def ask():
         preview = Preview()
         frames = [await preview.prepare(subject("three.gif", frame=n)) for n in (0, 1, 2, 0)]
-        return [frame.image._embedding.image_keys for frame in frames]
+        return [frame.image.key for frame in frames]
 
     first, second, third, again = asyncio.run(ask())
     assert first == again and len({*map(str, (first, second, third))}) == 3 and encoder.count == 3

@@ -1,7 +1,7 @@
 """The protocol that every promptable model implements; tasks, nodes and the preview know nothing else of a model."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,18 @@ def with_concept(sparse: Tensor, concept: Tensor | None) -> Tensor:
 
 
 class Segmenter(Protocol):
-    """A promptable model: images to feature maps, feature maps and prompts to mask logits."""
+    """A promptable model: images to feature maps, feature maps and prompts to mask logits.
+
+    Optional members, which `optional_member` reads:
+        decoder_parts(): what makes masks, see `DecoderParts`, without which a model cannot be taught. Raises SAMError where its
+            mask decoder is not one that this pack can train.
+        working_bytes(dtype): what the encoder needs on a GPU beside its weights, in bytes: for any number of images, and for
+            each.
+        pred_iou_thresh: what the automatic mask generator of its own family keeps by default, 0..1.
+
+    And of its `network`:
+        lowered_weights(): the tensors that are only used in the encoder's type; on a GPU they are loaded in it.
+    """
 
     @property
     def family(self) -> str:
@@ -116,10 +127,10 @@ class Segmenter(Protocol):
         """
         ...
 
-    def decoder_parts(self) -> DecoderParts:
-        """What makes masks, for training; the modules are the model's own.
 
-        Raises:
-            SAMError: the model's mask decoder is not one that this pack can train.
-        """
-        ...
+Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "lowered_weights"]
+
+
+def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:
+    """An optional member of a `Segmenter` or its network; None where it has none."""
+    return getattr(owner, name, None)

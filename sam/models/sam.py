@@ -131,7 +131,7 @@ class SAMFamily:
         return plan(shared, sparse, None if prompts.masks is None else dense, tokens, wanted.above, wanted.guidance)
 
     def decoder_parts(self) -> DecoderParts:
-        """See `Segmenter.decoder_parts`; of SAM-HQ, what makes its fine masks."""
+        """See `DecoderParts`; of SAM-HQ, what makes its fine masks."""
         prompts, decoder = self.network.prompt_encoder, self.network.mask_decoder
         if type(decoder) not in _DECODERS:
             raise SAMError(f"This mask decoder ({type(decoder).__name__}) cannot be trained. Use a model from Load SAM Model.")

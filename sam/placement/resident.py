@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.plans import forget_plans
+from ..models.base import optional_member
 from ..store.weights import replaced, state_of, tensors_of
 from .transfer import is_on
 
@@ -119,7 +120,7 @@ class Resident:
 
     def _types(self, network: nn.Module) -> dict[int, torch.dtype]:
         """By id, the types of the tensors that are not copied in their own."""
-        lowered = getattr(network, "lowered_weights", None)
+        lowered = optional_member(network, "lowered_weights")
         if lowered is None or self.dtype == torch.float32:
             return {}
         return {id(tensor): self.dtype for tensor in lowered()}

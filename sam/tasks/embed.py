@@ -19,7 +19,7 @@ from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
-from ..models.base import Segmenter
+from ..models.base import Segmenter, optional_member
 from ..models.families import as_segmenter
 from ..models.features import IMAGE, Features, all_finite
 from ..placement import devices
@@ -37,6 +37,7 @@ log = logging.getLogger("samkit")
 CACHE_BYTES = 512 << 20  # 128 images for stock SAM, at 4 MiB each
 _DISK_GB = 10
 _IMAGES_ON_GPU = 8
+OTHER_MODEL = "The embedding was created with a different model. Run Get SAM Embedding again."
 _BYTES_PER_IMAGE = 1 << 30  # of an encoder that does not say, see `_bytes_needed`
 
 
@@ -226,8 +227,8 @@ def _memory_required(model: Segmenter, images: int, device: torch.device) -> int
 
 
 def _bytes_needed(model: Segmenter, dtype: torch.dtype) -> tuple[int, int]:
-    """Working memory of the encoder: for any number of images, and for each. A model says so by a method `working_bytes`."""
-    said = getattr(model, "working_bytes", None)
+    """Working memory of the encoder: for any number of images, and for each."""
+    said = optional_member(model, "working_bytes")
     return (0, _BYTES_PER_IMAGE) if said is None else said(dtype)
 
 
@@ -358,7 +359,7 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
 
 def _checked(embedding: SAMEmbedding, model: Segmenter, keys: list[str] | None) -> SAMEmbedding:
     if embedding.encoder_identity != model.encoder_identity:
-        raise SAMError("The embedding was created with a different model. Run Get SAM Embedding again.")
+        raise SAMError(OTHER_MODEL)
     for name, expected in model.map_shapes.items():
         seen = embedding.maps[name].shape if name in embedding.maps else (len(embedding), *expected)
         if seen != (len(embedding), *expected):

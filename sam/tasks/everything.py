@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.images import Frames
 from ..datasets.rle import encode_mask
@@ -23,7 +24,7 @@ from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.nms import Suppression, best_first, non_maximum_suppression
 from ..kernels.upsample import Reach, axes, extents
-from ..models.base import Segmenter, Wanted
+from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..placement import devices
@@ -94,10 +95,8 @@ def preset_options(name: str, model: Any) -> AutoMaskOptions:
     Raises:
         SAMError: there is no such preset, or not a model.
     """
-    if name not in PRESETS:
-        raise SAMError(f"preset is {name[:40]!r}: choose one of {', '.join(PRESETS)}.")
-    options = PRESETS[name]
-    own = getattr(as_segmenter(model), "pred_iou_thresh", None) if name == "balanced" else None
+    options = PRESETS[one_of(name, [*PRESETS], "preset")]
+    own = optional_member(as_segmenter(model), "pred_iou_thresh") if name == "balanced" else None
     return options if own is None else replace(options, pred_iou_thresh=own)
 
 
@@ -157,8 +156,7 @@ def as_dicts(found: Sequence[FoundMask], size: Size, mask_format: str = "binary_
     Raises:
         SAMError: there is no such `mask_format`.
     """
-    if mask_format not in ("binary_mask", "coco_rle"):
-        raise SAMError(f"mask_format is {mask_format!r}: choose one of binary_mask, coco_rle.")
+    one_of(mask_format, ("binary_mask", "coco_rle"), "mask_format")
     encode = encode_mask if mask_format == "coco_rle" else np.asarray
     return [
         {

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...utils.boxes import tight_box
+from ...utils.checks import one_of
 from ...utils.images import as_masks, resize_masks
 from ...utils.text import counted
 from ..errors import SAMError
@@ -111,8 +112,7 @@ class PersonalizeOptions:
     method: Method = "persam"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SAMError(f"method is {self.method!r}: choose one of {', '.join(METHODS)}.")
+        one_of(self.method, METHODS, "method")
 
 
 class FoundObjects(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.text import counted
 from ..errors import SAMError
@@ -25,7 +26,7 @@ from ..placement.memory import fitting, in_batches
 from ..prompts import Prompt, shape_of, to_model_frame
 from ..store.embedding import SAMEmbedding
 from ..store.memory import passing
-from .embed import as_embedding
+from .embed import OTHER_MODEL, Encoded, as_embedding, encode_one
 
 Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
 CANDIDATES: tuple[str, ...] = get_args(Candidate)
@@ -62,8 +63,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (("candidate", CANDIDATES), ("multimask", MULTIMASK)):
-            if getattr(self, name) not in choices:
-                raise SAMError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+            one_of(getattr(self, name), choices, name)
 
 
 class Prediction(NamedTuple):
@@ -264,21 +264,27 @@ class ImagePredictor:
 
 
 class ReadyImage:
-    """An embedded image that is prompted again and again: what a device has of it stays there from one time to the next.
+    """An image that is encoded now and prompted again and again: what a device has of it stays there from one time to the next.
 
     Args:
-        model: the model that made the embedding; ours or any `segment_anything` Sam.
-        embedding: of one image.
+        model: ours or any `segment_anything` Sam.
+        image: uint8 `[H, W, 3]`.
         device_mode: see `placed`.
 
     Attributes:
-        size: (H, W) of the image.
+        key: its content key.
+        size: (H, W).
+
+    Raises:
+        SAMError: what `encode` raises.
     """
 
-    def __init__(self, model: Any, embedding: SAMEmbedding, device_mode: DeviceMode = "AUTO") -> None:
-        self._model, self._embedding, self._device_mode = as_segmenter(model), embedding, device_mode
-        self._image: ImagePredictor | None = None
-        self.size: Size = embedding.original_size
+    def __init__(self, model: Any, image: np.ndarray, device_mode: DeviceMode = "AUTO") -> None:
+        self._model, self._device_mode = as_segmenter(model), device_mode
+        self._identity = self._model.encoder_identity
+        self.key, self._encoded = encode_one(self._model, [image], device_mode)
+        self.size: Size = image.shape[:2]
+        self._predictor: ImagePredictor | None = None
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -286,17 +292,20 @@ class ReadyImage:
         """In the body, the model is on the device of the predictor, which is to be given one object at a time.
 
         Raises:
-            SAMError: the model has other weights than those that made the embedding.
+            SAMError: the model has other weights than when the image was encoded.
         """
-        known = as_embedding(self._embedding, self._model)
+        if self._model.encoder_identity != self._identity:
+            raise SAMError(OTHER_MODEL)
         with placed(self._model.network, self._device_mode, PROMPT_BYTES) as device:
-            if self._image is None or self._image.device != device:
-                self._image = ImagePredictor(self._model, features_of(known, 0, device), self.size, PredictOptions())
-            yield self._image
+            if self._predictor is None or self._predictor.device != device:
+                features = self._encoded.features(self.key, device)
+                self._predictor = ImagePredictor(self._model, features, self.size, PredictOptions())
+                self._encoded = Encoded(self._encoded.maps)
+            yield self._predictor
 
     def release(self) -> None:
         """Drop what a device has of the image; the next `predictor` brings it there again."""
-        self._image = None
+        self._predictor, self._encoded = None, Encoded(self._encoded.maps)
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import SAMError
 from ..kernels.decoder import FastDecoder, Rated, SharedImage
 from ..kernels.linear import AtenLinear
-from ..models.base import DecoderParts, Segmenter, with_concept
+from ..models.base import DecoderParts, Segmenter, optional_member, with_concept
 from ..models.features import Features
 from ..prompts import PromptTensors
 
@@ -33,7 +33,7 @@ class Trainable:
     """
 
     def __init__(self, model: Segmenter, device: torch.device) -> None:
-        find = getattr(model, "decoder_parts", None)
+        find = optional_member(model, "decoder_parts")
         if find is None:
             raise SAMError(f"A {type(model).__name__} cannot be taught. Use a model from Load SAM Model.")
         parts: DecoderParts = find()

@@ -152,7 +152,7 @@ class SAM2Model(nn.Module):
         return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, strictly)
 
     def decoder_parts(self) -> DecoderParts:
-        """See `Segmenter.decoder_parts`."""
+        """See `DecoderParts`."""
         return DecoderParts(self.sam_prompt_encoder, self.sam_mask_decoder, FastSAM2Decoder, (IMAGE, *HIGH_RES))
 
     # What segment_anything's SamPredictor calls, see predictor.py.
