@@ -136,11 +136,11 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
     path, grounding = Path(chosen.model), None
     if chosen.words is not None:
         folder = Path(chosen.grounding)
-        grounding = folder if folder.is_dir() else part("nodes.grounding").find_model(chosen.grounding)
+        grounding = folder if folder.is_dir() else sam.GROUNDING_MODELS.find(chosen.grounding).fetch()
     return folders.FolderTask(
         mode="everything" if chosen.everything else "words" if chosen.words is not None else "prompts",
         format=("COCO polygons" if chosen.polygons else "COCO RLE") if chosen.coco else "YOLO" if chosen.yolo else "PNG",
-        checkpoint=path.resolve() if path.is_file() else part("nodes.model").find_checkpoint(chosen.model),
+        checkpoint=path.resolve() if path.is_file() else sam.SAM_MODELS.find(chosen.model).fetch(),
         precision=chosen.precision,
         device_mode=chosen.device_mode,
         grounding=grounding and grounding.resolve(),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..sam import DEVICE_MODES
-from ..utils.comfy import save_results
+from ..utils.comfy_files import save_results
 from ..utils.overlay import result_image, result_text
 
 CATEGORY = "Art Venture/Segmentation"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..sam import SAMEmbedding, SAMError, load_embedding, save_embedding
-from ..utils.comfy import annotated_path, files_ending, new_output
+from ..utils.comfy_files import annotated_path, files_ending, new_output
 from .common import CATEGORY, SavesFile, saving_inputs
 
 _SUFFIX = ".safetensors"

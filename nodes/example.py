@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..utils.comfy import save_temporary
+from ..utils.comfy_files import save_temporary
 from ..utils.examples import example_image, example_names
 from ..utils.images import image_to_frames
 from .common import CATEGORY

@@ -1,7 +1,6 @@
 """Words as prompts: Load Grounding DINO, Text to Boxes, SAM Segment Text."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sam import (
+    GROUNDING_MODELS,
     DeviceMode,
     FoundBoxes,
     FramePrediction,
@@ -19,19 +19,14 @@ from ..sam import (
     Segmenter,
     as_segmenter,
     find_boxes,
-    load_grounding,
     objects_per_frame,
     result_device,
     segment_each,
 )
-from ..sam.weights.registry import GROUNDING
 from ..utils.boxes import BoundingBox
-from ..utils.comfy import grounding_folders
 from ..utils.images import Frames, cutout, put_frame
 from ..utils.overlay import legend, paint_boxes, paint_masks
 from ..utils.stacks import MaskStack
-from . import model_folders
-from .aliases import GROUNDING_ALIASES, is_listed
 from .common import (
     CATEGORY,
     DEVICE_MODE_INPUT,
@@ -41,6 +36,7 @@ from .common import (
     Result,
     ShowsResult,
 )
+from .model import ModelLoader
 from .predict import OPTION_INPUTS, Results
 from .segs import WordsDetector
 
@@ -95,41 +91,19 @@ WORDS_INPUTS: dict[str, Any] = {
 }
 
 
-class GroundingLoader:
+class GroundingLoader(ModelLoader):
     """`SAMKit_GroundingLoader`: a Grounding DINO by name, from the `grounding-dino` folders or the hub."""
 
+    MODELS = GROUNDING_MODELS
+    TOOLTIP = "A folder in models/grounding-dino, or a known model, which is downloaded on first use."
     DESCRIPTION = (
         "Loads a Grounding DINO model from models/grounding-dino, which detects the objects that a text names. Requires "
         "the transformers library. Known models are downloaded and verified on first use."
     )
     SEARCH_ALIASES = ["grounding dino", "groundingdino", "grounded sam", "text detection", "open vocabulary", "load detector"]
-    CATEGORY = CATEGORY
     RETURN_TYPES = ("SAMKIT_GROUNDING_MODEL",)
     RETURN_NAMES = ("grounding_model",)
     OUTPUT_TOOLTIPS = ("The model, for Text to Boxes and SAM Segment Text.",)
-    FUNCTION = "execute"
-    LOOKED_UP = ("model_name",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "A folder in models/grounding-dino, or a known model, which is downloaded on first use."
-        return {"required": {"model_name": (available_models(), {"tooltip": tooltip})}}
-
-    @classmethod
-    def IS_CHANGED(cls, model_name: str | None = None) -> str:
-        """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
-        if not model_name:
-            return ""
-        name = GROUNDING_ALIASES.get(model_name, model_name)
-        return model_folders.state(model_folders.complete(name, GroundingModel, grounding_folders(), GROUNDING))
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, model_name: str | None = None) -> bool | str:
-        """The list, and what other packs' loaders call the same models."""
-        return is_listed(model_name, available_models(), GROUNDING_ALIASES)
-
-    def execute(self, model_name: str) -> tuple[GroundingModel]:
-        return (load_grounding(find_model(model_name)),)
 
 
 class TextToBoxes:
@@ -285,25 +259,6 @@ class SegmentText(ShowsResult):
         cut = cutout(image, masks if not individual_masks else merged.filled(where))
         shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), one.scores) for one in found]
         return Result((masks, bounding_boxes(found), scores, _labels(found), overlay.to(where), cut), overlay, shown)
-
-
-def available_models() -> list[str]:
-    """What the loader lists; see `available`."""
-    return model_folders.available(grounding_folders(), GROUNDING)
-
-
-def find_model(name: str) -> Path:
-    """The folder of that name, or of the model that other packs call so; fetched if it is known and not there; see `find`."""
-    here = model_folders.complete(name, GroundingModel, grounding_folders(), GROUNDING)
-    return here or model_folders.find(GROUNDING_ALIASES.get(name, name), GroundingModel, grounding_folders(), GROUNDING)
-
-
-def present_model(name: str) -> Path | None:
-    """The folder of that name, or of the model that other packs call so, where it is there and complete."""
-    names = (name, GROUNDING_ALIASES.get(name, name))
-    return next(
-        filter(None, (model_folders.complete(one, GroundingModel, grounding_folders(), GROUNDING) for one in names)), None
-    )
 
 
 def bounding_boxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:

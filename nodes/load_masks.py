@@ -11,7 +11,8 @@ from torch import Tensor
 from ..sam import SAMError
 from ..sam.datasets.read import open_data_set
 from ..utils.boxes import BoundingBox, tight_box
-from ..utils.comfy import Progress, annotated_path
+from ..utils.comfy import Progress
+from ..utils.comfy_files import annotated_path
 from ..utils.text import counted, shown
 from .common import CATEGORY
 

@@ -7,44 +7,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import DeviceMode, MatteModel, MatteOptions, SAMError, load_matte, result_device, soft_edges
-from ..sam.weights.registry import MATTING
-from ..utils.comfy import matting_folders
+from ..sam import MATTE_MODELS, DeviceMode, MatteModel, MatteOptions, SAMError, result_device, soft_edges
 from ..utils.images import as_masks, image_to_frames
 from .common import CATEGORY, DEVICE_MODE_INPUT
-from .model_folders import available, complete, find, state
+from .model import ModelLoader
 
 _DEFAULTS = {field.name: field.default for field in fields(MatteOptions)}
 _PIXELS = {"min": 0, "max": 256}
 
 
-class MatteLoader:
+class MatteLoader(ModelLoader):
     """`SAMKit_MatteLoader`: a ViTMatte by name, from the `vitmatte` folders or the hub."""
 
+    MODELS = MATTE_MODELS
+    TOOLTIP = "A folder in models/vitmatte, or a known model, which is downloaded on first use."
     DESCRIPTION = (
         "Loads a ViTMatte model from models/vitmatte, for SAM Soft Edges. Requires the transformers library. Known "
         "models are downloaded on first use."
     )
     SEARCH_ALIASES = ["vitmatte", "matting", "alpha matting", "load matting model"]
-    CATEGORY = CATEGORY
     RETURN_TYPES = ("SAMKIT_MATTE_MODEL",)
     RETURN_NAMES = ("matte_model",)
     OUTPUT_TOOLTIPS = ("The model, for SAM Soft Edges.",)
-    FUNCTION = "execute"
-    LOOKED_UP = ("model_name",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "A folder in models/vitmatte, or a known model, which is downloaded on first use."
-        return {"required": {"model_name": (available(matting_folders(), MATTING), {"tooltip": tooltip})}}
-
-    @classmethod
-    def IS_CHANGED(cls, model_name: str | None = None) -> str:
-        """Files that were replaced on disk are loaded anew. Linked inputs arrive as None, and nothing may raise here."""
-        return state(complete(model_name, MatteModel, matting_folders(), MATTING)) if model_name else ""
-
-    def execute(self, model_name: str) -> tuple[MatteModel]:
-        return (load_matte(find(model_name, MatteModel, matting_folders(), MATTING)),)
 
 
 class Matte:

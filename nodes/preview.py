@@ -15,16 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, recall
-from ..sam.weights.registry import KNOWN
-from ..utils.comfy import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
+from ..sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
+from ..sam.weights.catalog import Entry
+from ..utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ..utils.finish import INSIDE
 from ..utils.images import image_to_frames
 from ..utils.overlay import FORMS, mask_png
 from ..utils.text import counted
-from .aliases import SAM_ALIASES
 from .editor_text import EditorObject, EditorPrompts, parse_editor
-from .model import load_named, local_paths, missing_base
 from .preview_jobs import Jobs, RefusedError, check_idle, run_quietly
 from .prompt_editor import segment_marks
 
@@ -68,7 +66,7 @@ class Prepared:
     """An image that is ready for prompts."""
 
     model: Segmenter
-    embedding: SAMEmbedding
+    image: ReadyImage
     small: np.ndarray
     frames: int
     seconds: float
@@ -210,6 +208,7 @@ class Preview:
         self._decoding = ThreadPoolExecutor(1, "samkit-decode")
         self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
+        self._on_device: ReadyImage | None = None
         self.jobs = Jobs()
 
     async def prepare(self, subject: Subject) -> Prepared:
@@ -251,8 +250,7 @@ class Preview:
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: self._answer(question, prepared))
+        return await self._decoded(prepared, lambda: self._answer(question, prepared))
 
     async def choices(self, question: Question) -> list[Choice]:
         """SAM's candidates for a question's object, smallest first.
@@ -261,8 +259,18 @@ class Preview:
             RefusedError: as `prepare`.
         """
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: _choices(question, prepared))
+        return await self._decoded(prepared, lambda: _choices(question, prepared))
+
+    async def _decoded(self, prepared: Prepared, work: Callable[[], Value]) -> Value:
+        """What the work gives, one after the other; of the images only the last one stays on a device."""
+
+        def alone() -> Value:
+            if self._on_device is not prepared.image and self._on_device is not None:
+                self._on_device.release()
+            self._on_device = prepared.image
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, run_quietly, alone)
 
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
@@ -281,12 +289,11 @@ class Preview:
 def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
     """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
     places = range(len(prompts.objects)) if question.only is None else [question.only]
-    frame = [question.subject.frame]
-    found = [segment_marks(prepared.model, prepared.embedding, prompts, frame, place) for place in places]
-    if not found:
-        return np.zeros(prepared.embedding.original_size, np.float32), 0.0
-    masks = np.stack([masks[0].cpu().numpy() for masks, *_ in found])
-    return masks.max(0), min(score for _, _, scores, _ in found for score in scores)
+    if not places:
+        return np.zeros(prepared.image.size, np.float32), 0.0
+    with prepared.image.predictor() as image:
+        found = [segment_marks(image, prompts, question.subject.frame, place) for place in places]
+    return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 
 def _area(mask: np.ndarray) -> int:
@@ -364,22 +371,19 @@ def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
         if model is None:
             raise RefusedError(404, "the model of the last run is no longer loaded: run the graph once.")
         return subject.identity, lambda: model
-    name = subject.model_name or ""
-    paths = local_paths(name)
-    stamps = tuple(map(_stamp, paths))
-    if not paths or None in stamps:
-        raise _absent(name)
-    if (base := missing_base(paths[-1])) is not None:  # a run would download it
-        raise RefusedError(404, f"{name} was made for {base}, which is not on this machine yet. Run the graph once.")
-    return (tuple(paths), stamps, subject.precision), lambda: load_named(name, subject.precision)
+    entry = on_this_machine(SAM_MODELS.find(subject.model_name or ""))
+    return (entry.path, entry.stamp, subject.precision), lambda: entry.load(subject.precision)
 
 
-def _absent(name: str) -> RefusedError:
-    known = KNOWN.get(SAM_ALIASES.get(name, name))
-    if known is None:
-        return RefusedError(404, f"there is no checkpoint {name} on this machine.")
-    size = f" ({known.file.size / 1e6:,.0f} MB)" if known.file.size else ""
-    return RefusedError(404, f"{name}{size} is not on this machine yet. A run downloads it.", name)
+def on_this_machine(entry: Entry[Value]) -> Entry[Value]:
+    """A model that can be loaded without a download.
+
+    Raises:
+        RefusedError: 404, it is not one.
+    """
+    if (reason := entry.absence) is not None:
+        raise RefusedError(404, reason, entry.name if entry.path is None and entry.known else None)
+    return entry
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -395,8 +399,8 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
     started = time.perf_counter()
     frames = frames_of(path, subject)
     model, frame = load(), frames[subject.frame]
-    embedding = encode(model, [frame])
-    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version_of(stamp))
+    ready, seconds = ReadyImage(model, frame), time.perf_counter() - started
+    return Prepared(model, ready, _small(frame), len(frames), seconds, version_of(stamp))
 
 
 def version_of(stamp: tuple[int, int]) -> str:

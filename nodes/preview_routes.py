@@ -48,7 +48,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/prepare`: encode an image, so that previews of it are quick."""
     _check_keys(body, _SUBJECT)
     ready = await preview.prepare(parse_subject(body))
-    height, width = ready.embedding.original_size
+    height, width = ready.image.size
     said = {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds, "stamp": ready.stamp}
     return _as_json(200, said)
 

@@ -4,14 +4,10 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..sam import GroundingModel, find_boxes, load_grounding, normalise_text
-from ..sam.models.in_transformers.folder import folder_state
-from ..sam.weights.registry import GROUNDING
+from ..sam import GROUNDING_MODELS, GroundingModel, find_boxes, normalise_text
 from ..utils.boxes import BoundingBox
-from .aliases import GROUNDING_ALIASES
-from .grounding import bounding_boxes, present_model
-from .preview import Subject, find_image, frames_of, name_of, object_of, parse_image, text_of
-from .preview_jobs import RefusedError
+from .grounding import bounding_boxes
+from .preview import Subject, find_image, frames_of, name_of, object_of, on_this_machine, parse_image, text_of
 
 
 @dataclass(frozen=True)
@@ -51,20 +47,12 @@ def words(wanted: Wanted) -> tuple[Hashable, Callable[[], Words]]:
         RefusedError: 404, there is no such image or model.
     """
     path, stamp = find_image(wanted.image)
-    folder = present_model(wanted.model_name)
-    if folder is None:
-        raise _absent(GROUNDING_ALIASES.get(wanted.model_name, wanted.model_name))
+    entry = on_this_machine(GROUNDING_MODELS.find(wanted.model_name))
 
     def work() -> Words:
         frame = frames_of(path, wanted.image)[wanted.image.frame]
-        model = load_grounding(folder)
+        model = entry.load()
         (found,) = bounding_boxes(find_boxes(model, [frame], wanted.text))
         return Words(found, model)
 
-    return ("words", path, stamp, wanted.image.frame, folder_state(folder), wanted.text), work
-
-
-def _absent(name: str) -> RefusedError:
-    if name not in GROUNDING:
-        return RefusedError(404, f"there is no complete model {name} in models/grounding-dino on this machine.")
-    return RefusedError(404, f"{name} is not on this machine yet. A run downloads it.", name)
+    return ("words", path, stamp, wanted.image.frame, entry.path, entry.stamp, wanted.text), work

@@ -1,55 +1,58 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
-from ..utils.comfy import save_temporary
+from ..sam import (
+    GroundingModel,
+    ImagePredictor,
+    PredictOptions,
+    Segmenter,
+    objects_per_frame,
+    prompt_each,
+    remember,
+    result_device,
+)
+from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT
 from .editor_text import EditorObject, EditorPrompts, parse_editor
-from .predict import Outputs, predict
 
 log = logging.getLogger("samkit")
 
 MOST_IMAGES = 64  # frames of a batch that the editor can show
 
 
-def segment_marks(
-    model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, frames: Iterable[int], only: int
-) -> Outputs:
-    """Masks of one of the editor's objects, one per frame: SAM Predict Mask's, finished and painted; the preview's too.
+def segment_marks(image: ImagePredictor, prompts: EditorPrompts, frame: int, only: int) -> tuple[Tensor, float]:
+    """The mask of one of the editor's objects on a frame, as SAM Segment makes it, finished and painted; the preview's too.
 
     Args:
-        model: the one that made the embedding.
-        embedding: of the images.
+        image: the frame.
         prompts: the editor's.
-        frames: the images' numbers, as the marks have them.
+        frame: the frame's number, as the marks have it.
         only: the object's place.
+
+    Returns:
+        float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
-    one, frames = prompts.objects[only], list(frames)
-    multimask = "auto" if one.candidate == "best" else "on"
-    given = prompts.given(frames, embedding.original_size, only)
-    masks, *others = predict(model, embedding, given, PredictOptions(one.candidate, multimask), False)
-    return finish_object(masks, one, frames), *others
+    one = prompts.objects[only]
+    objects = objects_per_frame(prompts.given([frame], image.frame.original, only), 1, image.frame)[0]
+    options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
+    masks, scores, _ = image.predict(objects, options)
+    return finish_object(masks.any(0).float(), one, frame), min(scores.tolist(), default=0.0)
 
 
-def finish_object(masks: Tensor, one: EditorObject, frames: Iterable[int]) -> Tensor:
-    """An object's masks `[B, H, W]`, finished and painted, one per frame. Where it has neither mask nor paint it has none."""
-    if not (one.finish.has_effect or one.paint):
-        return masks
-    finished = torch.zeros_like(masks)
-    for place, frame in enumerate(frames):
-        patches = [patch for patch in one.paint if patch.frame in (None, frame)]
-        if patches or bool(masks[place].any()):
-            finished[place] = torch.from_numpy(finish_mask(masks[place].cpu().numpy(), one.finish, patches))
-    return finished
+def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
+    """An object's mask `[H, W]` on a frame, finished and painted. Where it has neither mask nor paint it stays empty."""
+    patches = [patch for patch in one.paint if patch.frame in (None, frame)]
+    if not (patches or (one.finish.has_effect and bool(mask.any()))):
+        return mask
+    return torch.from_numpy(finish_mask(mask.cpu().numpy(), one.finish, patches)).to(mask.device)
 
 
 class PromptEditor:
@@ -163,9 +166,16 @@ def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Te
     Without a model an object has its paint.
     """
     made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
-    frames = range(len(image))
-    if model is None or not made:
-        empty = torch.zeros(image.shape[:3], device=result_device())
-        return torch.stack([finish_object(empty, one, frames) for _, one in made] or [empty])
-    embedding = encode(model, image)
-    return torch.stack([segment_marks(model, embedding, prompts, frames, place)[0] for place, _ in made])
+    masks = torch.zeros(len(made) or 1, *image.shape[:3], device=result_device())
+    if model is None:
+        for (_, one), of_object in zip(made, masks, strict=False):
+            for frame, mask in enumerate(of_object):
+                mask.copy_(finish_object(mask, one, frame))
+
+    def use(frame: int, ready: ImagePredictor) -> None:
+        for row, (place, _) in enumerate(made):
+            masks[row, frame] = segment_marks(ready, prompts, frame, place)[0]
+
+    if model is not None and made:
+        prompt_each(model, image, use)
+    return masks

@@ -14,7 +14,9 @@ from ..sam.datasets.addition import adding_to
 from ..sam.datasets.formats import FORMATS, FormatName
 from ..sam.datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask
 from ..utils.boxes import BOX_TYPES, BoundingBox, nested_boxes, tight_box
-from ..utils.comfy import Progress, output_folder, save_place
+from ..utils.comfy import Progress
+from ..utils.comfy_files import save_place
+from ..utils.comfy_folders import data_folder
 from ..utils.images import as_masks, image_to_frames
 from ..utils.text import counted
 from .common import CATEGORY
@@ -275,7 +277,7 @@ def _save(frames: list[np.ndarray], objects: list[list[LabeledMask]], prefix: st
     root = folder / stem
     progress, saved = Progress(len(frames)), []
     with adding_to(root, name) as addition:
-        below = root.relative_to(output_folder()).as_posix()
+        below = root.relative_to(data_folder("output")).as_posix()
         _, _, number = save_place(f"{below}/images/{stem}", size)
         for index, (frame, masks) in enumerate(zip(frames, objects, strict=True), start=number):
             progress.check_interrupted()

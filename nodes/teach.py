@@ -20,7 +20,8 @@ from ..sam import (
     train_decoder,
 )
 from ..sam.weights.files import checkpoint_stamp
-from ..utils.comfy import CONCEPT_FOLDER, DECODER_FOLDER, new_output, taught_names, taught_path
+from ..utils.comfy_files import new_output
+from ..utils.comfy_folders import CONCEPT_FOLDER, DECODER_FOLDER, model_names, model_path
 from ..utils.text import counted
 from .common import CATEGORY, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, SAM_MODEL_TYPES, SavesFile, saving_inputs
 
@@ -220,19 +221,19 @@ class LoadConcept:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = f"A file in models/{CONCEPT_FOLDER} or output/{CONCEPT_FOLDER}."
-        return {"required": {"concept_name": (taught_names(CONCEPT_FOLDER), {"tooltip": tooltip})}}
+        return {"required": {"concept_name": (sorted(model_names(CONCEPT_FOLDER)), {"tooltip": tooltip})}}
 
     @classmethod
     def IS_CHANGED(cls, concept_name: str | None = None) -> str:
         """A file that was replaced on disk is loaded anew. A linked input is None; nothing may raise here."""
         try:
-            path = taught_path(CONCEPT_FOLDER, concept_name) if concept_name else None
+            path = model_path(CONCEPT_FOLDER, concept_name) if concept_name else None
             return str(checkpoint_stamp(path)) if path else ""
         except (SAMError, OSError):
             return ""
 
     def execute(self, concept_name: str) -> tuple[Concept]:
-        path = taught_path(CONCEPT_FOLDER, concept_name)
+        path = model_path(CONCEPT_FOLDER, concept_name)
         if path is None:
             raise SAMError(f"There is no concept {concept_name!r} in models/{CONCEPT_FOLDER} or output/{CONCEPT_FOLDER}.")
         return (load_concept(path),)

@@ -8,12 +8,15 @@ masks, scores, logits = decode(model, embedding, [[click]])  # one list entry pe
 
 from .errors import BusyError, SAMError
 from .models.base import PRECISIONS, Precision, Segmenter
+from .models.checkpoints import SAM_MODELS
 from .models.concept import Concept
 from .models.families import as_segmenter, identity_of, load_model
-from .models.in_transformers.grounding import GroundingModel, load_grounding
-from .models.in_transformers.matte import MatteModel, load_matte
+from .models.in_transformers.grounding import GROUNDING_MODELS, GroundingModel, load_grounding
+from .models.in_transformers.matte import MATTE_MODELS, MatteModel, load_matte
 from .models.loaded import load_shared, recall, remember
+from .models.retrained import Retrained, retrained_from, with_decoder
 from .models.sam import SAMModel
+from .models.taught_files import load_concept, load_decoder, save_concept, save_decoder
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
@@ -36,14 +39,16 @@ from .tasks.predict import (
     MULTIMASK,
     Candidate,
     FramePrediction,
+    ImagePredictor,
     Multimask,
     Prediction,
     PredictOptions,
+    ReadyImage,
     decode,
     decode_each,
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
-from .tasks.stream import segment_each
+from .tasks.stream import prompt_each, segment_each
 from .tasks.track import (
     DIRECTIONS,
     TRACK_METHODS,
@@ -58,8 +63,6 @@ from .tasks.track import (
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
-from .training.files import is_decoder, load_concept, load_decoder, save_concept, save_decoder
-from .training.retrained import Retrained, retrained_from, with_decoder
 from .training.teach import Lesson, TeachOptions, teach
 
 __all__ = [
@@ -67,10 +70,13 @@ __all__ = [
     "CANDIDATES",
     "DEVICE_MODES",
     "DIRECTIONS",
+    "GROUNDING_MODELS",
+    "MATTE_MODELS",
     "METHODS",
     "MULTIMASK",
     "PRECISIONS",
     "PRESETS",
+    "SAM_MODELS",
     "TRACK_METHODS",
     "AutoMaskOptions",
     "BusyError",
@@ -86,6 +92,7 @@ __all__ = [
     "FramePrediction",
     "GroundingModel",
     "GroundingOptions",
+    "ImagePredictor",
     "Lesson",
     "MatteModel",
     "MatteOptions",
@@ -98,6 +105,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "PromptInputs",
+    "ReadyImage",
     "Retrained",
     "SAMEmbedding",
     "SAMError",
@@ -121,7 +129,6 @@ __all__ = [
     "free_result_bytes",
     "group",
     "identity_of",
-    "is_decoder",
     "knows_its_image",
     "load_concept",
     "load_decoder",
@@ -136,6 +143,7 @@ __all__ = [
     "personalize",
     "personalize_each",
     "preset_options",
+    "prompt_each",
     "recall",
     "remember",
     "result_device",

@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, Interrupted, install
-from samkit.nodes.model import SAMModelLoader, available_names, find_checkpoint
+from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
-from samkit.sam import encode
+from samkit.sam import SAM_MODELS, encode
 from samkit.sam.placement.devices import device_for, placed
 from samkit.sam.placement.host import PlainHost, move
 from samkit.sam.placement.precision import encoder_dtype
 from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.embed import cache
-from samkit.utils.comfy import CHECKPOINT_SUFFIXES, checkpoint_path, sams_folders
+from samkit.utils.comfy_folders import CHECKPOINT_SUFFIXES, model_folders, model_names, model_path
 
 CLICK = '[{"x": 30, "y": 25}]'
 
@@ -29,29 +29,28 @@ def pictures(count):
 
 
 def test_the_sams_folder_is_registered_once(comfy, tmp_path):
-    assert sams_folders() == sams_folders() == [tmp_path / "models" / "sams"]
-    assert comfy.folder_names_and_paths["sams"][1] == CHECKPOINT_SUFFIXES
+    assert model_folders("sams") == model_folders("sams") == [tmp_path / "models" / "sams"]
+    assert model_names("sams") == [] and comfy.folder_names_and_paths["sams"][1] == CHECKPOINT_SUFFIXES
 
 
 def test_folders_of_others_stay_and_only_endings_are_added(comfy, tmp_path):
     theirs, suffixes = [str(tmp_path / "elsewhere")], {".ckpt"}
     comfy.folder_names_and_paths["sams"] = (theirs, suffixes)
-    assert sams_folders() == [tmp_path / "elsewhere", tmp_path / "models" / "sams"]
+    assert not model_names("sams") and model_folders("sams") == [tmp_path / "elsewhere", tmp_path / "models" / "sams"]
     paths, now = comfy.folder_names_and_paths["sams"]
     assert paths is theirs and now == {".ckpt", *CHECKPOINT_SUFFIXES} and suffixes == {".ckpt"}
 
 
 def test_new_files_in_any_folder_appear_in_the_list(comfy, tmp_path):
     comfy.folder_names_and_paths["sams"] = ([str(tmp_path / "extra")], set())
-    assert "found/later.pth" not in available_names()
+    assert "found/later.pth" not in SAM_MODELS.names()
     (tmp_path / "extra" / "found").mkdir(parents=True)
     (tmp_path / "extra" / "found" / "later.pth").touch()
     assert any(
         name.replace("\\", "/") == "found/later.pth" for name in SAMModelLoader.INPUT_TYPES()["required"]["model_name"][0]
     )
-    assert (
-        checkpoint_path("found/later.pth") == find_checkpoint("found/later.pth") == tmp_path / "extra" / "found" / "later.pth"
-    )
+    found = SAM_MODELS.find("found/later.pth").path
+    assert model_path("sams", "found/later.pth") == found == tmp_path / "extra" / "found" / "later.pth"
 
 
 def test_progress_moves_per_frame(comfy, tiny_model):

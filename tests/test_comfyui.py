@@ -98,7 +98,7 @@ def server(tmp_path_factory, demo_model, grounding_folder, matte_folder):  # noq
     folder_copy(grounding_folder, base / "models" / "grounding-dino" / "grounding-dino-tiny")
     folder_copy(matte_folder, base / "models" / "vitmatte" / "vitmatte-small-composition-1k")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samkit.utils.comfy.PACK", base)  # the server's models are pytest's
+        patch.setattr("samkit.utils.comfy_folders.PACK", base)  # the server's models are pytest's
         try:
             with comfyui(base) as running:
                 yield running

@@ -16,7 +16,7 @@ from samkit.sam.datasets.pngs import Pngs
 from samkit.sam.datasets.polygons import _nearest, coco_polygons, yolo_polygon
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.datasets.yolo import Yolo
-from samkit.utils.comfy import locked
+from samkit.utils.comfy_files import locked
 from samkit.utils.files import write_whole
 from scenes import make_scene
 

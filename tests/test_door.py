@@ -167,7 +167,7 @@ def test_comfyuis_own_way_into_a_node_is_checked_too(tiny_model):
 
 
 def test_names_of_files_are_looked_up_by_the_node_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     for name in ("nowhere.pth", "ViT-nowhere"):
         with pytest.raises(SAMError, match="there is no checkpoint"):
             SAMModelLoader().load_model(name)
@@ -175,7 +175,7 @@ def test_names_of_files_are_looked_up_by_the_node_itself(tmp_path, monkeypatch):
         SAMModelLoader().load_model(5)
     asked = []
     monkeypatch.setattr(
-        "samkit.nodes.model.fetch", lambda file, folders: asked.append(file) or (_ for _ in ()).throw(SAMError("x"))
+        "samkit.sam.weights.catalog.fetch", lambda file, folders: asked.append(file) or (_ for _ in ()).throw(SAMError("x"))
     )
     with pytest.raises(SAMError):
         SAMModelLoader().load_model("ViT-B")
@@ -193,7 +193,7 @@ def test_comfyuis_own_check_of_a_list_with_aliases_takes_anything(name):
 
 
 def test_lists_of_values_are_checked_one_by_one(tmp_path, monkeypatch, tiny_model):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     image, mask = torch.full((1, 8, 8, 3), 0.5), torch.ones(1, 8, 8)
     save = SaveMasks().execute
     for given, words in (
@@ -233,7 +233,7 @@ def test_lists_of_values_are_checked_one_by_one(tmp_path, monkeypatch, tiny_mode
     ids=str,
 )
 def test_a_damaged_embedding_is_refused(tmp_path, monkeypatch, tiny_model, change):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     (embedding,) = GetSAMEmbedding().get_sam_embedding(IMAGE, tiny_model)
     for name, value in change.items():
         setattr(embedding, name, value)

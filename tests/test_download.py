@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fakes import FakeComfyUI, Interrupted, install
-from samkit.nodes import model as model_node
-from samkit.sam import SAMError
+from samkit.nodes.model import SAMModelLoader
+from samkit.sam import SAM_MODELS, SAMError
 from samkit.sam.weights import download, network, publisher
 from samkit.sam.weights.registry import KNOWN, KnownCheckpoint, KnownFolder, RemoteFile
 
@@ -254,14 +254,14 @@ def test_the_node_shows_progress_and_hears_cancel(known, hub, tmp_path, monkeypa
 
 
 def test_the_loader_fetches_once_and_keeps_the_name(known, hub, server, tmp_path, monkeypatch, tiny_sam):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     monkeypatch.setitem(KNOWN, NAME, KnownCheckpoint(known, "SAM"))
-    before = model_node.available_names()
+    before = SAM_MODELS.names()
     for _ in range(2):
-        (model,) = model_node.SAMModelLoader().load_model(NAME)
+        (model,) = SAMModelLoader().load_model(NAME)
     assert torch.equal(model.mask_decoder.iou_token.weight, tiny_sam.mask_decoder.iou_token.weight)
     assert server.asked == [f"/{NAME}"]
-    assert sorted(model_node.available_names()) == sorted(before)
+    assert sorted(SAM_MODELS.names()) == sorted(before)
 
 
 def test_the_known_ones_can_be_verified_and_found():

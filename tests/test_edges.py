@@ -45,7 +45,7 @@ def matte(matte_folder):  # noqa: F811
 @pytest.mark.parametrize("factor", [255, 65535])
 @pytest.mark.parametrize("frames", [1, 3])
 def test_an_image_that_was_not_divided_is_refused_by_every_reader(tiny_model, factor, frames, tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     image = IMAGE.repeat(frames, 1, 1, 1)
     if frames > 1:
         image[0] = 0  # a film that fades in
@@ -83,7 +83,7 @@ def test_images_that_exceed_1_here_and_there_are_as_white(tiny_model):
     "change", [torch.Tensor.half, torch.Tensor.double, torch.Tensor.bfloat16, lambda image: image * 1.4 - 0.2]
 )
 def test_images_leave_the_editor_as_images(tiny_model, tmp_path, monkeypatch, change):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     given = change(IMAGE).requires_grad_()
     before = given.detach().clone()
     _, _, _, masks, image, _, cutout = PromptEditor().execute(given, MARKS, tiny_model)["result"]
@@ -356,7 +356,7 @@ def test_labels_have_no_separators():
 
 
 def test_no_class_of_a_data_set_is_a_separator(tmp_path, monkeypatch, grounding):  # noqa: F811
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     (found,) = find_boxes(grounding, [make_picture(60, 90)], TEXT, type("Options", (), {**EVERYTHING, "max_boxes": 0}))
     assert any(found.labels) and not any(set(label) & set("[].") for label in found.labels)
     bboxes = [[dict(zip(("x", "y", "width", "height"), (0, 0, 20, 20), strict=True), label=found.labels[0])]]

@@ -26,7 +26,7 @@ class BoxModel:
     family, precision, mask_threshold = "Boxes", "fp32", 0.0
     map_shapes = {"image": (3, 16, 16), "mean": (1, 1, 1)}
     encoder_identity = decoder_identity = "boxes"
-    encoded, tracks = 0, False
+    encoded = 0
 
     def __init__(self):
         self.network = nn.Module()

@@ -10,7 +10,7 @@ from films import make_film
 from samkit.nodes.track import TrackObjects
 from samkit.sam.errors import SAMError
 from samkit.sam.geometry import Frame
-from samkit.sam.models.base import Features
+from samkit.sam.models.features import Features
 from samkit.sam.tasks import follow
 from samkit.sam.tasks import track as tracking
 from samkit.sam.tasks.follow import Followed, FollowFrame, kept

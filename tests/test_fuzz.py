@@ -88,12 +88,12 @@ def alone(world, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr("samkit.utils.comfy.PACK", world[0])
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", world[0])
     if not (world[0] / "output" / "samkit" / "dataset").is_dir():  # what SAM Load Masks loads by default
         SaveMasks().execute([image((48, 64))], [torch.ones(1, 48, 64)])
     # What is the same a thousand times over takes seconds.
     monkeypatch.setattr("samkit.sam.tasks.personalize._PLACES", 1)
-    monkeypatch.setattr("samkit.sam.training.mixture._EPOCHS", 5)
+    monkeypatch.setattr("samkit.sam.tasks.mixture._EPOCHS", 5)
     for name, options in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, replace(options, points_per_side=4))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

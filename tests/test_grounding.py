@@ -17,10 +17,9 @@ import transformers
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, Interrupted, install
 from load_pack import ROOT
-from samkit.nodes import grounding as nodes
-from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes, available_models, find_model
+from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes
 from samkit.nodes.predict import Segment
-from samkit.sam import GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
+from samkit.sam import GROUNDING_MODELS, GroundingOptions, SAMError, find_boxes, load_grounding, normalise_text
 from samkit.sam.placement.host import move
 from samkit.sam.placement.resident import resident_of
 from samkit.sam.tasks.words import _best
@@ -100,7 +99,7 @@ def comfy(monkeypatch, tmp_path):
 @pytest.fixture
 def models(monkeypatch, tmp_path):
     """Where models are looked for: below the pack, as outside ComfyUI."""
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     return tmp_path / "models" / "grounding-dino"
 
 
@@ -324,15 +323,15 @@ def test_segment_text_is_text_to_boxes_then_segment(grounding, frames, tiny_mode
 
 
 def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model, monkeypatch):
-    from samkit.sam.tasks.predict import FrameDecoder
+    from samkit.sam.tasks.predict import ImagePredictor
 
-    calls, run = [], FrameDecoder.run
+    calls, run = [], ImagePredictor.decode
 
-    def counted(self, index, prompts, *rest, **options):
+    def counted(self, prompts, *rest, **options):
         calls.append(len(prompts))
-        return run(self, index, prompts, *rest, **options)
+        return run(self, prompts, *rest, **options)
 
-    monkeypatch.setattr(FrameDecoder, "run", counted)
+    monkeypatch.setattr(ImagePredictor, "decode", counted)
     bboxes = SegmentText().execute(tiny_model, grounding, as_image(*frames[:2]), TEXT, 0.0, 0.0, 0.9)[1]
     assert calls == [len(boxes) for boxes in bboxes] and min(calls) > 1
 
@@ -460,7 +459,7 @@ def test_the_loader_lists_what_is_there_and_what_is_known(models, folder):
     folder_copy(folder, models / "grounding-dino-base")
     folder_copy(folder, models / ".samkit-download")
     (models / "groundingdino_swint_ogc.pth").touch()
-    assert available_models() == ["grounding-dino-base", "mine", "grounding-dino-tiny"]
+    assert GROUNDING_MODELS.names() == ["grounding-dino-base", "mine", "grounding-dino-tiny"]
 
 
 def test_the_loader_takes_a_folder_before_the_hub(models, folder, server, frames):  # noqa: F811
@@ -475,14 +474,14 @@ def test_a_folder_that_transformers_5_saved_is_complete(models, folder, groundin
     saved = models / "saved"
     grounding.processor.save_pretrained(saved)
     grounding.network.save_pretrained(saved)
-    assert find_model("saved") == saved
+    assert GROUNDING_MODELS.find("saved").path == saved
     assert load_grounding(saved).processor.image_processor.size == grounding.processor.image_processor.size
 
 
 def test_folders_of_others_are_looked_in(comfy, folder, tmp_path):
     folder_copy(folder, tmp_path / "elsewhere" / "mine")
     comfy.folder_names_and_paths["grounding-dino"] = ([str(tmp_path / "elsewhere")], {".pth"})
-    assert "mine" in available_models() and find_model("mine") == tmp_path / "elsewhere" / "mine"
+    assert "mine" in GROUNDING_MODELS.names() and GROUNDING_MODELS.find("mine").path == tmp_path / "elsewhere" / "mine"
     paths, suffixes = comfy.folder_names_and_paths["grounding-dino"]
     assert paths == [str(tmp_path / "elsewhere"), str(tmp_path / "models" / "grounding-dino")] and suffixes == {".pth"}
 
@@ -491,7 +490,7 @@ def test_folders_of_others_are_looked_in(comfy, folder, tmp_path):
 def test_an_unknown_name_is_refused(models, folder, name):
     folder_copy(folder, models / ".samkit-download")
     with pytest.raises(SAMError, match="there is no complete model .* vocab.txt, and weights such as model.safetensors"):
-        find_model(name)
+        GROUNDING_MODELS.find(name).fetch()
     assert GroundingLoader.IS_CHANGED(name) == GroundingLoader.IS_CHANGED() == ""
 
 
@@ -535,7 +534,7 @@ def published(folder, server, monkeypatch):  # noqa: F811
     server.files["special_tokens_map.json"] = b"{}"
     weights = server.files["model.safetensors"]
     known = KnownFolder("grounding-dino-tiny", REPO, COMMIT, len(weights), hashlib.sha256(weights).hexdigest())
-    monkeypatch.setitem(nodes.GROUNDING, known.name, known)
+    monkeypatch.setitem(GROUNDING, known.name, known)
     return server
 
 
@@ -548,7 +547,7 @@ def test_a_known_model_is_fetched_once(published, models, frames):
     published.asked.clear()
     assert GroundingLoader().execute("grounding-dino-tiny")[0] is model and published.asked == []
     folders = [path.name for path in models.iterdir() if path.is_dir()]
-    assert available_models()[0] == "grounding-dino-tiny" and folders == ["grounding-dino-tiny"]
+    assert GROUNDING_MODELS.names()[0] == "grounding-dino-tiny" and folders == ["grounding-dino-tiny"]
 
 
 def test_what_arrived_is_not_fetched_again_and_half_a_model_is_none(published, models):

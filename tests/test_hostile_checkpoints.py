@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from samkit.nodes.model import SAMModelLoader, find_checkpoint
-from samkit.sam import SAMError, identity_of, load_model, load_shared
+from samkit.nodes.model import SAMModelLoader
+from samkit.sam import SAM_MODELS, SAMError, identity_of, load_model, load_shared
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = "mask_decoder.iou_token.weight"
@@ -517,11 +517,11 @@ def test_each_missing_weight_is_noticed(tiny_sam, tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".pth", "a/" * 3000 + "b.pth", "../secret.pth", "/etc/passwd", "a\0b.pth"])
 def test_a_name_that_no_folder_has_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     (tmp_path / "models").mkdir()
     torch.save({}, tmp_path / "models" / "secret.pth")
     with pytest.raises(SAMError, match="there is no checkpoint"):
-        find_checkpoint(name)
+        SAM_MODELS.find(name).fetch()
     assert SAMModelLoader.IS_CHANGED(name) == ""
 
 

@@ -166,7 +166,7 @@ def test_two_loaders_at_once_fetch_once(known, content, server, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     return tmp_path / "models" / "sams"
 
 

@@ -22,7 +22,7 @@ from samkit.sam import AutoMaskOptions, Concept, SAMEmbedding, SAMError
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.models.families import identity_of
 from samkit.sam.tasks.folders import FolderTask, find_images, segment_folder
-from samkit.utils.comfy import locked
+from samkit.utils.comfy_files import locked
 from samkit.utils.files import whole
 from test_folders import kill_at, size_of
 

@@ -116,8 +116,8 @@ def test_a_replaced_shard_is_noticed(tiny_sam, tmp_path, entry, other):
 
 @pytest.mark.parametrize("entry", [INDEX, *SHARDS])
 def test_the_loader_node_notices_a_replaced_shard(tiny_sam, tmp_path, monkeypatch, entry):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
-    monkeypatch.setattr("samkit.utils.comfy.CHECKPOINT_SUFFIXES", frozenset({".safetensors", ".json"}))
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.CHECKPOINT_SUFFIXES", frozenset({".safetensors", ".json"}))
     (tmp_path / "models").mkdir()
     folder = save_shards(tiny_sam.state_dict(), tmp_path / "models" / "sams")
     before = SAMModelLoader.IS_CHANGED(entry)

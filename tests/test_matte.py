@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_named(model, image, mask, options, message):
 @pytest.fixture
 def models(monkeypatch, tmp_path):
     """Where models are looked for: below the pack, as outside ComfyUI."""
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     return tmp_path / "models" / "vitmatte"
 
 

@@ -13,13 +13,12 @@ from fakes import FakeComfyUI, install
 from PIL import Image
 from safetensors.torch import save_file
 from samkit.nodes import NODE_CLASS_MAPPINGS
-from samkit.nodes import model as model_node
-from samkit.nodes.model import SAMHubLoader, SAMModelLoader, available_names, find_checkpoint, label_of, load_named
+from samkit.nodes.model import SAMHubLoader, SAMModelLoader
 from samkit.nodes.preview import Preview, RefusedError, look_up, parse_subject
-from samkit.sam import SAMError, identity_of, load_decoder, load_model, save_decoder
-from samkit.sam.training.retrained import Retrained, with_decoder
+from samkit.sam import SAM_MODELS, SAMError, identity_of, load_decoder, load_model, save_decoder
+from samkit.sam.models.retrained import Retrained, with_decoder
 from samkit.sam.weights.registry import KNOWN
-from samkit.utils.comfy import CHECKPOINT_SUFFIXES
+from samkit.utils.comfy_folders import CHECKPOINT_SUFFIXES
 from test_checkpoint_forms import in_shards
 
 LINKS = pytest.mark.skipif(sys.platform == "win32", reason="Windows makes links for administrators only")
@@ -30,14 +29,14 @@ def root(request, monkeypatch, tmp_path):
     """The folder that has `models`."""
     if request.param == "in ComfyUI":
         install(monkeypatch, FakeComfyUI(tmp_path))
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     for name in ("input", "output", "temp", "models/sams"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path
 
 
 def listed():
-    return [name.replace("\\", "/") for name in available_names() if name not in KNOWN and not name.startswith("samkit_demo")]
+    return [name.replace("\\", "/") for name in SAM_MODELS.names() if name not in KNOWN and not name.startswith("samkit_demo")]
 
 
 # Whatever lies in a folder.
@@ -200,7 +199,7 @@ def test_the_folders_of_other_packs_are_listed_and_loaded_from(root, kind, tiny_
     path = root / "models" / kind / "theirs.pth"
     path.parent.mkdir(exist_ok=True)
     torch.save(tiny_sam.state_dict(), path)
-    assert listed() == ["theirs.pth"] and find_checkpoint("theirs.pth") == path
+    assert listed() == ["theirs.pth"] and SAM_MODELS.find("theirs.pth").fetch() == path
     assert SAMModelLoader().load_model("theirs.pth")[0].identity == identity_of(tiny_sam)
 
 
@@ -211,14 +210,14 @@ def test_a_checkpoint_in_shards_is_one_row_and_old_names_of_shards_load(root, ti
     first, second, third = (f"tuned/{stem}-{number:05}-of-00003.{kind}" for number in (1, 2, 3))
     assert listed() == [first]
     size = sum(path.stat().st_size for path in folder.iterdir())
-    assert label_of(first.replace("/", os.sep)) == f"{first.replace('/', os.sep)} ({size / 1e6:,.0f} MB)"
+    assert SAM_MODELS.find(first.replace("/", os.sep)).label == f"{first.replace('/', os.sep)} ({size / 1e6:,.0f} MB)"
     for name in (first, second, third):
         assert SAMModelLoader.VALIDATE_INPUTS(name) is True
-        assert load_named(name).identity == identity_of(tiny_sam)
+        assert SAM_MODELS.find(name).load().identity == identity_of(tiny_sam)
     (folder / f"{stem}-00002-of-00003.{kind}").unlink()
-    assert "(missing)" not in label_of(first) and SAMModelLoader.IS_CHANGED(first) == ""
+    assert "(missing)" not in SAM_MODELS.find(first).label and SAMModelLoader.IS_CHANGED(first) == ""
     with pytest.raises(SAMError, match=f"the shard {stem}-00002-of-00003.{kind} is missing"):
-        load_named(third)
+        SAM_MODELS.find(third).load()
 
 
 @pytest.mark.parametrize("name", ["sub\\deep\\x.safetensors", "sub/deep\\x.safetensors", "sub/deep/x.safetensors"])
@@ -227,7 +226,7 @@ def test_names_with_the_other_systems_separator_load(root, tiny_sam, name):
     path.parent.mkdir(parents=True)
     save_file(tiny_sam.state_dict(), path)
     assert SAMModelLoader.VALIDATE_INPUTS(name) is True and SAMModelLoader.IS_CHANGED(name) != ""
-    assert find_checkpoint(name) == path
+    assert SAM_MODELS.find(name).fetch() == path
     assert SAMModelLoader.VALIDATE_INPUTS("sub\\x.safetensors") != True  # noqa: E712  a text is true, too
 
 
@@ -235,7 +234,7 @@ def test_names_with_the_other_systems_separator_load(root, tiny_sam, name):
 def test_a_file_whose_own_name_has_the_other_separator_is_found(root):
     path = root / "models" / "sams" / "sub\\x.safetensors"
     path.touch()
-    assert find_checkpoint("sub\\x.safetensors") == path
+    assert SAM_MODELS.find("sub\\x.safetensors").fetch() == path
 
 
 @pytest.mark.parametrize("value", [["x"], {"x": 1}, 3, 2.5, b"x", ""])
@@ -248,7 +247,7 @@ def test_no_name_leaves_the_folders(root, name):
     torch.save({}, root / "secret.pth")
     assert SAMModelLoader.VALIDATE_INPUTS(name) != True and SAMModelLoader.IS_CHANGED(name) == ""  # noqa: E712
     with pytest.raises(SAMError, match="there is no checkpoint"):
-        find_checkpoint(name)
+        SAM_MODELS.find(name).fetch()
 
 
 # Folders of the hub loader.
@@ -313,7 +312,7 @@ def test_a_trained_decoder_is_loaded_anew_when_its_base_is_replaced(trained, roo
     base.unlink()
     assert SAMModelLoader.IS_CHANGED("tuned.safetensors") not in (first, "")
     with pytest.raises(SAMError, match="was made for base.safetensors, which is not in models/sams"):
-        load_named("tuned.safetensors")
+        SAM_MODELS.find("tuned.safetensors").load()
 
 
 def test_a_decoder_that_was_made_for_itself_ends(root):
@@ -324,7 +323,7 @@ def test_a_decoder_that_was_made_for_itself_ends(root):
         save_file({"iou_token.weight": torch.zeros(1, 32)}, path, metadata)
     assert SAMModelLoader.IS_CHANGED("a.safetensors") != ""
     with pytest.raises(SAMError, match="was made for"):
-        load_named("a.safetensors")
+        SAM_MODELS.find("a.safetensors").load()
 
 
 IN_COMFYUI = pytest.mark.parametrize("root", ["in ComfyUI"], indirect=True)  # the preview exists there only
@@ -347,13 +346,13 @@ def test_the_preview_loads_what_a_run_loads(trained, image, root, tiny_sam):
     in_shards(tiny_sam.state_dict(), root / "models" / "sams" / "sub", "model", "safetensors")
     names = ("tuned.safetensors", "base.safetensors", "sam_vit_b (375MB)", "ViT-B", "sub\\model-00002-of-00002.safetensors")
     for name in names:
-        assert identity_of(prepared(name).model) == load_named(name).identity, name
+        assert identity_of(prepared(name).model) == SAM_MODELS.find(name).load().identity, name
     assert identity_of(prepared("tuned.safetensors").model) != identity_of(tiny_sam)
 
 
 @IN_COMFYUI
 def test_the_preview_never_downloads(trained, image, root, monkeypatch):
-    monkeypatch.setattr(model_node, "fetch", lambda *_: pytest.fail("something was fetched"))
+    monkeypatch.setattr("samkit.sam.weights.catalog.fetch", lambda *_: pytest.fail("something was fetched"))
     with pytest.raises(RefusedError, match="is not on this machine yet. A run downloads it") as error:
         prepared("ViT-H")
     assert "2,565 MB" in str(error.value)

@@ -9,13 +9,12 @@ from fakes import FakeComfyUI, install
 from load_pack import ROOT
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes import startup
-from samkit.nodes.aliases import GROUNDING_ALIASES, SAM_ALIASES
-from samkit.nodes.grounding import GroundingLoader, find_model
-from samkit.nodes.model import SAMModelLoader, find_checkpoint
+from samkit.nodes.grounding import GroundingLoader
+from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.neighbours import CHOICE, SHARED_IDS, settle
 from samkit.nodes.replacements import REPLACEMENTS
-from samkit.sam import SAMError
-from samkit.sam.weights.registry import GROUNDING, KNOWN
+from samkit.sam import GROUNDING_MODELS, SAM_MODELS, SAMError
+from samkit.sam.weights.registry import GROUNDING, GROUNDING_ALIASES, KNOWN, SAM_ALIASES
 from samkit.utils.comfy import pack_of
 
 SHARED = {name: NODE_CLASS_MAPPINGS[name] for name in SHARED_IDS}
@@ -165,7 +164,7 @@ def test_the_page_has_every_replacement():
 
 
 def test_aliases_are_accepted_and_lead_to_known_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     assert set(SAM_ALIASES.values()) <= set(KNOWN) and set(GROUNDING_ALIASES.values()) == set(GROUNDING)
     for loader, aliases in ((SAMModelLoader, SAM_ALIASES), (GroundingLoader, GROUNDING_ALIASES)):
         assert all(loader.VALIDATE_INPUTS(name) is True for name in [*aliases, *aliases.values(), None])
@@ -176,11 +175,11 @@ def test_aliases_are_accepted_and_lead_to_known_checkpoints(tmp_path, monkeypatc
 
 
 def test_an_alias_finds_the_file_and_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     folder = tmp_path / "models" / "sams"
     folder.mkdir(parents=True)
     (folder / "sam_vit_h_4b8939.pth").write_bytes(b"1")
-    assert find_checkpoint("sam_vit_h (2.56GB)") == find_checkpoint("ViT-H") == folder / "sam_vit_h_4b8939.pth"
+    assert SAM_MODELS.find("sam_vit_h (2.56GB)").fetch() == SAM_MODELS.find("ViT-H").path == folder / "sam_vit_h_4b8939.pth"
     assert SAMModelLoader.IS_CHANGED("ViT-H") == SAMModelLoader.IS_CHANGED("sam_vit_h_4b8939.pth") != ""
     with pytest.raises(SAMError, match="no complete model 'GroundingDINO'"):
-        find_model("GroundingDINO")
+        GROUNDING_MODELS.find("GroundingDINO").load()

@@ -12,9 +12,9 @@ from load_pack import ROOT, inputs_of
 from PIL import Image
 from safetensors.torch import save_file
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
-from samkit.nodes import model as model_node
 from samkit.nodes.masks import SelectMasks
-from samkit.sam import SAMError
+from samkit.nodes.model import SAMModelLoader
+from samkit.sam import SAM_MODELS, SAMError
 from samkit.sam.weights.registry import BUNDLED, KNOWN
 
 NODES = pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
@@ -223,47 +223,52 @@ assert nodes.OWNER == utils.OWNER == sam.OWNER == "someone else"
 
 
 def test_the_loader_lists_files_bundled_and_known_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
-    before = model_node.available_names()
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
+    before = SAM_MODELS.names()
     assert before == [*BUNDLED, *KNOWN]
     folder = tmp_path / "models" / "sams" / "mine"
     folder.mkdir(parents=True)
     (folder / "tuned.safetensors").touch()
     (folder / "notes.txt").touch()
     (folder.parent / "sam_vit_b_01ec64.pth").touch()
-    after = model_node.available_names()
+    after = SAM_MODELS.names()
     assert set(after) == {*before, "mine/tuned.safetensors".replace("/", "\\" if sys.platform == "win32" else "/")}
     assert len(after) == len(set(after))
 
 
 def test_the_loaders_labels_have_the_size_and_what_would_be_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     folder = tmp_path / "models" / "sams"
     folder.mkdir(parents=True)
     (folder / "mine.pth").write_bytes(bytes(3_000_000))
-    names, options = model_node.SAMModelLoader.INPUT_TYPES()["required"]["model_name"]
+    names, options = SAMModelLoader.INPUT_TYPES()["required"]["model_name"]
     labels = options["samkit_labels"]
     assert list(labels) == names
     assert labels["mine.pth"] == "mine.pth (3 MB)"
     assert labels["sam_vit_h_4b8939.pth"] == "sam_vit_h_4b8939.pth (2,565 MB, not downloaded)"
     (folder / "sam_vit_h_4b8939.pth").write_bytes(bytes(5_000_000))
-    assert model_node.label_of("sam_vit_h_4b8939.pth") == "sam_vit_h_4b8939.pth (5 MB)"
+    assert SAM_MODELS.find("sam_vit_h_4b8939.pth").label == "sam_vit_h_4b8939.pth (5 MB)"
 
 
 def test_the_loader_takes_a_users_file_before_a_bundled_one(tmp_path, monkeypatch, tiny_sam):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     (tmp_path / "models" / "sams").mkdir(parents=True)
     save_file(tiny_sam.state_dict(), tmp_path / "models" / "sams" / "samkit_demo.safetensors")
-    (model,) = model_node.SAMModelLoader().load_model("samkit_demo.safetensors")
+    (model,) = SAMModelLoader().load_model("samkit_demo.safetensors")
     assert model.image_encoder.img_size == 128
 
 
 def test_a_replaced_file_is_loaded_anew(tmp_path, monkeypatch, tiny_sam):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     path = tmp_path / "models" / "sams" / "mine.safetensors"
     path.parent.mkdir(parents=True)
-    changed = model_node.SAMModelLoader.IS_CHANGED
-    assert changed(model_name=None) == changed(model_name="mine.safetensors") == changed("sam_vit_b_01ec64.pth", "auto") == ""
+    changed = SAMModelLoader.IS_CHANGED
+    assert (
+        changed(model_name=None)
+        == changed(model_name="mine.safetensors")
+        == changed("sam_vit_b_01ec64.pth", precision="auto")
+        == ""
+    )
     save_file(tiny_sam.state_dict(), path)
     first = changed(model_name="mine.safetensors", precision="fp32")
     assert first and first == changed(model_name="mine.safetensors")
@@ -274,9 +279,9 @@ def test_a_replaced_file_is_loaded_anew(tmp_path, monkeypatch, tiny_sam):
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "../../secret.pth", "/etc/passwd", ""])
 def test_the_loader_refuses_names_that_it_does_not_list(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("samkit.utils.comfy.PACK", tmp_path)
+    monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     with pytest.raises(SAMError, match="there is no checkpoint"):
-        model_node.SAMModelLoader().load_model(name)
+        SAMModelLoader().load_model(name)
 
 
 def squares():

@@ -18,16 +18,8 @@ from samkit.nodes.preview import find_image, parse_image
 from samkit.nodes.preview_jobs import RefusedError
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
-from samkit.utils.comfy import (
-    Progress,
-    image_path,
-    is_linked_out,
-    is_running,
-    load_image_file,
-    quietly,
-    save_results,
-    save_temporary,
-)
+from samkit.utils.comfy import Progress, is_running, quietly
+from samkit.utils.comfy_files import image_path, is_linked_out, load_image_file, save_results, save_temporary
 from samkit.utils.overlay import FORMS, mask_png, outline
 
 POINT, AWAY, BOX = (

@@ -10,11 +10,12 @@ from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from reference_sam2 import BASE_PLUS, SMALL, SMALL_SIDE, TINY, processor, random_sam2
 from safetensors.torch import save_file
-from samkit.nodes.model import SAMModelLoader, available_names
+from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import PredictMask, Segment
-from samkit.sam import Prompt, decode, encode, load_model
+from samkit.sam import SAM_MODELS, Prompt, decode, encode, load_model
 from samkit.sam.kernels.decoder import Guidance
-from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, hiera
 from samkit.sam.models.sam2.decoder import is_stable
 from samkit.sam.models.sam2.model import HIGH_RES
@@ -22,7 +23,7 @@ from samkit.sam.prompts import to_model_frame
 from samkit.sam.tasks.embed import as_embedding
 from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
-from samkit.utils.comfy import sams_folders
+from samkit.utils.comfy_folders import model_folders
 from test_teach import check_taught
 from test_train_decoder import check_trained
 
@@ -507,11 +508,11 @@ class TestFolders:
         for kind in ("sams", "sam2"):
             (tmp_path / "models" / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(small.path, tmp_path / "models" / kind / f"in_{kind}.safetensors")
-        assert {"in_sams.safetensors", "in_sam2.safetensors"} <= set(available_names())
+        assert {"in_sams.safetensors", "in_sam2.safetensors"} <= set(SAM_MODELS.names())
         for kind in ("sams", "sam2"):
             (model,) = SAMModelLoader().load_model(f"in_{kind}.safetensors")
             assert model.encoder_identity == small.ours.encoder_identity
-        assert sams_folders() == [tmp_path / "models" / "sams"], "downloads go there"
+        assert model_folders(SAM_MODELS.kind) == [tmp_path / "models" / "sams"], "downloads go there"
 
 
 def test_it_can_be_taught(small):

@@ -15,7 +15,7 @@ from samkit.nodes.masks import SelectMasks
 from samkit.nodes.predict import Segment
 from samkit.nodes.save_masks import SaveMasks
 from samkit.sam import SAMError
-from samkit.utils import comfy
+from samkit.utils import comfy_folders
 
 SIZE = (60, 80)
 
@@ -23,7 +23,7 @@ SIZE = (60, 80)
 @pytest.fixture
 def output(tmp_path, monkeypatch):
     """The output folder of no ComfyUI."""
-    monkeypatch.setattr(comfy, "PACK", tmp_path)
+    monkeypatch.setattr(comfy_folders, "PACK", tmp_path)
     return tmp_path / "output"
 
 

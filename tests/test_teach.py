@@ -14,14 +14,14 @@ from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.teach import LoadConcept, SaveConcept, Teach
 from samkit.sam import Concept, SAMError, TeachOptions, as_segmenter, encode, identity_of, load_model, teach
-from samkit.sam.models.base import Features
+from samkit.sam.models.features import Features
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.training import loop
 from samkit.sam.training import teach as teaching
 from samkit.sam.training.examples import make_examples
 from samkit.sam.training.teach import _Teacher
 from samkit.sam.training.trainable import Trainable
-from samkit.utils import comfy
+from samkit.utils import comfy_files, comfy_folders
 
 CPU = torch.device("cpu")
 CLICK = json.dumps([{"x": 30, "y": 25}])
@@ -257,13 +257,13 @@ def test_saved_and_loaded_it_is_the_same(tiny_model, tmp_path, monkeypatch):
 
 def test_a_free_number_outside_comfyui_is_one_above_the_greatest(monkeypatch, tmp_path):
     """Counting the files would give the second name again, and overwrite that file."""
-    monkeypatch.setattr(comfy, "PACK", tmp_path)
+    monkeypatch.setattr(comfy_folders, "PACK", tmp_path)
     for number in (1, 2):
-        with comfy.new_output("sam/one [a]", ".safetensors") as (path, name):
+        with comfy_files.new_output("sam/one [a]", ".safetensors") as (path, name):
             assert name == f"sam/one [a]_{number:05}_.safetensors [output]"
             path.touch()
     path.with_name("one [a]_00001_.safetensors").unlink()
-    with comfy.new_output("sam/one [a]", ".safetensors") as (path, _):
+    with comfy_files.new_output("sam/one [a]", ".safetensors") as (path, _):
         assert path.name == "one [a]_00003_.safetensors"
 
 

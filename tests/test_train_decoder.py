@@ -28,7 +28,8 @@ from samkit.sam import (
     with_decoder,
 )
 from samkit.sam.kernels.decoder import Decoded
-from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import Features
 from samkit.sam.models.taught import combined
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.training.decoder import _Trainer
@@ -367,8 +368,8 @@ def test_files_that_are_not_whole_are_refused_by_name(comfy, tmp_path):
 
 def test_what_embeddings_depend_on_is_not_trained():
     """Of SAM-HQ and SAM 2, the parts of the mask decoder that make feature maps."""
+    from samkit.sam.models.retrained import is_trainable
     from samkit.sam.models.sam2.decoder import SAM2MaskDecoder
-    from samkit.sam.training.retrained import is_trainable
 
     names = {"conv_s0.weight", "conv_s1.bias", "embedding_encoder.0.weight", "compress_vit_feat.3.bias"}
     assert not any(map(is_trainable, names)) and is_trainable("mask_tokens.weight") and hasattr(SAM2MaskDecoder, "forward")

@@ -75,7 +75,11 @@ def test_the_boxes_are_those_of_segment_text(comfy, tiny_model):
         ({"grounding": {"model_name": "../secret"}}, 400, "grounding.model_name is '../secret'"),
         ({"grounding": {"model_name": NAME, "identity": "x"}}, 400, "unknown key 'identity'"),
         ({"grounding": {"model_name": "mine"}}, 404, "there is no complete model mine in models/grounding-dino"),
-        ({"grounding": {"model_name": "grounding-dino-base"}}, 404, "grounding-dino-base is not on this machine yet. A run"),
+        (
+            {"grounding": {"model_name": "grounding-dino-base"}},
+            404,
+            "grounding-dino-base (933 MB) is not on this machine yet. A run",
+        ),
         ({"text": ""}, 400, "text must be text of 1 to 512"),
         ({"text": " . ,"}, 400, "name at least one object"),
         ({"text": "x" * 513}, 400, "text must be text of 1 to 512"),

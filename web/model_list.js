@@ -1,24 +1,27 @@
-/** The list of Load SAM Model: each checkpoint with its size, and whether a run downloads it. The values stay file names. */
+/** The lists of the loaders: each model with its size, and whether a run downloads it. The values stay names. */
 
 import { app } from "../../scripts/app.js";
 
-const NODE = "AV_SAMLoader";
 const INPUT = "model_name";
-let labels = {};
+const labels = {}; // of each loader, by its id
 
-const labelsIn = (definition) => definition?.input?.required?.[INPUT]?.[1]?.samkit_labels ?? {};
+const read = (id, definition) => {
+  const found = definition?.input?.required?.[INPUT]?.[1]?.samkit_labels;
+  if (found) labels[id] = found;
+};
 
 app.registerExtension({
   name: "SAMKit.ModelList",
   beforeRegisterNodeDef(type, definition) {
-    if (definition.name === NODE) labels = labelsIn(definition);
+    read(definition.name, definition);
   },
   // After "r", which reads the lists again.
   refreshComboInNodes(definitions) {
-    labels = labelsIn(definitions?.[NODE]);
+    for (const [id, definition] of Object.entries(definitions ?? {})) read(id, definition);
   },
   nodeCreated(node) {
-    const widget = node.comfyClass === NODE && node.widgets?.find((one) => one.name === INPUT);
-    if (widget) widget.options.getOptionLabel = (name) => labels[name] ?? name ?? "";
+    const id = node.comfyClass;
+    const widget = labels[id] && node.widgets?.find((one) => one.name === INPUT);
+    if (widget) widget.options.getOptionLabel = (name) => labels[id][name] ?? name ?? "";
   },
 });

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...utils.comfy import locked
+from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
 from .files import as_json, read_json
 from .formats import Format, FormatName, data_set

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.boxes import boxes_per_frame
-from ...utils.comfy import locked
+from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
 from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
@@ -24,12 +24,11 @@ from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
 from ..models.base import Precision
+from ..models.checkpoints import SAM_MODELS
 from ..models.concept import Concept
-from ..models.families import load_model
 from ..models.in_transformers.grounding import load_grounding
 from ..placement.devices import DeviceMode
 from ..prompts import NO_POINTS, Prompt, PromptInputs, objects_per_frame
-from ..weights.files import checkpoint_files
 from .embed import encode
 from .everything import AutoMaskOptions, segment_everything
 from .predict import PredictOptions, decode
@@ -56,7 +55,7 @@ class FolderTask:
     Attributes:
         mode: `everything`, `words` (see `find_boxes`) or `prompts`.
         format: of the data set, see `data_set`.
-        checkpoint: see `load_model`.
+        checkpoint: the path of a model, or of a trained decoder.
         precision: of the image encoder.
         device_mode: see `placed`.
         grounding: a folder, see `load_grounding`; for `words`.
@@ -96,7 +95,7 @@ class FolderTask:
             grounding = {"text": normalise_text(self.text), "grounding": _content(self.grounding.name, files)}
         if self.concept is not None:
             concept = {"concept": hashlib.sha256(self.concept.tokens.numpy().tobytes()).hexdigest()[:16]}
-        model = _content(self.checkpoint.name, checkpoint_files(self.checkpoint))
+        model = _content(self.checkpoint.name, SAM_MODELS.at(self.checkpoint).files)
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
         categories = {"categories": [list(one) for one in self.categories]} if self.categories else {}
         return {**common, **grounding, **concept, **categories, **options}
@@ -159,7 +158,7 @@ class Worker:
 
     def __init__(self, task: FolderTask) -> None:
         self.task = task
-        self.model = load_model(task.checkpoint, task.precision)
+        self.model = SAM_MODELS.at(task.checkpoint).load(task.precision)
         self.grounding = load_grounding(task.grounding) if task.grounding is not None else None
         self._format = data_set(task.format, Path())  # writes nothing
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ..geometry import Frame, Size
 from ..kernels.decoder import Decoded
 from ..kernels.resemblance import match
-from ..models.base import Features, Segmenter, Wanted
+from ..models.base import Segmenter, Wanted
+from ..models.features import Features
 from ..prompts import Prompt, PromptTensors, on_grid, to_model_frame
 
 # What a candidate's rating is the sum of. Chosen on `tools/films.py` 0 to 13, with the demonstration model.

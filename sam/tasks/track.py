@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.names import Name
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.upsample import resize_logits
-from ..models.base import IMAGE, Features, Segmenter
+from ..models.base import Segmenter, optional_member
 from ..models.families import as_segmenter
+from ..models.features import IMAGE, Features
 from ..models.sam2 import SAM2Model
 from ..models.sam2.film import FilmFrame, memory_of
 from ..models.sam2.memory import MOST_POINTERS, NO_OBJECT, Recalled
@@ -101,8 +103,7 @@ class TrackOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (("direction", DIRECTIONS), ("method", TRACK_METHODS)):
-            if getattr(self, name) not in choices:
-                raise SAMError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+            one_of(getattr(self, name), choices, name)
 
 
 class _Answer(NamedTuple):
@@ -224,7 +225,7 @@ def track(
             belongs to another film, model or method; and what `encode` raises.
     """
     segmenter, options = as_segmenter(model), options or TrackOptions()
-    by_memory = options.method == "memory" or (options.method == "auto" and segmenter.tracks)
+    by_memory = options.method == "memory" or (options.method == "auto" and bool(optional_member(segmenter, "tracks")))
     run = EncoderRun(segmenter, images, device_mode)
     method = _ByMemory(segmenter, len(run.keys), run.size) if by_memory else _ByFollowing(segmenter, run)
     identity = "-".join((segmenter.encoder_identity, segmenter.decoder_identity, method.identity))
@@ -519,7 +520,7 @@ class _Film:
     def _step(self, index: int, side: int, encoded: Encoded, device: torch.device) -> dict[Name, Tensor]:
         """All that is left to compute on one frame in one sweep; the logits by object."""
         works = [work for work in self.works if index in work.left_in(side)]
-        each = self.method.step(index, side == 1, works, Features(encoded.maps, self.images.keys[index], device))
+        each = self.method.step(index, side == 1, works, encoded.features(self.images.keys[index], device))
         for work, one in zip(works, each, strict=True):
             work.put(index, self._answer(one), one.map, one.pointer)
         return {work.name: one.logits.to(self.result_device) for work, one in zip(works, each, strict=True)}

@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> object:
             it was read.
     """
     files = checkpoint_files(path)
-    total = sum(_stamp(file)[0] for file in files)
+    total = sum(file_stamp(file)[0] for file in files)
     if total > MOST_BYTES:
         raise SAMError(f"{files[0].name} was not loaded: it has {total / 1e9:.0f} GB; the largest SAM has less than 6.")
     return _read_shards(files[0]) if is_index(files[0].name) else _read(files[0])
@@ -99,15 +99,25 @@ def checkpoint_stamp(path: Path) -> tuple[tuple[int, ...], ...]:
     Raises:
         SAMError: as `checkpoint_files`, or one of them is missing.
     """
-    return tuple(_stamp(file) for file in checkpoint_files(path))
+    return tuple(file_stamp(file) for file in checkpoint_files(path))
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
+def file_stamp(file: Path) -> tuple[int, ...]:
+    """What changes when one file is written or replaced: size, times of change and number.
+
+    Raises:
+        SAMError: it is missing.
+    """
     try:
         stat = file.stat()
     except OSError as error:
         raise SAMError(f"{file.name} cannot be read: {error.strerror}.") from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def files_of_folder(folder: Path) -> list[Path]:
+    """All files of a model that is a folder, sorted."""
+    return [file for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 def _entry(path: Path) -> Path:

@@ -52,6 +52,11 @@ class KnownCheckpoint:
         """Path inside a `sams` folder."""
         return self.file.name
 
+    @property
+    def size(self) -> int | None:
+        """Bytes; None where they are not known before."""
+        return self.file.size
+
 
 def _meta(name: str, family: str, size: int, sha256: str) -> KnownCheckpoint:
     file = RemoteFile(name, "ybelkada/segment-anything", f"checkpoints/{name}", url=_META + name, size=size, sha256=sha256)
@@ -154,6 +159,26 @@ KNOWN: dict[str, KnownCheckpoint] = {
 BUNDLED: dict[str, Path] = {"samkit_demo.safetensors": _BUNDLED_FOLDER / "samkit_demo.safetensors"}
 """Checkpoints that ship in the pack, by the name that the loader lists."""
 
+# The names that other packs' loaders have for known models: a graph whose nodes were replaced has these values.
+_VIT_B, _VIT_L, _VIT_H = "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth"
+SAM_ALIASES: dict[str, str] = {
+    # storyicon's comfyui_segment_anything, ComfyUI-RMBG
+    "sam_vit_h (2.56GB)": _VIT_H,
+    "sam_vit_l (1.25GB)": _VIT_L,
+    "sam_vit_b (375MB)": _VIT_B,
+    "sam_hq_vit_h (2.57GB)": "sam_hq_vit_h.pth",
+    "sam_hq_vit_l (1.25GB)": "sam_hq_vit_l.pth",
+    "sam_hq_vit_b (379MB)": "sam_hq_vit_b.pth",
+    "mobile_sam(39MB)": "mobile_sam.pt",
+    # WAS Node Suite
+    "ViT-H": _VIT_H,
+    "ViT-L": _VIT_L,
+    "ViT-B": _VIT_B,
+}
+GROUNDING_ALIASES: dict[str, str] = {
+    "GroundingDINO_SwinT_OGC (694MB)": "grounding-dino-tiny",
+    "GroundingDINO_SwinB (938MB)": "grounding-dino-base",
+}
 
 _SMALL_FILES = (
     "special_tokens_map.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "config.json"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ...errors import SAMError
+from ...weights.files import file_stamp, files_of_folder
 
 log = logging.getLogger("samkit")
 
@@ -77,17 +78,11 @@ def load_folder(kind: type[Model], folder: Path) -> Model:
     if not kind.is_complete(folder):  # transformers 5 would make up a tokenizer without words
         raise SAMError(f"the model in {folder} is not complete: it needs {kind.needed()}.")
     with _turn:
-        key = (kind, *folder_state(folder))
+        key = (kind, folder, *((path.name, file_stamp(path)) for path in files_of_folder(folder)))
         model = _loaded.get(key)
         if model is None:
             model = _loaded[key] = _load(transformers, kind, folder)
         return model
-
-
-def folder_state(folder: Path) -> tuple[Any, ...]:
-    """Changes when a file in the folder does."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    return str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def _transformers(kind: type[FolderModel]) -> ModuleType:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ...weights.catalog import ModelFolders
+from ...weights.registry import GROUNDING, GROUNDING_ALIASES
 from .folder import FolderModel, load_folder
 
 
@@ -33,3 +35,13 @@ def load_grounding(folder: Path) -> GroundingModel:
         folder: `config.json`, safetensors weights, `preprocessor_config.json` and a tokenizer.
     """
     return load_folder(GroundingModel, folder)
+
+
+GROUNDING_MODELS = ModelFolders(
+    kind="grounding-dino",
+    known=GROUNDING,
+    aliases=GROUNDING_ALIASES,
+    load=load_grounding,
+    is_complete=GroundingModel.is_complete,
+    advice=f"create a folder of that name with {GroundingModel.needed()}",
+)

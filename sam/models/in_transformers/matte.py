@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ...weights.catalog import ModelFolders
+from ...weights.registry import MATTING
 from .folder import FolderModel, load_folder
 
 
@@ -31,3 +33,12 @@ def load_matte(folder: Path) -> MatteModel:
         folder: `config.json`, safetensors weights and `preprocessor_config.json`.
     """
     return load_folder(MatteModel, folder)
+
+
+MATTE_MODELS = ModelFolders(
+    kind="vitmatte",
+    known=MATTING,
+    load=load_matte,
+    is_complete=MatteModel.is_complete,
+    advice=f"create a folder of that name with {MatteModel.needed()}",
+)

@@ -11,7 +11,7 @@ from ....utils.images import resize_masks
 from ...errors import SAMError
 from ...kernels.decoder import FastDecoder
 from ...prompts import PromptTensors
-from ..base import IMAGE, Features
+from ..features import IMAGE, Features
 from .memory import NO_OBJECT, Memory, Recalled, Remembered
 from .model import HIGH_RES, SAM2Model
 

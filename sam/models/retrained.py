@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SAMError
-from ..models.concept import name_of
-from ..models.families import as_segmenter, identity_of
-from ..models.taught import add_taught_decoder
 from ..store.weights import original_of
+from .concept import name_of
+from .families import as_segmenter, identity_of
+from .taught import add_taught_decoder
 
 _ATTRIBUTE = "samkit_retrained"
 _OF_EMBEDDINGS = ("embedding_encoder.", "compress_vit_feat.", "conv_s0.", "conv_s1.")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...utils.files import write_whole
 from ..errors import SAMError
-from ..models.concept import Concept, name_of
 from ..weights.safetensors_file import read_metadata, read_with_metadata
+from .concept import Concept, name_of
 from .retrained import Retrained, retrained_from
 
 _KIND = "samkit"
@@ -60,9 +60,10 @@ def save_decoder(model: Any, path: Path) -> None:
     write(path, REPLACING if change.replaces else DECODER, dict(change.weights), change.base, change.base_name)
 
 
-def is_decoder(path: Path) -> bool:
-    """Whether a file is one of `save_decoder`'s."""
-    return path.suffix == ".safetensors" and read_metadata(path).get(_KIND) in (DECODER, REPLACING)
+def base_of_decoder(path: Path) -> str | None:
+    """The name of the file that a trained decoder was made for, empty where it does not say; None for any other file."""
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    return str(metadata.get("base_name", "")) if metadata.get(_KIND) in (DECODER, REPLACING) else None
 
 
 def load_decoder(path: Path) -> Retrained:

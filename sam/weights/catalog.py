@@ -1,0 +1,264 @@
+"""What a model's name means: decided here for every kind of model, and nowhere else.
+
+In this order: a file (or folder) of that name that is there; the name that other packs' loaders have for a model (an alias); a
+model that ships in the pack; a known one, which a run downloads.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from ...utils.comfy_folders import model_folders, model_link, model_names, model_path
+from ...utils.text import shown
+from ..errors import SAMError
+from .download import fetch, fetch_folder
+from .files import checkpoint_files, file_stamp, files_of_folder, shard_group
+from .registry import KnownCheckpoint, KnownFolder
+
+Known: TypeAlias = KnownCheckpoint | KnownFolder
+Model = TypeVar("Model")
+
+# What trainers and transformers put beside the weights under such an ending, and what TensorFlow reads.
+_NOT_WEIGHTS = re.compile(r"(?:training_args|optimizer|scheduler|sampler|random_states|scaler)\w*\.bin|tf_model\.h5")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Model]):
+    """A name, and what it means now.
+
+    Attributes:
+        catalog: that was asked.
+        name: as it was asked for.
+        path: the file or folder; None where it is not on this machine.
+        known: what a run downloads where there is no path.
+        above: trained decoders; this is what the last of them was made for.
+    """
+
+    catalog: "Catalog[Model]"
+    name: str
+    path: Path | None
+    known: Known | None
+    above: tuple[Path, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run can load it."""
+        return self.path is not None or self.known is not None
+
+    @property
+    def base(self) -> "Entry[Model] | None":
+        """What a trained decoder was made for, by the name of its file; None for a model."""
+        wanted = self.catalog.base_of(self.path) if self.path else None
+        if wanted is None:
+            return None
+        above, group = (*self.above, self.path), shard_group(wanted)
+        for name in self.catalog.names():
+            file = _file_name(name)
+            if file == wanted or (group and shard_group(file) == group):
+                found = self.catalog.find(name)
+                return Entry(self.catalog, wanted, found.path if found.path not in above else None, found.known, above)
+        return Entry(self.catalog, wanted, None, None, above)
+
+    @property
+    def label(self) -> str:
+        """What the list in the browser shows: the name with the size, and whether a run downloads it or it has gone."""
+        if not self.exists:
+            return f"{self.name} ({self.catalog.gone})"
+        size = self.known.size if self.path is None else None
+        with contextlib.suppress(SAMError, OSError):  # it has just gone, or a shard is missing
+            size = sum(file.stat().st_size for file in self.catalog.files_of(self.path)) if self.path else size
+        notes = [f"{size / 1e6:,.0f} MB"] if size else []
+        notes += ["not downloaded"] if self.path is None else []
+        return f"{self.name} ({', '.join(notes)})" if notes else self.name
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are on this machine, of a trained decoder also those of what it was made for.
+
+        Raises:
+            SAMError, OSError: a file has gone, such as a shard.
+        """
+        base = self.base
+        return [*(self.catalog.files_of(self.path) if self.path else ()), *(base.files if base else ())]
+
+    @property
+    def stamp(self) -> str:
+        """Changes when one of `files` does. Empty where one has gone: nothing raises, since ComfyUI asks before it runs."""
+        try:
+            return " ".join(str(file_stamp(file)) for file in self.files)
+        except (SAMError, OSError):
+            return ""
+
+    @property
+    def absence(self) -> str | None:
+        """Why only a run can load it, or nothing can, as a sentence that names no path of this machine; else None."""
+        if self.path is None and self.known is None:
+            return f"there is no {self.catalog.what} {self.name} in models/{self.catalog.kind} on this machine."
+        if self.path is None:
+            size = f" ({self.known.size / 1e6:,.0f} MB)" if self.known.size else ""
+            return f"{self.name}{size} is not on this machine yet. A run downloads it."
+        base = self.base
+        if base is not None and base.absence is not None:
+            return f"{self.name} was made for {base.name}, which is not on this machine yet. Run the graph once."
+        return None
+
+    def fetch(self) -> Path:
+        """Where it is, downloaded if it is known and not there.
+
+        Raises:
+            SAMError: there is nothing of that name, or it could not be downloaded.
+        """
+        if self.path is not None:
+            return self.path
+        folders = model_folders(self.catalog.kind)
+        if isinstance(self.known, KnownFolder):
+            return fetch_folder(self.known, folders)
+        if self.known is not None:
+            return fetch(self.known.file, folders)
+        if self.above:
+            made = f"{self.above[-1].name} was made for {self.name}"
+            raise SAMError(f"{made}, which is not in models/{self.catalog.kind}: put it there.")
+        if (link := self.catalog.link_of(self.name)) is not None:
+            raise SAMError(f"{self.name!r} is a link to {link}, and nothing is there: put the file there, or remove the link.")
+        places = ", ".join(map(str, folders))
+        raise SAMError(f"there is no {self.catalog.what} {self.name!r} in {places}: {self.catalog.advice}.")
+
+    def load(self, *options: Any) -> Model:
+        """The model, downloaded if it is known and not there; a trained decoder in the model that it was made for.
+
+        Args:
+            options: of the kind, such as a precision.
+
+        Raises:
+            SAMError: as `fetch`, or it cannot be loaded.
+        """
+        path, base = self.fetch(), self.base
+        return self.catalog.load(path, *options) if base is None else self.catalog.load_onto(base.load, path, *options)
+
+
+def _file_name(name: str) -> str:
+    """A listed name without its folders, which may be another system's."""
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _no_base(_: Path) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog(Generic[Model]):
+    """Models of one kind, by name: each a file, or the shards of one.
+
+    Attributes:
+        kind: the folder in `models` where downloads go.
+        known: published models, by the names that a loader lists before and after the download.
+        load: loads a path; further arguments are options.
+        more: other folders in `models` with such files.
+        aliases: the names that other packs' loaders have for known models.
+        bundled: models that ship in the pack.
+        base_of: the name of the file that a trained decoder was made for; None for a model.
+        load_onto: loads a trained decoder. Its first argument loads what it was made for, with the options.
+        what, advice, gone: words for messages.
+    """
+
+    kind: str
+    known: Mapping[str, Known]
+    load: Callable[..., Model]
+    more: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    bundled: Mapping[str, Path] = field(default_factory=dict)
+    base_of: Callable[[Path], str | None] = _no_base
+    load_onto: Callable[..., Model] | None = None
+    what: str = "checkpoint"
+    advice: str = "put it there, or choose another one"
+    gone: str = "missing"
+
+    def names(self) -> list[str]:
+        """What a loader lists: what is there, sorted, then what ships in the pack, then known models; each once."""
+        present = self.present()
+        return present + [name for name in (*self.bundled, *self.known) if name not in present]
+
+    def find(self, name: str) -> Entry[Model]:
+        """What a name means. Nothing raises here."""
+        other = self.aliases.get(name, name)
+        path = self.path_of(name) or self.path_of(other) or self.bundled.get(other)
+        return Entry(self, name, path, self.known.get(other))
+
+    def at(self, path: Path) -> Entry[Model]:
+        """A model by its path, which need not be in a folder of models."""
+        return Entry(self, path.name, path, None)
+
+    def is_listed(self, name: Any) -> bool | str:
+        """ComfyUI's check of a value of the list: True, or what is wrong. None is a value that another node will give.
+
+        Aliases are taken as well, and names of files that the list shows otherwise: a shard, or a path with another system's
+        separator.
+        """
+        if name is None or (isinstance(name, str) and (self.find(name).exists or name in self.names())):
+            return True
+        return f"{shown(name)} is not in the list. Refresh it (R), or choose another one."
+
+    def present(self) -> list[str]:
+        """Names of what is in the folders, sorted; what a name leads to may have gone.
+
+        Of a checkpoint in shards the first is listed, and of a preset of keras-hub the file that holds all weights.
+        """
+        found = {name for kind in (self.kind, *self.more) for name in model_names(kind)}
+        listed, groups = [], set()
+        for name in sorted(found):
+            group = shard_group(name)
+            is_task = name.endswith("task.weights.h5") and name.replace("task.weights.h5", "model.weights.h5") in found
+            if group not in groups and not is_task and not _NOT_WEIGHTS.fullmatch(_file_name(name)):
+                listed.append(name)
+            groups.update([group] if group else [])
+        return listed
+
+    def path_of(self, name: str) -> Path | None:
+        """Where something of that name is, complete; None where it is not."""
+        return next(filter(None, (model_path(kind, name) for kind in (self.kind, *self.more))), None)
+
+    def link_of(self, name: str) -> str | None:
+        """Where a name of the list leads, if it is a link; else None."""
+        links = (model_link(kind, name) for kind in (self.kind, *self.more)) if name in self.present() else ()
+        return next(filter(None, links), None)
+
+    def files_of(self, path: Path) -> list[Path]:
+        """All files of a model."""
+        return checkpoint_files(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolders(Catalog[Model]):
+    """Models of transformers: each a folder with a `config.json`.
+
+    Attributes:
+        is_complete: whether a folder has all that loading needs. One that is complete is never downloaded.
+    """
+
+    is_complete: Callable[[Path], bool]
+    what: str = "complete model"
+    gone: str = "incomplete"
+
+    def present(self) -> list[str]:
+        """Folders, complete or not."""
+        found: set[str] = set()
+        for folder in model_folders(self.kind):
+            with contextlib.suppress(OSError):  # a folder that may not be read, or a link that leads to itself
+                names = (path.parent.name for path in folder.glob("*/config.json"))
+                found.update(name for name in names if not name.startswith("."))  # that is a download in progress
+        return sorted(found)
+
+    def path_of(self, name: str) -> Path | None:
+        """The first folder of that name that is complete."""
+        for folder in model_folders(self.kind) if name in self.present() else ():
+            with contextlib.suppress(OSError):
+                if self.is_complete(folder / name):
+                    return folder / name
+        return None
+
+    def files_of(self, path: Path) -> list[Path]:
+        """All files of the folder."""
+        return files_of_folder(path)
