@@ -17,7 +17,7 @@ from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import encode, load_model, load_shared
 from samkit.sam.kernels.plans import forget_plans
-from samkit.sam.models import shared
+from samkit.sam.models import features
 from samkit.sam.tasks import embed
 from scenes import make_scene
 
@@ -107,7 +107,7 @@ def test_eight_threads_give_what_one_gives(tiny_model, tmp_path, tiny_sam):
 
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(several, work) for work in works]
-        others = [pool.submit(disturb, what) for what in (unload, lambda: (embed.cache.clear(), shared.cache.clear()))]
+        others = [pool.submit(disturb, what) for what in (unload, lambda: (embed.cache.clear(), features.cache.clear()))]
         for other in others:
             other.result(120)
         for one, serial in zip(found, expected, strict=True):

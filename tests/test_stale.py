@@ -8,7 +8,7 @@ from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import SAMError, decode, encode, identity_of, weights_changed
-from samkit.sam.models import shared
+from samkit.sam.models import features
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.store.memory import ByteCache, one_run
 from samkit.sam.tasks import embed
@@ -135,8 +135,8 @@ def test_an_embedding_changed_in_place_gives_the_mask_of_its_new_values(tiny_mod
 
 def test_an_embedding_from_the_cache_is_not_compared_and_a_writable_one_is(tiny_model, monkeypatch):
     image, compared = as_image(make_picture(60, 80)), []
-    equal_bits = shared._equal_bits
-    monkeypatch.setattr(shared, "_equal_bits", lambda *arrays: compared.append(1) or equal_bits(*arrays))
+    equal_bits = features._equal_bits
+    monkeypatch.setattr(features, "_equal_bits", lambda *arrays: compared.append(1) or equal_bits(*arrays))
     for _ in range(3):
         Segment().execute(tiny_model, image, CLICK)
     assert compared == []
