@@ -268,6 +268,25 @@ class TestParts:
         everything = one.looks(torch.ones(frame.grid))
         assert everything.area == int(one.valid.sum())
 
+    def test_a_rating_is_of_overlap_looks_color_and_predicted_iou(self):
+        """On an image and features that are the same everywhere, and then not."""
+        frame, image = Frame((64, 64), (64, 64), 64, (64, 64), False), np.full((64, 64, 3), 80, np.uint8)
+        values = np.ones((3, 16, 16), np.float32)
+        values[:, :, 8:] = np.array([1.0, -1, 0], np.float32)[:, None, None]  # at a right angle to the left half's
+        image[:, 32:] = 130
+        one = FollowFrame(BoxModel(), Features({"image": values}, "", torch.device("cpu")), image, frame)
+        here, below, right = torch.full((3, 64, 64), -3.0)
+        here[8:16, 8:16] = below[40:48, 8:16] = right[8:16, 40:48] = 3.0
+        looks, guess = [one.looks(here)], here > 0
+        same, moved, other = (one._rated(logits, 0.9, guess, 1.0, looks) for logits in (here, below, right))
+        assert same.rating - moved.rating == pytest.approx(1.0) and same.score == pytest.approx(moved.score)
+        assert moved.rating - other.rating == pytest.approx(2.0 + 0.5 * 3**0.5, abs=1e-3), (
+            "two of looks, and of color 50 of 100"
+        )
+        assert same.score > 0 > other.score
+        assert one._rated(here, 0.5, guess, 1.0, looks).rating == pytest.approx(same.rating - 0.2)
+        assert one._rated(here, 0.9, guess, 0.25, looks).rating == pytest.approx(same.rating - 0.75), "long ago"
+
     def test_nothing_is_found_where_the_model_gives_no_mask(self):
         class Nothing(BoxModel):
             def decode(self, features, prompts, wanted):
