@@ -338,6 +338,11 @@ def test_masks_that_do_not_overlap(small):
         assert not ((apart[frame].masks != wanted).any(0) & ~is_close).any() and (apart[frame].masks.sum(0) <= 1).all()
         assert is_close[wanted.any(0)].float().mean() < 0.5
     assert overlaps > 100
+    known_free = track(small.ours, frames, prompts, lambda one: None)
+    anew = {}
+    chosen = TrackOptions("forward", True)
+    track(small.ours, frames, {}, lambda one: anew.__setitem__(one.index, one), chosen, known_free)
+    assert equal(apart, anew), "another track's bits are of no use for it"
     again = {}
     track(small.ours, frames, {}, lambda one: again.__setitem__(one.index, one), TrackOptions("forward", True), known)
     assert equal(apart, again)
@@ -537,6 +542,17 @@ class TestNode:
         assert torch.equal(second[0], whole[0]) and second[2] == whole[2]
         assert torch.equal(self.run(small, track=first[3])[0], first[0])
 
+    def test_options_reach_the_runtime(self, small):
+        points = '[[], [], [{"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 30, "object": 2}]]'
+        backward = self.run(small, positive_coords=points, direction="backward", individual_masks=True)
+        assert backward[2][:6] == [score for score in backward[2][:6] if score > 0] and backward[2][6:] == [0.0, 0.0]
+        boxes = [{"x": 5, "y": 5, "width": 60, "height": 50}, {"x": 10, "y": 8, "width": 60, "height": 50}]
+        free, apart = (
+            self.run(small, bboxes=boxes, individual_masks=True, non_overlapping=chosen)[0].view(4, 2, HEIGHT, WIDTH)
+            for chosen in (False, True)
+        )
+        assert (free.sum(1) > 1).any() and not (apart.sum(1) > 1).any()
+
     def test_a_detector_that_found_nothing_gives_empty_masks(self, small):
         for apart in (True, False):
             masks, bboxes, scores, known = self.run(small, bboxes=None, individual_masks=apart)
@@ -548,6 +564,7 @@ class TestNode:
         [
             ({}, "No prompt connected"),
             ({"track": 3}, "track is of type int"),
+            ({"positive_coords": '[[], [{"x": 0.25, "y": 0.5}]]'}, "positive_coords are between 0 and 1"),
             ({"positive_coords": "[[], [], [], [], [], []]"}, "number of lists in positive_coords is 6"),
             ({"positive_coords": '[[], [{"x": 90, "y": 3}]]'}, "positive_coords has 1 point outside the image"),
             (

@@ -334,7 +334,7 @@ class _Work:
             one = frame - sign * age
             if one in track.answers and one not in self.prompts:
                 maps.append((age, track.maps[one]))
-        dates = [(sign * (frame - one), one) for one in prompted if sign * (frame - one) >= 0]
+        dates = [(sign * (frame - one), one) for one in prompted]  # none lies ahead: a sweep begins at the outermost of them
         recent = range(1, min(self.thinned.frames, MOST_POINTERS))
         dates += [(age, frame - sign * age) for age in recent if frame - sign * age not in self.prompts]
         return Recalled(maps, [(date, track.pointers[one]) for date, one in dates if one in track.pointers])

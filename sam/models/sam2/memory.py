@@ -108,7 +108,7 @@ class Recalled(NamedTuple):
 
     Attributes:
         maps: memories' maps `[h*w, width]`, each with its age: 0 for a prompted frame, else 1 for the frame before, and so on.
-        pointers: pointers `[C]`, each with the frames since then; negative ones lie ahead.
+        pointers: pointers `[C]`, each with the frames since then.
     """
 
     maps: Sequence[tuple[int, Tensor]]
