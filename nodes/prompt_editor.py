@@ -1,19 +1,31 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..sam import GroundingModel, PredictOptions, SAMEmbedding, Segmenter, encode, remember, result_device
+from ..sam import (
+    FramePrediction,
+    GroundingModel,
+    PredictOptions,
+    SAMEmbedding,
+    Segmenter,
+    as_segmenter,
+    objects_per_frame,
+    remember,
+    result_device,
+    segment_each_way,
+)
 from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted
-from .common import CATEGORY, SAM_MODEL_INPUT
-from .editor_text import EditorObject, EditorPrompts, parse_editor
+from .common import CATEGORY, SAM_MODEL_INPUT, MakesLarge
+from .editor.contract import for_browser
+from .editor.text import EditorObject, EditorPrompts, parse_editor
 from .predict import Outputs, predict
 
 log = logging.getLogger("samkit")
@@ -34,25 +46,25 @@ def segment_marks(
         only: the object's place.
     """
     one, frames = prompts.objects[only], list(frames)
-    multimask = "auto" if one.candidate == "best" else "on"
     given = prompts.given(frames, embedding.original_size, only)
-    masks, *others = predict(model, embedding, given, PredictOptions(one.candidate, multimask), False)
-    return finish_object(masks, one, frames), *others
+    masks, *others = predict(model, embedding, given, options_of(one), False)
+    return torch.stack([finish_object(mask, one, frame) for mask, frame in zip(masks, frames, strict=True)]), *others
 
 
-def finish_object(masks: Tensor, one: EditorObject, frames: Iterable[int]) -> Tensor:
-    """An object's masks `[B, H, W]`, finished and painted, one per frame. Where it has neither mask nor paint it has none."""
-    if not (one.finish.has_effect or one.paint):
-        return masks
-    finished = torch.zeros_like(masks)
-    for place, frame in enumerate(frames):
-        patches = [patch for patch in one.paint if patch.frame in (None, frame)]
-        if patches or bool(masks[place].any()):
-            finished[place] = torch.from_numpy(finish_mask(masks[place].cpu().numpy(), one.finish, patches))
-    return finished
+def options_of(one: EditorObject) -> PredictOptions:
+    """How an object's marks become its mask."""
+    return PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
 
 
-class PromptEditor:
+def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
+    """An object's mask `[H, W]` in a frame, finished and painted. Where it has neither mask nor paint it has none."""
+    patches = [patch for patch in one.paint if patch.frame in (None, frame)]
+    if not patches and not (one.finish.has_effect and bool(mask.any())):
+        return mask
+    return torch.from_numpy(finish_mask(mask.cpu().numpy(), one.finish, patches)).to(mask.device)
+
+
+class PromptEditor(MakesLarge):
     """`SAMKit_PromptEditor`."""
 
     DESCRIPTION = (
@@ -90,6 +102,7 @@ class PromptEditor:
         "sam editor",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("masks", "cutout")
     RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE")
     RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")
     OUTPUT_IS_LIST = (False, False, False, False, False, True, False)
@@ -113,6 +126,7 @@ class PromptEditor:
             "page lists the keys."
         )
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
+        widget["samkit_contract"] = for_browser()
         model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the masks as you click, and to get masks."})
         apart = {
             "default": False,
@@ -150,22 +164,58 @@ class PromptEditor:
             )
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
-        per_object = _masks(sam_model, image, parsed)
-        masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
+        made = _Made(image, parsed, individual_masks, *map(self.wants, self.LARGE))
+        made.fill(sam_model)
         labels = [one.name for one in parsed.objects if one.has_content] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cutout(image, masks))
+        result = (*parsed.outputs(frames, tuple(size)), made.masks, bounded(image), labels, made.cutout)
         return {"ui": shown, "result": result}
 
 
-def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Tensor:
-    """`[N, B, H, W]`: for each object that has marks or paint, one mask per frame; a single empty object where there is none.
+class _Made:
+    """The outputs `masks` and `cutout`: what is wanted of them is allocated once and filled a frame at a time.
 
-    Without a model an object has its paint.
+    Args:
+        image: IMAGE of B frames.
+        prompts: the editor's.
+        apart: one mask per object and frame, instead of one per frame.
+        has_masks, has_cutout: what is wanted.
     """
-    made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
-    frames = range(len(image))
-    if model is None or not made:
-        empty = torch.zeros(image.shape[:3], device=result_device())
-        return torch.stack([finish_object(empty, one, frames) for _, one in made] or [empty])
-    embedding = encode(model, image)
-    return torch.stack([segment_marks(model, embedding, prompts, frames, place)[0] for place, _ in made])
+
+    def __init__(self, image: Tensor, prompts: EditorPrompts, apart: bool, has_masks: bool, has_cutout: bool) -> None:
+        self.image, self.prompts, self.apart = image, prompts, apart
+        self.objects = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
+        self.rows = max(1, len(self.objects)) if apart else 1
+        (count, *size), where = image.shape[:3], result_device()
+        self.masks = torch.empty(count * self.rows * has_masks, *size, device=where)
+        self.cutout = torch.empty(count * self.rows * has_cutout, *size, 4, device=where)
+
+    def fill(self, model: Segmenter | None) -> None:
+        """Make the masks of all frames. Without a model an object has its paint; where nothing is wanted, nothing is done."""
+        count, *size = self.image.shape[:3]
+        if not (len(self.masks) or len(self.cutout)):
+            return
+        if model is None or not self.objects:
+            nothing = torch.zeros(*size, dtype=torch.bool, device=result_device())
+            for index in range(count):
+                self._put(index, [nothing] * len(self.objects) or [nothing])
+            return
+        frame, asked = as_segmenter(model).frame(tuple(size)), []
+        for place, one in self.objects:
+            given = self.prompts.given(range(count), tuple(size), place)
+            asked.append((objects_per_frame(given, count, frame), options_of(one)))
+
+        def take(index: int, found: list[FramePrediction]) -> None:
+            self._put(index, [one.masks.any(0) for one in found])
+
+        segment_each_way(model, self.image, asked, take)
+
+    def _put(self, index: int, masks: Sequence[Tensor]) -> None:
+        """Masks bool `[H, W]` of a frame, one for each object, or an empty one."""
+        made = [finish_object(mask, one, index) for mask, (_, one) in zip(masks, self.objects, strict=False)] or masks
+        made = torch.stack([mask.float() for mask in made])
+        made = made if self.apart else made.amax(0, keepdim=True)
+        rows = slice(index * self.rows, (index + 1) * self.rows)
+        if len(self.masks):
+            self.masks[rows] = made
+        if len(self.cutout):
+            self.cutout[rows] = cutout(self.image[index : index + 1], made)

@@ -46,7 +46,7 @@ from .tasks.predict import (
     decode_each,
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
-from .tasks.stream import segment_each
+from .tasks.stream import segment_each, segment_each_way
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -127,6 +127,7 @@ __all__ = [
     "save_decoder",
     "save_embedding",
     "segment_each",
+    "segment_each_way",
     "segment_every_image",
     "segment_everything",
     "soft_edges",

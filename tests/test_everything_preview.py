@@ -9,13 +9,13 @@ import pytest
 import torch
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes import preview_everything as module
-from samkit.nodes import preview_jobs
-from samkit.nodes import preview_routes as routes
 from samkit.nodes.automask import AutoMask
+from samkit.nodes.editor import everything as module
+from samkit.nodes.editor import jobs as preview_jobs
+from samkit.nodes.editor import routes
+from samkit.nodes.editor.jobs import Job, Jobs, RefusedError
+from samkit.nodes.editor.preview import Preview
 from samkit.nodes.model import SAMModelLoader
-from samkit.nodes.preview import Preview
-from samkit.nodes.preview_jobs import Job, Jobs, RefusedError
 from samkit.sam import AutoMaskOptions
 from samkit.utils.comfy import Progress, Watch, quietly
 from samkit.utils.patches import encode_runs, parse_patch

@@ -19,7 +19,7 @@ from ..prompts import Prompt
 from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
 from .embed import Encoded, EncoderRun
-from .predict import FrameDecoder, PredictOptions, Take, check_count, prompt_bytes
+from .predict import FrameDecoder, FramePrediction, PredictOptions, Take, check_count, prompt_bytes
 
 _FLOAT = 4  # bytes
 
@@ -48,14 +48,35 @@ def segment_each(
     Raises:
         SAMError: what `encode` and `decode` raise.
     """
-    segmenter, options = as_segmenter(model), options or PredictOptions()
+    asked = [(prompts, options or PredictOptions())]
+    segment_each_way(model, images, asked, lambda index, found: take(index, found[0]), device_mode)
+
+
+@torch.no_grad()
+def segment_each_way(
+    model: Any,
+    images: Tensor | Sequence[np.ndarray],
+    asked: Sequence[tuple[Sequence[Sequence[Prompt]], PredictOptions]],
+    take: Callable[[int, list[FramePrediction]], None],
+    device_mode: DeviceMode = "AUTO",
+) -> None:
+    """`segment_each` for several sets of prompts, each with its own options: an image is encoded once for all of them.
+
+    Args:
+        asked: prompts and options of each set.
+        take: gets the index of each image, and the masks of each set.
+        model, images, device_mode: see `segment_each`, as for what is raised.
+    """
+    segmenter = as_segmenter(model)
     run = EncoderRun(segmenter, images, device_mode)
-    check_count(prompts, len(run.frames))
+    for prompts, _ in asked:
+        check_count(prompts, len(run.frames))
 
     def use(index: int, embedding: SAMEmbedding, device: torch.device) -> None:
-        take(index, FrameDecoder(segmenter, embedding, device, options).decode(0, prompts[index]))
+        decoders = [FrameDecoder(segmenter, embedding, device, options) for _, options in asked]
+        take(index, [decoder.decode(0, prompts[index]) for decoder, (prompts, _) in zip(decoders, asked, strict=True)])
 
-    each_embedding(run, use, prompt_bytes(prompts))
+    each_embedding(run, use, max((prompt_bytes(prompts) for prompts, _ in asked), default=0))
 
 
 def each_embedding(run: EncoderRun, use: Use, working_bytes: int = 0) -> None:

@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..sam import SAMError
-from ..utils.comfy import inside_comfyui
-from ..utils.examples import example_path
-from .preview import Preview, parse_choice, parse_question, parse_subject, text_of
-from .preview_everything import everything, parse_everything
-from .preview_jobs import Job, RefusedError
-from .preview_words import parse_words, words
+from ...sam import SAMError
+from ...utils.comfy import inside_comfyui
+from ...utils.examples import example_path
+from .contract import MOST_BYTES, WORK
+from .everything import everything, parse_everything
+from .jobs import Job, RefusedError
+from .preview import Preview, one_of, parse_choice, parse_question, parse_subject, text_of
+from .words import parse_words, words
 
 log = logging.getLogger("samkit")
 
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
-MOST_BYTES = 2 << 20  # a thousand marks take 60 KB, the most paint that is read 1 MB
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence", "form"}
@@ -100,12 +100,9 @@ def _progress(job: Job) -> Reply:
 
 
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/cancel`: the editor waits no longer for one kind of work, or for any; what nobody waits for ends."""
+    """`POST /samkit/cancel`: the editor waits no longer for one kind of work; what nobody waits for ends."""
     _check_keys(body, {"editor", "work"})
-    work = text_of(body, "work", "")
-    if work not in ("", "segments", "words"):
-        raise SAMError(f"work is {work[:40]!r}: it must be segments or words.")
-    preview.jobs.leave(text_of(body, "editor"), work)
+    preview.jobs.leave(text_of(body, "editor"), one_of(body, "work", WORK))
     return _as_json(200, {})
 
 
@@ -166,7 +163,7 @@ def register_routes() -> None:
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     if not inside_comfyui() or getattr(server, "instance", None) is None:
         return
-    serve_scripts(Path(__file__).parent.parent, getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
+    serve_scripts(Path(__file__).parents[2], getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
     preview = Preview()
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
