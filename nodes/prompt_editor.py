@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ class PromptEditor(MakesLarge):
     ) -> dict[str, Any]:
         """The editor finds words by `grounding_model`, and a run takes the objects that it has made of them."""
         parsed, (frames, *size) = parse_editor(prompts), image.shape[:3]
-        shown = {"samkit_images": save_temporary(Frames(image)[:MOST_IMAGES])}
+        shown = {"samkit_images": save_temporary(islice(Frames(image), MOST_IMAGES))}
         if outside := parsed.outside(tuple(size)):
             log.warning(
                 "SAM Prompt Editor ignores %s outside the image of %dx%d pixels.", counted(outside, "mark"), *size[::-1]

@@ -97,7 +97,7 @@ class Jobs:
             RefusedError: 503, a run has begun; 409, cancelled; and what the work raises. The next request tries again.
         """
         key = kind, key
-        self.leave(editor, kind)  # of each kind an editor waits for its latest request only
+        self.leave(editor, kind, key)  # of each kind an editor waits for its latest request only
         job = self._jobs.get(key)
         if job is None:
             check_idle()
@@ -120,8 +120,8 @@ class Jobs:
         if (task.cancelled() or task.exception() is not None) and key in self._jobs and self._jobs[key].task is task:
             del self._jobs[key]
 
-    def leave(self, editor: str, kind: str) -> None:
-        """An editor waits no longer for work of one kind; what no other editor waits for ends soon."""
-        for job in self._jobs.values():
-            if kind == job.kind:
+    def leave(self, editor: str, kind: str, but: Hashable = None) -> None:
+        """An editor waits no longer for work of one kind, `but` for one; what no other editor waits for ends soon."""
+        for key, job in self._jobs.items():
+            if kind == job.kind and key != but:
                 job.waiting.pop(editor, None)
