@@ -8,7 +8,7 @@ import torch
 from harness import Report, Table, as_image, picture, sam, timed
 from samkit.nodes.predict import Segment
 from samkit.sam.kernels.decoder import FastDecoder
-from samkit.sam.tasks.predict import FrameDecoder
+from samkit.sam.tasks.predict import ImagePredictor
 from segment_anything.modeling import PromptEncoder
 
 CLICKS = 60
@@ -33,7 +33,7 @@ def measure(models: list[str], device: torch.device) -> Report:
 def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple[float, float]:
     image = as_image(picture(height, width))
     totals, owns = [], []
-    arithmetic = (FastDecoder, "__call__"), (FastDecoder, "share"), (FrameDecoder, "upscale"), (PromptEncoder, "forward")
+    arithmetic = (FastDecoder, "__call__"), (FastDecoder, "share"), (ImagePredictor, "upscale"), (PromptEncoder, "forward")
     with timed(*arithmetic) as spent:
         for number in range(CLICKS + 2):
             place = {"x": width * (0.2 + 0.6 * number / CLICKS / 1.1), "y": height * 0.5}

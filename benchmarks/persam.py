@@ -32,7 +32,8 @@ from train_demo_checkpoint import EVAL_SEEDS, mask_iou
 
 load_pack()
 
-from samkit.sam import PersonalizeOptions, Prompt, decode, encode, personalize  # noqa: E402
+from samkit.sam import PersonalizeOptions, PredictOptions, Prompt, as_segmenter, decode, encode, personalize  # noqa: E402
+from samkit.sam.tasks.embed import EncoderRun  # noqa: E402
 from samkit.sam.tasks.personalize import learn  # noqa: E402
 
 log = logging.getLogger("benchmark")
@@ -79,11 +80,13 @@ def measure(model: torch.nn.Module, shown: Scene, other: Scene) -> Measured:
 
 def by_features(model: torch.nn.Module, shown: Scene, other: Scene) -> bool:
     """Whether, of the true masks, the thing's is the one whose mean feature is likest to the example's."""
-    one, two = encode(model, [shown.image]), encode(model, [other.image])
-    example = learn(one, torch.from_numpy(shown.masks[-1:]).float(), model.frame(one.original_size), CPU).means[0]
-    frame = model.frame(two.original_size)
-    each = [learn(two, torch.from_numpy(mask[None]).float(), frame, CPU).means[0] for mask in other.masks]
-    return int(np.argmax([float(example @ mean) for mean in each])) == len(each) - 1
+
+    def mean(image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        masks = torch.from_numpy(mask[None]).float()
+        return learn(EncoderRun(as_segmenter(model), [image], "CPU"), masks, "persam", PredictOptions()).means[0]
+
+    example, each = mean(shown.image, shown.masks[-1]), [mean(other.image, mask) for mask in other.masks]
+    return int(np.argmax([float(example @ one) for one in each])) == len(each) - 1
 
 
 def by_colour(shown: Scene, other: Scene) -> bool:

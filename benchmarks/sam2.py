@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from harness import Report, Table, gemm_rate, interleaved, peak_memory, ratio
 from reference_sam2 import BASE_PLUS, LARGE, SMALL_PUBLISHED, TINY, random_sam2
-from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, build_sam2
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.weights.formats.sam2 import to_sam2_names

@@ -43,7 +43,7 @@ from samkit.sam import (  # noqa: E402
     teach,
     train_decoder,
 )
-from samkit.sam.models.base import Features  # noqa: E402
+from samkit.sam.models.features import Features  # noqa: E402
 from samkit.sam.prompts import PromptTensors  # noqa: E402
 from samkit.sam.training.losses import iou, mask_loss  # noqa: E402
 from samkit.sam.training.trainable import Trainable  # noqa: E402

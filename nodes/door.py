@@ -8,13 +8,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from ..sam import Concept, GroundingModel, MatteModel, SAMError, as_segmenter, checked_embedding
+from ..utils.checks import is_number, one_of
 from ..utils.images import FLOATS, as_image, checked_mask, checked_tensor, without_gradients
 from ..utils.text import shown
 
@@ -23,7 +24,6 @@ Check: TypeAlias = Callable[[Any, str], Any]
 """Takes a value and the name that messages call it by; returns it as the node takes it, or raises SAMError."""
 
 _MOST_CHARACTERS = 1000  # of a text in one line: a name, a label
-_MOST_CHOICES = 12  # that a message lists
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 
@@ -107,7 +107,8 @@ def _inputs(node: type) -> Mapping[str, _Input]:
 def _check_of(kind: str | Sequence[str], options: Mapping[str, Any]) -> Check:
     """The check of a declaration `(kind, options)`, as `INPUT_TYPES` has it; what nobody here knows is left to the node."""
     if not isinstance(kind, str):
-        return functools.partial(_choice, tuple(kind))
+        choices = tuple(kind)
+        return lambda value, name: one_of(value, choices, name)
     if kind in ("INT", "FLOAT"):
         return functools.partial(_number, kind == "INT", options.get("min", -math.inf), options.get("max", math.inf))
     if kind == "BOOLEAN":
@@ -118,16 +119,8 @@ def _check_of(kind: str | Sequence[str], options: Mapping[str, Any]) -> Check:
     return next((_SOCKETS[one] for one in kind.split(",") if one in _SOCKETS), _anything)
 
 
-def _choice(choices: Sequence[str], value: Any, name: str) -> str:
-    if isinstance(value, str) and value in choices:
-        return value
-    listed = ", ".join(choices[:_MOST_CHOICES]) + (", ..." if len(choices) > _MOST_CHOICES else "")
-    raise SAMError(f"{name} is {shown(value)}: choose one of {listed}.")
-
-
 def _number(is_whole: bool, low: float, high: float, value: Any, name: str) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if is_number and _is_finite(value) and low <= value <= high:
+    if is_number(value) and low <= value <= high:
         if not is_whole:
             return float(value)
         if value == int(value):
@@ -135,13 +128,6 @@ def _number(is_whole: bool, low: float, high: float, value: Any, name: str) -> f
     kind = "whole number" if is_whole else "finite number" if low == -math.inf else "number"
     limits = f" from {_plain(low)} to {_plain(high)}" if math.isfinite(low) and math.isfinite(high) else ""
     raise SAMError(f"{name} is {shown(value)}: it must be a {kind}{limits}.")
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer larger than any float
-        return False
 
 
 def _plain(limit: float) -> float:

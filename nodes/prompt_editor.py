@@ -1,7 +1,6 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
-from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,16 +8,14 @@ import torch
 from torch import Tensor
 
 from ..sam import (
-    FramePrediction,
     GroundingModel,
+    ImagePredictor,
     PredictOptions,
-    SAMEmbedding,
     Segmenter,
-    as_segmenter,
     objects_per_frame,
+    prompt_each,
     remember,
     result_device,
-    segment_each_way,
 )
 from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
@@ -27,40 +24,35 @@ from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT, MakesLarge
 from .editor.contract import for_browser
 from .editor.text import EditorObject, EditorPrompts, parse_editor
-from .predict import Outputs, predict
 
 log = logging.getLogger("samkit")
 
 MOST_IMAGES = 64  # frames of a batch that the editor can show
 
 
-def segment_marks(
-    model: Segmenter, embedding: SAMEmbedding, prompts: EditorPrompts, frames: Iterable[int], only: int
-) -> Outputs:
-    """Masks of one of the editor's objects, one per frame: SAM Predict Mask's, finished and painted; the preview's too.
+def segment_marks(image: ImagePredictor, prompts: EditorPrompts, frame: int, only: int) -> tuple[Tensor, float]:
+    """The mask of one of the editor's objects on a frame, as SAM Segment makes it, finished and painted; the preview's too.
 
     Args:
-        model: the one that made the embedding.
-        embedding: of the images.
+        image: the frame.
         prompts: the editor's.
-        frames: the images' numbers, as the marks have them.
+        frame: the frame's number, as the marks have it.
         only: the object's place.
+
+    Returns:
+        float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
-    one, frames = prompts.objects[only], list(frames)
-    given = prompts.given(frames, embedding.original_size, only)
-    masks, *others = predict(model, embedding, given, options_of(one), False)
-    return torch.stack([finish_object(mask, one, frame) for mask, frame in zip(masks, frames, strict=True)]), *others
-
-
-def options_of(one: EditorObject) -> PredictOptions:
-    """How an object's marks become its mask."""
-    return PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
+    one = prompts.objects[only]
+    objects = objects_per_frame(prompts.given([frame], image.frame.original, only), 1, image.frame)[0]
+    options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
+    masks, scores, _ = image.predict(objects, options)
+    return finish_object(masks.any(0).float(), one, frame), min(scores.tolist(), default=0.0)
 
 
 def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
-    """An object's mask `[H, W]` in a frame, finished and painted. Where it has neither mask nor paint it has none."""
+    """An object's mask `[H, W]` on a frame, finished and painted. Where it has neither mask nor paint it stays empty."""
     patches = [patch for patch in one.paint if patch.frame in (None, frame)]
-    if not patches and not (one.finish.has_effect and bool(mask.any())):
+    if not (patches or (one.finish.has_effect and bool(mask.any()))):
         return mask
     return torch.from_numpy(finish_mask(mask.cpu().numpy(), one.finish, patches)).to(mask.device)
 
@@ -165,58 +157,40 @@ class PromptEditor(MakesLarge):
             )
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
-        made = _Made(image, parsed, individual_masks, *map(self.wants, self.LARGE))
-        made.fill(sam_model)
+        masks, cut = _masks_and_cutout(sam_model, image, parsed, individual_masks, *map(self.wants, self.LARGE))
         labels = [one.name for one in parsed.objects if one.has_content] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), made.masks, bounded(image), labels, made.cutout)
+        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cut)
         return {"ui": shown, "result": result}
 
 
-class _Made:
+def _masks_and_cutout(
+    model: Segmenter | None, image: Tensor, prompts: EditorPrompts, apart: bool, has_masks: bool, has_cutout: bool
+) -> tuple[Tensor, Tensor]:
     """The outputs `masks` and `cutout`: what is wanted of them is allocated once and filled a frame at a time.
 
-    Args:
-        image: IMAGE of B frames.
-        prompts: the editor's.
-        apart: one mask per object and frame, instead of one per frame.
-        has_masks, has_cutout: what is wanted.
+    Without a model an object has its paint; where there is no object, a frame has one empty mask.
     """
+    made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
+    (count, *size), where = image.shape[:3], result_device()
+    rows = max(1, len(made)) if apart else 1
+    masks = torch.empty(count * rows * has_masks, *size, device=where)
+    cut = torch.empty(count * rows * has_cutout, *size, 4, device=where)
 
-    def __init__(self, image: Tensor, prompts: EditorPrompts, apart: bool, has_masks: bool, has_cutout: bool) -> None:
-        self.image, self.prompts, self.apart = image, prompts, apart
-        self.objects = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
-        self.rows = max(1, len(self.objects)) if apart else 1
-        (count, *size), where = image.shape[:3], result_device()
-        self.masks = torch.empty(count * self.rows * has_masks, *size, device=where)
-        self.cutout = torch.empty(count * self.rows * has_cutout, *size, 4, device=where)
+    def put(frame: int, found: list[Tensor]) -> None:
+        together = torch.stack(found) if apart else torch.stack(found).amax(0, keepdim=True)
+        place = slice(frame * rows, frame * rows + rows)
+        if has_masks:
+            masks[place] = together
+        if has_cutout:
+            cut[place] = cutout(image[frame : frame + 1], together)
 
-    def fill(self, model: Segmenter | None) -> None:
-        """Make the masks of all frames. Without a model an object has its paint; where nothing is wanted, nothing is done."""
-        count, *size = self.image.shape[:3]
-        if not (len(self.masks) or len(self.cutout)):
-            return
-        if model is None or not self.objects:
-            nothing = torch.zeros(*size, dtype=torch.bool, device=result_device())
-            for index in range(count):
-                self._put(index, [nothing] * len(self.objects) or [nothing])
-            return
-        frame, asked = as_segmenter(model).frame(tuple(size)), []
-        for place, one in self.objects:
-            given = self.prompts.given(range(count), tuple(size), place)
-            asked.append((objects_per_frame(given, count, frame), options_of(one)))
+    def segment(frame: int, ready: ImagePredictor) -> None:
+        put(frame, [segment_marks(ready, prompts, frame, place)[0] for place, _ in made])
 
-        def take(index: int, found: list[FramePrediction]) -> None:
-            self._put(index, [one.masks.any(0) for one in found])
-
-        segment_each_way(model, self.image, asked, take)
-
-    def _put(self, index: int, masks: Sequence[Tensor]) -> None:
-        """Masks bool `[H, W]` of a frame, one for each object, or an empty one."""
-        made = [finish_object(mask, one, index) for mask, (_, one) in zip(masks, self.objects, strict=False)] or masks
-        made = torch.stack([mask.float() for mask in made])
-        made = made if self.apart else made.amax(0, keepdim=True)
-        rows = slice(index * self.rows, (index + 1) * self.rows)
-        if len(self.masks):
-            self.masks[rows] = made
-        if len(self.cutout):
-            self.cutout[rows] = cutout(self.image[index : index + 1], made)
+    if model is not None and made and (has_masks or has_cutout):
+        prompt_each(model, image, segment)
+    elif has_masks or has_cutout:
+        empty = torch.zeros(*size, device=where)
+        for frame in range(count):
+            put(frame, [finish_object(empty, one, frame) for _, one in made] or [empty])
+    return masks, cut

@@ -39,14 +39,16 @@ from .tasks.predict import (
     MULTIMASK,
     Candidate,
     FramePrediction,
+    ImagePredictor,
     Multimask,
     Prediction,
     PredictOptions,
+    ReadyImage,
     decode,
     decode_each,
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
-from .tasks.stream import segment_each, segment_each_way
+from .tasks.stream import prompt_each, segment_each
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -75,6 +77,7 @@ __all__ = [
     "FramePrediction",
     "GroundingModel",
     "GroundingOptions",
+    "ImagePredictor",
     "Lesson",
     "MatteModel",
     "MatteOptions",
@@ -87,6 +90,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "PromptInputs",
+    "ReadyImage",
     "Retrained",
     "SAMEmbedding",
     "SAMError",
@@ -119,6 +123,7 @@ __all__ = [
     "personalize",
     "personalize_each",
     "preset_options",
+    "prompt_each",
     "recall",
     "remember",
     "result_device",
@@ -127,7 +132,6 @@ __all__ = [
     "save_decoder",
     "save_embedding",
     "segment_each",
-    "segment_each_way",
     "segment_every_image",
     "segment_everything",
     "soft_edges",

@@ -39,7 +39,7 @@ def all_cores_for_full_size(request):
 @pytest.fixture(autouse=True)
 def empty_cache():
     """Every test starts without embeddings of the one before."""
-    from samkit.sam.models.shared import cache as shared
+    from samkit.sam.models.features import cache as shared
     from samkit.sam.tasks.embed import cache
 
     cache.clear()

@@ -47,7 +47,8 @@ class OnDevice(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
-        if function in ASK_FOR_THE_DEVICE:
+        stays = function is torch.Tensor.copy_ and all(isinstance(one, OnDevice) for one in arguments)
+        if function in ASK_FOR_THE_DEVICE or stays:
             plain = tree_map_only(OnDevice, lambda one: one.on_cpu, (arguments, options or {}))
             found = function(*plain[0], **plain[1])
             return tree_map_only(torch.Tensor, OnDevice, found)

@@ -12,7 +12,7 @@ from samkit.sam.kernels.encoder import plan_for
 from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.sam import decoder_plan, supports_decoder
-from samkit.sam.tasks.predict import FrameDecoder
+from samkit.sam.tasks.predict import ImagePredictor, features_of
 from segment_anything.modeling import MaskDecoder
 from test_fast_encoder import needs_onednn
 
@@ -104,8 +104,9 @@ def test_an_unknown_decoder_runs_its_own_forward(tiny_sam, tiny_model):
     assert not supports_decoder(tiny_model)
     stock = decode(tiny_model, encode(tiny_model, [picture]), [[click]], PredictOptions("all"))
     torch.testing.assert_close(stock.logits[0], ours.logits[0], atol=1e-4, rtol=0)
-    frames = FrameDecoder(tiny_model, encode(tiny_model, [picture]), torch.device("cpu"), PredictOptions())
-    logits, scores, rows = frames.run(0, [click, click], Wanted(True, above=99.0))
+    features = features_of(encode(tiny_model, [picture]), 0, torch.device("cpu"))
+    image = ImagePredictor(tiny_model, features, (60, 80), PredictOptions())
+    logits, scores, rows = image.decode([click, click], Wanted(True, above=99.0))
     assert (len(logits), len(scores), rows.tolist()) == (0, 0, [])
 
 

@@ -93,7 +93,7 @@ def alone(world, monkeypatch):
         SaveMasks().execute([image((48, 64))], [torch.ones(1, 48, 64)])
     # What is the same a thousand times over takes seconds.
     monkeypatch.setattr("samkit.sam.tasks.personalize._PLACES", 1)
-    monkeypatch.setattr("samkit.sam.training.mixture._EPOCHS", 5)
+    monkeypatch.setattr("samkit.sam.tasks.mixture._EPOCHS", 5)
     for name, options in PRESETS.items():
         monkeypatch.setitem(PRESETS, name, replace(options, points_per_side=4))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -22,7 +22,8 @@ from samkit.sam.kernels.encoder import FastEncoder, lowered_weights, plan_for, t
 from samkit.sam.kernels.linear import AtenLinear
 from samkit.sam.kernels.upsample import resize_logits
 from samkit.sam.models import sam as sam_module
-from samkit.sam.models.base import IMAGE, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import IMAGE, Features
 from samkit.sam.models.hq import HQMaskDecoder
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.models.tiny_vit import Stage, TinyViT
@@ -35,7 +36,7 @@ from samkit.sam.placement.resident import Resident, resident_of
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.store.weights import original_of, state_of
 from samkit.sam.tasks import embed
-from samkit.sam.tasks.predict import FrameDecoder, PredictOptions
+from samkit.sam.tasks.predict import ImagePredictor, PredictOptions, features_of
 from samkit.utils.comfy import quietly
 from segment_anything.modeling import TwoWayTransformer
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -426,12 +427,12 @@ class TestMemory:
 
     def test_prompts_that_do_not_fit_together_are_decoded_in_parts(self, tiny_model, monkeypatch):
         embedding = encode(tiny_model, [make_picture(60, 80)])
-        frames = FrameDecoder(tiny_model, embedding, torch.device("cpu"), PredictOptions())
+        image = ImagePredictor(tiny_model, features_of(embedding, 0, torch.device("cpu")), (60, 80), PredictOptions())
         from samkit.sam import Prompt
 
         label = np.ones(1, np.int32)
         prompts = [Prompt(np.array([[x, 30.0]]), label) for x in range(5, 75, 10)]
-        expected, sizes = frames.run(0, prompts, Wanted(True, 0.2)), []
+        expected, sizes = image.decode(prompts, Wanted(True, 0.2)), []
         real = type(tiny_model).decode
 
         def short(self, features, given, wanted):
@@ -441,7 +442,7 @@ class TestMemory:
             return real(self, features, given, wanted)
 
         monkeypatch.setattr(type(tiny_model), "decode", short)
-        parts = frames.run(0, prompts, Wanted(True, 0.2))
+        parts = image.decode(prompts, Wanted(True, 0.2))
         assert sizes == [7, 3, 3, 1] and len(expected.rows)
         assert torch.equal(parts.rows, expected.rows)
         torch.testing.assert_close(parts.logits, expected.logits, atol=1e-4, rtol=0)
@@ -613,11 +614,11 @@ class TestFakeCuda:
     @pytest.mark.parametrize("guided", [False, True], ids=["", "PerSAM"])
     def test_prompts_decoder_and_upsampling(self, tiny_model, hq, guided, monkeypatch):
         model = with_hq(tiny_model) if hq else tiny_model
-        monkeypatch.setattr(sam_module, "shared_image", shared_without_values)
         frame = model.frame((60, 80))
         with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), self.on_cuda(model), torch.no_grad():
             maps = model.features(torch.empty(1, 3, 96, 128, dtype=torch.uint8, device="cuda"), torch.float32)
-            features = SimpleNamespace(device=CUDA, maps=maps, key="k", tensor=lambda name=IMAGE: maps[name][0])
+            # Fake tensors have no values that could be checked.
+            features = Features({name: values[0] for name, values in maps.items()}, "k", CUDA, is_finite=True)
             points = torch.empty(3, 2, 2, device="cuda"), torch.ones(3, 2, dtype=torch.int32, device="cuda")
             boxes, masks = torch.empty(3, 4, device="cuda"), torch.empty(3, 1, 32, 32, device="cuda")
             guidance = Guidance(torch.empty(1, 64, device="cuda"), torch.empty(1, 32, device="cuda")) if guided else None
@@ -639,11 +640,6 @@ def with_hq(model):
     )
     model.mask_decoder = decoder.eval().requires_grad_(False)
     return model
-
-
-def shared_without_values(features, names, model, make):
-    """`shared_image`, without its look at values that fake tensors do not have."""
-    return make([features.tensor(name) for name in names])
 
 
 @contextlib.contextmanager

@@ -323,15 +323,15 @@ def test_segment_text_is_text_to_boxes_then_segment(grounding, frames, tiny_mode
 
 
 def test_all_boxes_of_a_frame_are_one_decoder_call(grounding, frames, tiny_model, monkeypatch):
-    from samkit.sam.tasks.predict import FrameDecoder
+    from samkit.sam.tasks.predict import ImagePredictor
 
-    calls, run = [], FrameDecoder.run
+    calls, run = [], ImagePredictor.decode
 
-    def counted(self, index, prompts, *rest, **options):
+    def counted(self, prompts, *rest, **options):
         calls.append(len(prompts))
-        return run(self, index, prompts, *rest, **options)
+        return run(self, prompts, *rest, **options)
 
-    monkeypatch.setattr(FrameDecoder, "run", counted)
+    monkeypatch.setattr(ImagePredictor, "decode", counted)
     bboxes = SegmentText().execute(tiny_model, grounding, as_image(*frames[:2]), TEXT, 0.0, 0.0, 0.9)[1]
     assert calls == [len(boxes) for boxes in bboxes] and min(calls) > 1
 

@@ -9,8 +9,8 @@ from load_pack import ROOT
 ROOMS = ("nodes", "sam", "utils")
 MAY_IMPORT = {"nodes": {"nodes", "sam", "utils"}, "sam": {"sam", "utils"}, "utils": {"utils"}, "": {"nodes"}}
 FLOORS = {  # inside sam: a room may import its own floor and those below
+    "training": 5,
     "tasks": 4,
-    "training": 4,
     "models": 3,
     "placement": 3,
     "kernels": 2,
@@ -110,6 +110,20 @@ def test_comfyui_is_imported_through_its_doors_only_and_not_at_import(path):
             assert name.split(".")[0] not in {"sam", "utils", "samkit"}, f"{path} imports {name} absolutely"
             if name.split(".")[0] in COMFYUI:
                 assert id(node) in inner and path.as_posix().startswith(DOORS), f"{path} imports {name}"
+
+
+def test_optional_members_of_a_model_are_read_in_one_place():
+    """`getattr` and `hasattr` with these names stand in `models/base.py` only."""
+    from typing import get_args
+
+    from samkit.sam.models.base import Member
+
+    assert get_args(Member)
+    for path in modules("nodes", "sam"):
+        for node in ast.walk(parsed(path)):
+            is_probe = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+            if is_probe and isinstance(node.args[1], ast.Constant):
+                assert node.args[1].value not in get_args(Member), f"{path}:{node.lineno}"
 
 
 def functions():

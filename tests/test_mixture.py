@@ -6,9 +6,9 @@ import torch
 from conftest import as_image, make_picture
 from samkit.nodes.personalize import Personalize
 from samkit.sam import PersonalizeOptions, PredictOptions, SAMError, as_segmenter, encode
+from samkit.sam.tasks.mixture import learn_mixture, mix, mixture_loss
 from samkit.sam.tasks.personalize import _segment_mixed
-from samkit.sam.tasks.predict import FrameDecoder
-from samkit.sam.training.mixture import learn_mixture, mix, mixture_loss
+from samkit.sam.tasks.predict import ImagePredictor, features_of
 from segment_anything import SamPredictor
 
 CPU = torch.device("cpu")
@@ -94,9 +94,9 @@ def refined_by_predictor(sam, picture, point, weights):
 def test_the_mask_is_that_of_segment_anythings_predictor(tiny_sam, tiny_model, weights):
     picture, point = make_picture(60, 80), np.array([30.0, 25.0])
     embedding = encode(tiny_model, [picture])
-    frames = FrameDecoder(as_segmenter(tiny_model), embedding, CPU, PredictOptions(multimask="on"))
+    image = ImagePredictor(as_segmenter(tiny_model), features_of(embedding, 0, CPU), (60, 80), PredictOptions(multimask="on"))
     with torch.no_grad():
-        ours = _segment_mixed(frames, 0, point, torch.tensor(weights)).numpy()
+        ours = _segment_mixed(image, point, torch.tensor(weights)).numpy()
     theirs = refined_by_predictor(tiny_sam, picture, point, weights)
     assert 0 < theirs.sum() < theirs.size and (ours != theirs).mean() < 1e-3
 

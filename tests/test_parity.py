@@ -12,7 +12,7 @@ from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
 from samkit.sam import load_model
 from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
-from samkit.sam.models.shared import cache as shared
+from samkit.sam.models.features import cache as shared
 from samkit.sam.tasks.embed import cache
 from segment_anything import SamPredictor
 from test_fast_encoder import has_onednn

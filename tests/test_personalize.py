@@ -14,8 +14,9 @@ from samkit.nodes.predict import Segment
 from samkit.sam import PersonalizeOptions, PredictOptions, SAMError, encode, load_model, personalize
 from samkit.sam.kernels.decoder import Guidance
 from samkit.sam.models.sam import decoder_plan
+from samkit.sam.tasks.embed import EncoderRun
 from samkit.sam.tasks.personalize import extremes, guide, learn, similarity_map
-from samkit.sam.tasks.predict import FrameDecoder
+from samkit.sam.tasks.predict import ImagePredictor, features_of
 from scenes import make_pair
 from segment_anything.modeling import MaskDecoder
 from test_formats import hugging_face_sam
@@ -127,15 +128,18 @@ def direct_similarity(sam, references, masks, picture):
     return np.mean(maps, axis=0).reshape(8, 8)
 
 
+def learned(model, references, masks):
+    return learn(EncoderRun(model, references, "CPU"), masks, "persam", PredictOptions())
+
+
 @pytest.mark.parametrize("count", [1, 3], ids=["one reference", "three references"])
 def test_the_points_are_those_of_a_direct_computation(tiny_model, count):
     references = [make_picture(128, 128, seed) for seed in range(count)]
     masks = torch.cat([disc(128, 128, 50 + 10 * i, 60, 40) for i in range(count)])
     picture = make_picture(128, 128, 9)
     expected = direct_similarity(tiny_model, references, masks, picture)
-    examples, embedding = encode(tiny_model, references), encode(tiny_model, [picture])
-    frame = tiny_model.frame((128, 128))
-    found = similarity_map(embedding, 0, frame, learn(examples, masks, frame, CPU))
+    image = ImagePredictor(tiny_model, features_of(encode(tiny_model, [picture]), 0, CPU), (128, 128), PredictOptions())
+    found = similarity_map(image, learned(tiny_model, references, masks))
     means = torch.nn.functional.adaptive_avg_pool2d(found[None], 8)[0].numpy()
     assert np.corrcoef(means.ravel(), expected.ravel())[0, 1] > 0.95 and expected.std() > 0.005
     fine = torch.nn.functional.interpolate(torch.tensor(expected)[None, None], (32, 32), mode="bilinear")
@@ -154,7 +158,7 @@ def test_extremes_of_a_map_by_hand():
 
 def test_guidance_keeps_to_the_picture(tiny_model):
     frame = tiny_model.frame((60, 80))
-    target = learn(encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), frame, CPU)
+    target = learned(tiny_model, [make_picture(60, 80)], disc(60, 80))
     rows = torch.linspace(-1, 1, 60)[:, None].expand(60, 80)
     attention = guide(rows, frame, (8, 8), target).attention.view(8, 8)
     assert attention[6:].eq(0).all() and (attention[1:6] > attention[:5]).all()
@@ -166,16 +170,16 @@ def test_small_things_take_the_cell_that_they_cover_most(tiny_model):
     mask = torch.zeros(1, 128, 128)
     mask[0, 36:39, 70:73] = 1
     examples = encode(tiny_model, [make_picture(128, 128)])
-    target = learn(examples, mask, tiny_model.frame((128, 128)), CPU)
+    target = learned(tiny_model, [make_picture(128, 128)], mask)
     np.testing.assert_allclose(target.mean, np.asarray(examples)[0, :, 2, 4], atol=1e-6)
 
 
-class Scripted(FrameDecoder):
+class Scripted(ImagePredictor):
     """Segments whatever disc of the truth holds the positive point."""
 
     truth, calls = (), []
 
-    def decode(self, index, objects, options=None, guidance=None):
+    def predict(self, objects, options=None, guidance=None):
         self.calls.append((objects[0], (options or self.options).multimask, guidance))
         x, y = objects[0].points[0].astype(int)
         mask = next((disc for disc in self.truth if disc[y, x]), torch.zeros(60, 80)).bool()[None]
@@ -193,7 +197,7 @@ def two_things(monkeypatch):
     discs = [disc(60, 80, 20, 20, 8)[0], disc(60, 80, 60, 40, 8)[0]]
     monkeypatch.setattr(Scripted, "truth", discs)
     monkeypatch.setattr(Scripted, "calls", [])
-    monkeypatch.setattr(MODULE, "FrameDecoder", Scripted)
+    monkeypatch.setattr("samkit.sam.tasks.stream.ImagePredictor", Scripted)
     monkeypatch.setattr(MODULE, "similarity_map", lambda *_: peaks(*discs))
     return discs
 
@@ -216,8 +220,7 @@ def test_several_things_are_found_one_after_the_other(tiny_model, two_things):
 def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_things):
     found_in(tiny_model)
     (first, *_, guidance), second, third = Scripted.calls
-    frame = tiny_model.frame((60, 80))
-    target = learn(encode(tiny_model, [make_picture(60, 80)]), disc(60, 80), frame, CPU)
+    target = learned(tiny_model, [make_picture(60, 80)], disc(60, 80))
     torch.testing.assert_close(guidance.target, target.mean[None])
     level = guidance.attention.view(8, 8)
     assert level[1:3, 1:3].mean() > level[4, 1] + 0.2, "more where the peak is"
@@ -253,7 +256,7 @@ def test_the_same_thing_is_not_found_twice(tiny_model, two_things, monkeypatch):
 
 def test_another_peak_that_leads_to_the_same_thing_does_not_count(tiny_model, two_things, monkeypatch):
     first = (two_things[0].bool()[None], torch.ones(1), torch.zeros(1, 1, 32, 32))
-    monkeypatch.setattr(Scripted, "decode", lambda self, *_: first)
+    monkeypatch.setattr(Scripted, "predict", lambda self, *_: first)
     masks, scores, _, coords = found_in(tiny_model, max_objects=5, min_score=0.5, individual_masks=True)
     assert torch.equal(masks, two_things[0][None]) and len(scores) == len(json.loads(coords)[0]) == 1
 
@@ -303,9 +306,9 @@ def test_sam_hq_is_guided_too(tmp_path):
     with torch.no_grad():
         for hq in (True, False):
             options = PredictOptions(multimask="off", hq=hq)
-            frames = FrameDecoder(model, embedding, CPU, options)
+            image = ImagePredictor(model, features_of(embedding, 0, CPU), (60, 80), options)
             from_click = click(30, 25)
-            plain, guided = (frames.decode(0, [from_click], options, one)[2] for one in (None, guidance))
+            plain, guided = (image.predict([from_click], options, one)[2] for one in (None, guidance))
             assert (plain - guided).abs().max() > 0.05
 
 

@@ -67,8 +67,8 @@ class Encoder:
 
 @pytest.fixture
 def encoder(monkeypatch):
-    counted = Encoder(module.encode)
-    monkeypatch.setattr(module, "encode", counted)
+    counted = Encoder(module.ReadyImage)
+    monkeypatch.setattr(module, "ReadyImage", counted)
     yield counted
     counted.go.set()
 
@@ -78,9 +78,9 @@ def decoded(monkeypatch):
     """The prompts that were decoded, in order."""
     seen, real = [], module.segment_marks
 
-    def segment_marks(model, embedding, prompts, frames, only):
+    def segment_marks(image, prompts, frame, only):
         seen.append(prompts)
-        return real(model, embedding, prompts, frames, only)
+        return real(image, prompts, frame, only)
 
     monkeypatch.setattr(module, "segment_marks", segment_marks)
     return seen
@@ -187,7 +187,7 @@ def test_a_image_that_changed_is_encoded_again(comfy, encoder):
         Image.fromarray(make_picture(50, 70)).save(comfy.root / "input" / "a.png")
         return await preview.prepare(subject())
 
-    assert asyncio.run(twice()).embedding.original_size == (50, 70) and encoder.count == 2
+    assert asyncio.run(twice()).image.size == (50, 70) and encoder.count == 2
 
 
 def test_the_loop_stays_free_while_a_image_is_encoded(comfy, encoder):
@@ -564,7 +564,7 @@ def test_what_a_run_left_in_the_caches_serves_the_preview(comfy, encoder):
         return await Preview().ask(question())
 
     answers = [asyncio.run(ask())]
-    from samkit.sam.models.shared import cache as shared
+    from samkit.sam.models.features import cache as shared
     from samkit.sam.tasks.embed import cache
 
     cache.clear()
@@ -595,7 +595,7 @@ def test_each_frame_is_a_image_of_its_own(comfy, encoder):
     async def ask():
         preview = Preview()
         frames = [await preview.prepare(subject("three.gif", frame=n)) for n in (0, 1, 2, 0)]
-        return [frame.embedding.image_keys for frame in frames]
+        return [frame.image.key for frame in frames]
 
     first, second, third, again = asyncio.run(ask())
     assert first == again and len({*map(str, (first, second, third))}) == 3 and encoder.count == 3

@@ -14,7 +14,8 @@ from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import SAM_MODELS, Prompt, decode, encode, load_model
 from samkit.sam.kernels.decoder import Guidance
-from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, hiera
 from samkit.sam.models.sam2.decoder import is_stable
 from samkit.sam.models.sam2.model import HIGH_RES

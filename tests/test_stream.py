@@ -14,7 +14,7 @@ from samkit.nodes.automask import AutoMask
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import AutoMaskOptions, PredictOptions, Prompt, SAMError, decode, encode, everything_each, segment_each
-from samkit.sam.models import shared
+from samkit.sam.models import features
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.placement import memory
 from samkit.sam.store import keys
@@ -244,9 +244,9 @@ def test_segment_everything_has_one_bar_for_all_frames(comfy, tiny_model, film):
 def test_a_long_batch_passes_through_the_brief_caches(tiny_model, film):
     keys._hashed.clear()
     Segment().execute(tiny_model, film, CLICK)
-    assert len(shared.cache._values) == len(keys._hashed._values) == 1
+    assert len(features.cache._values) == len(keys._hashed._values) == 1
     Segment().execute(tiny_model, film[:5], CLICK)
-    assert len(shared.cache._values) == 6, "a few stay"
+    assert len(features.cache._values) == 6, "a few stay"
 
 
 def test_what_passes_replaces_only_what_passed():

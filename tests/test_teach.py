@@ -14,7 +14,7 @@ from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.teach import LoadConcept, SaveConcept, Teach
 from samkit.sam import Concept, SAMError, TeachOptions, as_segmenter, encode, identity_of, load_model, teach
-from samkit.sam.models.base import Features
+from samkit.sam.models.features import Features
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.training import loop
 from samkit.sam.training import teach as teaching

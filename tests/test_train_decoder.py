@@ -28,7 +28,8 @@ from samkit.sam import (
     with_decoder,
 )
 from samkit.sam.kernels.decoder import Decoded
-from samkit.sam.models.base import Features, Wanted
+from samkit.sam.models.base import Wanted
+from samkit.sam.models.features import Features
 from samkit.sam.models.taught import combined
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.training.decoder import _Trainer

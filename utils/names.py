@@ -1,11 +1,11 @@
 """Points and boxes that know which object each of them belongs to."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from .checks import is_number
 from .errors import SAMError
 
 Name: TypeAlias = str | float
@@ -47,7 +47,6 @@ def name_in(item: Any, place: str) -> Name | None:
         SAMError: it is neither a text nor a finite number.
     """
     name = item.get("object") if isinstance(item, dict) else None
-    is_number = isinstance(name, Real) and not isinstance(name, bool) and abs(name) < 1e300
-    if name is None or isinstance(name, str) or is_number:
+    if name is None or isinstance(name, str) or is_number(name):
         return name
     raise SAMError(f"{place}.object is {str(name)[:80]!r}: it must be text or a number.")

@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .boxes import spread
+from .checks import is_coordinate
 from .errors import SAMError
 from .names import name_in, named
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
 _SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are not unusual
 _SLACK = 0.02  # a detector's boxes may end a little outside of the image
-_FAR = 1e9  # JSON as Python reads it holds NaN, infinity and integers that no float can
 
 
 def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) -> list[np.ndarray]:
@@ -93,5 +92,4 @@ def _parse(points: list[Any], place: str) -> np.ndarray:
 def _is_point(point: Any) -> bool:
     if not isinstance(point, Mapping):
         return False
-    numbers = (point.get("x"), point.get("y"))
-    return all(isinstance(n, Real) and not isinstance(n, bool) and abs(n) < _FAR for n in numbers)
+    return is_coordinate(point.get("x")) and is_coordinate(point.get("y"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...sam import PRESETS, FoundMask, Segmenter, preset_options, segment_everything
 from ...utils.patches import encode_runs
-from .preview import Subject, frames_of, look_up, one_of, parse_subject, text_of, version_of
+from .preview import Subject, choice_of, frames_of, look_up, parse_subject, text_of, version_of
 
 MOST_SEGMENTS = 1000
 DEFAULT_PRESET = "balanced"
@@ -20,7 +20,7 @@ def parse_everything(body: Mapping[str, Any]) -> tuple[Subject, str, str]:
         SAMError: as `parse_subject`; there is no such preset.
     """
     subject, editor = parse_subject(body), text_of(body, "editor")
-    preset = one_of(body, "preset", tuple(PRESETS), DEFAULT_PRESET)
+    preset = choice_of(body, "preset", tuple(PRESETS), DEFAULT_PRESET)
     return subject, editor, preset
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ...sam import PRECISIONS, SAM_MODELS, Candidate, SAMEmbedding, SAMError, Segmenter, encode, recall
+from ...sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
 from ...sam.weights.catalog import Entry
+from ...utils.checks import one_of
 from ...utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ...utils.finish import INSIDE
 from ...utils.images import image_to_frames
@@ -66,7 +67,7 @@ class Prepared:
     """An image that is ready for prompts."""
 
     model: Segmenter
-    embedding: SAMEmbedding
+    image: ReadyImage
     small: np.ndarray
     frames: int
     seconds: float
@@ -101,7 +102,7 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
         SAMError: a field is missing, unknown, or of another type or range.
     """
     image, model = parse_image(body), object_of(body, "model", {"model_name", "precision", "identity"})
-    precision = one_of(model, "model.precision", PRECISIONS, "auto")
+    precision = choice_of(model, "model.precision", PRECISIONS, "auto")
     if ("model_name" in model) == ("identity" in model):
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
@@ -118,7 +119,7 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
     image = object_of(body, "image", {"filename", "subfolder", "type", "frame"})
     filename = name_of(image, "image.filename", parts=1)
     subfolder = name_of(image, "image.subfolder", parts=16, default="")
-    kind = one_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
+    kind = choice_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
     return Subject(filename, subfolder, kind, _whole(image, "image.frame", 1 << 20), None, "auto", None)
 
 
@@ -130,7 +131,7 @@ def parse_question(body: Mapping[str, Any]) -> Question:
     """
     choice = parse_choice(body)
     editor, sequence = text_of(body, "editor"), _whole(body, "sequence", 1 << 53)
-    return replace(choice, editor=editor, sequence=sequence, form=one_of(body, "form", FORMS, "tint"))
+    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"))
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -173,16 +174,13 @@ def text_of(values: Mapping[str, Any], name: str, default: str | None = None) ->
     return value
 
 
-def one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
+def choice_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
     """A field of a request that is one of some texts.
 
     Raises:
         SAMError: it is another.
     """
-    value = values.get(name.split(".")[-1], default)
-    if value not in choices:
-        raise SAMError(f"{name} is {reprlib.repr(value)}: choose one of {', '.join(choices)}.")
-    return value
+    return one_of(values.get(name.split(".")[-1], default), choices, name)
 
 
 def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
@@ -213,6 +211,7 @@ class Preview:
         self._decoding = ThreadPoolExecutor(1, "samkit-decode")
         self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
+        self._on_device: ReadyImage | None = None
         self.jobs = Jobs()
 
     async def prepare(self, subject: Subject) -> Prepared:
@@ -254,8 +253,7 @@ class Preview:
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: self._answer(question, prepared))
+        return await self._decoded(prepared, lambda: self._answer(question, prepared))
 
     async def choices(self, question: Question) -> list[Choice]:
         """SAM's candidates for a question's object, smallest first.
@@ -264,8 +262,18 @@ class Preview:
             RefusedError: as `prepare`.
         """
         prepared = await self.prepare(question.subject)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, run_quietly, lambda: _choices(question, prepared))
+        return await self._decoded(prepared, lambda: _choices(question, prepared))
+
+    async def _decoded(self, prepared: Prepared, work: Callable[[], Value]) -> Value:
+        """What the work gives, one after the other; of the images only the last one stays on a device."""
+
+        def alone() -> Value:
+            if self._on_device is not prepared.image and self._on_device is not None:
+                self._on_device.release()
+            self._on_device = prepared.image
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, run_quietly, alone)
 
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
@@ -284,12 +292,11 @@ class Preview:
 def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
     """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
     places = range(len(prompts.objects)) if question.only is None else [question.only]
-    frame = [question.subject.frame]
-    found = [segment_marks(prepared.model, prepared.embedding, prompts, frame, place) for place in places]
-    if not found:
-        return np.zeros(prepared.embedding.original_size, np.float32), 0.0
-    masks = np.stack([masks[0].cpu().numpy() for masks, *_ in found])
-    return masks.max(0), min(score for _, _, scores, _ in found for score in scores)
+    if not places:
+        return np.zeros(prepared.image.size, np.float32), 0.0
+    with prepared.image.predictor() as image:
+        found = [segment_marks(image, prompts, question.subject.frame, place) for place in places]
+    return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 
 def _area(mask: np.ndarray) -> int:
@@ -395,8 +402,8 @@ def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callabl
     started = time.perf_counter()
     frames = frames_of(path, subject)
     model, frame = load(), frames[subject.frame]
-    embedding = encode(model, [frame])
-    return Prepared(model, embedding, _small(frame), len(frames), time.perf_counter() - started, version_of(stamp))
+    ready, seconds = ReadyImage(model, frame), time.perf_counter() - started
+    return Prepared(model, ready, _small(frame), len(frames), seconds, version_of(stamp))
 
 
 def version_of(stamp: tuple[int, int]) -> str:

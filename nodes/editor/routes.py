@@ -18,7 +18,7 @@ from ...utils.examples import example_path
 from .contract import MOST_BYTES, WORK
 from .everything import everything, parse_everything
 from .jobs import Job, RefusedError
-from .preview import Preview, one_of, parse_choice, parse_question, parse_subject, text_of
+from .preview import Preview, choice_of, parse_choice, parse_question, parse_subject, text_of
 from .words import parse_words, words
 
 log = logging.getLogger("samkit")
@@ -48,7 +48,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/prepare`: encode an image, so that previews of it are quick."""
     _check_keys(body, _SUBJECT)
     ready = await preview.prepare(parse_subject(body))
-    height, width = ready.embedding.original_size
+    height, width = ready.image.size
     said = {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds, "stamp": ready.stamp}
     return _as_json(200, said)
 
@@ -102,7 +102,7 @@ def _progress(job: Job) -> Reply:
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/cancel`: the editor waits no longer for one kind of work; what nobody waits for ends."""
     _check_keys(body, {"editor", "work"})
-    preview.jobs.leave(text_of(body, "editor"), one_of(body, "work", WORK))
+    preview.jobs.leave(text_of(body, "editor"), choice_of(body, "work", WORK))
     return _as_json(200, {})
 
 

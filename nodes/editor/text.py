@@ -12,6 +12,7 @@ import numpy as np
 
 from ...sam import Candidate, PromptInputs, SAMError
 from ...utils.boxes import BoundingBox
+from ...utils.checks import one_of
 from ...utils.finish import Finish
 from ...utils.names import named, names_of
 from ...utils.patches import Patch
@@ -157,8 +158,7 @@ def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish
         raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
     _check_keys(value, OBJECT_KEYS, place)
     candidate, marks = value.get("candidate", "best"), value.get("marks", [])
-    if candidate not in CANDIDATES:
-        raise SAMError(f"{place}.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(CANDIDATES)}.")
+    one_of(candidate, CANDIDATES, f"{place}.candidate")
     if not isinstance(marks, list) or len(marks) > LIMITS.marks:
         seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
         raise SAMError(f"{place}.marks {seen}: it must be a list of at most {LIMITS.marks} marks.")

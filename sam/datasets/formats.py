@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, get_args
 
-from ..errors import SAMError
+from ...utils.checks import one_of
 from .coco import Coco
 from .objects import Category, LabeledImage, Record
 from .pngs import Pngs
@@ -62,8 +62,7 @@ def data_set(name: str, path: Path) -> Format:
     Raises:
         SAMError: there is no such format.
     """
-    if name not in FORMATS:
-        raise SAMError(f"format is {name!r}: choose one of {', '.join(FORMATS)}.")
+    one_of(name, FORMATS, "format")
     if name.startswith("COCO"):
         return Coco(path, polygons=name.endswith("polygons"))
     return Yolo(path) if name == "YOLO" else Pngs(path)

@@ -1,46 +1,18 @@
 """The protocol that every promptable model implements; tasks, nodes and the preview know nothing else of a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..geometry import Frame, Size
 from ..kernels.decoder import Decoded, FastDecoder, Guidance
 from ..prompts import PromptTensors
-
-IMAGE = "image"
-"""The name of the main feature map, which a SAMEmbedding itself is."""
+from .features import Features
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-
-@dataclass(frozen=True)
-class Features:
-    """The feature maps of one image, as a decoder takes them.
-
-    Attributes:
-        maps: name to float32 `[C, h, w]`.
-        key: content key of the image, under which a decoder may cache what it derives from the maps.
-        device: where the decoder runs.
-    """
-
-    maps: Mapping[str, np.ndarray]
-    key: str
-    device: torch.device
-
-    def mirrored(self) -> "Features":
-        """The maps of the same image from right to left, nearly: encoders are not symmetric."""
-        return Features({name: values[..., ::-1].copy() for name, values in self.maps.items()}, "", self.device)
-
-    def tensor(self, name: str = IMAGE) -> Tensor:
-        """A map `[C, h, w]` on the device; a read-only array is copied, since torch has no read-only tensors."""
-        values = self.maps[name]
-        return torch.as_tensor(values if values.flags.writeable else values.copy(), device=self.device)
 
 
 class Wanted(NamedTuple):
@@ -83,7 +55,18 @@ def with_concept(sparse: Tensor, concept: Tensor | None) -> Tensor:
 
 
 class Segmenter(Protocol):
-    """A promptable model: images to feature maps, feature maps and prompts to mask logits."""
+    """A promptable model: images to feature maps, feature maps and prompts to mask logits.
+
+    Optional members, which `optional_member` reads:
+        decoder_parts(): what makes masks, see `DecoderParts`, without which a model cannot be taught. Raises SAMError where its
+            mask decoder is not one that this pack can train.
+        working_bytes(dtype): what the encoder needs on a GPU beside its weights, in bytes: for any number of images, and for
+            each.
+        pred_iou_thresh: what the automatic mask generator of its own family keeps by default, 0..1.
+
+    And of its `network`:
+        lowered_weights(): the tensors that are only used in the encoder's type; on a GPU they are loaded in it.
+    """
 
     @property
     def family(self) -> str:
@@ -107,7 +90,7 @@ class Segmenter(Protocol):
 
     @property
     def map_shapes(self) -> Mapping[str, tuple[int, int, int]]:
-        """(C, h, w) of each feature map by name; `IMAGE` is always among them."""
+        """(C, h, w) of each feature map by name; `features.IMAGE` is always among them."""
         ...
 
     @property
@@ -144,10 +127,10 @@ class Segmenter(Protocol):
         """
         ...
 
-    def decoder_parts(self) -> DecoderParts:
-        """What makes masks, for training; the modules are the model's own.
 
-        Raises:
-            SAMError: the model's mask decoder is not one that this pack can train.
-        """
-        ...
+Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "lowered_weights"]
+
+
+def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:
+    """An optional member of a `Segmenter` or its network; None where it has none."""
+    return getattr(owner, name, None)

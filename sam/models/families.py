@@ -9,6 +9,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from ...utils.checks import one_of
 from ..errors import SAMError
 from ..weights.files import read_checkpoint
 from ..weights.formats import find_model, sam_names, weights_in
@@ -104,8 +105,7 @@ def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SA
     Raises:
         SAMError: the file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown.
     """
-    if precision not in PRECISIONS:
-        raise SAMError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    one_of(precision, PRECISIONS, "precision")
     # ComfyUI runs nodes in inference mode; weights made there could not be moved or used outside it.
     with torch.inference_mode(False), torch.no_grad():
         return _load(Path(path), precision)

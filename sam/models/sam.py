@@ -16,9 +16,9 @@ from ..kernels.plans import Plans
 from ..kernels.self_test import decoder_works_on, encoder_works_on
 from ..prompts import PromptTensors
 from ..store.identity import Identities
-from .base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
+from .base import DecoderParts, Precision, Wanted, with_concept
+from .features import IMAGE, Features
 from .hq import FINE, FastHQDecoder, HQMaskDecoder
-from .shared import shared_image
 from .taught import combined, of_taught, taught_decoders, taught_parts
 from .tiny_vit import TinyViT
 
@@ -127,11 +127,11 @@ class SAMFamily:
             return self._decode_slowly(decoder, features, sparse, dense, tokens, wanted)
         plan = _plan_of(decoder, self.network.prompt_encoder, features.device, hq)
         key, names = (self.decoder_identity, index, hq), (IMAGE, FINE) if hq else (IMAGE,)
-        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
+        shared = features.shared(names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan(shared, sparse, None if prompts.masks is None else dense, tokens, wanted.above, wanted.guidance)
 
     def decoder_parts(self) -> DecoderParts:
-        """See `Segmenter.decoder_parts`; of SAM-HQ, what makes its fine masks."""
+        """See `DecoderParts`; of SAM-HQ, what makes its fine masks."""
         prompts, decoder = self.network.prompt_encoder, self.network.mask_decoder
         if type(decoder) not in _DECODERS:
             raise SAMError(f"This mask decoder ({type(decoder).__name__}) cannot be trained. Use a model from Load SAM Model.")

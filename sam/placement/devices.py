@@ -9,8 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from ...utils.checks import one_of
 from ...utils.comfy import is_quiet, is_running
-from ..errors import BusyError, SAMError
+from ..errors import BusyError
+from ..models.base import optional_member
 from .host import CPU, host
 from .precision import encoder_dtype
 from .resident import resident_of
@@ -66,7 +68,7 @@ def _place(network: nn.Module, device: torch.device, memory_required: int) -> to
             return CPU
         if is_quiet() and is_running():  # it may have begun since the preview looked; loading could evict what it uses
             raise BusyError("ComfyUI is running a prompt: the preview waits until it is done.")
-        dtype = encoder_dtype(network, device) if hasattr(network, "lowered_weights") else torch.float32
+        dtype = encoder_dtype(network, device) if optional_member(network, "lowered_weights") else torch.float32
         return host().load(network, dtype, memory_required)
 
 
@@ -92,8 +94,7 @@ def device_for(mode: DeviceMode) -> torch.device:
     Raises:
         SAMError: `mode` is not one of `DEVICE_MODES`.
     """
-    if mode not in DEVICE_MODES:
-        raise SAMError(f"device_mode is {mode!r}: choose one of {', '.join(DEVICE_MODES)}.")
+    one_of(mode, DEVICE_MODES, "device_mode")
     return CPU if mode == "CPU" else host().device()
 
 

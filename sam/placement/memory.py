@@ -11,7 +11,8 @@ from .host import CPU, host
 log = logging.getLogger("samkit")
 
 _SHARE = 0.8  # of the free memory: torch's allocator rounds up and leaves gaps
-_CHUNK, _CHUNK_SHARE = 32, 0.1
+_CHUNK = 32
+_ROOM_SHARE = 0.1  # of the free memory, for what stays
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,16 +35,24 @@ def chunk(device: torch.device, each: int) -> int:
     """How many images a long batch encodes before it decodes them and drops their features.
 
     A CPU encodes one at a time, so it decodes one at a time. A GPU works on a batch while the one before is on its way back:
-    its chunks have several batches, where the main memory has room for them.
+    its chunks have several batches, where its own memory and the main memory have room for their features.
 
     Args:
         device: where the encoder runs.
         each: bytes of an image's features.
     """
-    if device.type == "cpu":
-        return 1
-    free = host().free_bytes(CPU)
-    return _CHUNK if free is None else max(1, min(_CHUNK, int(_CHUNK_SHARE * free // each)))
+    return 1 if device.type == "cpu" else min(room(CPU, each, _CHUNK), room(device, each, _CHUNK))
+
+
+def room(device: torch.device, each: int, most: int) -> int:
+    """How many of something may stay on a device while other work goes on there, 1 to `most`.
+
+    Args:
+        each: bytes of one.
+        most: there are no more.
+    """
+    free = host().free_bytes(device)
+    return most if free is None else max(1, min(most, int(_ROOM_SHARE * free // each)))
 
 
 def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.plans import forget_plans
+from ..models.base import optional_member
 from ..store.weights import replaced, state_of, tensors_of
+from .transfer import is_on
 
 
 class _Copy(NamedTuple):
@@ -79,7 +81,7 @@ class Resident:
             network is not None
             and self.device == device
             and self._made_from == self._state(network)
-            and all(_is_on(copy.tensor, device) for copy in list(self._copies.values()))
+            and all(is_on(copy.tensor, device) for copy in list(self._copies.values()))
         )
 
     @property
@@ -118,7 +120,7 @@ class Resident:
 
     def _types(self, network: nn.Module) -> dict[int, torch.dtype]:
         """By id, the types of the tensors that are not copied in their own."""
-        lowered = getattr(network, "lowered_weights", None)
+        lowered = optional_member(network, "lowered_weights")
         if lowered is None or self.dtype == torch.float32:
             return {}
         return {id(tensor): self.dtype for tensor in lowered()}
@@ -130,7 +132,7 @@ class Resident:
 
 def _copy(own: Tensor, device: torch.device, dtype: torch.dtype) -> _Copy:
     """Uploaded first and converted there: a GPU does that faster, and one tensor at a time is little memory."""
-    if own.dtype == dtype and _is_on(own, device):
+    if own.dtype == dtype and is_on(own, device):
         return _Copy(own, _version(own), own)
     values = own.detach().to(device).to(dtype)
     if isinstance(own, nn.Parameter):
@@ -140,11 +142,6 @@ def _copy(own: Tensor, device: torch.device, dtype: torch.dtype) -> _Copy:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _is_on(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a tensor is there; a device without a number is any of its kind."""
-    return tensor.device.type == device.type and (device.index is None or tensor.device.index == device.index)
 
 
 _residents: weakref.WeakKeyDictionary[nn.Module, Resident] = weakref.WeakKeyDictionary()

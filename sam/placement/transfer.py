@@ -42,3 +42,8 @@ class Download:
 
 def _to_pinned(part: Tensor) -> Tensor:
     return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+
+
+def is_on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor is there; a device without a number is any of its kind."""
+    return tensor.device.type == device.type and (device.index is None or tensor.device.index == device.index)

@@ -19,13 +19,14 @@ from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
-from ..models.base import IMAGE, Segmenter
+from ..models.base import Segmenter, optional_member
 from ..models.families import as_segmenter
+from ..models.features import IMAGE, Features, all_finite
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import attempt, fitting, halved
 from ..placement.precision import encoder_dtype
-from ..placement.transfer import Download, upload
+from ..placement.transfer import Download, is_on, upload
 from ..store.disk import DiskCache
 from ..store.embedding import SAMEmbedding, knows_its_image
 from ..store.keys import image_keys
@@ -36,13 +37,29 @@ log = logging.getLogger("samkit")
 CACHE_BYTES = 512 << 20  # 128 images for stock SAM, at 4 MiB each
 _DISK_GB = 10
 _IMAGES_ON_GPU = 8
+OTHER_MODEL = "The embedding was created with a different model. Run Get SAM Embedding again."
 _BYTES_PER_IMAGE = 1 << 30  # of an encoder that does not say, see `_bytes_needed`
 
 
 class Encoded(NamedTuple):
-    """The feature maps of one image by name, `[C, h, w]` each, read-only."""
+    """The feature maps of one image.
+
+    Attributes:
+        maps: by name, `[C, h, w]` each, read-only; their values are finite.
+        on_device: the same where the encoder has just made them, while a run uses them; a cached one has none.
+    """
 
     maps: Mapping[str, np.ndarray]
+    on_device: Mapping[str, Tensor] | None = None
+
+    def features(self, key: str, device: torch.device) -> Features:
+        """The image ready to be prompted on a device; maps that are there already are not uploaded.
+
+        Args:
+            key: the image's.
+        """
+        here = self.on_device if self.on_device and is_on(self.on_device[IMAGE], device) else self.maps
+        return Features(here, key, device, is_finite=True)
 
     @property
     def nbytes(self) -> int:
@@ -91,19 +108,19 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
         SAMError: images of another form (see `Frames`) or of different sizes, weights or embeddings with values that
             are not finite, or not a model.
     """
-    return _encode(EncoderRun(as_segmenter(model), images, device_mode), Progress(len(images)))
-
-
-def encode_one(model: Segmenter, image: np.ndarray, device_mode: DeviceMode) -> SAMEmbedding:
-    """`encode` for an image uint8 `[H, W, 3]` that is a part of a task, which has the progress bar."""
-    return _encode(EncoderRun(model, [image], device_mode), Progress(None))
-
-
-def _encode(run: "EncoderRun", progress: Progress) -> SAMEmbedding:
+    run = EncoderRun(as_segmenter(model), images, device_mode)
     maps = _Maps(run)
     with one_run():
-        run.each(list(run.places), progress, maps.take)
+        run.each(list(run.places), Progress(len(images)), maps.take)
     return run.embedding(maps.values, run.keys)
+
+
+def encode_one(model: Segmenter, image: Tensor | Sequence[np.ndarray], device_mode: DeviceMode) -> tuple[str, Encoded]:
+    """The key and feature maps of one image, in a form of `encode`'s; for a part of a task, which has the progress bar."""
+    found: list[tuple[str, Encoded]] = []
+    run = EncoderRun(model, image, device_mode)
+    run.each(run.keys, Progress(None), lambda *one: found.append(one))
+    return found[0]
 
 
 class EncoderRun:
@@ -144,7 +161,7 @@ class EncoderRun:
         if missing:
             with placed(self.model.network, self.device_mode, _memory_required(self.model, len(missing), device)) as device:
                 for key, encoded in _run_encoder(self.model, self._frame_of, missing, device):
-                    cache.put((*known, key), encoded)
+                    cache.put((*known, key), Encoded(encoded.maps))
                     if disk is not None:
                         disk.put(repr((*known, key)), encoded.maps)
                     take(key, encoded)
@@ -153,14 +170,14 @@ class EncoderRun:
     def _on_disk(self, disk: DiskCache | None, known: tuple[str, str], key: str) -> Encoded | None:
         """What another process, or this one before it was restarted, has made of an image."""
         maps = disk.get(repr((*known, key))) if disk is not None else None
-        if maps is None or {name: (one.shape, one.dtype) for name, one in maps.items()} != self._expected():
+        expected = {name: (tuple(shape), np.dtype(np.float32)) for name, shape in self.model.map_shapes.items()}
+        if maps is None or {name: (one.shape, one.dtype) for name, one in maps.items()} != expected:
+            return None
+        if not all(map(all_finite, maps.values())):
             return None
         encoded = Encoded(maps)
         cache.put((*known, key), encoded)
         return encoded
-
-    def _expected(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        return {name: (tuple(shape), np.dtype(np.float32)) for name, shape in self.model.map_shapes.items()}
 
     def _frame_of(self, key: str) -> np.ndarray:
         return self.frames[self.places[key][0]]
@@ -210,8 +227,8 @@ def _memory_required(model: Segmenter, images: int, device: torch.device) -> int
 
 
 def _bytes_needed(model: Segmenter, dtype: torch.dtype) -> tuple[int, int]:
-    """Working memory of the encoder: for any number of images, and for each. A model says so by a method `working_bytes`."""
-    said = getattr(model, "working_bytes", None)
+    """Working memory of the encoder: for any number of images, and for each."""
+    said = optional_member(model, "working_bytes")
     return (0, _BYTES_PER_IMAGE) if said is None else said(dtype)
 
 
@@ -224,7 +241,7 @@ def _run_encoder(
     A GPU takes some at a time, half as many once they did not fit, and works on them while the CPU resizes the next.
     """
     dtype, size = encoder_dtype(model, device), _images_at_a_time(model, device)
-    running: tuple[list[str], Download] | None = None
+    running: tuple[list[str], dict[str, Tensor], Download] | None = None
     while names:
         Progress.check_interrupted()
         some = names[:size]
@@ -235,7 +252,7 @@ def _run_encoder(
         if begun is None:
             size = halved(len(some))
             continue
-        running, names = (some, begun[0]), names[len(some) :]
+        running, names = (some, *begun[0]), names[len(some) :]
         if device.type == "cpu":  # nothing runs on
             yield from _separate(*running)
             running = None
@@ -250,31 +267,35 @@ def _images_at_a_time(model: Segmenter, device: torch.device) -> int:
     return fitting(device, each, _IMAGES_ON_GPU, fixed)
 
 
-def _begin(model: Segmenter, frames: list[np.ndarray], device: torch.device, dtype: torch.dtype) -> Download:
-    """Some images of one size through the encoder, from the resize on the CPU to the way back."""
+def _begin(
+    model: Segmenter, frames: list[np.ndarray], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Download]:
+    """Some images of one size through the encoder, from the resize on the CPU to the maps on the device and their way back."""
     resized = np.stack([resize_pil(frame, model.frame(frame.shape[:2]).resized) for frame in frames])
     pixels = upload(np.ascontiguousarray(resized.transpose(0, 3, 1, 2)), device)
-    return Download(model.features(pixels, dtype))
+    maps = model.features(pixels, dtype)
+    return maps, Download(maps)
 
 
-def _separate(names: list[str], done: Download) -> Iterator[tuple[str, Encoded]]:
-    """A batch's results to one read-only entry per image, in memory of its own: a cached one must not hold the whole batch."""
+def _separate(names: list[str], made: dict[str, Tensor], done: Download) -> Iterator[tuple[str, Encoded]]:
+    """A batch's results, one for each image.
+
+    Arrays are read-only and in memory of their own: a cached one must not hold the whole batch. Maps on a GPU are parts of the
+    batch's, which go with the last of them.
+    """
     arrays = done.arrays()
     for key, array in arrays.items():
-        _refuse_not_finite(key, array)
+        if not all_finite(array):
+            raise SAMError(
+                f"The encoder's {key} features have values that are NaN or infinite: its precision is too low for these "
+                "weights. Choose precision fp32 in the loader."
+            )
     for index, name in enumerate(names):
         maps = {key: array[index].copy() for key, array in arrays.items()}
         for values in maps.values():
             values.setflags(write=False)
-        yield name, Encoded(maps)
-
-
-def _refuse_not_finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise SAMError(
-            f"The encoder's {name} features have values that are NaN or infinite: its precision is too low for these weights. "
-            "Choose precision fp32 in the loader."
-        )
+        on_device = {key: values[index] for key, values in made.items() if values.device.type != "cpu"}
+        yield name, Encoded(maps, on_device or None)
 
 
 def as_frames(images: Tensor | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -332,15 +353,13 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
         return _checked(embedding, segmenter, keys)
     if images is None:
         raise SAMError("This embedding comes from another pack and lacks its image's size. Connect the image as well.")
-    if not np.isfinite(embedding).all():
-        raise SAMError("The embedding has values that are NaN or infinite. Run Get SAM Embedding again.")
     size = (int(images.shape[1]), int(images.shape[2]))
     return SAMEmbedding(embedding, size, segmenter.frame(size).resized, segmenter.encoder_identity, keys)
 
 
 def _checked(embedding: SAMEmbedding, model: Segmenter, keys: list[str] | None) -> SAMEmbedding:
     if embedding.encoder_identity != model.encoder_identity:
-        raise SAMError("The embedding was created with a different model. Run Get SAM Embedding again.")
+        raise SAMError(OTHER_MODEL)
     for name, expected in model.map_shapes.items():
         seen = embedding.maps[name].shape if name in embedding.maps else (len(embedding), *expected)
         if seen != (len(embedding), *expected):

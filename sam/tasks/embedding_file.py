@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...utils.files import whole
 from ..errors import SAMError
-from ..models.base import IMAGE
+from ..models.features import IMAGE
 from ..store.embedding import SAMEmbedding, knows_its_image
 from ..weights.limits import shortened
 from ..weights.safetensors_file import read_with_metadata

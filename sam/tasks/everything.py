@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.images import Frames
 from ..datasets.rle import encode_mask
@@ -23,7 +24,7 @@ from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.nms import Suppression, best_first, non_maximum_suppression
 from ..kernels.upsample import Reach, axes, extents
-from ..models.base import Segmenter, Wanted
+from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..placement import devices
@@ -31,7 +32,7 @@ from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
 from ..store.memory import one_run, passing
 from .embed import encode_one
-from .predict import PROMPT_BYTES, FrameDecoder, PredictOptions
+from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions
 
 Box = tuple[int, int, int, int]
 _MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
@@ -94,10 +95,8 @@ def preset_options(name: str, model: Any) -> AutoMaskOptions:
     Raises:
         SAMError: there is no such preset, or not a model.
     """
-    if name not in PRESETS:
-        raise SAMError(f"preset is {name[:40]!r}: choose one of {', '.join(PRESETS)}.")
-    options = PRESETS[name]
-    own = getattr(as_segmenter(model), "pred_iou_thresh", None) if name == "balanced" else None
+    options = PRESETS[one_of(name, [*PRESETS], "preset")]
+    own = optional_member(as_segmenter(model), "pred_iou_thresh") if name == "balanced" else None
     return options if own is None else replace(options, pred_iou_thresh=own)
 
 
@@ -157,8 +156,7 @@ def as_dicts(found: Sequence[FoundMask], size: Size, mask_format: str = "binary_
     Raises:
         SAMError: there is no such `mask_format`.
     """
-    if mask_format not in ("binary_mask", "coco_rle"):
-        raise SAMError(f"mask_format is {mask_format!r}: choose one of binary_mask, coco_rle.")
+    one_of(mask_format, ("binary_mask", "coco_rle"), "mask_format")
     encode = encode_mask if mask_format == "coco_rle" else np.asarray
     return [
         {
@@ -236,43 +234,74 @@ def everything_each(
     """
     segmenter = as_segmenter(model)
     sizes = [images.size] * len(images) if isinstance(images, Frames) else [image.shape[:2] for image in images]
-    plans = zip(sizes, regions, strict=True)
-    progress = Progress(sum(_steps(_points_of_crops(size, options, region), options) for size, region in plans))
+    crops = (_points_of_crops(size, options, region) for size, region in zip(sizes, regions, strict=True))
+    batches = sum(math.ceil(len(points) / options.points_per_batch) for each in crops for _, points in each)
+    generator = _MaskGenerator(segmenter, options, device_mode, Progress(batches))
     staying = devices.stay_loaded(segmenter.network) if device_mode == "AUTO" else contextlib.nullcontext()
     with staying, one_run(), passing(len(images)):
         for index, (image, region) in enumerate(zip(images, regions, strict=True)):
-            take(index, _segment_image(segmenter, image, options, region, progress, device_mode))
+            take(index, generator.generate(image, region))
+
+
+class _MaskGenerator:
+    """segment_anything's `SamAutomaticMaskGenerator`: a model, how it looks for masks, where it runs, and the progress."""
+
+    def __init__(self, model: Segmenter, options: AutoMaskOptions, device_mode: DeviceMode, progress: Progress) -> None:
+        self.model, self.options, self.device_mode, self.progress = model, options, device_mode, progress
+        self.above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
+
+    def generate(self, image: np.ndarray, region: np.ndarray | None) -> list[FoundMask]:
+        """The masks of an image uint8 `[H, W, 3]`, largest first; see `segment_everything`."""
+        options, crops = self.options, _points_of_crops(image.shape[:2], self.options, region)
+        found = [mask for crop, points in crops if len(points) for mask in self._of_crop(image, crop, points)]
+        if len(crops) > 1:
+            smallest_first = [1 / ((m.crop[2] - m.crop[0]) * (m.crop[3] - m.crop[1])) for m in found]
+            found = _without_duplicates(found, smallest_first, options.crop_nms_thresh)
+        if options.min_mask_region_area > 0:
+            found = _without_small_regions(found, image.shape[:2], options)
+        return sorted(found, key=lambda mask: -mask.area)
+
+    def _of_crop(self, image: np.ndarray, crop: Box, points: np.ndarray) -> Iterator[FoundMask]:
+        """The stable masks of a crop's points `[P, 2]` that non-maximum suppression leaves; others are never rendered."""
+        model, options, (x, y, right, bottom) = self.model, self.options, crop
+        size = bottom - y, right - x
+        key, encoded = encode_one(model, [image[y:bottom, x:right]], self.device_mode)
+        upsampler = _Upsampler(model.frame(size), model.mask_threshold, options)
+        label, waiting = np.ones(1, np.int32), []
+        with placed(model.network, self.device_mode, PROMPT_BYTES * min(len(points), options.points_per_batch)) as device:
+            ready = ImagePredictor(model, encoded.features(key, device), size, PredictOptions(concept=options.concept))
+            wanted = Wanted(ready.concept is None, self.above, options.hq, concept=ready.concept)
+            for start in range(0, len(points), options.points_per_batch):
+                self.progress.check_interrupted()
+                batch = points[start : start + options.points_per_batch]
+                decoded = ready.decode([Prompt(point[None], label) for point in batch], wanted)
+                kept = decoded.scores > self.above
+                clicks = batch[decoded.rows[kept.nonzero()[:, 0]].tolist()].tolist()
+                outlined = upsampler.outlined(decoded.logits[kept].cpu())
+                for mask, score, click in zip(outlined, decoded.scores[kept].tolist(), clicks, strict=True):
+                    if mask is not None and not _is_cut_off(mask.box, crop, image.shape[:2]):
+                        waiting.append(_Candidate(mask.box, score, tuple(click), mask))
+                if sum(candidate.waiting_bytes for candidate in waiting) > _MOST_WAITING:
+                    for candidate in waiting:
+                        candidate.render(upsampler)
+                    waiting = [candidate for candidate in waiting if candidate.rendered is not None]
+                self.progress.advance()
+        boxes = torch.tensor([candidate.box for candidate in waiting], dtype=torch.float32).reshape(-1, 4)
+        suppression = Suppression(boxes, options.box_nms_thresh)
+        for index in best_first(torch.tensor([candidate.score for candidate in waiting])):
+            one = waiting[index]
+            if suppression.is_removed(index):
+                continue
+            one.render(upsampler)
+            if one.rendered is not None:
+                suppression.keep(index)
+                left, top, *end = one.box
+                box, click = (left + x, top + y, end[0] + x, end[1] + y), (one.point[0] + x, one.point[1] + y)
+                yield FoundMask(one.rendered.bits, box, one.score, one.rendered.stability, click, crop)
 
 
 def _points_of_crops(size: Size, options: AutoMaskOptions, region: np.ndarray | None) -> list[tuple[Box, np.ndarray]]:
     return [(crop, _points(crop, layer, options, region)) for crop, layer in _crops(size, options)]
-
-
-def _steps(crops: list[tuple[Box, np.ndarray]], options: AutoMaskOptions) -> int:
-    """How many batches of points there are."""
-    return sum(math.ceil(len(points) / options.points_per_batch) for _, points in crops)
-
-
-def _segment_image(
-    model: Segmenter,
-    image: np.ndarray,
-    options: AutoMaskOptions,
-    region: np.ndarray | None,
-    progress: Progress,
-    device_mode: DeviceMode,
-) -> list[FoundMask]:
-    size: Size = image.shape[:2]
-    crops = _points_of_crops(size, options, region)
-    found: list[FoundMask] = []
-    for crop, points in crops:
-        if len(points):
-            found += _segment_crop(model, image, crop, points, options, progress, device_mode)
-    if len(crops) > 1:
-        smallest_first = [1 / ((m.crop[2] - m.crop[0]) * (m.crop[3] - m.crop[1])) for m in found]
-        found = _without_duplicates(found, smallest_first, options.crop_nms_thresh)
-    if options.min_mask_region_area > 0:
-        found = _without_small_regions(found, size, options)
-    return sorted(found, key=lambda mask: -mask.area)
 
 
 def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
@@ -303,33 +332,6 @@ def _points(crop: Box, layer: int, options: AutoMaskOptions, region: np.ndarray 
     return points[region[rows, columns]]
 
 
-def _segment_crop(
-    model: Segmenter,
-    image: np.ndarray,
-    crop: Box,
-    points: np.ndarray,
-    options: AutoMaskOptions,
-    progress: Progress,
-    device_mode: DeviceMode,
-) -> list[FoundMask]:
-    x1, y1, x2, y2 = crop
-    embedding = encode_one(model, np.ascontiguousarray(image[y1:y2, x1:x2]), device_mode)
-    upsampler = _Upsampler(model.frame(embedding.original_size), model.mask_threshold, options)
-    above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
-    waiting: list[_Candidate] = []
-    with placed(model.network, device_mode, PROMPT_BYTES * min(len(points), options.points_per_batch)) as device:
-        frames = FrameDecoder(model, embedding, device, PredictOptions(concept=options.concept))
-        for start in range(0, len(points), options.points_per_batch):
-            progress.check_interrupted()
-            batch = points[start : start + options.points_per_batch]
-            wanted = Wanted(frames.concept is None, above, options.hq, concept=frames.concept)
-            some = _segment_batch(frames, batch, upsampler, wanted)
-            waiting += [candidate for candidate in some if not _is_cut_off(candidate.box, crop, image.shape[:2])]
-            _relieve(waiting, upsampler)
-            progress.advance()
-    return [_moved(mask, x1, y1) for mask in _remaining(waiting, upsampler, crop, options)]
-
-
 @dataclass
 class _Candidate:
     """A mask that waits for non-maximum suppression, in the crop's pixels; rendered only when it is needed.
@@ -354,39 +356,6 @@ class _Candidate:
         """Upsample it, unless that is done."""
         if self.outlined is not None:
             self.rendered, self.outlined = upsampler.render(self.outlined), None
-
-
-def _segment_batch(frames: FrameDecoder, points: np.ndarray, upsampler: "_Upsampler", wanted: Wanted) -> list[_Candidate]:
-    label = np.ones(1, np.int32)
-    decoded = frames.run(0, [Prompt(point[None], label) for point in points], wanted)
-    kept = decoded.scores > wanted.above
-    owners = decoded.rows[kept.nonzero()[:, 0]].tolist()
-    logits, scores = decoded.logits[kept].cpu(), decoded.scores[kept].tolist()
-    places = [(float(x), float(y)) for x, y in points[owners]]
-    found = zip(upsampler.outlined(logits), scores, places, strict=True)
-    return [_Candidate(mask.box, score, place, mask) for mask, score, place in found if mask]
-
-
-def _relieve(waiting: list[_Candidate], upsampler: "_Upsampler") -> None:
-    """Render what waits where its logits would take too much memory; what is not stable need not wait any longer."""
-    if sum(candidate.waiting_bytes for candidate in waiting) > _MOST_WAITING:
-        for candidate in waiting:
-            candidate.render(upsampler)
-        waiting[:] = [candidate for candidate in waiting if candidate.rendered is not None]
-
-
-def _remaining(waiting: list[_Candidate], upsampler: "_Upsampler", crop: Box, options: AutoMaskOptions) -> Iterator[FoundMask]:
-    """The stable masks that non-maximum suppression leaves. What it removes is never rendered, stable or not."""
-    boxes = torch.tensor([candidate.box for candidate in waiting], dtype=torch.float32).reshape(-1, 4)
-    suppression = Suppression(boxes, options.box_nms_thresh)
-    for index in best_first(torch.tensor([candidate.score for candidate in waiting])):
-        one = waiting[index]
-        if suppression.is_removed(index):
-            continue
-        one.render(upsampler)
-        if one.rendered is not None:
-            suppression.keep(index)
-            yield FoundMask(one.rendered.bits, one.box, one.score, one.rendered.stability, one.point, crop)
 
 
 class _Upsampler:
@@ -449,14 +418,6 @@ def _is_cut_off(box: Box, crop: Box, size: Size) -> bool:
     image = (0, 0, size[1], size[0])
     near = zip(placed_box, crop, image, strict=True)
     return any(abs(edge - cut) <= _EDGE and abs(edge - end) > _EDGE for edge, cut, end in near)
-
-
-def _moved(mask: FoundMask, x: int, y: int) -> FoundMask:
-    return replace(
-        mask,
-        box=(mask.box[0] + x, mask.box[1] + y, mask.box[2] + x, mask.box[3] + y),
-        point=(mask.point[0] + x, mask.point[1] + y),
-    )
 
 
 def _without_duplicates(masks: list[FoundMask], scores: list[float], threshold: float) -> list[FoundMask]:

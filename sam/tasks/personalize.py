@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...utils.boxes import tight_box
+from ...utils.checks import one_of
 from ...utils.images import as_masks, resize_masks
 from ...utils.text import counted
 from ..errors import SAMError
@@ -27,14 +28,14 @@ from ..kernels.upsample import resize_logits
 from ..models.base import Wanted
 from ..models.concept import Concept
 from ..models.families import as_segmenter
-from ..placement.devices import DeviceMode, result_device
+from ..models.features import IMAGE
+from ..placement.devices import DeviceMode, placed, result_device
 from ..prompts import Prompt, on_grid
-from ..store.embedding import SAMEmbedding
-from ..training.mixture import CANDIDATES as MIXED
-from ..training.mixture import learn_mixture, mix
-from .embed import EncoderRun, as_frames, encode
-from .predict import FrameDecoder, PredictOptions
-from .stream import each_embedding
+from .embed import EncoderRun
+from .mixture import CANDIDATES as MIXED
+from .mixture import learn_mixture, mix
+from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions
+from .stream import each_image
 
 Method: TypeAlias = Literal["persam", "persam-f", "parts", "parts and color"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -63,6 +64,12 @@ class Target(NamedTuple):
     mixture: Tensor | None = None
     parts: Sequence[Tensor] = ()
     colors: Sequence[np.ndarray] = ()
+
+    def on(self, device: torch.device) -> "Target":
+        """The same on a device."""
+        local, means, parts = ([one.to(device) for one in some] for some in (self.local, self.means, self.parts))
+        mixture = None if self.mixture is None else self.mixture.to(device)
+        return Target(self.mean.to(device), local, means, mixture, parts, self.colors)
 
 
 class Personalized(NamedTuple):
@@ -105,8 +112,7 @@ class PersonalizeOptions:
     method: Method = "persam"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SAMError(f"method is {self.method!r}: choose one of {', '.join(METHODS)}.")
+        one_of(self.method, METHODS, "method")
 
 
 class FoundObjects(NamedTuple):
@@ -181,41 +187,39 @@ def _find_each(
     take: Callable[[int, FoundObjects], None],
     options: PersonalizeOptions,
 ) -> None:
-    segmenter = run.model
-    examples = encode(segmenter, references, run.device_mode)
-    masks = _checked_masks(reference_masks, examples)
-    predict = _predict_options(options)
+    """See `personalize_each`."""
+    shown = EncoderRun(run.model, references, run.device_mode)
+    masks = _checked_masks(reference_masks, len(shown.frames))
+    # SAM's candidates; with a concept the one mask that was taught.
+    taught = options.concept is not None and len(options.concept.tokens)
+    predict = PredictOptions(multimask="off" if taught else "on", hq=options.hq, concept=options.concept)
+    learned = learn(shown, masks, options.method, predict)
     targets: dict[torch.device, Target] = {}  # a GPU that has no room left in the middle of a batch hands over to the CPU
 
-    def use(index: int, embedding: SAMEmbedding, device: torch.device) -> None:
-        if device not in targets:
-            learned = learn(examples, masks, segmenter.frame(examples.original_size), device)
-            shown = FrameDecoder(segmenter, examples, device, predict)
-            targets[device] = _with_method(learned, shown, references, masks, options)
-        frames = FrameDecoder(segmenter, embedding, device, predict)
-        similarity = similarity_map(embedding, 0, frames.frame, targets[device])
-        if targets[device].parts:
-            objects = _compared(frames, 0, similarity, targets[device], options, run.frames[index])
+    def use(index: int, image: ImagePredictor) -> None:
+        if image.device not in targets:
+            targets[image.device] = learned.on(image.device)
+        target = targets[image.device]
+        similarity = similarity_map(image, target)
+        if target.parts:
+            objects = list(_compared(image, similarity, target, options, run.frames[index]))
         else:
-            objects = _objects(frames, 0, similarity, targets[device], options)
-        take(index, FoundObjects(*_gathered(list(objects), embedding.original_size), similarity.clamp_(0, 1)))
+            objects = list(_objects(image, similarity, target, options))
+        masks = torch.stack([one.mask for one in objects]) if objects else torch.zeros(0, *run.size, dtype=torch.bool)
+        scores = torch.tensor([one.score for one in objects], dtype=torch.float32)
+        points = np.array([one.point for one in objects], dtype=np.float64).reshape(-1, 2)
+        found = masks.to(image.result_device), scores.to(image.result_device), points
+        take(index, FoundObjects(*found, similarity.clamp_(0, 1)))
 
-    each_embedding(run, use)
-
-
-def _predict_options(options: PersonalizeOptions) -> PredictOptions:
-    """SAM's candidates; with a concept the one mask that was taught."""
-    taught = options.concept is not None and len(options.concept.tokens)
-    return PredictOptions(multimask="off" if taught else "on", hq=options.hq, concept=options.concept)
+    each_image(run, use, predict)
 
 
-def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
+def _checked_masks(masks: Tensor, count: int) -> Tensor:
     """One mask for each reference, `[R, h, w]`, none of them empty."""
     masks = as_masks(masks, "reference_mask").cpu()
-    if len(masks) != len(examples):
+    if len(masks) != count:
         raise SAMError(
-            f"reference_mask has {counted(len(masks), 'mask')} for {counted(len(examples), 'reference image')}. "
-            "Connect one for each."
+            f"reference_mask has {counted(len(masks), 'mask')} for {counted(count, 'reference image')}. Connect one for each."
         )
     empty = [str(index) for index, mask in enumerate(masks) if not bool((mask > 0.5).any())]
     if empty:
@@ -226,35 +230,61 @@ def _checked_masks(masks: Tensor, examples: SAMEmbedding) -> Tensor:
     return masks
 
 
-def learn(examples: SAMEmbedding, masks: Tensor, frame: Frame, device: torch.device) -> Target:
-    """The object in R embedded images, from its masks `[R, h, w]` of any size: the features of grid cells that it covers.
+def learn(run: EncoderRun, masks: Tensor, method: Method, predict: PredictOptions) -> Target:
+    """The object in R images, as a method needs it.
 
-    A cell belongs to the object where the mask covers half of it; for an object too small for that, the cells that it covers
-    most do.
+    Args:
+        run: the images.
+        masks: the object in each, `[R, h, w]` of any size.
+        method: see `PersonalizeOptions`.
+        predict: how SAM's candidates are decoded, for `persam-f`.
     """
-    grid = examples.shape[-2:]
-    local = []
-    for values, mask in zip(examples.view(np.ndarray), masks, strict=True):
-        share = on_grid(mask, frame, grid)
-        covered = (share >= min(0.5, float(share.max()))).flatten()
-        local.append(torch.tensor(values, device=device).flatten(1).T[covered.to(device)])
-    means = [features.mean(0) for features in local]
-    unit = [F.normalize(features, dim=-1) for features in local]
-    return Target(torch.stack(means).mean(0), unit, [F.normalize(mean, dim=-1) for mean in means])
+    cells, shown = [torch.zeros(0)] * len(masks), {}
+
+    def use(index: int, image: ImagePredictor) -> None:
+        cells[index] = _cells(image, masks[index])[0]
+        if method == "persam-f":  # it clicks on each image where it resembles all of them
+            shown[index] = image
+
+    each_image(run, use, predict)
+    device = cells[-1].device
+    cells = [features.to(device) for features in cells]
+    means, unit = [features.mean(0) for features in cells], [F.normalize(features, dim=-1) for features in cells]
+    target = Target(torch.stack(means).mean(0), unit, [F.normalize(mean, dim=-1) for mean in means])
+    if method == "persam-f":
+        with placed(run.model.network, run.device_mode, PROMPT_BYTES) as device:
+            target = target.on(device)
+            return target._replace(mixture=_mixture([shown[index].on(device) for index in range(len(masks))], masks, target))
+    if not method.startswith("parts"):
+        return target
+    fitted = [resize_masks(mask[None], frame.shape[:2])[0] for mask, frame in zip(masks, run.frames, strict=True)]
+    colors = [mean_color(frame, (mask >= mask.max() / 2).numpy()) for mask, frame in zip(fitted, run.frames, strict=True)]
+    return target._replace(parts=[parts_of(local, _PARTS) for local in unit], colors=colors)
 
 
-def similarity_map(embedding: SAMEmbedding, index: int, frame: Frame, target: Target) -> Tensor:
+def _cells(image: ImagePredictor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `[P, C]` of the grid cells that a mask `[h, w]` covers half, and the cells' numbers `[P]`.
+
+    Of an object too small for that, the cells that it covers most.
+    """
+    values = image.features.tensor(IMAGE)
+    share = on_grid(mask.float().cpu(), image.frame, values.shape[-2:]).flatten()
+    numbers = (share >= min(0.5, float(share.max()))).nonzero()[:, 0].to(values.device)
+    return values.flatten(1).T[numbers], numbers
+
+
+def similarity_map(image: ImagePredictor, target: Target) -> Tensor:
     """The location prior of an image, float32 `[H, W]` on the CPU, -1..1.
 
     For each reference the cosine with its mean feature and with its best matching local feature, averaged; the mean over
     the references; from the grid to source pixels as the model's own logits go.
     """
-    device = target.mean.device
-    cells = F.normalize(torch.tensor(embedding.view(np.ndarray)[index], device=device).flatten(1).T, dim=-1)
+    values = image.features.tensor(IMAGE)
+    cells = F.normalize(values.flatten(1).T, dim=-1)
     each = [(cells @ mean + (cells @ local.T).amax(1)) / 2 for mean, local in zip(target.means, target.local, strict=True)]
-    grid = torch.stack(each).mean(0).view(1, 1, *embedding.shape[-2:])
+    grid = torch.stack(each).mean(0).view(1, 1, *values.shape[-2:])
     fine = F.interpolate(grid, scale_factor=4, mode="bilinear", align_corners=False)
-    return resize_logits(fine[0], frame)[0].cpu()
+    return resize_logits(fine[0], image.frame)[0].cpu()
 
 
 def extremes(similarity: Tensor) -> np.ndarray:
@@ -270,9 +300,7 @@ class _Object(NamedTuple):
     point: np.ndarray
 
 
-def _objects(
-    frames: FrameDecoder, index: int, similarity: Tensor, target: Target, options: PersonalizeOptions
-) -> Iterator[_Object]:
+def _objects(image: ImagePredictor, similarity: Tensor, target: Target, options: PersonalizeOptions) -> Iterator[_Object]:
     """One object after the other, each where the similarity `[H, W]` is highest once the ones before are erased from it."""
     left, found, misses = similarity.clone(), [], 0
     lowest = extremes(similarity)[1]
@@ -282,50 +310,29 @@ def _objects(
             return
         misses += 1
         if target.mixture is None:
-            guidance = guide(left, frames.frame, frames.embedding.shape[-2:], target) if options.guided else None
-            mask = _segment(frames, index, np.stack([peak, lowest]), guidance).cpu()
+            guidance = guide(left, image.frame, _grid(image), target) if options.guided else None
+            mask = _segment(image, np.stack([peak, lowest]), guidance).cpu()
         else:
-            mask = _segment_mixed(frames, index, peak, target.mixture).cpu()
+            mask = _segment_mixed(image, peak, target.mixture).cpu()
         score = _score(similarity, mask)
         if bool(mask.any()) and not _is_known(mask, found) and score >= options.min_score:
             found.append(mask)
             misses = 0
             yield _Object(mask, score, peak)
-        left[mask | _around(peak, mask.shape, frames)] = similarity.min()
-
-
-def _with_method(
-    target: Target,
-    shown: FrameDecoder,
-    references: Tensor | Sequence[np.ndarray],
-    masks: Tensor,
-    options: PersonalizeOptions,
-) -> Target:
-    """What the method of the options needs besides."""
-    if options.method == "persam-f":
-        return target._replace(mixture=_mixture(shown, masks, target))
-    return _with_parts(target, references, masks) if options.method.startswith("parts") else target
-
-
-def _with_parts(target: Target, references: Tensor | Sequence[np.ndarray], masks: Tensor) -> Target:
-    """What `_compared` needs of the references."""
-    frames = as_frames(references)
-    shown = [resize_masks(mask[None], frame.shape[:2])[0] for mask, frame in zip(masks, frames, strict=True)]
-    colors = [mean_color(frame, (mask >= mask.max() / 2).numpy()) for mask, frame in zip(shown, frames, strict=True)]
-    return target._replace(parts=[parts_of(local, _PARTS) for local in target.local], colors=colors)
+        left[mask | _around(peak, mask.shape, max(_grid(image)))] = similarity.min()
 
 
 def _compared(
-    frames: FrameDecoder, index: int, similarity: Tensor, target: Target, options: PersonalizeOptions, image: np.ndarray
+    image: ImagePredictor, similarity: Tensor, target: Target, options: PersonalizeOptions, pixels: np.ndarray
 ) -> Iterator[_Object]:
-    """What was found at several places, the best match of the references first."""
+    """What was found at several places of an image uint8 `[H, W, 3]`, the best match of the references first."""
     places = replace(options, max_objects=max(_PLACES, options.max_objects), min_score=0.0)
     lowest, rated = extremes(similarity)[1], []
-    for one in _objects(frames, index, similarity, target, places):
-        again = _segment_parts(frames, index, one, lowest, target)
+    for one in _objects(image, similarity, target, places):
+        again = _segment_parts(image, one, lowest, target)
         for found in (one, one._replace(mask=again, score=_score(similarity, again))):
             if bool(found.mask.any()):
-                rated.append((_resemblance(frames, index, found.mask, target, options, image), found))
+                rated.append((_resemblance(image, found.mask, target, options, pixels), found))
     taken: list[Tensor] = []
     for _, found in sorted(rated, key=lambda pair: -pair[0]):
         if len(taken) < options.max_objects and found.score >= options.min_score and not _is_known(found.mask, taken):
@@ -333,38 +340,28 @@ def _compared(
             yield found
 
 
-def _cells(frames: FrameDecoder, index: int, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features of unit length `[P, C]` of the grid cells that a mask `[H, W]` covers, and the cells' numbers `[P]`."""
-    values = torch.tensor(frames.embedding.view(np.ndarray)[index], device=device)
-    share = on_grid(mask.float().cpu(), frames.frame, values.shape[-2:]).flatten()
-    numbers = (share >= min(0.5, float(share.max()))).nonzero()[:, 0].to(device)
-    return F.normalize(values.flatten(1).T[numbers], dim=-1), numbers
-
-
-def _segment_parts(frames: FrameDecoder, index: int, found: _Object, lowest: np.ndarray, target: Target) -> Tensor:
+def _segment_parts(image: ImagePredictor, found: _Object, lowest: np.ndarray, target: Target) -> Tensor:
     """A mask prompted with a point for each part of the object inside what was found; parts that are not there have none."""
-    cells, numbers = _cells(frames, index, found.mask, target.mean.device)
-    similarity = cells @ torch.cat(list(target.parts)).T
+    cells, numbers = _cells(image, found.mask)
+    similarity = F.normalize(cells, dim=-1) @ torch.cat(list(target.parts)).T
     best, where = similarity.max(0)
     best, where = best.cpu(), numbers[where].cpu()
     kept = where[best >= best.mean() - best.std(correction=0)].unique().numpy()
-    width = frames.embedding.shape[-1]
-    (height_, width_), resized = frames.frame.original, frames.frame.resized
-    scale = np.array([width_ / resized[1], height_ / resized[0]]) * frames.frame.side / width
-    points = np.stack([kept % width + 0.5, kept // width + 0.5], 1) * scale
-    points = np.concatenate([found.point[None], np.minimum(points, [width_, height_]), lowest[None]])
+    columns = _grid(image)[1]
+    (height, width), resized = image.frame.original, image.frame.resized
+    scale = np.array([width / resized[1], height / resized[0]]) * image.frame.side / columns
+    points = np.stack([kept % columns + 0.5, kept // columns + 0.5], 1) * scale
+    points = np.concatenate([found.point[None], np.minimum(points, [width, height]), lowest[None]])
     labels = np.array([1] * (len(points) - 1) + [0], np.int32)
-    return frames.decode(index, [Prompt(points, labels)], replace(frames.options, multimask="off"))[0][0].cpu()
+    return image.predict([Prompt(points, labels)], replace(image.options, multimask="off"))[0][0].cpu()
 
 
-def _resemblance(
-    frames: FrameDecoder, index: int, mask: Tensor, target: Target, options: PersonalizeOptions, image: np.ndarray
-) -> float:
+def _resemblance(image: ImagePredictor, mask: Tensor, target: Target, options: PersonalizeOptions, pixels: np.ndarray) -> float:
     """How much a mask resembles the most similar of the references."""
-    cells, _ = _cells(frames, index, mask, target.mean.device)
+    cells = F.normalize(_cells(image, mask)[0], dim=-1)
     each = [match(local, cells) for local in target.local]
     if options.method == "parts and color":
-        color = mean_color(image, mask.cpu().numpy())
+        color = mean_color(pixels, mask.cpu().numpy())
         each = [one - color_distance(color, other) for one, other in zip(each, target.colors, strict=True)]
     return max(each)
 
@@ -378,9 +375,14 @@ def _is_known(mask: Tensor, others: list[Tensor]) -> bool:
     return any(int((mask & other).sum()) > _SAME * min(area, int(other.sum())) for other in others)
 
 
-def _around(point: np.ndarray, size: Size, frames: FrameDecoder) -> Tensor:
+def _grid(image: ImagePredictor) -> Size:
+    """Rows and columns of an image's main feature map."""
+    return tuple(image.features.tensor(IMAGE).shape[-2:])
+
+
+def _around(point: np.ndarray, size: Size, cells: int) -> Tensor:
     """The pixels within a grid cell of a point, bool `[H, W]`: they would lead to the same mask again."""
-    reach = max(size) / max(frames.embedding.shape[-2:])
+    reach = max(size) / cells
     near = torch.zeros(size, dtype=torch.bool)
     (left, top), (right, bottom) = np.maximum(point - reach, 0).astype(int), np.ceil(point + reach).astype(int) + 1
     near[top:bottom, left:right] = True
@@ -394,55 +396,47 @@ def guide(similarity: Tensor, frame: Frame, grid: Size, target: Target) -> Guida
     return Guidance(attention.flatten(1).to(target.mean.device), target.mean[None])
 
 
-def _segment(frames: FrameDecoder, index: int, points: np.ndarray, guidance: Guidance | None) -> Tensor:
+def _segment(image: ImagePredictor, points: np.ndarray, guidance: Guidance | None) -> Tensor:
     """A mask bool `[H, W]` from a positive and a negative point `[2, 2]`, refined with its logits, then with its box."""
     prompt = Prompt(points, np.array([1, 0], np.int32))
-    _, _, logits = frames.decode(index, [prompt], replace(frames.options, multimask="off"), guidance)
-    masks, _, logits = frames.decode(index, [replace(prompt, logits=logits[0])])
+    _, _, logits = image.predict([prompt], replace(image.options, multimask="off"), guidance)
+    masks, _, logits = image.predict([replace(prompt, logits=logits[0])])
     box = tight_box(masks[0])
     if box is None:
         return masks[0]
     corners = np.array([box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]], dtype=np.float64)
-    return frames.decode(index, [replace(prompt, logits=logits[0], box=corners)])[0][0]
+    return image.predict([replace(prompt, logits=logits[0], box=corners)])[0][0]
 
 
-def _mixture(frames: FrameDecoder, masks: Tensor, target: Target) -> Tensor:
+def _mixture(images: Sequence[ImagePredictor], masks: Tensor, target: Target) -> Tensor:
     """PerSAM-F's weights: what mixes the candidates of a click on each reference to its mask `[R, h, w]`."""
-    examples, frame = [], frames.frame
+    examples, frame = [], images[0].frame
     height, width = (math.ceil(side * cells / frame.side) for side, cells in zip(frame.resized, frame.grid, strict=True))
-    for index, mask in enumerate(masks):
-        peak = extremes(similarity_map(frames.embedding, index, frame, target))[0]
-        wanted = (on_grid(mask, frame, frame.grid)[0] > 0.5).float().to(frames.device)
-        examples.append((_candidates(frames, index, peak)[:, :height, :width], wanted[:height, :width]))
+    for image, mask in zip(images, masks, strict=True):
+        peak = extremes(similarity_map(image, target))[0]
+        wanted = (on_grid(mask, frame, frame.grid)[0] > 0.5).float().to(image.device)
+        examples.append((_candidates(image, peak)[:, :height, :width], wanted[:height, :width]))
     return learn_mixture(examples)
 
 
-def _candidates(frames: FrameDecoder, index: int, point: np.ndarray) -> Tensor:
+def _candidates(image: ImagePredictor, point: np.ndarray) -> Tensor:
     """Logits `[3, 4h, 4w]` of SAM's candidates for a click."""
-    found = frames.run(index, [Prompt(point[None], np.array([1], np.int32))], Wanted(True, hq=frames.options.hq)).logits[0]
+    found = image.decode([Prompt(point[None], np.array([1], np.int32))], Wanted(True, hq=image.options.hq)).logits[0]
     if len(found) != MIXED:
         raise SAMError(f"persam-f mixes {MIXED} candidates, but this model gives {len(found)}. Choose another method.")
     return found
 
 
-def _segment_mixed(frames: FrameDecoder, index: int, point: np.ndarray, weights: Tensor) -> Tensor:
+def _segment_mixed(image: ImagePredictor, point: np.ndarray, weights: Tensor) -> Tensor:
     """A mask bool `[H, W]` from a point: the mixed candidates, refined twice with the last pixels as a box, and logits."""
-    prompt, logits = Prompt(point[None], np.array([1], np.int32)), mix(_candidates(frames, index, point), weights)[None]
-    mask = frames.upscale(logits)[0]
+    prompt, logits = Prompt(point[None], np.array([1], np.int32)), mix(_candidates(image, point), weights)[None]
+    mask = image.upscale(logits)[0]
     for _ in range(2):
         box = tight_box(mask)
         if box is None:
             break
         x, y = box["x"], box["y"]
         corners = np.array([x, y, x + box["width"] - 1, y + box["height"] - 1], dtype=np.float64)
-        masks, _, refined = frames.decode(index, [replace(prompt, logits=logits, box=corners)])
+        masks, _, refined = image.predict([replace(prompt, logits=logits, box=corners)])
         mask, logits = masks[0], refined[0]
     return mask
-
-
-def _gathered(objects: list[_Object], size: Size) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Objects of one image as masks `[N, H, W]`, scores `[N]` and points `[N, 2]`."""
-    masks = torch.stack([one.mask for one in objects]) if objects else torch.zeros(0, *size, dtype=torch.bool)
-    scores = torch.tensor([one.score for one in objects], dtype=torch.float32)
-    points = np.array([one.point for one in objects], dtype=np.float64).reshape(-1, 2)
-    return masks.to(result_device()), scores.to(result_device()), points

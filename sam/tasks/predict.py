@@ -1,5 +1,6 @@
 """Embedding + prompts -> masks, scores, logits. Stateless: nothing stays between calls, so threads may share a model."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,21 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.text import counted
 from ..errors import SAMError
-from ..geometry import Frame
+from ..geometry import Frame, Size
 from ..kernels.decoder import Decoded, Guidance
 from ..kernels.upsample import resize_logits
-from ..models.base import IMAGE, Features, Segmenter, Wanted
+from ..models.base import Segmenter, Wanted
 from ..models.concept import Concept, checked_concept
 from ..models.families import as_segmenter
+from ..models.features import IMAGE, Features
 from ..placement.devices import DeviceMode, placed, result_device
 from ..placement.memory import fitting, in_batches
 from ..prompts import Prompt, shape_of, to_model_frame
 from ..store.embedding import SAMEmbedding
 from ..store.memory import passing
-from .embed import as_embedding
+from .embed import OTHER_MODEL, Encoded, as_embedding, encode_one
 
 Candidate: TypeAlias = Literal["best", "smallest", "middle", "largest", "all"]
 CANDIDATES: tuple[str, ...] = get_args(Candidate)
@@ -60,8 +63,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (("candidate", CANDIDATES), ("multimask", MULTIMASK)):
-            if getattr(self, name) not in choices:
-                raise SAMError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+            one_of(getattr(self, name), choices, name)
 
 
 class Prediction(NamedTuple):
@@ -136,10 +138,14 @@ def decode_each(
     options = options or PredictOptions()
     progress = Progress(len(prompts))
     with placed(segmenter.network, device_mode, prompt_bytes(prompts)) as device, passing(len(prompts)):
-        frames = FrameDecoder(segmenter, embedding, device, options)
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
-            take(index, frames.decode(index, objects))
+            take(
+                index,
+                ImagePredictor(segmenter, features_of(embedding, index, device), embedding.original_size, options).predict(
+                    objects
+                ),
+            )
             progress.advance()
 
 
@@ -154,36 +160,50 @@ def prompt_bytes(prompts: Sequence[Sequence[Prompt]]) -> int:
     return PROMPT_BYTES * min(_PROMPTS_PER_BATCH, max(map(len, prompts), default=0))
 
 
-class FrameDecoder:
-    """Images and a model that are on one device, for as long as `placed` keeps the model there.
+def features_of(embedding: SAMEmbedding, index: int, device: torch.device) -> Features:
+    """One of the images of an embedding, ready to be prompted on a device."""
+    maps = {IMAGE: embedding.view(np.ndarray)[index]} | {name: values[index] for name, values in embedding.maps.items()}
+    return Features(maps, embedding.image_keys[index], device)
+
+
+class ImagePredictor:
+    """One image that is ready to be prompted, as often as one likes, while `placed` keeps its model on the image's device.
+
+    It takes the place of segment_anything's `SamPredictor` after `set_image`, but nothing that it is called with stays in it.
 
     Args:
-        model: that made the embedding.
-        embedding: B images.
-        device: where the model is.
-        options: see `PredictOptions`.
+        model: that made the features.
+        features: of the image; its device is where the model is.
+        size: (H, W) of the image.
+        options: see `PredictOptions`; for prompts that come without their own.
+
+    Attributes:
+        frame: how the image lies in the model's input.
+        model, features, options: the same.
 
     Raises:
         SAMError: the concept of the options was made for another model.
     """
 
-    def __init__(self, model: Segmenter, embedding: SAMEmbedding, device: torch.device, options: PredictOptions) -> None:
-        self.model, self.embedding, self.device, self.options = model, embedding, device, options
-        self.frame: Frame = model.frame(embedding.original_size)
-        self.result_device = result_device()
+    def __init__(self, model: Segmenter, features: Features, size: Size, options: PredictOptions) -> None:
+        self.model, self.features, self.options = model, features, options
+        self.frame: Frame = model.frame(size)
+        self.device, self.result_device = features.device, result_device()
         tokens = checked_concept(options.concept, model)
-        self.concept = None if tokens is None else tokens.to(device)
+        self.concept = None if tokens is None else tokens.to(self.device)
 
-    def decode(
-        self,
-        index: int,
-        objects: Sequence[Prompt],
-        options: PredictOptions | None = None,
-        guidance: Guidance | None = None,
+    def on(self, device: torch.device) -> "ImagePredictor":
+        """The same image on a device; itself, where it is there."""
+        if device == self.device:
+            return self
+        return ImagePredictor(self.model, self.features.on(device), self.frame.original, self.options)
+
+    def predict(
+        self, objects: Sequence[Prompt], options: PredictOptions | None = None, guidance: Guidance | None = None
     ) -> FramePrediction:
-        """Masks, scores and logits of one image's objects (see `Prediction`), all under the one `guidance`.
+        """Masks, scores and logits of objects (see `Prediction`), all under the one `guidance`.
 
-        `options` takes precedence over those of the decoder.
+        `options` takes precedence over those of the predictor, but for the concept.
         """
         options = options or self.options
         nothing = torch.zeros(0, *self.frame.grid, device=self.device), torch.zeros(0, device=self.device)
@@ -193,27 +213,24 @@ class FrameDecoder:
             ambiguous = some[0].is_single_click and self.concept is None
             several = options.multimask == "on" or (options.multimask == "auto" and ambiguous)
             wanted = Wanted(several, hq=options.hq, guidance=guidance, concept=self.concept)
-            logits, scores, _ = self.run(index, some, wanted)
+            logits, scores, _ = self.decode(some, wanted)
             for row, member in enumerate(members):
                 chosen[member] = self._pick(logits[row], scores[row], options)
         logits, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         masks, asked = self.upscale(logits, options), logits if options.logits else logits[:0].clone()
         return FramePrediction(masks, scores.to(self.result_device), asked[:, None].to(self.result_device))
 
-    def run(self, index: int, prompts: list[Prompt], wanted: Wanted) -> Decoded:
-        """Logits and predicted IoUs of one image's n prompts, which must share a shape (see `shape_of`).
+    def decode(self, prompts: list[Prompt], wanted: Wanted) -> Decoded:
+        """Logits and predicted IoUs of n prompts, which must share a shape (see `shape_of`).
 
         Raises:
             SAMError: the model does not support what is wanted.
         """
-        maps = {IMAGE: self.embedding.view(np.ndarray)[index]}
-        maps |= {name: values[index] for name, values in self.embedding.maps.items()}
-        features = Features(maps, self.embedding.image_keys[index], self.device)
 
         def decode(some: Sequence[int]) -> Decoded:
             part = slice(some[0], some[-1] + 1)
             guided = wanted._replace(guidance=wanted.guidance and wanted.guidance.of(part))
-            found = self.model.decode(features, to_model_frame(prompts[part], self.frame, self.device), guided)
+            found = self.model.decode(self.features, to_model_frame(prompts[part], self.frame, self.device), guided)
             return found._replace(rows=found.rows + part.start)
 
         at_once = fitting(self.device, PROMPT_BYTES, len(prompts))
@@ -244,6 +261,51 @@ class FrameDecoder:
         at_once = fitting(self.device, _UPSCALED_BYTES * pixels, max(1, _UPSCALED_ELEMENTS // pixels))
         list(in_batches(range(len(logits)), at_once, upscale))
         return masks
+
+
+class ReadyImage:
+    """An image that is encoded now and prompted again and again: what a device has of it stays there from one time to the next.
+
+    Args:
+        model: ours or any `segment_anything` Sam.
+        image: uint8 `[H, W, 3]`.
+        device_mode: see `placed`.
+
+    Attributes:
+        key: its content key.
+        size: (H, W).
+
+    Raises:
+        SAMError: what `encode` raises.
+    """
+
+    def __init__(self, model: Any, image: np.ndarray, device_mode: DeviceMode = "AUTO") -> None:
+        self._model, self._device_mode = as_segmenter(model), device_mode
+        self._identity = self._model.encoder_identity
+        self.key, self._encoded = encode_one(self._model, [image], device_mode)
+        self.size: Size = image.shape[:2]
+        self._predictor: ImagePredictor | None = None
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def predictor(self) -> Iterator[ImagePredictor]:
+        """In the body, the model is on the device of the predictor, which is to be given one object at a time.
+
+        Raises:
+            SAMError: the model has other weights than when the image was encoded.
+        """
+        if self._model.encoder_identity != self._identity:
+            raise SAMError(OTHER_MODEL)
+        with placed(self._model.network, self._device_mode, PROMPT_BYTES) as device:
+            if self._predictor is None or self._predictor.device != device:
+                features = self._encoded.features(self.key, device)
+                self._predictor = ImagePredictor(self._model, features, self.size, PredictOptions())
+                self._encoded = Encoded(self._encoded.maps)
+            yield self._predictor
+
+    def release(self) -> None:
+        """Drop what a device has of the image; the next `predictor` brings it there again."""
+        self._predictor, self._encoded = None, Encoded(self._encoded.maps)
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:

@@ -16,15 +16,14 @@ from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import chunk
 from ..prompts import Prompt
-from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
-from .embed import Encoded, EncoderRun
-from .predict import FrameDecoder, FramePrediction, PredictOptions, Take, check_count, prompt_bytes
+from .embed import EncoderRun
+from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions, Take, check_count, prompt_bytes
 
 _FLOAT = 4  # bytes
 
-Use: TypeAlias = Callable[[int, SAMEmbedding, torch.device], None]
-"""Uses the embedding `[1, C, h, w]` of a frame, by its index, with the model on a device."""
+Use: TypeAlias = Callable[[int, ImagePredictor], None]
+"""Uses an image that is ready to be prompted, by its index, while the model is on its device."""
 
 
 @torch.no_grad()
@@ -48,44 +47,35 @@ def segment_each(
     Raises:
         SAMError: what `encode` and `decode` raise.
     """
-    asked = [(prompts, options or PredictOptions())]
-    segment_each_way(model, images, asked, lambda index, found: take(index, found[0]), device_mode)
+    segmenter, options = as_segmenter(model), options or PredictOptions()
+    run = EncoderRun(segmenter, images, device_mode)
+    check_count(prompts, len(run.frames))
+    each_image(run, lambda index, image: take(index, image.predict(prompts[index])), options, prompt_bytes(prompts))
 
 
 @torch.no_grad()
-def segment_each_way(
-    model: Any,
-    images: Tensor | Sequence[np.ndarray],
-    asked: Sequence[tuple[Sequence[Sequence[Prompt]], PredictOptions]],
-    take: Callable[[int, list[FramePrediction]], None],
-    device_mode: DeviceMode = "AUTO",
-) -> None:
-    """`segment_each` for several sets of prompts, each with its own options: an image is encoded once for all of them.
+def prompt_each(model: Any, images: Tensor | Sequence[np.ndarray], use: Use, device_mode: DeviceMode = "AUTO") -> None:
+    """Encode a batch of any length; each image is handed on ready to be prompted, by one object at a time, and dropped.
 
     Args:
-        asked: prompts and options of each set.
-        take: gets the index of each image, and the masks of each set.
-        model, images, device_mode: see `segment_each`, as for what is raised.
+        images, device_mode: see `encode`.
+        use: see `Use`; equal images come together, the others in order.
+        model: see `decode`.
+
+    Raises:
+        SAMError: what `encode` raises.
     """
-    segmenter = as_segmenter(model)
-    run = EncoderRun(segmenter, images, device_mode)
-    for prompts, _ in asked:
-        check_count(prompts, len(run.frames))
-
-    def use(index: int, embedding: SAMEmbedding, device: torch.device) -> None:
-        decoders = [FrameDecoder(segmenter, embedding, device, options) for _, options in asked]
-        take(index, [decoder.decode(0, prompts[index]) for decoder, (prompts, _) in zip(decoders, asked, strict=True)])
-
-    each_embedding(run, use, max((prompt_bytes(prompts) for prompts, _ in asked), default=0))
+    each_image(EncoderRun(as_segmenter(model), images, device_mode), use, PredictOptions(), PROMPT_BYTES)
 
 
-def each_embedding(run: EncoderRun, use: Use, working_bytes: int = 0) -> None:
-    """Encode images a chunk at a time, each distinct one once, and use their embeddings before the next chunk.
+def each_image(run: EncoderRun, use: Use, options: PredictOptions, working_bytes: int = 0) -> None:
+    """Encode images a chunk at a time, each distinct one once, and use them before the next chunk.
 
     Args:
         run: the images.
-        use: see `Use`.
-        working_bytes: what it needs on a GPU besides the weights.
+        use: see `Use`; equal images come together, and are one.
+        options: of the predictors.
+        working_bytes: what `use` needs on a GPU besides the weights.
     """
     model, keys = run.model, list(run.places)
     progress = Progress(2 * len(run.frames))
@@ -98,16 +88,11 @@ def each_embedding(run: EncoderRun, use: Use, working_bytes: int = 0) -> None:
             run.each(some, progress, encoded.__setitem__)
             with placed(model.network, run.device_mode, working_bytes) as device:
                 for key in some:
-                    _use_one(run, key, encoded.pop(key), use, device, progress)
-
-
-def _use_one(run: EncoderRun, key: str, encoded: Encoded, use: Use, device: torch.device, progress: Progress) -> None:
-    """Use an image's features for every frame that shows it."""
-    embedding = run.embedding({name: values[None] for name, values in encoded.maps.items()}, [key])
-    for index in run.places[key]:
-        progress.check_interrupted()
-        use(index, embedding, device)
-        progress.advance()
+                    image = ImagePredictor(model, encoded.pop(key).features(key, device), run.size, options)
+                    for index in run.places[key]:
+                        progress.check_interrupted()
+                        use(index, image)
+                        progress.advance()
 
 
 def _feature_bytes(model: Segmenter) -> int:

@@ -9,8 +9,8 @@ from ..models.base import Segmenter
 from ..models.sam import SAMModel
 from ..models.sam2 import SAM2Model
 from ..prompts import Prompt
-from .embed import encode
-from .predict import PredictOptions, decode
+from .predict import FramePrediction, PredictOptions
+from .stream import segment_each
 
 
 class SAMWrapper:
@@ -62,9 +62,10 @@ class SAMWrapper:
         prompt = Prompt(np.asarray(points, np.float64).reshape(-1, 2), np.asarray(plabs, np.int32), box)
         if box is None and not len(prompt.points):
             return []
-        embedding = encode(self.model, [image[..., :3]])
-        found = decode(self.model, embedding, [[prompt]], PredictOptions("all", "on"))
-        masks, scores = found.masks[0].cpu().numpy(), found.scores[0].tolist()
+        found: list[FramePrediction] = []
+        options = PredictOptions("all", "on", logits=False)
+        segment_each(self.model, [image[..., :3]], [[prompt]], lambda _, one: found.append(one), options)
+        masks, scores = found[0].masks.cpu().numpy(), found[0].scores.tolist()
         return [mask for mask, score in zip(masks, scores, strict=True) if score >= threshold] or [masks[0]]
 
 

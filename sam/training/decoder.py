@@ -28,7 +28,7 @@ from ..models.taught import SURE
 from ..placement.devices import DeviceMode, placed
 from ..prompts import PromptTensors
 from .drawing import Drawer
-from .examples import Example, covered, make_examples, make_others
+from .examples import Example, ReadyExamples, covered, make_examples, make_others
 from .loop import History, Schedule, train
 from .losses import iou, mask_loss
 from .teach import Lesson, Row
@@ -114,8 +114,9 @@ class _Trainer:
         device: torch.device,
     ) -> None:
         self.base, self.trained = Trainable(model, device), Trainable(model, device)
-        self.examples, self.options, self.device = examples, options, device
-        self.checked, self.others = others[: len(others) // _LEAST_TO_SPLIT], others[len(others) // _LEAST_TO_SPLIT :]
+        self.examples, self.options, self.device = ReadyExamples(examples, device), options, device
+        checked = len(others) // _LEAST_TO_SPLIT
+        self.checked, self.others = ReadyExamples(others[:checked], device), ReadyExamples(others[checked:], device)
         self.drawer = Drawer(model.frame((1, 1)).side / len(examples[0].target), device)
         self.before: dict[int, Tensor] = {}  # the base's masks of the held-out clicks on an example
         self.parameters = {
@@ -141,9 +142,12 @@ class _Trainer:
 
         def loss_of(step: int) -> Tensor:
             self.trained.plan = self.trained.planned()
-            some = self.others if self.others and step % 2 else [self.examples[index] for index in taught]
-            example, other = self.examples[taught[int(rng.integers(len(taught)))]], some[int(rng.integers(len(some)))]
-            example, other = (one.mirrored() if rng.random() < _MIRRORED else one for one in (example, other))
+            example = self.examples[taught[int(rng.integers(len(taught)))]]
+            if self.others and step % 2:
+                other = self.others[int(rng.integers(len(self.others)))]
+            else:
+                other = self.examples[taught[int(rng.integers(len(taught)))]]
+            example, other = (one.mirrored if rng.random() < _MIRRORED else one for one in (example, other))
             return self._loss(example, rng) + self._loss_elsewhere(other, rng)
 
         def measure() -> list[float]:

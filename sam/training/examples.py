@@ -1,24 +1,30 @@
 """Images with masks, as training needs them: feature maps, and the masks on the grid of the decoder's logits."""
 
+import functools
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...utils.comfy import Progress
 from ...utils.images import as_image, as_masks
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame
-from ..models.base import IMAGE, Features, Segmenter
-from ..placement.devices import DeviceMode
+from ..models.base import Segmenter
+from ..models.features import Features
+from ..placement.devices import DeviceMode, device_for
+from ..placement.host import CPU
+from ..placement.memory import room
 from ..prompts import on_grid
-from ..tasks.embed import encode
+from ..tasks.embed import encode_one
 
 MOST_EXAMPLES = 512
 """Their feature maps stay in memory, 4 MiB each for stock SAM and 17 MiB for SAM 2."""
+_READY = 8  # times the bytes of an example's maps: with what its prompts share, and the same mirrored
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,15 @@ class Example:
     other: Tensor | None
     depth: Tensor
 
+    @functools.cached_property
     def mirrored(self) -> "Example":
         """The same from right to left."""
         other = None if self.other is None else self.other.flip(1)
         return Example(self.features.mirrored(), self.target.flip(1), self.inside.flip(1), other, self.depth.flip(1))
+
+    def on(self, device: torch.device) -> "Example":
+        """The same with its feature maps on a device; prompts are drawn from the masks, which stay on the CPU."""
+        return replace(self, features=self.features.on(device))
 
     @property
     def mask(self) -> Tensor:
@@ -82,7 +93,7 @@ def make_examples(
             f"masks is empty for image {', '.join(empty[:8])} of {len(each)} (counted from 0). Paint over the object in every "
             "image. Load Image gives an empty mask for an image without alpha."
         )
-    examples = [_example(model, *one, device_mode) for one in zip(frames, each, others, strict=True)]
+    examples = _examples(model, frames, each, others, device_mode)
     lost = [str(index) for index, example in enumerate(examples) if not bool(example.mask.any())]
     if lost:  # a pixel of an image of thousands
         raise SAMError(
@@ -104,7 +115,34 @@ def make_others(model: Segmenter, images: Sequence[Tensor], device_mode: DeviceM
     frames = [image[i : i + 1] for image in map(as_image, images) for i in range(len(image))]
     if len(frames) > MOST_EXAMPLES:
         raise SAMError(f"There are {counted(len(frames), 'other image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
-    return [_example(model, frame, torch.zeros(1, *frame.shape[1:3]), None, device_mode) for frame in frames]
+    nothing = [torch.zeros(1, *frame.shape[1:3]) for frame in frames]
+    return _examples(model, frames, nothing, [None] * len(frames), device_mode)
+
+
+class ReadyExamples(Sequence[Example]):
+    """Examples on the device of a training. As many stay there as it has room for; others are uploaded when their turn comes.
+
+    Args:
+        examples: in order.
+        device: where to train.
+    """
+
+    def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
+        self._examples, self._device = examples, device
+        largest = max((example.features.nbytes for example in examples), default=1)
+        self._room = room(device, _READY * largest, max(1, len(examples)))
+        self._ready: OrderedDict[int, Example] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        if index not in self._ready:
+            if len(self._ready) == self._room:
+                self._ready.popitem(last=False)
+            self._ready[index] = self._examples[index].on(self._device)
+        self._ready.move_to_end(index)
+        return self._ready[index]
 
 
 def covered(target: Tensor) -> Tensor:
@@ -123,16 +161,25 @@ def _as_many(masks: Sequence[Tensor], count: int, name: str) -> list[Tensor]:
     return each
 
 
-def _example(model: Segmenter, image: Tensor, mask: Tensor, other: Tensor | None, device_mode: DeviceMode) -> Example:
-    embedding = encode(model, image, device_mode)
-    maps = {IMAGE: embedding.view(np.ndarray)[0]} | {name: values[0] for name, values in embedding.maps.items()}
-    frame = model.frame(embedding.original_size)
-    target = on_grid(mask[0], frame, frame.grid)[0]
-    inside = _inside(frame)
-    wrong = None if other is None or not bool((other > 0.5).any()) else covered(on_grid(other[0], frame, frame.grid)[0])
-    features = Features(maps, embedding.image_keys[0], torch.device("cpu"))
-    depth = _depth(covered(target))
-    return Example(features, target, inside, wrong, depth)
+def _examples(
+    model: Segmenter,
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    others: Sequence[Tensor | None],
+    device_mode: DeviceMode,
+) -> list[Example]:
+    """One of each image `[1, H, W, C]`; the first ones, as many as there is room for, stay on the device that encoded them."""
+    device, progress, examples = device_for(device_mode), Progress(len(images)), []
+    for image, mask, other in zip(images, masks, others, strict=True):
+        key, encoded = encode_one(model, image, device_mode)
+        stays = len(examples) < room(device, _READY * encoded.nbytes, MOST_EXAMPLES)
+        features = encoded.features(key, device if stays else CPU)
+        frame = model.frame(tuple(image.shape[1:3]))
+        target = on_grid(mask[0], frame, frame.grid)[0]
+        wrong = None if other is None or not bool((other > 0.5).any()) else covered(on_grid(other[0], frame, frame.grid)[0])
+        examples.append(Example(features, target, _inside(frame), wrong, _depth(covered(target))))
+        progress.advance()
+    return examples
 
 
 def _inside(frame: Frame) -> Tensor:

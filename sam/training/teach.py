@@ -18,7 +18,7 @@ from ..models.concept import Concept, name_of
 from ..models.families import as_segmenter, identity_of
 from ..placement.devices import DeviceMode, placed
 from .drawing import Drawer
-from .examples import Example, make_examples
+from .examples import Example, ReadyExamples, make_examples
 from .loop import History, Schedule, train
 from .losses import iou, mask_loss
 from .trainable import Trainable, Tried
@@ -119,7 +119,8 @@ class _Teacher:
     """One model, its examples, and how to learn."""
 
     def __init__(self, model: Segmenter, examples: list[Example], options: TeachOptions, device: torch.device) -> None:
-        self.trainable, self.examples, self.options, self.device = Trainable(model, device), examples, options, device
+        self.trainable, self.options, self.device = Trainable(model, device), options, device
+        self.examples = ReadyExamples(examples, device)
         self.drawer = Drawer(model.frame((1, 1)).side / len(examples[0].target), device)
         self.before = [self._before(index) for index in range(len(examples))]
 
@@ -169,7 +170,7 @@ class _Teacher:
         return tokens.detach(), history
 
     def _loss(self, example: Example, tokens: Tensor, rng: Generator, step: int) -> Tensor:
-        example = example.mirrored() if rng.random() < _MIRRORED else example
+        example = example.mirrored if rng.random() < _MIRRORED else example
         shared = self.trainable.share(example.features)
         target, inside = example.target.to(self.device), example.inside.to(self.device)
         if example.other is not None and step % _OTHER_EVERY == 0:

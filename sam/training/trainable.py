@@ -9,7 +9,8 @@ from torch import Tensor
 from ..errors import SAMError
 from ..kernels.decoder import FastDecoder, Rated, SharedImage
 from ..kernels.linear import AtenLinear
-from ..models.base import DecoderParts, Features, Segmenter, with_concept
+from ..models.base import DecoderParts, Segmenter, optional_member, with_concept
+from ..models.features import Features
 from ..prompts import PromptTensors
 
 
@@ -32,7 +33,7 @@ class Trainable:
     """
 
     def __init__(self, model: Segmenter, device: torch.device) -> None:
-        find = getattr(model, "decoder_parts", None)
+        find = optional_member(model, "decoder_parts")
         if find is None:
             raise SAMError(f"A {type(model).__name__} cannot be taught. Use a model from Load SAM Model.")
         parts: DecoderParts = find()
@@ -48,8 +49,12 @@ class Trainable:
         return self.kind(self.decoder, self.prompts, AtenLinear)
 
     def share(self, features: Features) -> SharedImage:
-        """What the prompts of an image share."""
-        maps = [torch.tensor(features.maps[name], device=self.device) for name in self.maps]
+        """What the prompts of an image on the device share; made once for each image, unless the decoder is being trained."""
+        if any(weight.requires_grad for weight in self.decoder.parameters()):
+            return self._share([features.tensor(name) for name in self.maps])
+        return features.shared(self.maps, self, self._share)
+
+    def _share(self, maps: list[Tensor]) -> SharedImage:
         return self.plan.share(maps[0], tuple(maps[1:]))
 
     def run(self, shared: SharedImage, prompts: PromptTensors, wanted: slice, concept: Tensor | None = None) -> Tried:

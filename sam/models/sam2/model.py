@@ -23,8 +23,8 @@ from ...kernels.plans import Plans
 from ...kernels.self_test import works_on
 from ...prompts import PromptTensors
 from ...store.identity import Identities
-from ..base import IMAGE, DecoderParts, Features, Precision, Wanted, with_concept
-from ..shared import shared_image
+from ..base import DecoderParts, Precision, Wanted, with_concept
+from ..features import IMAGE, Features
 from ..taught import of_taught, taught_decoders, taught_parts
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
@@ -148,11 +148,11 @@ class SAM2Model(nn.Module):
             found = decoders[index].plainly(image, finer, places, sparse, dense)
             return decoders[index].decode_plainly(*found, wanted.several, wanted.above, strictly)
         plan = self._plan_of(decoders[index], features.device)
-        shared = shared_image(features, names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
+        shared = features.shared(names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, strictly)
 
     def decoder_parts(self) -> DecoderParts:
-        """See `Segmenter.decoder_parts`."""
+        """See `DecoderParts`."""
         return DecoderParts(self.sam_prompt_encoder, self.sam_mask_decoder, FastSAM2Decoder, (IMAGE, *HIGH_RES))
 
     # What segment_anything's SamPredictor calls, see predictor.py.

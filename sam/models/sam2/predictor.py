@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from ...geometry import Size
 from ...prompts import PromptTensors
-from ..base import Features, Segmenter, Wanted
+from ..base import Segmenter, Wanted
+from ..features import Features
 
 _LEVELS = 255
 
@@ -36,8 +37,7 @@ def prepared(model: Segmenter, pixels: Tensor) -> PreparedImage:
     square = model.frame(resized).resized
     stretched = F.interpolate(pixels.float(), square, mode="bilinear", antialias=True, align_corners=False)
     maps = model.features(stretched.round().clamp(0, _LEVELS), torch.float32)
-    arrays = {name: values[0].cpu().numpy() for name, values in maps.items()}
-    return PreparedImage(Features(arrays, "", pixels.device), resized)
+    return PreparedImage(Features({name: values[0] for name, values in maps.items()}, "", pixels.device), resized)
 
 
 class AsGiven:
