@@ -26,7 +26,7 @@ from ...utils.text import counted
 from ..prompt_editor import segment_marks
 from .contract import LIMITS
 from .jobs import Jobs, RefusedError, check_idle, run_quietly
-from .text import EditorObject, EditorPrompts, parse_editor
+from .text import EditorObject, EditorPrompts, check_keys, parse_editor
 
 log = logging.getLogger("samkit")
 
@@ -156,8 +156,7 @@ def object_of(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[st
     value = body.get(name)
     if not isinstance(value, Mapping):
         raise SAMError(f"{name} is missing, or not a JSON object.")
-    if value.keys() - known:
-        raise SAMError(f"{name} has an unknown key {sorted(value.keys() - known)[0][:40]!r}.")
+    check_keys(value, known, name)
     return value
 
 

@@ -143,11 +143,12 @@ def _read(value: Any) -> Mapping[str, Any]:
         raise SAMError(
             f"prompts.version is {reprlib.repr(version)}: this version of the pack reads {readable}. Update the pack."
         )
-    _check_keys(value, KEYS[version], "prompts")
+    check_keys(value, KEYS[version], "prompts")
     return value
 
 
-def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
+def check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
+    """Raise SAMError where a JSON object has another key."""
     unknown = sorted(map(str, value.keys() - known))
     if unknown:
         raise SAMError(f"{place} has an unknown key {unknown[0][:40]!r}.")
@@ -156,7 +157,7 @@ def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
 def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish | None = None) -> EditorObject:
     if not isinstance(value, Mapping):
         raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
-    _check_keys(value, OBJECT_KEYS, place)
+    check_keys(value, OBJECT_KEYS, place)
     candidate, marks = value.get("candidate", "best"), value.get("marks", [])
     one_of(candidate, CANDIDATES, f"{place}.candidate")
     if not isinstance(marks, list) or len(marks) > LIMITS.marks:
