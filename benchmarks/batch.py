@@ -22,7 +22,7 @@ from harness import *
 from harness import _peak
 import harness
 from samkit import NODE_CLASS_MAPPINGS as nodes
-from samkit.nodes import predict
+from samkit.nodes import common
 from samkit.sam.tasks.embed import cache
 from samkit.sam import encode
 
@@ -43,7 +43,7 @@ click = '[{{"x": 200, "y": 260}}]'
 NODES = {
     "SAM Segment": ("", "film", 'run("SAMKit_Segment", image=given, positive_coords=click)', 1),
     "SAM Segment, `logits` not connected": (
-        "predict.logits_wanted = lambda: False",
+        "common.is_connected = lambda output: False",
         "film",
         'run("SAMKit_Segment", image=given, positive_coords=click)',
         1,

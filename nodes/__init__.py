@@ -3,6 +3,7 @@
 from .automask import AutoMask
 from .boxes import ConvertBoxes
 from .door import guarded
+from .editor.routes import register_routes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from .embedding_file import LoadEmbedding, SaveEmbedding
 from .example import ExampleImage
@@ -13,7 +14,6 @@ from .matte import Matte, MatteLoader
 from .model import SAMHubLoader, SAMModelLoader
 from .personalize import Personalize
 from .predict import PredictMask, Segment
-from .preview_routes import register_routes
 from .prompt_editor import PromptEditor
 from .refine import RefineMask
 from .save_masks import SaveMasks

@@ -24,7 +24,18 @@ from ..utils.boxes import BoundingBox
 from ..utils.images import Frames, as_masks, put_frame, resize_masks
 from ..utils.overlay import legend, paint_masks
 from ..utils.text import counted
-from .common import CATEGORY, CONCEPT_INPUT, DEVICE_MODE_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Found, Result, ShowsResult
+from .common import (
+    CATEGORY,
+    CONCEPT_INPUT,
+    DEVICE_MODE_INPUT,
+    MOST_SHOWN,
+    SAM_MODEL_INPUT,
+    SHOW_RESULT_INPUT,
+    Found,
+    MakesLarge,
+    Result,
+    ShowsResult,
+)
 from .predict import OPTION_INPUTS as PREDICT_INPUTS
 
 _MASK_BYTES = 4  # of a pixel: a MASK is float32
@@ -109,7 +120,7 @@ OPTION_INPUTS: dict[str, Any] = {
 }
 
 
-class AutoMask(ShowsResult):
+class AutoMask(MakesLarge, ShowsResult):
     """`SAMKit_AutoMask`."""
 
     DESCRIPTION = (
@@ -130,6 +141,7 @@ class AutoMask(ShowsResult):
         "label map",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("overlay", "labels")
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "IMAGE", "MASK")
     RETURN_NAMES = ("masks", "bboxes", "scores", "overlay", "labels")
     OUTPUT_IS_LIST = (False, False, True, False, False)
@@ -221,7 +233,7 @@ class AutoMask(ShowsResult):
         frames = Frames(image)
         regions, gathered = _regions(region, len(frames), frames.size), _Gathered(frames, max_masks)
         everything_each(sam_model, frames, options, regions, gathered.take, device_mode)
-        return _outputs(frames, gathered.found)
+        return _outputs(frames, gathered.found, self.wants("overlay"), self.wants("labels"))
 
 
 def _regions(region: Tensor | None, frames: int, size: tuple[int, int]) -> list[np.ndarray | None]:
@@ -258,34 +270,41 @@ class _Gathered:
         _check_memory(self.found, len(self.frames), self.frames.size)
 
 
-def _outputs(frames: Frames, found: list[list[FoundMask]]) -> Result:
-    """Each output is allocated once and filled in place, a frame at a time; a frame without a mask has an empty one."""
+def _outputs(frames: Frames, found: list[list[FoundMask]], is_whole: bool, has_labels: bool) -> Result:
+    """Each output is allocated once and filled in place, a frame at a time; a frame without a mask has an empty one.
+
+    Without `is_whole` the overlay has the frames that the node itself shows, and is no output.
+    """
     masks = torch.zeros(_count(found), *frames.size)
-    labels, overlay = torch.zeros(len(frames), *frames.size), torch.empty(len(frames), *frames.size, 3)
+    overlay = torch.empty(len(frames) if is_whole else min(len(frames), MOST_SHOWN), *frames.size, 3)
+    labels = torch.zeros(len(frames) * has_labels, *frames.size)
     position = 0
     for index, (frame, objects) in enumerate(zip(frames, found, strict=True)):
         own = masks[position : position + len(objects)].numpy()
         position += len(objects) or 1
-        _fill(own, labels[index].numpy(), objects)
-        put_frame(overlay[index], legend(paint_masks(frame, own), counted(len(objects), "mask")))
+        _fill(own, labels[index].numpy() if has_labels else None, objects)
+        if index < len(overlay):
+            put_frame(overlay[index], legend(paint_masks(frame, own), counted(len(objects), "mask")))
     boxes = [[_box(one, index) for one in objects] for index, objects in enumerate(found)]
     scores = [score for objects in found for score in ([one.score for one in objects] or [0.0])]
     where = result_device()
     shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), [one.score for one in objects]) for objects in found]
-    return Result((masks.to(where), boxes, scores, overlay.to(where), labels.to(where)), overlay, shown)
+    drawn = overlay[: len(frames) * is_whole].to(where)
+    return Result((masks.to(where), boxes, scores, drawn, labels.to(where)), overlay, shown)
 
 
 def _count(found: list[list[FoundMask]]) -> int:
     return sum(len(objects) or 1 for objects in found)
 
 
-def _fill(masks: np.ndarray, labels: np.ndarray, objects: list[FoundMask]) -> None:
-    """A frame's masks float32 `[N, H, W]` and its label map `[H, W]`, both 0 before, each mask inside its box."""
+def _fill(masks: np.ndarray, labels: np.ndarray | None, objects: list[FoundMask]) -> None:
+    """A frame's masks float32 `[N, H, W]` and, where it is wanted, its label map `[H, W]`, 0 before, each inside its box."""
     for rank, (mask, one) in enumerate(zip(masks, objects, strict=True), start=1):
         x1, y1, x2, y2 = one.box
         inside, pixels = (slice(y1, y2 + 1), slice(x1, x2 + 1)), one.pixels
         mask[inside] = pixels
-        labels[inside][pixels] = rank / len(objects)
+        if labels is not None:
+            labels[inside][pixels] = rank / len(objects)
 
 
 def _box(found: FoundMask, frame: int) -> BoundingBox:

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..sam import DEVICE_MODES
+from ..utils.comfy import is_connected
 from ..utils.comfy_files import save_results
 from ..utils.overlay import result_image, result_text
 
@@ -135,6 +136,27 @@ def shown(result: Result, seconds: float) -> list[dict[str, str]]:
     frames = [None] * len(result.found) if result.image is None else result.image
     each = list(zip(frames, result.found, strict=False))[:MOST_SHOWN]
     return save_results([result_image(frame, one.masks, result_text(one.scores, seconds)) for frame, one in each])
+
+
+class MakesLarge:
+    """A node whose large outputs are only made where they are connected; outside ComfyUI, always.
+
+    Attributes:
+        LARGE: their names.
+    """
+
+    LARGE: ClassVar[tuple[str, ...]]
+    RETURN_NAMES: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def wants(cls, name: str) -> bool:
+        """Whether to make an output: not where ComfyUI says that nothing is connected to it."""
+        return is_connected(cls.RETURN_NAMES.index(name)) is not False
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """ComfyUI's cache must not hand on results without an output to a graph in which it is connected."""
+        return " ".join(filter(cls.wants, cls.LARGE))
 
 
 class SavesFile:

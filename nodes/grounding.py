@@ -30,9 +30,11 @@ from ..utils.stacks import MaskStack
 from .common import (
     CATEGORY,
     DEVICE_MODE_INPUT,
+    MOST_SHOWN,
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
     Found,
+    MakesLarge,
     Result,
     ShowsResult,
 )
@@ -106,7 +108,7 @@ class GroundingLoader(ModelLoader):
     OUTPUT_TOOLTIPS = ("The model, for Text to Boxes and SAM Segment Text.",)
 
 
-class TextToBoxes:
+class TextToBoxes(MakesLarge):
     """`SAMKit_TextToBoxes`."""
 
     DESCRIPTION = (
@@ -125,6 +127,7 @@ class TextToBoxes:
         "find",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("overlay",)
     RETURN_TYPES = ("BOUNDING_BOX", "STRING", "IMAGE", "BBOX_DETECTOR")
     RETURN_NAMES = ("bboxes", "labels", "overlay", "bbox_detector")
     OUTPUT_IS_LIST = (False, True, False, False)
@@ -162,10 +165,10 @@ class TextToBoxes:
         frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, options, device_mode)
         detector = WordsDetector(grounding_model, text, options, device_mode)
-        return bounding_boxes(found), _labels(found), _overlay(frames, found), detector
+        return bounding_boxes(found), _labels(found), _overlay(frames, found if self.wants("overlay") else []), detector
 
 
-class SegmentText(ShowsResult):
+class SegmentText(MakesLarge, ShowsResult):
     """`SAMKit_SegmentText`."""
 
     DESCRIPTION = (
@@ -197,6 +200,7 @@ class SegmentText(ShowsResult):
         "extract object",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("overlay", "cutout")
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "STRING", "IMAGE", "IMAGE")
     RETURN_NAMES = ("masks", "bboxes", "scores", "labels", "overlay", "cutout")
     OUTPUT_IS_LIST = (False, False, True, True, False, False)
@@ -245,20 +249,27 @@ class SegmentText(ShowsResult):
         frame = as_segmenter(sam_model).frame(frames.size)
         prompts = objects_per_frame(PromptInputs(boxes=[one.boxes for one in found]), len(frames), frame)
         results, merged = Results(prompts, frame, options, individual_masks), MaskStack(len(frames), frames.size)
-        overlay = torch.empty(len(frames), *frames.size, 3)
+        is_whole, has_cutout = self.wants("overlay"), self.wants("cutout")
+        # The node itself shows the first frames of it.
+        overlay = torch.empty(len(frames) if is_whole else min(len(frames), MOST_SHOWN), *frames.size, 3)
 
         def take(index: int, predicted: FramePrediction) -> None:
             results.take(index, predicted)
-            merged.put(index, predicted.masks.any(0, keepdim=True))
-            painted = _painted_boxes(paint_masks(frames[index], predicted.masks.cpu().numpy()), found[index])
-            put_frame(overlay[index], painted)
+            if has_cutout and individual_masks:
+                merged.put(index, predicted.masks.any(0, keepdim=True))
+            if index < len(overlay):
+                painted = paint_masks(frames[index], predicted.masks.cpu().numpy())
+                put_frame(overlay[index], _painted_boxes(painted, found[index]))
 
         segment_each(sam_model, frames, prompts, take, options, device_mode)
         masks, _, scores, _ = results.outputs()
         where = result_device()
-        cut = cutout(image, masks if not individual_masks else merged.filled(where))
+        cut = torch.empty(0, *frames.size, 4, device=where)
+        if has_cutout:
+            cut = cutout(image, merged.filled(where) if individual_masks else masks)
         shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), one.scores) for one in found]
-        return Result((masks, bounding_boxes(found), scores, _labels(found), overlay.to(where), cut), overlay, shown)
+        drawn = overlay[: len(frames) * is_whole].to(where)
+        return Result((masks, bounding_boxes(found), scores, _labels(found), drawn, cut), overlay, shown)
 
 
 def bounding_boxes(found: list[FoundBoxes]) -> list[list[BoundingBox]]:
@@ -277,9 +288,9 @@ def _labels(found: list[FoundBoxes]) -> list[str]:
 
 
 def _overlay(images: Frames, found: list[FoundBoxes]) -> Tensor:
-    """Images with their boxes and a legend, as an IMAGE."""
-    overlay = torch.empty(len(images), *images.size, 3)
-    for place, frame, boxes in zip(overlay, images, found, strict=True):
+    """Images with their boxes and a legend, as an IMAGE, for as many as there are boxes of."""
+    overlay = torch.empty(len(found), *images.size, 3)
+    for place, frame, boxes in zip(overlay, images, found, strict=False):
         put_frame(place, _painted_boxes(frame, boxes))
     return overlay.to(result_device())
 

@@ -33,7 +33,6 @@ from ..sam import (
 from ..sam.geometry import Frame
 from ..utils.batch_manager import first_frame
 from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
-from ..utils.comfy import is_connected
 from ..utils.images import as_masks
 from ..utils.points import points_per_frame, refuse_normalised
 from ..utils.stacks import MaskStack, joined
@@ -44,6 +43,7 @@ from .common import (
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
     UNCONNECTED,
+    MakesLarge,
     Result,
     Shown,
     ShowsResult,
@@ -153,7 +153,7 @@ _LAST_INPUTS = {
 _HIDDEN_INPUTS = {"prompt": "PROMPT"}
 
 
-class _Predictor(ShowsResult):
+class _Predictor(MakesLarge, ShowsResult):
     """What the two nodes declare alike."""
 
     SEARCH_ALIASES = [
@@ -175,6 +175,7 @@ class _Predictor(ShowsResult):
         "sam detector",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("logits",)
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", "SAMKIT_LOGITS")
     RETURN_NAMES = ("masks", "bboxes", "scores", "logits")
     OUTPUT_IS_LIST = (False, False, True, False)
@@ -184,11 +185,6 @@ class _Predictor(ShowsResult):
         "Predicted quality (IoU) of each object's mask. 0 for a frame without an object.",
         "SAM's low-resolution logits of each object. Connect them to the next prediction to refine the mask.",
     )
-
-    @classmethod
-    def IS_CHANGED(cls, **_: Any) -> str:
-        """ComfyUI's cache must not hand on results without logits to a graph in which they are connected."""
-        return "with logits" if logits_wanted() else ""
 
 
 class PredictMask(_Predictor):
@@ -237,7 +233,7 @@ class PredictMask(_Predictor):
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, len(known), frame_offset)
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
         refuse_shares(given, known.original_size)
-        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
 
 
@@ -285,17 +281,12 @@ class Segment(_Predictor):
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
         refuse_shares(given, tuple(size))
-        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, logits_wanted())
+        options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
         frame = as_segmenter(sam_model).frame(tuple(size))
         prompts = objects_per_frame(given, frames, frame)
         results = Results(prompts, frame, options, individual_masks)
         segment_each(sam_model, image, prompts, results.take, options, device_mode)
         return results.outputs(image)
-
-
-def logits_wanted() -> bool:
-    """Whether to make the output `logits`: not where ComfyUI says that nothing is connected to it."""
-    return is_connected(_Predictor.RETURN_NAMES.index("logits")) is not False
 
 
 def parse_prompts(

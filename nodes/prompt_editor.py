@@ -1,6 +1,7 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
 from ..utils.text import counted
-from .common import CATEGORY, SAM_MODEL_INPUT
-from .editor_text import EditorObject, EditorPrompts, parse_editor
+from .common import CATEGORY, SAM_MODEL_INPUT, MakesLarge
+from .editor.contract import for_browser
+from .editor.text import EditorObject, EditorPrompts, parse_editor
 
 log = logging.getLogger("samkit")
 
@@ -55,7 +57,7 @@ def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
     return torch.from_numpy(finish_mask(mask.cpu().numpy(), one.finish, patches)).to(mask.device)
 
 
-class PromptEditor:
+class PromptEditor(MakesLarge):
     """`SAMKit_PromptEditor`."""
 
     DESCRIPTION = (
@@ -93,6 +95,7 @@ class PromptEditor:
         "sam editor",
     ]
     CATEGORY = CATEGORY
+    LARGE = ("masks", "cutout")
     RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE")
     RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")
     OUTPUT_IS_LIST = (False, False, False, False, False, True, False)
@@ -116,6 +119,7 @@ class PromptEditor:
             "page lists the keys."
         )
         widget = {"default": "{}", "socketless": True, "widgetType": "SAMKIT_PROMPTS", "tooltip": tooltip}
+        widget["samkit_contract"] = for_browser()
         model = (SAM_MODEL_INPUT[0], {"tooltip": "Connect a model to see the masks as you click, and to get masks."})
         apart = {
             "default": False,
@@ -146,36 +150,47 @@ class PromptEditor:
     ) -> dict[str, Any]:
         """The editor finds words by `grounding_model`, and a run takes the objects that it has made of them."""
         parsed, (frames, *size) = parse_editor(prompts), image.shape[:3]
-        shown = {"samkit_images": save_temporary(Frames(image)[:MOST_IMAGES])}
+        shown = {"samkit_images": save_temporary(islice(Frames(image), MOST_IMAGES))}
         if outside := parsed.outside(tuple(size)):
             log.warning(
                 "SAM Prompt Editor ignores %s outside the image of %dx%d pixels.", counted(outside, "mark"), *size[::-1]
             )
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
-        per_object = _masks(sam_model, image, parsed)
-        masks = per_object.transpose(0, 1).flatten(0, 1) if individual_masks and len(per_object) else per_object.amax(0)
+        masks, cut = _masks_and_cutout(sam_model, image, parsed, individual_masks, *map(self.wants, self.LARGE))
         labels = [one.name for one in parsed.objects if one.has_content] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cutout(image, masks))
+        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cut)
         return {"ui": shown, "result": result}
 
 
-def _masks(model: Segmenter | None, image: Tensor, prompts: EditorPrompts) -> Tensor:
-    """`[N, B, H, W]`: for each object that has marks or paint, one mask per frame; a single empty object where there is none.
+def _masks_and_cutout(
+    model: Segmenter | None, image: Tensor, prompts: EditorPrompts, apart: bool, has_masks: bool, has_cutout: bool
+) -> tuple[Tensor, Tensor]:
+    """The outputs `masks` and `cutout`: what is wanted of them is allocated once and filled a frame at a time.
 
-    Without a model an object has its paint.
+    Without a model an object has its paint; where there is no object, a frame has one empty mask.
     """
     made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
-    masks = torch.zeros(len(made) or 1, *image.shape[:3], device=result_device())
-    if model is None:
-        for (_, one), of_object in zip(made, masks, strict=False):
-            for frame, mask in enumerate(of_object):
-                mask.copy_(finish_object(mask, one, frame))
+    (count, *size), where = image.shape[:3], result_device()
+    rows = max(1, len(made)) if apart else 1
+    masks = torch.empty(count * rows * has_masks, *size, device=where)
+    cut = torch.empty(count * rows * has_cutout, *size, 4, device=where)
 
-    def use(frame: int, ready: ImagePredictor) -> None:
-        for row, (place, _) in enumerate(made):
-            masks[row, frame] = segment_marks(ready, prompts, frame, place)[0]
+    def put(frame: int, found: list[Tensor]) -> None:
+        together = torch.stack(found) if apart else torch.stack(found).amax(0, keepdim=True)
+        place = slice(frame * rows, frame * rows + rows)
+        if has_masks:
+            masks[place] = together
+        if has_cutout:
+            cut[place] = cutout(image[frame : frame + 1], together)
 
-    if model is not None and made:
-        prompt_each(model, image, use)
-    return masks
+    def segment(frame: int, ready: ImagePredictor) -> None:
+        put(frame, [segment_marks(ready, prompts, frame, place)[0] for place, _ in made])
+
+    if model is not None and made and (has_masks or has_cutout):
+        prompt_each(model, image, segment)
+    elif has_masks or has_cutout:
+        empty = torch.zeros(*size, device=where)
+        for frame in range(count):
+            put(frame, [finish_object(empty, one, frame) for _, one in made] or [empty])
+    return masks, cut

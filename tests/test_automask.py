@@ -173,8 +173,8 @@ def test_boxes_that_are_skipped_remove_nothing():
 def test_what_non_maximum_suppression_removes_is_never_rendered(demo_model, monkeypatch):
     rendered, render = [], everything._Upsampler.render
     monkeypatch.setattr(everything._Upsampler, "render", lambda self, mask: rendered.append(mask.box) or render(self, mask))
-    candidates, segment = [], everything._segment_batch
-    monkeypatch.setattr(everything, "_segment_batch", lambda *args: candidates.extend(some := segment(*args)) or some)
+    candidates, made = [], everything._Candidate
+    monkeypatch.setattr(everything, "_Candidate", lambda *args: candidates.append(made(*args)) or candidates[-1])
     found = segment_everything(demo_model, make_scene(1_000_000_001).image, AutoMaskOptions(**LOOSE))
     assert len(found) <= len(rendered) < len(candidates) / 2
 

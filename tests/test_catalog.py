@@ -7,11 +7,11 @@ import samkit.sam.weights.catalog as module
 import torch
 from fakes import FakeComfyUI, install
 from safetensors.torch import save_file
+from samkit.nodes.editor.jobs import RefusedError
+from samkit.nodes.editor.preview import on_this_machine
 from samkit.nodes.grounding import GroundingLoader
 from samkit.nodes.matte import MatteLoader
 from samkit.nodes.model import ModelLoader, SAMModelLoader
-from samkit.nodes.preview import on_this_machine
-from samkit.nodes.preview_jobs import RefusedError
 from samkit.sam import GROUNDING_MODELS, MATTE_MODELS, SAM_MODELS, SAMError, identity_of, load_model, save_decoder
 from samkit.sam.models.retrained import Retrained, with_decoder
 from samkit.sam.tasks.folders import FolderTask, Worker
@@ -194,7 +194,8 @@ def test_a_decoder_of_a_known_model_downloads_it(models, monkeypatch, tiny_sam):
     made = with_decoder(model, Retrained({"iou_token.weight": torch.randn(1, 32)}, identity_of(model), base.name), path)
     save_decoder(made, path)
     entry = SAM_MODELS.find("tuned.safetensors")
-    assert identity_of(entry.load("fp32")) == identity_of(made) and entry.base.path == base and entry.absence is None
+    assert entry.load("fp32").precision == "fp32", "the base is loaded as the decoder is asked for"
+    assert identity_of(entry.load()) == identity_of(made) and entry.base.path == base and entry.absence is None
     elsewhere = base.rename(models / "kept.pth")
     monkeypatch.setattr(module, "fetch", lambda file, folders: elsewhere if file.name == base.name else None)
     assert identity_of(entry.load()) == identity_of(made)

@@ -13,6 +13,7 @@ from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
 from reference_sam2 import write_tiny
+from samkit.nodes.editor.contract import LIMITS
 from samkit.utils.finish import Finish, finish_mask
 from scenes import make_scene
 
@@ -376,6 +377,26 @@ def test_the_loaders_list_shows_sizes_and_what_would_be_downloaded(editor):
     )
     demo = "samkit_demo.safetensors"
     assert shown == [demo, f"{demo} (10 MB)", "sam_vit_h_4b8939.pth (2,565 MB, not downloaded)", "of another machine.pth"]
+    others = editor.page.evaluate(
+        """() => ["SAMKit_GroundingLoader", "SAMKit_MatteLoader"].map((type) => {
+          const { widgets: [widget] } = samkit.add(type, 900, 40);
+          return widget.options.getOptionLabel(widget.value);
+        })"""
+    )
+    assert others == ["grounding-dino-tiny (689 MB, not downloaded)", "vitmatte-small-composition-1k (not downloaded)"]
+
+
+def test_the_editor_has_the_runs_limits_and_stops_at_them_with_a_sentence(editor):
+    """The numbers come with the node's inputs; one mark more than a run takes is refused, and the others stay."""
+    fields = "() => ['.samkit-words', '.samkit-object [type=text]'].map((one) => document.querySelector(one).maxLength)"
+    assert editor.page.evaluate(fields) == [LIMITS.words, LIMITS.name]
+    many = [{"x": 1 + index % 300, "y": 1 + index // 300, "label": 0} for index in range(LIMITS.marks)]
+    text = json.dumps({"version": 2, "objects": [{"marks": many}]})
+    editor.page.evaluate("(text) => { samkit.editor().text = text; }", text)
+    assert len(editor.marks) == LIMITS.marks
+    editor.page.mouse.click(*editor.place(*LEAF))
+    editor.page.get_by_text("A run takes at most 1,000 marks in all objects together").wait_for()
+    assert len(editor.marks) == LIMITS.marks
 
 
 def test_an_absent_model_is_said_in_the_servers_words(editor):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import as_image, make_picture
 from PIL import Image
-from samkit.nodes import preview_routes as routes
-from samkit.nodes.editor_text import parse_editor
-from samkit.nodes.preview import Preview, parse_question
+from samkit.nodes.editor import routes
+from samkit.nodes.editor.preview import Preview, parse_question
+from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError
 from samkit.utils.finish import Finish, finish_mask

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes import preview_everything as module
-from samkit.nodes import preview_jobs
-from samkit.nodes import preview_routes as routes
 from samkit.nodes.automask import AutoMask
+from samkit.nodes.editor import everything as module
+from samkit.nodes.editor import jobs as preview_jobs
+from samkit.nodes.editor import routes
+from samkit.nodes.editor.jobs import Job, Jobs, RefusedError
+from samkit.nodes.editor.preview import Preview
 from samkit.nodes.model import SAMModelLoader
-from samkit.nodes.preview import Preview
-from samkit.nodes.preview_jobs import Job, Jobs, RefusedError
 from samkit.sam import AutoMaskOptions
 from samkit.utils.comfy import Progress, Watch, quietly
 from samkit.utils.patches import encode_runs, parse_patch
@@ -86,7 +86,7 @@ def test_no_more_than_some_segments_are_sent(comfy, monkeypatch):
     ("body", "status", "named"),
     [
         ({"preset": "all"}, 400, "preset is 'all': choose one of few and large, balanced, many and small"),
-        ({"preset": ["balanced"]}, 400, "preset must be text"),
+        ({"preset": ["balanced"]}, 400, "choose one of few and large"),
         ({"editor": ""}, 400, "editor must be text"),
         ({"points_per_side": 4}, 400, "unknown key 'points_per_side'"),
         ({"image": {"filename": "none.png"}}, 404, "there is no image none.png"),
@@ -151,7 +151,7 @@ def test_work_that_nobody_waits_for_ends(comfy, quick, others):
         jobs, work = Jobs(), Work()
         for editor in ("one", *others):
             job = await jobs.ask("segments", "key", work, editor)
-        jobs.leave("one")
+        jobs.leave("one", "segments")
         for _ in range(3):
             work.go.release()
         await asyncio.wait([job.task])
@@ -178,6 +178,29 @@ def test_a_cancel_ends_its_own_work_and_no_other(comfy, quick, cancelled):
 
     error = asyncio.run(leave())
     assert (error is None) if cancelled == "words" else "Cancelled" in str(error)
+
+
+@pytest.mark.parametrize("others", [[], ["two"]])
+def test_an_editor_that_asks_for_other_words_waits_for_them_only(comfy, quick, others):
+    """The earlier ones end, unless another editor waits for them; what is asked for again goes on."""
+
+    async def ask():
+        jobs, earlier, later = Jobs(), Work(), Work(steps=1)
+        for editor in ("one", *others, "one"):
+            first = await jobs.ask("words", "cat", earlier, editor)
+        assert "one" in first.waiting
+        await jobs.ask("segments", "all", Work(steps=0), "one")
+        await jobs.ask("words", "dog", later, "one")
+        for _ in range(3):
+            earlier.go.release()
+        later.go.release()
+        await asyncio.wait([first.task])
+        while isinstance(found := await jobs.ask("words", "dog", later, "one"), Job):
+            pass
+        return first.task.exception(), found, await jobs.ask("segments", "all", lambda: "again", "one")
+
+    error, found, segments = asyncio.run(ask())
+    assert (error is None) == bool(others) and found == "done" and segments == "done"
 
 
 def test_an_editor_that_asks_no_more_waits_no_longer(comfy, quick, monkeypatch):
@@ -230,7 +253,8 @@ def test_cancel_is_a_route(comfy, quick, monkeypatch):
         assert await post(preview, routes.leave, {"editor": "one", "work": "words"}) == (200, {})
         assert (await post(preview, routes.segments, body_of()))[0] == 202
         assert (await post(preview, routes.leave, {"editor": "one", "work": "x"}))[0] == 400
-        assert await post(preview, routes.leave, {"editor": "one"}) == (200, {})
+        assert (await post(preview, routes.leave, {"editor": "one"}))[0] == 400, "it says which work it ends"
+        assert await post(preview, routes.leave, {"editor": "one", "work": "segments"}) == (200, {})
         work.go.release()
         await asyncio.get_running_loop().run_in_executor(None, work.ended.wait, 20)
         return (await post(preview, routes.leave, {"editor": 5}))[0], (await post(preview, routes.leave, {"x": 5}))[0]

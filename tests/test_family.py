@@ -10,9 +10,9 @@ from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.automask import AutoMask
+from samkit.nodes.editor.preview import Preview, parse_question
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
-from samkit.nodes.preview import Preview, parse_question
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError, Segmenter, encode
 from samkit.sam.geometry import Frame

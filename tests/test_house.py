@@ -23,7 +23,7 @@ FLOORS = {  # inside sam: a room may import its own floor and those below
 }
 COMFYUI = {"comfy", "folder_paths", "server", "execution", "comfy_extras", "comfy_api", "nodes", "latent_preview"}
 COMFY = ("utils/comfy.py", "utils/comfy_files.py", "utils/comfy_folders.py")
-DOORS = (*COMFY, "sam/placement/", "nodes/preview_routes.py", "nodes/startup.py")
+DOORS = (*COMFY, "sam/placement/", "nodes/editor/routes.py", "nodes/startup.py")
 
 
 def modules(*rooms):

@@ -13,8 +13,8 @@ from fakes import FakeComfyUI, install
 from PIL import Image
 from safetensors.torch import save_file
 from samkit.nodes import NODE_CLASS_MAPPINGS
+from samkit.nodes.editor.preview import Preview, RefusedError, look_up, parse_subject
 from samkit.nodes.model import SAMHubLoader, SAMModelLoader
-from samkit.nodes.preview import Preview, RefusedError, look_up, parse_subject
 from samkit.sam import SAM_MODELS, SAMError, identity_of, load_decoder, load_model, save_decoder
 from samkit.sam.models.retrained import Retrained, with_decoder
 from samkit.sam.weights.registry import KNOWN

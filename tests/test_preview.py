@@ -17,9 +17,9 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes import preview as module
-from samkit.nodes import preview_routes as routes
-from samkit.nodes.preview import Preview, RefusedError, parse_question, parse_subject
+from samkit.nodes.editor import preview as module
+from samkit.nodes.editor import routes
+from samkit.nodes.editor.preview import Preview, RefusedError, parse_question, parse_subject
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError, remember
 

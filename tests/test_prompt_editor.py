@@ -12,10 +12,11 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes.editor_text import MOST_MARKS, MOST_OBJECTS, parse_editor
+from samkit.nodes.editor.contract import LIMITS
+from samkit.nodes.editor.jobs import RefusedError
+from samkit.nodes.editor.preview import find_image, parse_image
+from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.predict import Segment
-from samkit.nodes.preview import find_image, parse_image
-from samkit.nodes.preview_jobs import RefusedError
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, quietly
@@ -164,7 +165,7 @@ def nested(depth):
         ('{"objects": [{"name": ""}]}', "prompts.objects[0].name is ''"),
         ('{"objects": [{"colour": "red"}]}', "prompts.objects[0].colour is 'red'"),
         ('{"objects": [{"candidate": "all"}]}', "prompts.objects[0].candidate is 'all'"),
-        ({"objects": [{}] * (MOST_OBJECTS + 1)}, f"prompts.objects has {MOST_OBJECTS + 1}"),
+        ({"objects": [{}] * (LIMITS.objects + 1)}, f"prompts.objects has {LIMITS.objects + 1}"),
         ({"objects": [{"marks": [POINT] * 600}] * 2}, "objects in prompts have more than 1000 marks"),
         ('{"version": true}', "prompts.version is True"),
         ('{"version": "1"}', "prompts.version is '1'"),
@@ -173,7 +174,7 @@ def nested(depth):
         ('{"candidate": null}', "prompts.candidate is None"),
         ('{"marks": {}}', "prompts.marks is a dict"),
         ('{"marks": null}', "prompts.marks is a NoneType"),
-        ({"marks": [POINT] * (MOST_MARKS + 1)}, f"prompts.marks has {MOST_MARKS + 1}"),
+        ({"marks": [POINT] * (LIMITS.marks + 1)}, f"prompts.marks has {LIMITS.marks + 1}"),
     ],
 )
 def test_a_wrong_form_is_named(prompts, named):
@@ -212,7 +213,7 @@ def test_what_is_right_passes_as_it_was():
     marks = [POINT, {"x": -0.5, "y": 999_999, "label": 0, "frame": 999_999}, {**BOX, "frame": 0}]
     (parsed,) = parse_editor(text(*marks, candidate="middle")).objects
     assert list(parsed.marks) == marks and parsed.candidate == "middle"
-    assert len(parse_editor({"marks": [POINT] * MOST_MARKS}).marks) == MOST_MARKS
+    assert len(parse_editor({"marks": [POINT] * LIMITS.marks}).marks) == LIMITS.marks
 
 
 def objects(*listed, size=None):
@@ -281,7 +282,7 @@ def test_marks_outside_of_the_image_are_ignored_by_the_run_and_said(tiny_model, 
 
 def test_the_errors_name_is_short_and_it_can_be_pickled():
     """ComfyUI's dialog begins with the exception's module, which for a custom node is a path."""
-    from samkit.nodes.preview import RefusedError
+    from samkit.nodes.editor.preview import RefusedError
 
     assert (SAMError.__module__, SAMError.__qualname__) == ("samkit", "SAMError")
     for error in (SAMError("bad input"), RefusedError(503, "busy")):

@@ -189,7 +189,7 @@ def test_comfyui_gets_logits_where_they_are_connected(tiny_model, film, running,
     running(node, prompt)
     logits = Segment().execute(tiny_model, film[:2], CLICK)[3]
     assert logits.shape == (count, 1, 32, 32)
-    assert Segment.IS_CHANGED(image=None) == PredictMask.IS_CHANGED() == ("with logits" if count else "")
+    assert Segment.IS_CHANGED(image=None) == PredictMask.IS_CHANGED() == ("logits" if count else "")
 
 
 def test_a_frame_without_objects_has_no_logits_either(tiny_model, film, running):

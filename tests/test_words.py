@@ -130,7 +130,7 @@ def test_no_message_says_1_points(path: Path):
         parts = text.values if isinstance(text, ast.JoinedStr) else []
         for number, noun in pairwise(parts):
             if isinstance(number, ast.FormattedValue) and isinstance(noun, ast.Constant) and COUNTED.match(noun.value):
-                is_constant = isinstance(number.value, ast.Name) and number.value.id.isupper()
+                is_constant = re.fullmatch(r"[A-Z_]+(\.\w+)?", ast.unparse(number.value)) is not None
                 if not is_constant and not noun.value.startswith(tuple(NEVER_ONE)):
                     wrong.append(ast.unparse(text))
     assert not wrong

@@ -8,9 +8,9 @@ import torch
 from conftest import as_image, make_picture
 from fakes import FakeComfyUI, install
 from PIL import Image
-from samkit.nodes import preview_routes as routes
+from samkit.nodes.editor import routes
+from samkit.nodes.editor.preview import Preview
 from samkit.nodes.grounding import GroundingLoader, SegmentText
-from samkit.nodes.preview import Preview
 from test_grounding import folder, folder_copy  # noqa: F401  a fixture
 
 GroundingDinoForObjectDetection = pytest.importorskip("transformers").GroundingDinoForObjectDetection

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,14 +197,14 @@ def load_image_file(path: Path, kind: str) -> Any:
     return nodes.LoadImage().load_image(f"{inside.as_posix()} [{kind}]")[0]
 
 
-def save_temporary(frames: list[np.ndarray]) -> list[dict[str, str]]:
+def save_temporary(frames: Iterable[np.ndarray]) -> list[dict[str, str]]:
     """Save images uint8 `[H, W, 3]` as PNG where the browser can fetch them, named by their content.
 
     Returns:
         ComfyUI's names of them (`filename`, `subfolder`, `type`), in order; none outside ComfyUI, or where they cannot be
         written: they are for the browser, and a run does not end because of them.
     """
-    return _saved_to_show([Image.fromarray(frame) for frame in frames], "samkit_", ".png", {"compress_level": 1})
+    return _saved_to_show(map(Image.fromarray, frames), "samkit_", ".png", {"compress_level": 1})
 
 
 def save_results(images: list[Image.Image]) -> list[dict[str, str]]:
@@ -212,7 +212,7 @@ def save_results(images: list[Image.Image]) -> list[dict[str, str]]:
     return _saved_to_show(images, "samkit_result_", ".jpg", {"quality": 85})
 
 
-def _saved_to_show(images: list[Image.Image], start: str, ending: str, options: dict[str, int]) -> list[dict[str, str]]:
+def _saved_to_show(images: Iterable[Image.Image], start: str, ending: str, options: dict[str, int]) -> list[dict[str, str]]:
     if not inside_comfyui():
         return []
     import folder_paths

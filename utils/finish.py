@@ -3,12 +3,12 @@
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from types import ModuleType
 
 import numpy as np
 
 from .errors import SAMError
 from .patches import Patch, paint_over
+from .regions import ndimage, regions
 
 INSIDE = 0.5  # a pixel above this is in the mask
 LIMITS: dict[str, tuple[int, int]] = {
@@ -18,6 +18,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "grow": (-256, 256),
     "feather": (0, 128),
 }
+_SCIPY = "fill_holes, drop_islands, smooth and feather"  # what needs it
 _REACH = 4.0  # standard deviations, where scipy ends its Gaussian by default
 
 
@@ -140,14 +141,14 @@ def feathered(mask: np.ndarray, deviation: float) -> np.ndarray:
 def _blurred(mask: np.ndarray, deviation: float) -> np.ndarray:
     out, part = np.zeros_like(mask), _around(mask, int(_REACH * deviation + 0.5))
     if part is not None:
-        out[part] = _ndimage().gaussian_filter(mask[part], deviation, mode="nearest", truncate=_REACH)
+        out[part] = ndimage(_SCIPY).gaussian_filter(mask[part], deviation, mode="nearest", truncate=_REACH)
     return out
 
 
 def _regions(mask: np.ndarray, most: int, is_hole: bool = False) -> np.ndarray:
     """Connected regions of at most so many pixels: bool `[H, W]`. A hole is 4-connected and does not reach the image's edge."""
-    labels, count = _ndimage().label(mask, structure=None if is_hole else np.ones((3, 3)))
-    few = np.bincount(labels.ravel(), minlength=count + 1) <= most
+    labels, sizes = regions(mask, not is_hole, _SCIPY)
+    few = sizes <= most
     few[0] = False
     if is_hole:
         for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
@@ -162,14 +163,3 @@ def _around(mask: np.ndarray, margin: int) -> tuple[slice, slice] | None:
         return None
     rows, columns = (slice(max(0, places[0] - margin), places[-1] + 1 + margin) for places in filled)
     return rows, columns
-
-
-def _ndimage() -> ModuleType:
-    try:
-        from scipy import ndimage  # ComfyUI's own requirement; only some steps need it
-    except ImportError as error:
-        raise SAMError(
-            "fill_holes, drop_islands, smooth and feather need scipy, which is not installed here: pip install scipy. "
-            f"({error})"
-        ) from error
-    return ndimage

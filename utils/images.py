@@ -206,9 +206,11 @@ def cutout(image: Tensor, masks: Tensor) -> Tensor:
     Returns:
         IMAGE `[N, H, W, 4]`.
     """
-    colour = colours(image.detach()).expand(*image.shape[:3], 3).to(masks.device)
-    repeated = colour.repeat_interleave(len(masks) // max(1, len(image)), 0).float().clamp_(0.0, 1.0)
-    return torch.cat([repeated, masks[..., None]], -1)
+    out, each = torch.empty(*masks.shape, 4, device=masks.device), len(masks) // max(1, len(image))
+    out[..., 3] = masks
+    for index, frame in enumerate(image.detach()):
+        out[index * each : (index + 1) * each, ..., :3] = colours(frame).to(masks.device).float().clamp(0.0, 1.0)
+    return out
 
 
 def checked_mask(mask: Tensor, name: str = "the mask") -> Tensor:

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { setContract } from "./editor/contract.js";
 import { PromptEditor } from "./editor/editor.js";
 import { groundingOf, imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
 
@@ -254,9 +255,11 @@ app.registerExtension({
       }
     });
   },
-  /** In Nodes 2.0 a widget's tooltip covers the node beside it for as long as the pointer is on the image. */
   async beforeRegisterNodeDef(_, definition) {
-    if (definition.name === NODE) delete definition.input?.required?.prompts?.[1]?.tooltip;
+    if (definition.name !== NODE) return;
+    const options = definition.input?.required?.prompts?.[1];
+    setContract(options?.samkit_contract);
+    delete options?.tooltip; // in Nodes 2.0 it covers the node beside it for as long as the pointer is on the image
   },
   getCustomWidgets() {
     return {

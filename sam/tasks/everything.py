@@ -19,6 +19,7 @@ from torch import Tensor
 from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.images import Frames
+from ...utils.regions import regions
 from ..datasets.rle import encode_mask
 from ..errors import SAMError
 from ..geometry import Frame, Size
@@ -453,18 +454,13 @@ def remove_small_regions(mask: np.ndarray, area: int, holes: bool) -> tuple[np.n
     Returns:
         The mask, and whether it was changed.
     """
-    try:
-        from scipy import ndimage  # ComfyUI's own requirement; only this option needs it
-    except ImportError as error:
-        raise SAMError(
-            f"min_mask_region_area needs scipy, which is not installed here: pip install scipy. ({error})"
-        ) from error
-    regions, count = ndimage.label(~mask if holes else mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    labels, sizes = regions(~mask if holes else mask, True, "min_mask_region_area")
     small = sizes < area
+    small[0] = False
     if not small.any():
         return mask, False
     if holes:
-        return mask | np.isin(regions, np.flatnonzero(small) + 1), True
-    large = np.flatnonzero(~small) if not small.all() else [int(sizes.argmax())]
-    return np.isin(regions, np.asarray(large) + 1), True
+        return mask | small[labels], True
+    if small[1:].all():
+        small[1 + sizes[1:].argmax()] = False
+    return mask & ~small[labels], True

@@ -1,5 +1,6 @@
 /** The brush: strokes become patches of the selected object's paint. (How it is drawn: paint.test.mjs.) */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

@@ -1,5 +1,6 @@
 /** Everything under the pointer: begun, ended, and clicked on. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

@@ -1,5 +1,6 @@
 /** Finishing and painting in the editor's state: what the text keeps, what a preview is asked, and undo. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

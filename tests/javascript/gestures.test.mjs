@@ -1,5 +1,6 @@
 /** Pointer events and what they do, on an element that hands its listeners over, shown at half its size. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

@@ -1,5 +1,6 @@
 /** Paint as runs: written and read back, strokes by brute force, the later stroke over the earlier. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 

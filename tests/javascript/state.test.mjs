@@ -1,5 +1,6 @@
 /** The editor's state: reading and writing the widget's text, selection, frames, candidates, undo. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

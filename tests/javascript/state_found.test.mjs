@@ -1,5 +1,6 @@
 /** Objects that were found: by words, with boxes; by a segment, with paint. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pollFor } from "../../web/editor/client.js";

@@ -1,5 +1,6 @@
 /** Words in the editor: what is asked, what becomes of the answer, and what of one that is not wanted any more. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 

@@ -2,6 +2,7 @@
 
 import { Brush } from "./brush.js";
 import { PreviewClient } from "./client.js";
+import { contract } from "./contract.js";
 import { Everything } from "./everything.js";
 import { makeFinish } from "./finish.js";
 import { clamped, View } from "./geometry.js";
@@ -71,7 +72,7 @@ export class PromptEditor {
   /** @param {Host} host */
   constructor(host) {
     this.host = host;
-    this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed() });
+    this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed(), onLimit: host.complain });
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
     this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
@@ -296,11 +297,13 @@ export class PromptEditor {
 
   /** Add what was found as objects, see `EditorState.addObjects`. */
   addObjects(made) {
-    if (!this.state.addObjects(made)) this.host.complain("The editor has as many objects as it can: remove some.");
+    const { objects, marks } = contract.limits;
+    if (!this.state.addObjects(made)) this.host.complain(`A run takes at most ${objects} objects and ${marks} marks. Not all were added.`);
   }
 
-  /** Say why a mark was not added. */
+  /** Say why a mark was not added; of a limit the state has said it. */
   refuse() {
+    if (!this.state.object.locked) return;
     this.#refused = `${this.state.object.name} is locked.`;
     this.#describe();
     this.#refused = null;

@@ -1,6 +1,6 @@
 /** The Finish panel: grow, smooth, feather and clean the masks of one object or of all. */
 
-import { OPTIONS } from "./finish_options.js";
+import { OPTIONS, rangeOf } from "./finish_options.js";
 import { button, make } from "./toolbar.js";
 
 /**
@@ -50,7 +50,8 @@ export function makeFinish(editor) {
   return { element, opener, update };
 }
 
-function makeField({ key, label, title, min, max, step }, set) {
+function makeField({ key, label, title, step }, set) {
+  const [min, max] = rangeOf(key);
   const input = make("input", { type: "number", min, max, step, title, "aria-label": label });
   const read = (commit) => { if (input.value !== "" && Number.isFinite(input.valueAsNumber)) set({ [key]: input.valueAsNumber }, commit); };
   input.oninput = () => read(false);

@@ -178,10 +178,13 @@ export class Gestures {
   /** Draw the new box as far as the pointer has come; what lies outside of the image is cut off. */
   #stretch(box) {
     const { state } = this.editor;
-    if (box.width <= 0 || box.height <= 0) return;
+    if (box.width <= 0 || box.height <= 0 || this.#gesture.isRefused) return;
     if (this.#gesture.box !== undefined) state.update(this.#gesture.box, box);
     else if (state.add(box, false)) this.#gesture.box = state.selected;
-    else this.editor.refuse();
+    else {
+      this.#gesture.isRefused = true; // it is said once a drag
+      this.editor.refuse();
+    }
   }
 
   #up(event) {

@@ -1,5 +1,6 @@
 /** The list of objects: colour, name, and what can be done with each. Out of sight while there is one. */
 
+import { contract } from "./contract.js";
 import { button, make } from "./toolbar.js";
 
 /**
@@ -27,7 +28,7 @@ function makeRow(editor, index) {
   const { state } = editor;
   const colour = make("input", { type: "color", title: "Colour", "aria-label": "Colour" });
   colour.onchange = () => state.setObject(index, { colour: colour.value });
-  const name = make("input", { type: "text", title: "Name", "aria-label": "Name", maxLength: 100 });
+  const name = make("input", { type: "text", title: "Name", "aria-label": "Name", maxLength: contract.limits.name ?? -1 });
   name.onchange = () => state.setObject(index, { name: name.value });
   const hide = button("eye", "Hide or show the object here (the masks that go out stay)", () => toggle("hidden"));
   const lock = button("lock-open", "Lock: its marks cannot be changed", () => toggle("locked"));

@@ -1,10 +1,11 @@
 /** Paint on a mask: patches of pixels to add or to remove, run-length coded as text; `utils/patches.py` is the other half. No DOM. */
 
+import { contract } from "./contract.js";
+
 export const LEAVE = 0;
 export const ADD = 1;
 export const REMOVE = 2;
-const MOST_SIDE = 1 << 15;
-const MOST_PIXELS = 1 << 26;
+const BASE64 = /^[A-Za-z0-9+/]*={0,2}$/; // `atob` takes spaces, and no padding, which the node does not
 
 /**
  * @typedef {{x: number, y: number, width: number, height: number, runs: string, frame?: number}} Patch  as the text has it
@@ -14,9 +15,10 @@ const MOST_PIXELS = 1 << 26;
 /** A patch with its keys in order, or null where it is not one. @returns {Patch | null} */
 export function cleanPatch(value) {
   const { x, y, width, height, runs, frame } = value ?? {};
-  const isWhole = (number, low) => Number.isInteger(number) && number >= low && number <= MOST_SIDE;
-  if (!isWhole(x, 0) || !isWhole(y, 0) || !isWhole(width, 1) || !isWhole(height, 1) || width * height > MOST_PIXELS) return null;
-  if (typeof runs !== "string" || (frame !== undefined && !isWhole(frame, 0))) return null;
+  const { side, pixels } = contract.limits;
+  const isWhole = (number, low) => Number.isInteger(number) && number >= low && !(number > side);
+  if (!isWhole(x, 0) || !isWhole(y, 0) || !isWhole(width, 1) || !isWhole(height, 1) || width * height > pixels) return null;
+  if (typeof runs !== "string" || runs.length % 4 || !BASE64.test(runs) || (frame !== undefined && !isWhole(frame, 0))) return null;
   const patch = { x, y, width, height, runs, ...(frame !== undefined && { frame }) };
   return read(patch) ? patch : null;
 }

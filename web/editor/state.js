@@ -3,20 +3,20 @@
 import { readText, writeText } from "./text.js";
 
 export { CANDIDATES, COLOURS, isBox } from "./text.js";
+import { contract, problemOf } from "./contract.js";
 import { cleanFinish } from "./finish_options.js";
 import { decode, encode, over, scaled } from "./patches.js";
 import { CANDIDATES, cleaned, isBox, nextColour, rounded } from "./text.js";
 
 const MOST_STEPS = 200;
-const MOST_NAME = 100;
-const MOST_OBJECTS = 256; // as the node reads them
 
 /**
  * @typedef {import("./text.js").Mark} Mark
  * @typedef {import("./text.js").EditorObject} EditorObject
  */
 
-/** The editor's state; `onChange` is called after every change, `onCommit` after those that the workflow stores. */
+/** The editor's state; `onChange` is called after every change, `onCommit` after those that the workflow stores, and `onLimit` with a
+ * sentence instead of a change that a run would refuse. */
 export class EditorState {
   selected = null;
   current = 0;
@@ -24,20 +24,20 @@ export class EditorState {
   frames = 1;
   onlyThisFrame = false;
   image = null; // {width, height} of what is shown
-  #undo = []; // steps: {text, ids, current}
+  #undo = []; // steps: {text, ids, current, problem}
   #redo = [];
   #committed;
   #ids = []; // of the objects, in order: who is who from step to step, whatever its name and place
   #loaded = null; // a text from outside, given back as it was until something changes
 
-  constructor({ onChange = () => {}, onCommit = () => {} } = {}) {
-    Object.assign(this, { onChange, onCommit });
+  constructor({ onChange = () => {}, onCommit = () => {}, onLimit = () => {} } = {}) {
+    Object.assign(this, { onChange, onCommit, onLimit });
     this.#take(readText("{}"));
     this.#committed = this.#written();
   }
 
   #written() {
-    return { text: writeText(this), ids: this.#ids, current: this.current };
+    return { text: writeText(this), ids: this.#ids, current: this.current, problem: problemOf(this) };
   }
 
   /** What the workflow stores. */
@@ -170,7 +170,7 @@ export class EditorState {
 
   /**
    * Add a mark to the selected object, for this frame or for all, and select it. A second box is another object's. Without
-   * `commit`, more of the same gesture is to come. Returns whether it was added: to a locked object it is not.
+   * `commit`, more of the same gesture is to come. Returns whether it was added: to a locked object, or beyond a limit, it is not.
    */
   add(mark, commit = true) {
     const made = cleaned({ ...mark, ...(this.onlyThisFrame && { frame: this.frame }) });
@@ -180,8 +180,9 @@ export class EditorState {
     if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
     this.marks.push({ ...made, object: this.current });
     this.selected = this.marks.length - 1;
-    if (commit) this.commit();
-    else this.onChange();
+    if (commit) return this.commit();
+    if (!this.#fits()) return false;
+    this.onChange();
     return true;
   }
 
@@ -288,13 +289,15 @@ export class EditorState {
   addObjects(made) {
     const frame = this.frames > 1 ? { frame: this.frame } : {};
     const isUsed = this.#isUsed(this.objects.length - 1);
-    const room = made.slice(0, MOST_OBJECTS - this.objects.length + (isUsed ? 0 : 1));
+    const { limits } = contract;
+    const room = made.slice(0, (limits.objects ?? Infinity) - this.objects.length + (isUsed ? 0 : 1));
+    while (room.flatMap(({ marks = [] }) => marks).length + this.marks.length > limits.marks) room.pop();
     for (const { name, marks = [], paint = [] } of room) {
       const last = this.objects.length - 1;
       if (this.#isUsed(last)) this.#append();
       else this.current = last;
       const patches = paint.map((patch) => ({ ...patch, ...frame }));
-      this.#change(this.current, { ...(name && { name: name.slice(0, MOST_NAME) }), ...(patches.length && { paint: patches }) });
+      this.#change(this.current, { ...(name && { name: [...name].slice(0, limits.name).join("") }), ...(patches.length && { paint: patches }) });
       this.marks.push(...marks.map((mark) => ({ ...cleaned({ ...mark, ...frame }), object: this.current })));
     }
     if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
@@ -323,7 +326,7 @@ export class EditorState {
   setObject(index, change) {
     if (!this.objects[index]) return;
     const { name, ...others } = change;
-    const clean = name === undefined ? others : { ...others, name: name.trim().slice(0, MOST_NAME) || this.objects[index].name };
+    const clean = name === undefined ? others : { ...others, name: name.trim() || this.objects[index].name };
     this.#change(index, clean);
     if ("hidden" in change || "locked" in change) this.#store();
     else this.commit();
@@ -361,7 +364,7 @@ export class EditorState {
     this.commit();
   }
 
-  /** Lay a stroke over the selected object's paint, for this frame or for all. Returns whether the object takes it. */
+  /** Lay a stroke over the selected object's paint, for this frame or for all. Returns whether the object, and a run, take it. */
   paint(area) {
     if (this.object.locked) return false;
     const frame = this.onlyThisFrame ? this.frame : undefined;
@@ -371,8 +374,7 @@ export class EditorState {
     const others = before.filter((patch) => patch !== own);
     this.#setPaint(this.current, frame === undefined ? [made, ...others] : [...others, made]);
     if (this.image && !this.size) this.keepFor(this.image);
-    this.commit();
-    return true;
+    return this.commit();
   }
 
   #setPaint(object, patches) {
@@ -407,8 +409,7 @@ export class EditorState {
     const own = this.marks.filter((mark) => mark.object === this.current && mark.frame === this.frame);
     const rest = this.marks.filter((mark) => mark.object !== this.current || mark.frame !== next);
     this.marks = [...rest, ...own.map((mark) => ({ ...mark, frame: next }))];
-    this.commit();
-    this.showFrame(next);
+    if (this.commit()) this.showFrame(next);
   }
 
   /** Make the selected object's marks of this frame those of all frames. */
@@ -453,8 +454,9 @@ export class EditorState {
 
   // --- steps
 
-  /** End a gesture: one step of undo, however much was dragged. */
+  /** End a gesture: one step of undo, however much was dragged. Returns whether a run takes it; if not, nothing has changed. */
   commit() {
+    if (!this.#fits()) return false;
     const written = this.#written();
     if (written.text !== this.#committed.text) {
       this.#undo.push(this.#committed);
@@ -464,6 +466,16 @@ export class EditorState {
       this.onCommit();
     }
     this.onChange();
+    return true;
+  }
+
+  /** Whether a run takes what was changed; if not, it is as it was, and the reason is said. What was loaded too large can be changed. */
+  #fits() {
+    const problem = problemOf(this);
+    if (!problem || this.#committed.problem) return true;
+    this.cancel();
+    this.onLimit(problem);
+    return false;
   }
 
   /** What the workflow stores and undo does not take back. */

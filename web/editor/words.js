@@ -1,6 +1,7 @@
 /** Words in the editor: a field whose words are found in the image, each an object with its label. */
 
 import { pollFor } from "./client.js";
+import { contract } from "./contract.js";
 import { makeProgress } from "./progress.js";
 import { button, make } from "./toolbar.js";
 
@@ -15,7 +16,7 @@ export class Words {
   /** @param {import("./editor.js").PromptEditor} editor */
   constructor(editor) {
     this.editor = editor;
-    this.field = make("input", { type: "search", className: "samkit-words", maxLength: 512, "aria-label": "Find objects by words" });
+    this.field = make("input", { type: "search", className: "samkit-words", maxLength: contract.limits.words ?? -1, "aria-label": "Find objects by words" });
     this.button = button("search", "Find the objects that the words name", () => this.find());
     this.progress = makeProgress(() => this.cancel());
     this.field.addEventListener("keydown", (event) => { if (event.key === "Enter") this.find(); });

@@ -10,23 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..sam import Candidate, PromptInputs, SAMError
-from ..utils.boxes import BoundingBox
-from ..utils.finish import Finish
-from ..utils.names import named, names_of
-from ..utils.patches import Patch
-from .editor_finish import check_paint, parse_finish, parse_paint
-
-VERSIONS = (1, 2)
-MOST_MARKS = 1000
-MOST_OBJECTS = 256
-_MOST_NAME = 200
-_COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
-_CANDIDATES = ("best", "smallest", "middle", "largest")
-_KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size", "finish"}}
-_OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint"}
-_POINT, _BOX = {"x", "y", "label"}, {"x", "y", "width", "height"}
-_FAR = 1e6  # no image has more pixels a side, and no float32 loses a tenth of one below
+from ...sam import Candidate, PromptInputs, SAMError
+from ...utils.boxes import BoundingBox
+from ...utils.checks import one_of
+from ...utils.finish import Finish
+from ...utils.names import named, names_of
+from ...utils.patches import Patch
+from .contract import BOX_KEYS, CANDIDATES, COLOUR, KEYS, LIMITS, OBJECT_KEYS, POINT_KEYS, VERSIONS
+from .finishing import check_paint, parse_finish, parse_paint
 
 Size = tuple[int, int]
 Mark = dict[str, Any]
@@ -49,7 +40,7 @@ class EditorObject:
     marks: tuple[Mark, ...] = ()
     candidate: Candidate = "best"
     name: str = "Object 1"
-    colour: str = _COLOUR
+    colour: str = COLOUR
     finish: Finish = field(default_factory=Finish)
     paint: tuple[Patch, ...] = ()
 
@@ -125,15 +116,15 @@ def parse_editor(value: Any) -> EditorPrompts:
         read = _parse_object({key: state[key] for key in ("marks", "candidate") if key in state}, "prompts")
         return EditorPrompts((read,) if read.has_content else ())
     objects = state["objects"]
-    if not isinstance(objects, list) or len(objects) > MOST_OBJECTS:
+    if not isinstance(objects, list) or len(objects) > LIMITS.objects:
         seen = f"has {len(objects)}" if isinstance(objects, list) else f"is a {type(objects).__name__}"
-        raise SAMError(f"prompts.objects {seen}: it must be a list of at most {MOST_OBJECTS} objects.")
+        raise SAMError(f"prompts.objects {seen}: it must be a list of at most {LIMITS.objects} objects.")
     finish = parse_finish(state.get("finish", {}), "prompts.finish")
     parsed = [
         _parse_object(one, f"prompts.objects[{index}]", f"Object {index + 1}", finish) for index, one in enumerate(objects)
     ]
-    if sum(len(one.marks) for one in parsed) > MOST_MARKS:
-        raise SAMError(f"The objects in prompts have more than {MOST_MARKS} marks: remove some.")
+    if sum(len(one.marks) for one in parsed) > LIMITS.marks:
+        raise SAMError(f"The objects in prompts have more than {LIMITS.marks} marks: remove some.")
     check_paint(patch for one in parsed for patch in one.paint)
     return EditorPrompts(tuple(parsed) if any(one.has_content for one in parsed) else ())
 
@@ -152,11 +143,12 @@ def _read(value: Any) -> Mapping[str, Any]:
         raise SAMError(
             f"prompts.version is {reprlib.repr(version)}: this version of the pack reads {readable}. Update the pack."
         )
-    _check_keys(value, _KEYS[version], "prompts")
+    check_keys(value, KEYS[version], "prompts")
     return value
 
 
-def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
+def check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
+    """Raise SAMError where a JSON object has another key."""
     unknown = sorted(map(str, value.keys() - known))
     if unknown:
         raise SAMError(f"{place} has an unknown key {unknown[0][:40]!r}.")
@@ -165,44 +157,43 @@ def _check_keys(value: Mapping[str, Any], known: set[str], place: str) -> None:
 def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish | None = None) -> EditorObject:
     if not isinstance(value, Mapping):
         raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
-    _check_keys(value, _OBJECT_KEYS, place)
+    check_keys(value, OBJECT_KEYS, place)
     candidate, marks = value.get("candidate", "best"), value.get("marks", [])
-    if candidate not in _CANDIDATES:
-        raise SAMError(f"{place}.candidate is {reprlib.repr(candidate)}: choose one of {', '.join(_CANDIDATES)}.")
-    if not isinstance(marks, list) or len(marks) > MOST_MARKS:
+    one_of(candidate, CANDIDATES, f"{place}.candidate")
+    if not isinstance(marks, list) or len(marks) > LIMITS.marks:
         seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
-        raise SAMError(f"{place}.marks {seen}: it must be a list of at most {MOST_MARKS} marks.")
+        raise SAMError(f"{place}.marks {seen}: it must be a list of at most {LIMITS.marks} marks.")
     for index, mark in enumerate(marks):
         _check_mark(mark, f"{place}.marks[{index}]")
-    name, colour = _text(value, place, "name", name), _text(value, place, "colour", _COLOUR)
+    name, colour = _text(value, place, "name", name), _text(value, place, "colour", COLOUR)
     if not re.fullmatch(r"#[0-9a-f]{6}", colour):
-        raise SAMError(f"{place}.colour is {colour[:40]!r}: it must have the form {_COLOUR}.")
+        raise SAMError(f"{place}.colour is {colour[:40]!r}: it must have the form {COLOUR}.")
     finish = parse_finish(value["finish"], f"{place}.finish") if "finish" in value else finish or Finish()
     return EditorObject(tuple(marks), candidate, name, colour, finish, parse_paint(value.get("paint", []), f"{place}.paint"))
 
 
 def _text(value: Mapping[str, Any], place: str, key: str, default: str) -> str:
     text = value.get(key, default)
-    if not isinstance(text, str) or not 0 < len(text) <= _MOST_NAME:
-        raise SAMError(f"{place}.{key} is {reprlib.repr(text)}: it must be text of 1 to {_MOST_NAME} characters.")
+    if not isinstance(text, str) or not 0 < len(text) <= LIMITS.name:
+        raise SAMError(f"{place}.{key} is {reprlib.repr(text)}: it must be text of 1 to {LIMITS.name} characters.")
     return text
 
 
 def _check_mark(mark: Any, place: str) -> None:
     keys = set(mark) - {"frame"} if isinstance(mark, Mapping) else None
-    if keys not in (_POINT, _BOX):
+    if keys not in (POINT_KEYS, BOX_KEYS):
         form = "{x, y, label} or {x, y, width, height}, and may have frame"
         raise SAMError(f"{place} is {reprlib.repr(mark)}: it must be {form}.")
     for key in sorted(keys):
         number = mark[key]
-        if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < _FAR:
-            raise SAMError(f"{place}.{key} is {reprlib.repr(number)}: it must be a number of pixels below {_FAR:.0f}.")
+        if not isinstance(number, Real) or isinstance(number, bool) or not abs(number) < LIMITS.far:
+            raise SAMError(f"{place}.{key} is {reprlib.repr(number)}: it must be a number of pixels below {LIMITS.far}.")
     if "label" in keys and mark["label"] not in (0, 1):
         raise SAMError(f"{place}.label is {mark['label']}: it must be 1 (on the object) or 0 (not on it).")
     if "width" in keys and min(mark["width"], mark["height"]) <= 0:
         raise SAMError(f"{place} is {mark['width']} by {mark['height']} pixels: both must be above 0.")
     frame = mark.get("frame", 0)
-    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < _FAR:
+    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < LIMITS.far:
         raise SAMError(f"{place}.frame is {reprlib.repr(frame)}: it must be a frame's number from 0.")
 
 

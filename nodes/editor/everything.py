@@ -5,9 +5,9 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..sam import PRESETS, FoundMask, SAMError, Segmenter, preset_options, segment_everything
-from ..utils.patches import encode_runs
-from .preview import Subject, frames_of, look_up, parse_subject, text_of, version_of
+from ...sam import PRESETS, FoundMask, Segmenter, preset_options, segment_everything
+from ...utils.patches import encode_runs
+from .preview import Subject, choice_of, frames_of, look_up, parse_subject, text_of, version_of
 
 MOST_SEGMENTS = 1000
 DEFAULT_PRESET = "balanced"
@@ -19,9 +19,8 @@ def parse_everything(body: Mapping[str, Any]) -> tuple[Subject, str, str]:
     Raises:
         SAMError: as `parse_subject`; there is no such preset.
     """
-    subject, editor, preset = parse_subject(body), text_of(body, "editor"), text_of(body, "preset", DEFAULT_PRESET)
-    if preset not in PRESETS:
-        raise SAMError(f"preset is {preset[:40]!r}: choose one of {', '.join(PRESETS)}.")
+    subject, editor = parse_subject(body), text_of(body, "editor")
+    preset = choice_of(body, "preset", tuple(PRESETS), DEFAULT_PRESET)
     return subject, editor, preset
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..sam import BusyError, SAMError
-from ..utils.comfy import Watch, is_running, quietly
+from ...sam import BusyError, SAMError
+from ...utils.comfy import Watch, is_running, quietly
 
 log = logging.getLogger("samkit")
 
@@ -97,6 +97,7 @@ class Jobs:
             RefusedError: 503, a run has begun; 409, cancelled; and what the work raises. The next request tries again.
         """
         key = kind, key
+        self.leave(editor, kind, key)  # of each kind an editor waits for its latest request only
         job = self._jobs.get(key)
         if job is None:
             check_idle()
@@ -119,8 +120,8 @@ class Jobs:
         if (task.cancelled() or task.exception() is not None) and key in self._jobs and self._jobs[key].task is task:
             del self._jobs[key]
 
-    def leave(self, editor: str, kind: str = "") -> None:
-        """An editor waits no longer for work of one kind, or for any; what no other editor waits for ends soon."""
-        for job in self._jobs.values():
-            if kind in ("", job.kind):
+    def leave(self, editor: str, kind: str, but: Hashable = None) -> None:
+        """An editor waits no longer for work of one kind, `but` for one; what no other editor waits for ends soon."""
+        for key, job in self._jobs.items():
+            if kind == job.kind and key != but:
                 job.waiting.pop(editor, None)

@@ -6,12 +6,11 @@ from dataclasses import fields
 from numbers import Real
 from typing import Any
 
-from ..sam import SAMError
-from ..utils.finish import Finish
-from ..utils.patches import MOST_PIXELS, Patch, parse_patch
+from ...sam import SAMError
+from ...utils.finish import Finish
+from ...utils.patches import Patch, parse_patch
+from .contract import LIMITS
 
-MOST_PATCHES = 256
-_MOST_PAINTED = 4 * MOST_PIXELS
 _KINDS: dict[str, type] = {field.name: type(field.default) for field in fields(Finish)}
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -43,9 +42,9 @@ def parse_paint(value: Any, place: str) -> tuple[Patch, ...]:
     Raises:
         SAMError: another form, with the field's name.
     """
-    if not isinstance(value, list) or len(value) > MOST_PATCHES:
+    if not isinstance(value, list) or len(value) > LIMITS.patches:
         seen = f"has {len(value)}" if isinstance(value, list) else f"is a {type(value).__name__}"
-        raise SAMError(f"{place} {seen}: it must be a list of at most {MOST_PATCHES} patches.")
+        raise SAMError(f"{place} {seen}: it must be a list of at most {LIMITS.patches} patches.")
     patches = []
     for index, one in enumerate(value):
         try:
@@ -62,5 +61,5 @@ def check_paint(patches: Iterable[Patch]) -> None:
         SAMError: the patches have too many pixels together.
     """
     pixels = sum(patch.width * patch.height for patch in patches)
-    if pixels > _MOST_PAINTED:
-        raise SAMError(f"The paint in prompts has {pixels} pixels: it may have at most {_MOST_PAINTED}. Remove some.")
+    if pixels > LIMITS.painted:
+        raise SAMError(f"The paint in prompts has {pixels} pixels: it may have at most {LIMITS.painted}. Remove some.")

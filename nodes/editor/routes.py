@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..sam import SAMError
-from ..utils.comfy import inside_comfyui
-from ..utils.examples import example_path
-from .preview import Preview, parse_choice, parse_question, parse_subject, text_of
-from .preview_everything import everything, parse_everything
-from .preview_jobs import Job, RefusedError
-from .preview_words import parse_words, words
+from ...sam import SAMError
+from ...utils.comfy import inside_comfyui
+from ...utils.examples import example_path
+from .contract import MOST_BYTES, WORK
+from .everything import everything, parse_everything
+from .jobs import Job, RefusedError
+from .preview import Preview, choice_of, parse_choice, parse_question, parse_subject, text_of
+from .text import check_keys
+from .words import parse_words, words
 
 log = logging.getLogger("samkit")
 
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
-MOST_BYTES = 2 << 20  # a thousand marks take 60 KB, the most paint that is read 1 MB
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence", "form"}
@@ -46,7 +47,7 @@ Handler = Callable[[Preview, Mapping[str, Any]], Awaitable[Reply]]
 
 async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/prepare`: encode an image, so that previews of it are quick."""
-    _check_keys(body, _SUBJECT)
+    check_keys(body, _SUBJECT, "the body")
     ready = await preview.prepare(parse_subject(body))
     height, width = ready.image.size
     said = {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds, "stamp": ready.stamp}
@@ -55,7 +56,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
-    _check_keys(body, _QUESTION)
+    check_keys(body, _QUESTION, "the body")
     question = parse_question(body)
     answer = await preview.ask(question)
     headers = {
@@ -71,7 +72,7 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/candidates`: SAM's candidates for an object, each with a small PNG in base64, its score and area."""
-    _check_keys(body, _CHOICE)
+    check_keys(body, _CHOICE, "the body")
     found = await preview.choices(parse_choice(body))
     listed = [{**asdict(one), "png": base64.b64encode(one.png).decode()} for one in found]
     return _as_json(200, {"candidates": listed})
@@ -79,7 +80,7 @@ async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/segments`: all segments of an image; until they are ready, how far the work is. Posted again and again."""
-    _check_keys(body, _EVERYTHING)
+    check_keys(body, _EVERYTHING, "the body")
     subject, editor, preset = parse_everything(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, everything, subject, preset)
     found = await preview.jobs.ask("segments", key, work, editor)
@@ -88,7 +89,7 @@ async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/words`: boxes of the objects that a text names; until they are ready, as `segments`."""
-    _check_keys(body, _WORDS)
+    check_keys(body, _WORDS, "the body")
     wanted = parse_words(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, words, wanted)
     found = await preview.jobs.ask("words", key, work, wanted.editor)
@@ -100,12 +101,9 @@ def _progress(job: Job) -> Reply:
 
 
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/cancel`: the editor waits no longer for one kind of work, or for any; what nobody waits for ends."""
-    _check_keys(body, {"editor", "work"})
-    work = text_of(body, "work", "")
-    if work not in ("", "segments", "words"):
-        raise SAMError(f"work is {work[:40]!r}: it must be segments or words.")
-    preview.jobs.leave(text_of(body, "editor"), work)
+    """`POST /samkit/cancel`: the editor waits no longer for one kind of work; what nobody waits for ends."""
+    check_keys(body, {"editor", "work"}, "the body")
+    preview.jobs.leave(text_of(body, "editor"), choice_of(body, "work", WORK))
     return _as_json(200, {})
 
 
@@ -147,12 +145,6 @@ async def reply_to(handler: Handler, preview: Preview, content_type: str, body: 
         return _error(400, str(error))
 
 
-def _check_keys(body: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(body.keys() - known)
-    if unknown:
-        raise SAMError(f"the body has an unknown key {unknown[0][:40]!r}.")
-
-
 def _error(status: int, text: str, **more: Any) -> Reply:
     return _as_json(status, {"error": text, **{key: value for key, value in more.items() if value is not None}})
 
@@ -166,7 +158,7 @@ def register_routes() -> None:
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     if not inside_comfyui() or getattr(server, "instance", None) is None:
         return
-    serve_scripts(Path(__file__).parent.parent, getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
+    serve_scripts(Path(__file__).parents[2], getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {}))
     preview = Preview()
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))

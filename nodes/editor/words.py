@@ -4,9 +4,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..sam import GROUNDING_MODELS, GroundingModel, find_boxes, normalise_text
-from ..utils.boxes import BoundingBox
-from .grounding import bounding_boxes
+from ...sam import GROUNDING_MODELS, GroundingModel, find_boxes, normalise_text
+from ...utils.boxes import BoundingBox
+from ..grounding import bounding_boxes
 from .preview import Subject, find_image, frames_of, name_of, object_of, on_this_machine, parse_image, text_of
 
 

@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageColor
 
-from ..sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
-from ..sam.weights.catalog import Entry
-from ..utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
-from ..utils.finish import INSIDE
-from ..utils.images import image_to_frames
-from ..utils.overlay import FORMS, mask_png
-from ..utils.text import counted
-from .editor_text import EditorObject, EditorPrompts, parse_editor
-from .preview_jobs import Jobs, RefusedError, check_idle, run_quietly
-from .prompt_editor import segment_marks
+from ...sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
+from ...sam.weights.catalog import Entry
+from ...utils.checks import one_of
+from ...utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
+from ...utils.finish import INSIDE
+from ...utils.images import image_to_frames
+from ...utils.overlay import FORMS, mask_png
+from ...utils.text import counted
+from ..prompt_editor import segment_marks
+from .contract import LIMITS
+from .jobs import Jobs, RefusedError, check_idle, run_quietly
+from .text import EditorObject, EditorPrompts, check_keys, parse_editor
 
 log = logging.getLogger("samkit")
 
-_MOST_NAME = 512
 _MOST_PIXELS = 1 << 26  # of all frames of a file together: 8192 x 8192
 _THUMBNAIL = 96
 _PREPARED = 16
@@ -101,7 +102,7 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
         SAMError: a field is missing, unknown, or of another type or range.
     """
     image, model = parse_image(body), object_of(body, "model", {"model_name", "precision", "identity"})
-    precision = _one_of(model, "model.precision", PRECISIONS, "auto")
+    precision = choice_of(model, "model.precision", PRECISIONS, "auto")
     if ("model_name" in model) == ("identity" in model):
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
@@ -118,7 +119,7 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
     image = object_of(body, "image", {"filename", "subfolder", "type", "frame"})
     filename = name_of(image, "image.filename", parts=1)
     subfolder = name_of(image, "image.subfolder", parts=16, default="")
-    kind = _one_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
+    kind = choice_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
     return Subject(filename, subfolder, kind, _whole(image, "image.frame", 1 << 20), None, "auto", None)
 
 
@@ -130,7 +131,7 @@ def parse_question(body: Mapping[str, Any]) -> Question:
     """
     choice = parse_choice(body)
     editor, sequence = text_of(body, "editor"), _whole(body, "sequence", 1 << 53)
-    return replace(choice, editor=editor, sequence=sequence, form=_one_of(body, "form", FORMS, "tint"))
+    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"))
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -155,8 +156,7 @@ def object_of(body: Mapping[str, Any], name: str, known: set[str]) -> Mapping[st
     value = body.get(name)
     if not isinstance(value, Mapping):
         raise SAMError(f"{name} is missing, or not a JSON object.")
-    if value.keys() - known:
-        raise SAMError(f"{name} has an unknown key {sorted(value.keys() - known)[0][:40]!r}.")
+    check_keys(value, known, name)
     return value
 
 
@@ -167,17 +167,19 @@ def text_of(values: Mapping[str, Any], name: str, default: str | None = None) ->
         SAMError: it is missing and has no default, or is not a text, or too long.
     """
     value = values.get(name.split(".")[-1], default)
-    if not isinstance(value, str) or not (value or default == "") or len(value) > _MOST_NAME or "\0" in value:
+    if not isinstance(value, str) or not (value or default == "") or len(value) > LIMITS.words or "\0" in value:
         seen = "is missing: it " if value is None else ""
-        raise SAMError(f"{name} {seen}must be text of 1 to {_MOST_NAME} characters.")
+        raise SAMError(f"{name} {seen}must be text of 1 to {LIMITS.words} characters.")
     return value
 
 
-def _one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
-    value = values.get(name.split(".")[-1], default)
-    if value not in choices:
-        raise SAMError(f"{name} is {reprlib.repr(value)}: choose one of {', '.join(choices)}.")
-    return value
+def choice_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
+    """A field of a request that is one of some texts.
+
+    Raises:
+        SAMError: it is another.
+    """
+    return one_of(values.get(name.split(".")[-1], default), choices, name)
 
 
 def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
