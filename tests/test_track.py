@@ -528,6 +528,8 @@ class TestNode:
         point = '[{"x": 30, "y": 25, "object": "cat"}]'
         found, _, _, known = self.run(small, positive_coords=point, mask_prompt=masks, mask_frame=2, individual_masks=True)
         assert known.names == ("cat", "#2") and known.prompted_frames("cat") == (0, 2)
+        unnamed = self.run(small, positive_coords='[{"x": 30, "y": 25}]', mask_prompt=masks[[0, 2]])[3]
+        assert unnamed.names == ("#1", "#2"), "a mask of the first object, and one of another"
         shown, given = found.view(4, 2, HEIGHT, WIDTH)[2, 1] > 0, masks[2] > 0
         assert (shown & given).sum() > 0.9 * (shown | given).sum(), "it is given back at the resolution of the model's masks"
 
