@@ -394,6 +394,33 @@ LEGAL = {
             {"label": "z", "points": [[1, 2], [2, 3]], "shape_type": "mask", "mask": "iVBORw0KGgo="},
         ],
     },
+    "export.json": [
+        {
+            "data": {"image": "/data/upload/1/a.png"},
+            "annotations": [
+                {
+                    "was_cancelled": False,
+                    "result": [
+                        {
+                            "id": number,
+                            "type": f"{kind}labels",
+                            "original_width": 120,
+                            "original_height": 90,
+                            "value": {**value, f"{kind}labels": ["x"]},
+                        }
+                        for number, (kind, value) in enumerate(
+                            [
+                                ("polygon", {"points": [[1, 2], [30, 4], [5, 60]]}),
+                                ("rectangle", {"x": 1, "y": 2, "width": 30, "height": 40, "rotation": 10}),
+                                ("ellipse", {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10}),
+                                ("brush", {"rle": [0, 0, 168, 192, 57, 27, 252]}),
+                            ]
+                        )
+                    ],
+                }
+            ],
+        }
+    ],
 }
 
 
