@@ -24,7 +24,8 @@ class LoadMasks:
 
     DESCRIPTION = (
         "Loads images and their masks from a data set: a COCO file, YOLO labels, labelme, CVAT or Label Studio files, index or "
-        "palette PNGs, or what SAM Save Masks and the folder command wrote. Connect the outputs to SAM Teach or SAM Train Decoder as they are."
+        "palette PNGs, or what SAM Save Masks and the folder command wrote. Connect the outputs to SAM Teach or SAM Train "
+        "Decoder as they are."
     )
     SEARCH_ALIASES = [
         "coco",

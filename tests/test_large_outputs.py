@@ -109,6 +109,12 @@ def test_of_a_long_batch_the_overlay_has_the_frames_that_are_shown(tiny_model, c
     assert len(AutoMask().execute(tiny_model, film, **LOOSE).image) == MOST_SHOWN
 
 
+def test_with_individual_masks_the_cutout_of_segment_text_is_still_one_per_frame(tiny_model, grounding, film):  # noqa: F811
+    given = (tiny_model, grounding, film, TEXT)
+    merged, apart = (SegmentText().execute(*given, **EVERYTHING, individual_masks=one) for one in (False, True))
+    assert len(apart[0]) > len(film) and torch.equal(apart[5], merged[5]) and torch.equal(merged[5][..., 3], merged[0])
+
+
 # SAM Prompt Editor, frame by frame.
 
 

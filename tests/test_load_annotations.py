@@ -87,6 +87,8 @@ def test_a_turned_box_and_an_ellipse(tmp_path):
     flat, standing = (one.mask for one in objects_in(cvat_with(tmp_path, ellipse.format(0) + ellipse.format(90))))
     assert abs(int(flat.sum()) - np.pi * 21) < 4 and flat[6, 1] and not flat[1, 8]
     assert standing[0, 8] and not standing[6, 1]
+    (tilted,) = (one.mask for one in objects_in(cvat_with(tmp_path, ellipse.format(30))))
+    assert tilted[8, 12] and not tilted[3, 12], "clockwise: its right end is lower"
 
 
 def test_what_has_no_area_is_left_out(tmp_path):
@@ -205,6 +207,15 @@ def test_a_list_that_is_not_an_export_is_refused(tmp_path):
         path.write_text(json.dumps(content))
         with pytest.raises(SAMError, match="is not a data set that can be read"):
             open_data_set(path)
+
+
+def test_alpha_is_the_mask_whatever_the_color():
+    """Two pixels, value by value: a red one without alpha, and a black one with half of it."""
+    bits = f"{8:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    bits += "0" + "00" + f"{7:03b}" + "".join(f"{value:08b}" for value in (255, 0, 0, 0, 0, 0, 0, 128))
+    bits += "0" * (-len(bits) % 8)
+    stream = [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
+    assert decode_brush(stream, (1, 2)).tolist() == [[False, True]]
 
 
 def test_a_run_beyond_the_image_is_refused():
