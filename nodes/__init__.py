@@ -20,6 +20,7 @@ from .save_masks import SaveMasks
 from .segs import MasksToSEGS
 from .startup import at_start
 from .teach import LoadConcept, SaveConcept, SaveDecoder, Teach, TrainDecoder
+from .track import TrackObjects
 
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
@@ -30,6 +31,7 @@ _NODES = {
     "SAMEmbeddingToImage": (SAMEmbeddingToImage, "SAM Embedding to Image"),
     "SAMKit_PredictMask": (PredictMask, "SAM Predict Mask"),
     "SAMKit_Segment": (Segment, "SAM Segment"),
+    "SAMKit_Track": (TrackObjects, "SAM Track"),
     "SAMKit_PromptEditor": (PromptEditor, "SAM Prompt Editor"),
     "SAMKit_AutoMask": (AutoMask, "SAM Segment Everything"),
     "SAMKit_Personalize": (Personalize, "SAM Personalize"),

@@ -18,7 +18,7 @@ from .models.retrained import Retrained, retrained_from, with_decoder
 from .models.sam import SAMModel
 from .models.taught_files import load_concept, load_decoder, save_concept, save_decoder
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
-from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, objects_per_frame
+from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.embed import as_embedding, encode, stay_loaded
@@ -49,6 +49,17 @@ from .tasks.predict import (
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import prompt_each, segment_each
+from .tasks.track import (
+    DIRECTIONS,
+    TRACK_METHODS,
+    Direction,
+    FilmPrompt,
+    Track,
+    TrackedFrame,
+    TrackMethod,
+    TrackOptions,
+    track,
+)
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
 from .training.decoder import DecoderOptions, train_decoder
@@ -58,6 +69,7 @@ __all__ = [
     "ABSENT_LOGIT",
     "CANDIDATES",
     "DEVICE_MODES",
+    "DIRECTIONS",
     "GROUNDING_MODELS",
     "MATTE_MODELS",
     "METHODS",
@@ -65,12 +77,15 @@ __all__ = [
     "PRECISIONS",
     "PRESETS",
     "SAM_MODELS",
+    "TRACK_METHODS",
     "AutoMaskOptions",
     "BusyError",
     "Candidate",
     "Concept",
     "DecoderOptions",
     "DeviceMode",
+    "Direction",
+    "FilmPrompt",
     "FoundBoxes",
     "FoundMask",
     "FoundObjects",
@@ -98,6 +113,10 @@ __all__ = [
     "SAMWrapper",
     "Segmenter",
     "TeachOptions",
+    "Track",
+    "TrackMethod",
+    "TrackOptions",
+    "TrackedFrame",
     "as_dicts",
     "as_embedding",
     "as_segmenter",
@@ -118,6 +137,7 @@ __all__ = [
     "load_matte",
     "load_model",
     "load_shared",
+    "named_objects",
     "normalise_text",
     "objects_per_frame",
     "personalize",
@@ -137,6 +157,7 @@ __all__ = [
     "soft_edges",
     "stay_loaded",
     "teach",
+    "track",
     "train_decoder",
     "weights_changed",
     "with_decoder",

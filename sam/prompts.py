@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..utils.boxes import Boxes
 from ..utils.images import resize_masks
-from ..utils.names import named, names_of, rows_where
+from ..utils.names import Name, named, names_of, rows_where
 from ..utils.text import counted
 from .errors import SAMError
 from .geometry import Frame, Size
@@ -229,12 +229,30 @@ def objects_per_frame(given: PromptInputs, count: int, frame: Frame) -> list[lis
 
 def _group_frame(given: PromptInputs, index: int, original: Size) -> list[Prompt | None]:
     """The objects of one image; a single None, for a mask to fill, where points and boxes make none."""
+    return list(group(*_marks(given, index, original))) or [None]
+
+
+def named_objects(given: PromptInputs, index: int, original: Size) -> dict[Name, Prompt]:
+    """The objects of one image (H, W) by name, but for masks and logits; those without a name are `#1`, `#2` and so on.
+
+    Raises:
+        SAMError: a point outside the image.
+    """
+    marks = _marks(given, index, original)
+    prompts = group(*marks)
+    names = [name for name in dict.fromkeys(name for rows in marks for name in names_of(rows)) if name is not None]
+    names += [f"#{number}" for number in range(1, len(prompts) - len(names) + 1)]
+    return dict(zip(names, prompts, strict=True))
+
+
+def _marks(given: PromptInputs, index: int, original: Size) -> tuple[np.ndarray, np.ndarray, Boxes]:
+    """Positive points, negative points and boxes of one image, checked and clipped."""
     positive, negative = (
         _inside(points[index], original, name) if points else NO_POINTS
         for name, points in (("positive_coords", given.positive), ("negative_coords", given.negative))
     )
     boxes = clip_boxes(given.boxes[index], original) if given.boxes else np.zeros((0, 4))
-    return list(group(positive, negative, boxes)) or [None]
+    return positive, negative, boxes
 
 
 def _inside(points: np.ndarray, size: Size, name: str) -> np.ndarray:

@@ -51,6 +51,13 @@ CONTRACT = {
         + ["frame_offset", "meta_batch"],
         ["masks", "bboxes", "scores", "logits"],
     ),
+    "SAMKit_Track": (
+        "SAM Track",
+        ["sam_model", "image"],
+        ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "track", "mask_frame", "direction"]
+        + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"],
+        ["masks", "bboxes", "scores", "track"],
+    ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),
     "SAMKit_PromptEditor": (
         "SAM Prompt Editor",

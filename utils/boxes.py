@@ -45,7 +45,9 @@ _FAR = 1e300  # whole numbers may be larger than any float
 _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lists (one per frame), or SEGS"
 
 
-def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto", frame_offset: int = -1) -> list[Boxes]:
+def boxes_per_frame(
+    value: Any, frames: int, form: BoxForm = "auto", frame_offset: int = -1, is_film: bool = False
+) -> list[Boxes]:
     """Parse BOUNDING_BOX or BBOX into one array of boxes per frame.
 
     Args:
@@ -54,7 +56,7 @@ def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto", frame_offse
             what a detector's socket carries that found nothing: no boxes.
         frames: number of frames B.
         form: of sequences of four numbers; dicts and SEGS say themselves what they are.
-        frame_offset: see `spread`.
+        frame_offset, is_film: see `spread`; in a film a list of boxes is that of the first frame.
 
     Returns:
         B arrays `[N_b, 4]`, corners in order, boxes in their order.
@@ -67,8 +69,10 @@ def boxes_per_frame(value: Any, frames: int, form: BoxForm = "auto", frame_offse
         log.info("bboxes: a list of %d boxes for %d frames is read as one box per frame.", len(value), frames)
         value = [[box] for box in value]
     if len(value) and all(_is_list(item) and not _is_box(item) for item in value):
-        return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(spread(value, frames, "bboxes", frame_offset))]
-    return [_parse(value, "bboxes", form)] * frames
+        each = spread(value, frames, "bboxes", frame_offset, is_film)
+        return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(each)]
+    boxes = _parse(value, "bboxes", form)
+    return [boxes, *[boxes[:0]] * (frames - 1)] if is_film else [boxes] * frames
 
 
 def _is_one_per_frame(value: Sequence[Any], frames: int) -> bool:
@@ -114,7 +118,7 @@ def _box_of_seg(one: Any, place: str) -> BoundingBox:
     return BoundingBox(**box, **_known(extra, place))
 
 
-def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int = -1) -> Sequence[Any]:
+def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int = -1, is_film: bool = False) -> Sequence[Any]:
     """One item per frame: as many as there are frames, or one for all of them.
 
     Args:
@@ -123,10 +127,13 @@ def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int =
         name: the input's name, for messages.
         frame_offset: the number, in the whole film, of the first of the frames, where the items are those of the whole film:
             those of other frames are left out, and a frame after the last item has none. -1: the items are these frames' own.
+        is_film: a single item is the first frame's, and a frame after the last item has none.
 
     Raises:
         SAMError: any other number of items.
     """
+    if is_film and len(per_frame) <= frames:
+        return [*per_frame, *[[]] * (frames - len(per_frame))]
     if len(per_frame) == 1:
         return list(per_frame) * frames
     if frame_offset >= 0:

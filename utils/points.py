@@ -16,7 +16,7 @@ _SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are no
 _SLACK = 0.02  # a detector's boxes may end a little outside of the image
 
 
-def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) -> list[np.ndarray]:
+def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, is_film: bool = False) -> list[np.ndarray]:
     """Parse coordinates into one array of points per frame.
 
     Args:
@@ -25,7 +25,7 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) 
             are left out: other packs' editors say "nothing" so. A point may name its `object`.
         frames: number of frames B.
         name: the input's name, for messages.
-        frame_offset: see `spread`.
+        frame_offset, is_film: see `spread`; in a film a list of points is that of the first frame.
 
     Returns:
         B float64 arrays `[P, 2]` (x, y); see `names_of` for the objects.
@@ -40,8 +40,10 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1) 
     if not isinstance(value, list):
         raise SAMError(f"{name} is {str(value)[:80]!r}, which is not a JSON list: it must be {_FORM}.")
     if value and all(isinstance(item, list) for item in value):
-        return [_parse(points, f"{name}[{i}]") for i, points in enumerate(spread(value, frames, name, frame_offset))]
-    return [_parse(value, name)] * frames
+        each = spread(value, frames, name, frame_offset, is_film)
+        return [_parse(points, f"{name}[{i}]") for i, points in enumerate(each)]
+    points = _parse(value, name)
+    return [points, *[points[:0]] * (frames - 1)] if is_film else [points] * frames
 
 
 def _without_nothing(value: Any) -> Any:

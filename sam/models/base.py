@@ -62,6 +62,7 @@ class Segmenter(Protocol):
             mask decoder is not one that this pack can train.
         working_bytes(dtype): what the encoder needs on a GPU beside its weights, in bytes: for any number of images, and for
             each.
+        tracks: whether it can follow objects through a film by a memory, see `tasks.track`.
         pred_iou_thresh: what the automatic mask generator of its own family keeps by default, 0..1.
 
     And of its `network`:
@@ -128,7 +129,7 @@ class Segmenter(Protocol):
         ...
 
 
-Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "lowered_weights"]
+Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "tracks", "lowered_weights"]
 
 
 def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:

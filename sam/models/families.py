@@ -13,7 +13,7 @@ from ...utils.checks import one_of
 from ..errors import SAMError
 from ..weights.files import read_checkpoint
 from ..weights.formats import find_model, sam_names, weights_in
-from ..weights.formats.sam2 import is_sam2, to_sam2_names, version_of
+from ..weights.formats.sam2 import is_sam2, to_sam2_names, to_video_names, version_of
 from .architecture import build, read_architecture
 from .base import PRECISIONS, Precision, Segmenter
 from .foreign import described, is_plain, unwrapped
@@ -118,7 +118,8 @@ def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
 def _from_weights(state: dict[str, Tensor], path: Path, precision: Precision) -> SAMModel | SAM2Model:
     try:
         if is_sam2(state):
-            return build_sam2(to_sam2_names(state, path.name), path, precision, version_of(state))
+            image, video = to_sam2_names(state, path.name), to_video_names(state, path.name)
+            return build_sam2(image, path, precision, version_of(state), video)
         return _build_sam(sam_names(state, path.name), path, precision)
     except SAMError:
         raise

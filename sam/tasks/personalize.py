@@ -217,6 +217,8 @@ def _find_each(
 def _checked_masks(masks: Tensor, count: int) -> Tensor:
     """One mask for each reference, `[R, h, w]`, none of them empty."""
     masks = as_masks(masks, "reference_mask").cpu()
+    if not count:
+        raise SAMError("There is no reference image. Connect an image that shows the object.")
     if len(masks) != count:
         raise SAMError(
             f"reference_mask has {counted(len(masks), 'mask')} for {counted(count, 'reference image')}. Connect one for each."

@@ -88,7 +88,7 @@ class SAM2MaskDecoder(MaskDecoder):
 
     def plainly(
         self, features: Tensor, finer: Sequence[Tensor], places: Tensor, sparse: Tensor, dense: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All masks of n prompts of one image, as `MaskDecoder.predict_masks` of sam2's `mask_decoder.py` computes them.
 
         Args:
@@ -98,7 +98,7 @@ class SAM2MaskDecoder(MaskDecoder):
             sparse, dense: embedded prompts `[n, K, C]` and `[n or 1, C, h, w]`.
 
         Returns:
-            Logits `[n, M, 4h, 4w]`, predicted IoUs `[n, M]` and object scores `[n]`.
+            Logits `[n, M, 4h, 4w]`, predicted IoUs `[n, M]`, object scores `[n]` and mask tokens `[n, M, C]`.
         """
         count, (channels, height, width) = len(sparse), features.shape
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
@@ -108,9 +108,10 @@ class SAM2MaskDecoder(MaskDecoder):
         first, norm, gelu, second, last = self.output_upscaling
         half = gelu(norm(first(image.transpose(1, 2).reshape(count, channels, height, width)) + finer[1]))
         upscaled = last(second(half) + finer[0])
-        masks = [mlp(queries[:, 2 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)]
+        tokens = queries[:, 2 : 2 + self.num_mask_tokens]
+        masks = [mlp(tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)]
         logits = torch.einsum("nmc,nchw->nmhw", torch.stack(masks, 1), upscaled)
-        return logits, self.iou_prediction_head(queries[:, 1]), self.pred_obj_score_head(queries[:, 0])[:, 0]
+        return logits, self.iou_prediction_head(queries[:, 1]), self.pred_obj_score_head(queries[:, 0])[:, 0], tokens
 
     def decode_plainly(
         self, logits: Tensor, scores: Tensor, object_scores: Tensor, several: bool, above: float | None, strictly: bool
@@ -166,11 +167,18 @@ class FastSAM2Decoder(FastDecoder):
 
     def share(self, features: Tensor, finer: tuple[Tensor, ...] = ()) -> SharedImage:
         """Compute what the prompts of an image share, from its maps `[C, h, w]`, and `[C/8, 4h, 4w]` and `[C/4, 2h, 2w]`."""
-        fine, middle = finer
+        return super().share(features, self.finer_tokens(*finer))
+
+    def finer_tokens(self, fine: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """The finer maps as tokens, see above."""
         height, width = self.grid
         fine_tokens = fine.view(-1, height, 2, 2, width, 2, 2).permute(1, 4, 2, 5, 3, 6, 0).reshape(-1, len(fine))
         middle_tokens = middle.view(-1, height, 2, width, 2).permute(1, 3, 2, 4, 0).reshape(-1, len(middle))
-        return super().share(features, (fine_tokens, middle_tokens))
+        return fine_tokens, middle_tokens
+
+    def object_scores(self, rated: Rated) -> Tensor:
+        """Logits `[n]` that what rated prompts show is in the image."""
+        return self.object_network(rated.queries[:, 1 + self.mask_tokens])[:, 0]
 
     def masks(self, rated: Rated, wanted: slice, shared: SharedImage) -> Tensor:
         """Low-resolution logits `[n, W, 4h, 4w]` of rated prompts, of W wanted tokens.
@@ -225,8 +233,8 @@ class FastSAM2Decoder(FastDecoder):
             if above is not None and is_fixed:
                 kept = (rated.scores[:, wanted] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
-            found = self._tokens(wanted, rated, shared) if is_fixed else self._single(rated, shared)
-            results.append((*found, rows, self.object_network(rated.queries[:, 1 + self.mask_tokens])[:, 0]))
+            found = self._tokens(wanted, rated, shared) if is_fixed else self.single(rated, shared)
+            results.append((*found, rows, self.object_scores(rated)))
         *decoded, object_scores = (torch.cat(parts) for parts in zip(*results, strict=True))
         if above is not None and not several:
             kept = decoded[1][:, 0] > above
@@ -236,7 +244,7 @@ class FastSAM2Decoder(FastDecoder):
     def _tokens(self, wanted: slice, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
         return self.masks(rated, wanted, shared), rated.scores[:, wanted]
 
-    def _single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
+    def single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
         """The single mask where it is stable, else the best candidate: logits `[n, 1, 4h, 4w]` and predicted IoUs `[n, 1]`."""
         masks = self.masks(rated, slice(None), shared)
         best = 1 + rated.scores[:, _CANDIDATES].argmax(1)

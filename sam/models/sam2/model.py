@@ -1,9 +1,10 @@
-"""SAM 2 and 2.1 for images: Hiera, SAM's prompt encoder and decoder with two finer maps, and what makes them a Segmenter.
+"""SAM 2 and 2.1: Hiera, SAM's prompt encoder and decoder with two finer maps, and what makes them a Segmenter and a tracker.
 
 "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714). The image path is that of sam2's `SAM2ImagePredictor` and of
-transformers' `Sam2Model`, the parity reference; the memory, which only video needs, is not part of it.
+transformers' `Sam2Model`, the parity reference; it does not touch the memory, which only films need and not every file has.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +29,11 @@ from ..features import IMAGE, Features
 from ..taught import of_taught, taught_decoders, taught_parts
 from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
+from .memory import Memory, build_memory
 from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
 from .self_test import decoder_error, encoder_error
+
+log = logging.getLogger("samkit")
 
 HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
@@ -41,7 +45,7 @@ _GREY_LEVELS = 255.0
 
 
 class SAM2Model(nn.Module):
-    """A SAM 2 or 2.1 image model; see `Segmenter` for what every family does.
+    """A SAM 2 or 2.1 model; see `Segmenter` for what every family does.
 
     Args:
         shape: of the image encoder.
@@ -49,8 +53,14 @@ class SAM2Model(nn.Module):
         checkpoint: the file that it was loaded from.
         precision: what the image encoder computes in; prompt encoder and mask decoder stay float32.
         family: "SAM 2.1" or "SAM 2", for messages.
+
+    Attributes:
+        memory: the video part; None where the file has none, or none that is whole.
+        memory_fault: why it has none, for messages.
     """
 
+    memory: Memory | None
+    memory_fault = "the file holds an image model alone"
     mask_threshold = 0.0
     pred_iou_thresh = 0.8  # what `SAM2AutomaticMaskGenerator` keeps by default
 
@@ -71,6 +81,7 @@ class SAM2Model(nn.Module):
         )
         self.sam_mask_decoder = _mask_decoder(shape.channels, decoder)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, shape.channels))
+        self.memory = None
         channels = shape.channels
         fine, middle = (channels // 8, 4 * grid, 4 * grid), (channels // 4, 2 * grid, 2 * grid)
         self.map_shapes = MappingProxyType({IMAGE: (channels, grid, grid), **dict(zip(HIGH_RES, (fine, middle), strict=True))})
@@ -79,6 +90,16 @@ class SAM2Model(nn.Module):
     def network(self) -> nn.Module:
         """What placement moves between devices: the model itself."""
         return self
+
+    @property
+    def memory_identity(self) -> str:
+        """Content hash of the memory, which makes tracks together with what the two other identities stand for."""
+        return "" if self.memory is None else _identities.of(self.memory, {"memory": self.memory}, self.checkpoint.name)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the checkpoint has the memory that follows objects through a film."""
+        return self.memory is not None
 
     def frame(self, original: Size) -> Frame:
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
@@ -146,7 +167,7 @@ class SAM2Model(nn.Module):
             places, (image, *finer) = self.sam_prompt_encoder.get_dense_pe(), map(features.tensor, names)
             dense = self.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1) if dense is None else dense
             found = decoders[index].plainly(image, finer, places, sparse, dense)
-            return decoders[index].decode_plainly(*found, wanted.several, wanted.above, strictly)
+            return decoders[index].decode_plainly(*found[:3], wanted.several, wanted.above, strictly)
         plan = self._plan_of(decoders[index], features.device)
         shared = features.shared(names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan.decode(shared, sparse, dense, wanted.several, wanted.above, wanted.guidance, strictly)
@@ -195,6 +216,10 @@ class SAM2Model(nn.Module):
             return FastHiera(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
 
         return _encoders.get(self.image_encoder, key, make, also=self.sam_mask_decoder)
+
+    def decoder_plan(self, device: torch.device) -> FastSAM2Decoder | None:
+        """The plan that runs the model's own mask decoder; None on a device where it is not right."""
+        return self._plan_of(self.sam_mask_decoder, device) if works_on(device, decoder_error) else None
 
     def _plan_of(self, decoder: SAM2MaskDecoder, device: torch.device) -> FastSAM2Decoder:
         prompts, linear = self.sam_prompt_encoder, self._linear(torch.float32)
@@ -252,7 +277,11 @@ def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
 
 
 def build_sam2(
-    state: Mapping[str, Tensor], checkpoint: Path, precision: Precision = "auto", family: str = "SAM 2"
+    state: Mapping[str, Tensor],
+    checkpoint: Path,
+    precision: Precision = "auto",
+    family: str = "SAM 2",
+    video: Mapping[str, Tensor] | None = None,
 ) -> SAM2Model:
     """The model that a state dict holds; its size is detected from the weights.
 
@@ -260,6 +289,8 @@ def build_sam2(
         state: tensors under Meta's names, as `to_sam2_names` gives them; of any float type.
         checkpoint: the file that they came from.
         precision, family: see `SAM2Model`.
+        video: the tensors of the video part, as `to_video_names` gives them. What is not whole of it is left out with a line in
+            the log: images do not need it.
 
     Raises:
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
@@ -279,4 +310,10 @@ def build_sam2(
             f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    memory = build_memory(video or {})
+    if isinstance(memory, str):
+        model.memory_fault = f"its video part is not whole: {memory}"
+        log.warning("%s cannot track: %s", checkpoint.name, model.memory_fault)
+    else:
+        model.memory = memory
     return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""SAM 2's files -> Meta's names, image part only: Meta's `.pt`, its repackaged safetensors, and transformers' layout.
+"""SAM 2's files -> Meta's names: Meta's `.pt`, its repackaged safetensors, and transformers' layout.
 
 Meta's keys are those of facebookresearch/sam2; transformers' are those of `Sam2Model` and `Sam2VideoModel` (4.56 to 5.23), by
 its `convert_sam2_to_hf.py` the other way and anchored. Whatever a rule does not know keeps its name, so that the loader,
@@ -15,7 +15,7 @@ from ...errors import SAMError
 
 _HUGGING_FACE_ROOT = "vision_encoder.backbone."
 
-# What remembers the frames of a video, in Meta's names and in transformers'; an image needs none of it.
+# The memory of a video's frames, in Meta's names and in transformers'; an image needs none of it.
 VIDEO = re.compile(
     r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc$|no_mem_pos_enc$|no_obj_ptr$|no_obj_embed_spatial$|obj_ptr_proj\.|"
     r"obj_ptr_tpos_proj\.|mask_downsample\.|memory_temporal_positional_encoding$|no_memory_positional_encoding$|"
@@ -33,6 +33,14 @@ _UPSCALE = {"upscale_conv1": 0, "upscale_layer_norm": 1, "upscale_conv2": 3}
 _POSITIONS = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _POINTS = "prompt_encoder.point_embed.weight"
 _ATTENTION = r"self_attn|cross_attn_token_to_image|cross_attn_image_to_token"
+_MASK_CONVOLUTIONS = 4  # of the memory encoder, each with a norm and an activation: what comes next is Meta's number 12
+_VIDEO_PARTS = {
+    "memory_temporal_positional_encoding": "maskmem_tpos_enc",
+    "no_memory_positional_encoding": "no_mem_pos_enc",
+    "no_object_pointer": "no_obj_ptr",
+    "occlusion_spatial_embedding_parameter": "no_obj_embed_spatial",
+}
+_FUSER = {"depthwise_conv": "dwconv", "layer_norm": "norm", "pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}
 
 
 def _table() -> Iterable[tuple[str, str]]:
@@ -59,11 +67,32 @@ def _table() -> Iterable[tuple[str, str]]:
     yield decoder + r"transformer\.layer_norm_final_attn\.(\w+)", last + r"norm_final_attn.\1"
     yield decoder + r"(.+)", r"sam_mask_decoder.\1"
     yield r"no_memory_embedding", "no_mem_embed"
+    yield from _video_table()
+
+
+def _video_table() -> Iterable[tuple[str, str]]:
+    for theirs, ours in _VIDEO_PARTS.items():
+        yield theirs, ours
+    yield r"temporal_positional_encoding_projection_layer\.(\w+)", r"obj_ptr_tpos_proj.\1"
+    layer, ours = r"memory_attention\.layers\.(\d+)\.", r"memory_attention.layers.\1."
+    yield rf"{layer}(self_attn|cross_attn_image)\.o_proj\.(\w+)", ours + r"\2.out_proj.\3"
+    yield rf"{layer}layer_norm(\d)\.(\w+)", ours + r"norm\2.\3"
+    yield r"memory_attention\.layer_norm\.(\w+)", r"memory_attention.norm.\1"
+    downsampler, ours = r"memory_encoder\.mask_downsampler\.", "memory_encoder.mask_downsampler.encoder."
+    for index in range(_MASK_CONVOLUTIONS):
+        yield rf"{downsampler}layers\.{index}\.conv\.(\w+)", rf"{ours}{3 * index}.\1"
+        yield rf"{downsampler}layers\.{index}\.layer_norm\.(\w+)", rf"{ours}{3 * index + 1}.\1"
+    yield rf"{downsampler}final_conv\.(\w+)", rf"{ours}{3 * _MASK_CONVOLUTIONS}.\1"
+    yield r"memory_encoder\.feature_projection\.(\w+)", r"memory_encoder.pix_feat_proj.\1"
+    yield r"memory_encoder\.projection\.(\w+)", r"memory_encoder.out_proj.\1"
+    for theirs, mine in _FUSER.items():
+        yield rf"memory_encoder\.memory_fuser\.layers\.(\d+)\.{theirs}\.(\w+)", rf"memory_encoder.fuser.layers.\1.{mine}.\2"
+    yield r"memory_encoder\.memory_fuser\.layers\.(\d+)\.scale", r"memory_encoder.fuser.layers.\1.gamma"
 
 
 _HUGGING_FACE = tuple((re.compile(f"^{pattern}$"), replacement) for pattern, replacement in _table())
 _HEAD = re.compile(
-    r"^(mask_decoder\.(?:iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+))"
+    r"^(mask_decoder\.(?:iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+)|object_pointer_proj)"
     r"\.(proj_in|proj_out|layers\.(\d+))\.(\w+)$"
 )
 
@@ -79,7 +108,7 @@ def version_of(state: Mapping[str, Tensor]) -> str:
 
 
 def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors under Meta's names, without those that only video needs.
+    """The tensors of a checkpoint's image part under Meta's names.
 
     Args:
         state: names and tensors of a model that `is_sam2`, without anything before its names.
@@ -88,8 +117,17 @@ def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     Raises:
         SAMError: two tensors make one.
     """
-    kept = {name: tensor for name, tensor in state.items() if not VIDEO.match(name)}
-    return _from_hugging_face(kept, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in kept) else kept
+    return _renamed_all({name: tensor for name, tensor in state.items() if not VIDEO.match(name)}, state, file)
+
+
+def to_video_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's video part under Meta's names; none in a file of an image model. See `to_sam2_names`."""
+    return _renamed_all({name: tensor for name, tensor in state.items() if VIDEO.match(name)}, state, file)
+
+
+def _renamed_all(part: dict[str, Tensor], state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """Some of a checkpoint's tensors, renamed where the whole is transformers'."""
+    return _from_hugging_face(part, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in state) else part
 
 
 def _from_hugging_face(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
@@ -106,7 +144,8 @@ def _renamed(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Iterable
     if name == _POINTS:  # Meta has a table of one row for each kind of point
         return [(f"sam_prompt_encoder.point_embeddings.{kind}.weight", row[None]) for kind, row in enumerate(tensor)]
     if match := _HEAD.match(name):
-        return [(f"sam_{match[1]}.layers.{_head_layer(match, state)}.{match[4]}", tensor)]
+        head = "obj_ptr_proj" if match[1] == "object_pointer_proj" else f"sam_{match[1]}"
+        return [(f"{head}.layers.{_head_layer(match, state)}.{match[4]}", tensor)]
     for pattern, replacement in _HUGGING_FACE:
         if pattern.match(name):
             return [(pattern.sub(replacement, name), tensor)]

@@ -1,0 +1,251 @@
+"""SAM Track: objects that are prompted on any frames of a film, on all of its frames."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..sam import (
+    DIRECTIONS,
+    TRACK_METHODS,
+    DeviceMode,
+    Direction,
+    FilmPrompt,
+    PromptInputs,
+    SAMError,
+    Segmenter,
+    Track,
+    TrackedFrame,
+    TrackMethod,
+    TrackOptions,
+    named_objects,
+    result_device,
+)
+from ..sam import track as follow
+from ..utils.boxes import BoundingBox, BoxForm, boxes_per_frame, tight_box
+from ..utils.images import as_image, as_masks, resize_masks
+from ..utils.names import Name
+from ..utils.points import points_per_frame
+from ..utils.stacks import MaskStack
+from ..utils.text import counted
+from .common import (
+    CATEGORY,
+    DEVICE_MODE_INPUT,
+    SAM_MODEL_INPUT,
+    SHOW_RESULT_INPUT,
+    UNCONNECTED,
+    Result,
+    Shown,
+    ShowsResult,
+)
+from .predict import BOX_FORM_INPUT, OPTION_INPUTS, PROMPT_INPUTS, refuse_shares
+
+_FRAMES = " In a list of such lists, each list is a frame's, and an empty list means no prompt there. One list is frame 0's."
+_POINTS = "Points {}, as JSON: a list of objects with x and y in image pixels. Points with the same object key mark one object."
+TRACK_TYPE = "SAMKIT_TRACK"
+
+
+class TrackObjects(ShowsResult):
+    """`SAMKit_Track`."""
+
+    DESCRIPTION = (
+        "Follows objects through a film: mark them on any frame, and get their masks on every frame. SAM 2 and SAM 2.1 use "
+        "their memory, other models the last mask. A second SAM Track with further prompts computes only what they change."
+    )
+    SEARCH_ALIASES = [
+        "sam",
+        "sam2",
+        "sam 2",
+        "video",
+        "film",
+        "track object",
+        "tracking",
+        "video segmentation",
+        "propagate mask",
+        "rotoscope",
+        "rotoscoping",
+        "mask video",
+    ]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", TRACK_TYPE)
+    RETURN_NAMES = ("masks", "bboxes", "scores", "track")
+    OUTPUT_IS_LIST = (False, False, True, False)
+    OUTPUT_TOOLTIPS = (
+        "Masks in frame order: with individual_masks one per object, an empty one where it is absent; otherwise one per frame.",
+        "Tight boxes around the objects, one list per frame, each with its score and the object as its label.",
+        "Probability that each object is visible on each frame, in the order of individual masks.",
+        "What is known of the film. Connect it to another SAM Track to correct objects or to add some.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sam_model": SAM_MODEL_INPUT,
+                "image": ("IMAGE", {"tooltip": "The frames of the film, in order. Alpha is ignored."}),
+            },
+            "optional": {
+                "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("on the object") + _FRAMES}),
+                "negative_coords": (
+                    "STRING",
+                    {"forceInput": True, "tooltip": _POINTS.format("that are not on the object") + _FRAMES},
+                ),
+                "bboxes": (
+                    PROMPT_INPUTS["bboxes"][0],
+                    {
+                        "forceInput": True,
+                        "tooltip": "Boxes around objects: ComfyUI's boxes, (x1, y1, x2, y2), or Impact Pack's SEGS." + _FRAMES,
+                    },
+                ),
+                "mask_prompt": (
+                    "MASK",
+                    {
+                        "tooltip": "Masks of objects on the frame mask_frame, one per object in order of the objects. A mask "
+                        "alone is used as it is. An empty mask is ignored."
+                    },
+                ),
+                "track": (
+                    TRACK_TYPE,
+                    {"tooltip": "The track of another SAM Track on the same film, to correct it or add to it."},
+                ),
+                "mask_frame": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1_000_000_000,
+                        "tooltip": "The frame that mask_prompt belongs to, counted from 0.",
+                    },
+                ),
+                "direction": (
+                    list(DIRECTIONS),
+                    {
+                        "default": "forward",
+                        "tooltip": "forward: from an object's first prompt to the end of the film. backward: from its last "
+                        "prompt to the start. both: from its first prompt to the end, and then to the start.",
+                    },
+                ),
+                "method": (
+                    list(TRACK_METHODS),
+                    {
+                        "default": "auto",
+                        "tooltip": "memory: SAM 2's memory of earlier frames. follow: for any model, the mask that best fits "
+                        "the last mask and how the object looked where it was marked. auto: memory if the model has one.",
+                    },
+                ),
+                "individual_masks": OPTION_INPUTS["individual_masks"],
+                "non_overlapping": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Give a pixel that several objects claim to the most certain one."},
+                ),
+                "device_mode": DEVICE_MODE_INPUT,
+                "box_form": BOX_FORM_INPUT,
+                "show_result": SHOW_RESULT_INPUT,
+            },
+        }
+
+    def execute(
+        self,
+        sam_model: Segmenter,
+        image: Tensor,
+        positive_coords: str | None = None,
+        negative_coords: str | None = None,
+        bboxes: Any = UNCONNECTED,
+        mask_prompt: Tensor | None = None,
+        track: Track | None = None,
+        mask_frame: int = 0,
+        direction: Direction = "forward",
+        method: TrackMethod = "auto",
+        individual_masks: bool = False,
+        non_overlapping: bool = False,
+        device_mode: DeviceMode = "AUTO",
+        box_form: BoxForm = "auto",
+    ) -> Result:
+        frames, *size = as_image(image).shape[:3]
+        if track is not None and not isinstance(track, Track):
+            raise SAMError(f"track is of type {type(track).__name__}: connect the track output of SAM Track.")
+        given = PromptInputs(
+            None if positive_coords is None else points_per_frame(positive_coords, frames, "positive_coords", is_film=True),
+            None if negative_coords is None else points_per_frame(negative_coords, frames, "negative_coords", is_film=True),
+            None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, is_film=True),
+            None if mask_prompt is None else as_masks(mask_prompt),
+        )
+        if given.is_empty and track is None:
+            raise SAMError(
+                "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes or mask_prompt."
+            )
+        refuse_shares(given, tuple(size))
+        prompts = film_prompts(given, frames, tuple(size), mask_frame, () if track is None else track.names)
+        names = list(dict.fromkeys((*(() if track is None else track.names), *prompts)))
+        results = _Results(names, frames, tuple(size), individual_masks)
+        options = TrackOptions(direction, non_overlapping, method)
+        known = follow(sam_model, image, prompts, results.take, options, track, device_mode)
+        return results.outputs(known, image)
+
+
+def film_prompts(
+    given: PromptInputs, frames: int, size: tuple[int, int], mask_frame: int, known: tuple[Name, ...]
+) -> Mapping[Name, Mapping[int, FilmPrompt]]:
+    """Prompts by object and frame.
+
+    Args:
+        given: points and boxes per frame, and masks of one frame.
+        frames: number of frames.
+        size: (H, W) of a frame.
+        mask_frame: the frame that the masks belong to; each is that of one object, in order.
+        known: the objects of a track, which come first.
+
+    Raises:
+        SAMError: a point outside the image, or masks of a frame that is not there.
+    """
+    prompts: dict[Name, dict[int, FilmPrompt]] = {}
+    for frame in range(frames):
+        for name, prompt in named_objects(given, frame, size).items():
+            prompts.setdefault(name, {})[frame] = FilmPrompt(prompt.points, prompt.labels, prompt.box)
+    if given.mask is None or not bool((given.mask > 0).any()):
+        return prompts
+    if mask_frame >= frames:
+        raise SAMError(f"mask_frame is {mask_frame}, but the film has {counted(frames, 'frame')}: 0 to {frames - 1}.")
+    names = list(dict.fromkeys((*known, *prompts)))
+    numbers = (f"#{number}" for number in range(1, len(given.mask) + len(names) + 1))
+    names += [name for name in numbers if name not in names]
+    for name, mask in zip(names, given.mask, strict=False):
+        if bool((mask > 0).any()):
+            inside = resize_masks(mask[None], size)[0] >= 0.5
+            other = prompts.setdefault(name, {}).get(mask_frame, FilmPrompt())
+            prompts[name][mask_frame] = FilmPrompt(other.points, other.labels, other.box, inside)
+    return prompts
+
+
+class _Results:
+    """The outputs, gathered frame by frame.
+
+    Args:
+        names: the objects.
+        frames: how many there are.
+        size: (H, W) of each.
+        apart: a mask for each object, and not one for each frame.
+    """
+
+    def __init__(self, names: list[Name], frames: int, size: tuple[int, int], apart: bool) -> None:
+        self.names, self.apart = names, apart
+        self.masks, self.shown = MaskStack(frames, size), Shown(frames)
+        self.bboxes: list[list[BoundingBox]] = [[] for _ in range(frames)]
+        self.scores: list[list[float]] = [[] for _ in range(frames)]
+
+    def take(self, found: TrackedFrame) -> None:
+        """A film without objects gets one empty mask per frame."""
+        masks, scores = found.masks, found.object_scores.sigmoid().tolist()
+        self.shown.put(found.index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()])
+        for name, mask, score in zip(self.names, masks, scores, strict=True):
+            if box := tight_box(mask):
+                self.bboxes[found.index].append(BoundingBox(**box, score=score, label=str(name), object=name))
+        if not self.apart or not len(masks):
+            masks = masks.any(0, keepdim=True) if len(masks) else masks.new_zeros(1, *masks.shape[1:])
+        self.masks.put(found.index, masks)
+        self.scores[found.index] = scores or [0.0]
+
+    def outputs(self, known: Track, image: Tensor) -> Result:
+        """Masks, boxes, scores and track, shown on the film."""
+        scores = [score for frame in self.scores for score in frame]
+        return Result((self.masks.filled(result_device()), self.bboxes, scores, known), image, self.shown.found)
