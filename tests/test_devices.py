@@ -142,7 +142,7 @@ class TestSelfTest:
         else:
             monkeypatch.setattr("samkit.sam.kernels.hiera._pool", lambda x: x[:, ::2, ::2])
             monkeypatch.setattr(
-                "samkit.sam.models.sam2.decoder.FastSAM2Decoder.to_grid",
+                "samkit.sam.models.sam2.mask_decoder.FastSAM2Decoder.to_grid",
                 lambda self, values: values.view(*values.shape[:2], 32, 32),
             )
         assert not self_test.works_on(torch.device("cpu"), error_on)

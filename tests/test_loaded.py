@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
 from samkit.sam import SAMError, identity_of, load_shared
-from samkit.sam.weights.files import checkpoint_files
+from samkit.sam.weights.checkpoint_reader import checkpoint_files
 
 
 def table_of():

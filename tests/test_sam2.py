@@ -17,7 +17,7 @@ from samkit.sam.kernels.decoder import Guidance
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, hiera
-from samkit.sam.models.sam2.decoder import is_stable
+from samkit.sam.models.sam2.mask_decoder import is_stable
 from samkit.sam.models.sam2.model import HIGH_RES
 from samkit.sam.prompts import to_model_frame
 from samkit.sam.tasks.embed import as_embedding
@@ -168,7 +168,7 @@ def test_a_small_model_equals_transformers(small, case, height, width):
 @pytest.mark.parametrize("case", CASES)
 def test_masks_that_are_upscaled_in_pieces_equal_transformers(small, case, monkeypatch):
     """As those of full size are; the last of three pieces is a smaller one."""
-    monkeypatch.setattr("samkit.sam.models.sam2.decoder._TOKENS_AT_A_TIME", 24)
+    monkeypatch.setattr("samkit.sam.models.sam2.mask_decoder._TOKENS_AT_A_TIME", 24)
     compare(small, make_picture(60, 80), [case])
 
 

@@ -32,7 +32,7 @@ from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.taught import combined
 from samkit.sam.prompts import PromptTensors
-from samkit.sam.training.decoder import _Trainer
+from samkit.sam.training.decoder_training import _Trainer
 from samkit.sam.training.examples import make_examples
 from samkit.sam.training.trainable import Trainable
 from test_teach import CLICK, disc, lesson_of, same
@@ -369,7 +369,7 @@ def test_files_that_are_not_whole_are_refused_by_name(comfy, tmp_path):
 def test_what_embeddings_depend_on_is_not_trained():
     """Of SAM-HQ and SAM 2, the parts of the mask decoder that make feature maps."""
     from samkit.sam.models.retrained import is_trainable
-    from samkit.sam.models.sam2.decoder import SAM2MaskDecoder
+    from samkit.sam.models.sam2.mask_decoder import SAM2MaskDecoder
 
     names = {"conv_s0.weight", "conv_s1.bias", "embedding_encoder.0.weight", "compress_vit_feat.3.bias"}
     assert not any(map(is_trainable, names)) and is_trainable("mask_tokens.weight") and hasattr(SAM2MaskDecoder, "forward")

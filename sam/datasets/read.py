@@ -19,8 +19,8 @@ from ..errors import SAMError
 from ..geometry import Size
 from .cvat import CvatSet
 from .drawing import drawn_polygon, polygon_mask, shape_mask, turned_box_mask
-from .files import read_json
 from .images import IMAGE_SUFFIXES
+from .json_file import read_json
 from .label_studio import LabelStudioSet
 from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
 from .reading import DataSet, ReadImage, as_score, as_text, check_size, find_image, loaded_json, loaded_object, reading
