@@ -54,7 +54,7 @@ def test_a_scene_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_masks_fit_their_picture(seed):
+def test_masks_fit_their_image(seed):
     scene = make_scene(seed)
     assert scene.image.dtype == np.uint8 and scene.masks.dtype == bool
     assert scene.masks.shape[1:] == scene.image.shape[:2] and scene.masks.any((1, 2)).all()
@@ -67,7 +67,7 @@ def test_masks_fit_their_picture(seed):
         assert mask[int(y), int(x)] and x1 <= x <= x2 and y1 <= y <= y2, index
 
 
-def test_the_most_interior_point_keeps_away_from_the_edge_of_the_picture():
+def test_the_most_interior_point_keeps_away_from_the_edge_of_the_image():
     mask = np.zeros((40, 40), bool)
     mask[:21, :11] = True
     x, y = interior_point(mask)

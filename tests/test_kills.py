@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from PIL import Image
 from safetensors.numpy import load_file
@@ -76,7 +76,7 @@ def output(comfy, tmp_path):
     return tmp_path / "output"
 
 
-IMAGES = as_image(make_picture(60, 80), make_picture(60, 80, 1))
+IMAGES = as_image(make_image(60, 80), make_image(60, 80, 1))
 MASKS = torch.zeros(2, 60, 80)
 MASKS[0, 10:30, 20:50] = MASKS[1, 5:50, 40:70] = 1
 
@@ -204,7 +204,7 @@ def test_the_folder_command_killed_at_any_step_gives_the_same_data_set(name, tmp
     torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
     (tmp_path / "photos").mkdir()
     for seed in range(2):
-        Image.fromarray(make_picture(60, 80, seed)).save(tmp_path / "photos" / f"{seed}.png")
+        Image.fromarray(make_image(60, 80, seed)).save(tmp_path / "photos" / f"{seed}.png")
     loose = AutoMaskOptions(2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
     task = FolderTask("everything", name, tmp_path / "tiny.pth", everything=loose)
 

@@ -437,7 +437,7 @@ def test_ten_minutes_of_hostile_requests(server):
 
 
 @pytest.mark.slow
-def test_the_server_answers_while_a_image_is_encoded(server):
+def test_the_server_answers_while_an_image_is_encoded(server):
     """The bound is loose, for busy machines; `python dev.py bench preview` prints what it is."""
     path = server.base / "models" / "sams" / "vit_b.pth"
     torch.save(random_sam(**VIT_B).state_dict(), path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS
@@ -16,7 +16,7 @@ from samkit.utils.overlay import colour, result_image, result_text
 
 CLICK = '[{"x": 30, "y": 25}]'
 SHOWING = ("SAMKit_Segment", "SAMKit_PredictMask", "SAMKit_AutoMask", "SAMKit_Personalize", "SAMKit_SegmentText")
-BATCH = as_image(make_picture(60, 80), make_picture(60, 80, seed=1))
+BATCH = as_image(make_image(60, 80), make_image(60, 80, seed=1))
 
 
 @pytest.fixture

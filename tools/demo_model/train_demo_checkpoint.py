@@ -88,9 +88,9 @@ class SceneDecoder:
         self.height, self.width = image.shape[:2]
         scale = self.size / max(self.height, self.width)
         self.new_h, self.new_w = int(self.height * scale + 0.5), int(self.width * scale + 0.5)
-        picture = Image.fromarray(image).resize((self.new_w, self.new_h), Image.Resampling.BILINEAR)
+        photo = Image.fromarray(image).resize((self.new_w, self.new_h), Image.Resampling.BILINEAR)
         self.device = sam.pixel_mean.device
-        x = to_input(np.asarray(picture), self.size)[None].to(self.device)
+        x = to_input(np.asarray(photo), self.size)[None].to(self.device)
         self.embedding = encode(sam, x)
 
     def __call__(self, coords: NDArray[np.float32], labels: NDArray[np.int64], logits: Tensor | None) -> tuple[Tensor, Tensor]:
