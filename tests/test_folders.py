@@ -30,6 +30,7 @@ from samkit.sam import (
 )
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.journal import Journal
+from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.models.families import identity_of
 from samkit.sam.tasks import folders
@@ -324,7 +325,7 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
         {"a.png"} if fate == "broken" else set()
     )
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.startswith("a")]
-    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml"}.get(name, "out")
+    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml", "labelme": "out/images/b.json"}.get(name, "out")
     text = (tmp_path / listing).read_text()
     assert "a.png" not in text
     if name == "YOLO":
@@ -332,7 +333,7 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
         number = int(line.split()[0])
         assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[number] == "cat"
         assert number == (0 if fate == "restarted" else 1)
-    elif name != "PNG":
+    elif name not in ("PNG", "labelme"):
         document = json.loads(text)
         (category,) = {one["category_id"] for one in document["annotations"]}
         assert category == (1 if fate == "restarted" else 2)
@@ -378,6 +379,16 @@ def test_categories_of_a_coco_file_keep_their_ids(checkpoint, photos, tmp_path):
     assert command.main([str(one) for one in [*arguments, "--yolo", tmp_path / "out"]]) == 0
     assert (tmp_path / "out" / "classes.txt").read_text() == "cup\nbowl\nobject\n"
     assert (tmp_path / "out" / "labels" / "a.txt").read_text().splitlines()[1].startswith("2 ")
+
+
+def test_labelmes_files_have_their_images_beside_them(photos, checkpoint, tmp_path):
+    """So that labelme, and SAM Load Masks, open the folder as it is."""
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.png": PROMPTS["a.png"]}))
+    arguments = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint, "--labelme", tmp_path / "out"]
+    assert command.main([str(one) for one in arguments]) == 0
+    assert (tmp_path / "out" / "images" / "a.png").read_bytes() == (photos / "a.png").read_bytes()
+    read = open_data_set(tmp_path / "out")
+    assert read.form == "labelme" and len(read.read(0).labeled.objects) == 2
 
 
 @pytest.mark.parametrize(

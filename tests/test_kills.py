@@ -86,9 +86,10 @@ def save_masks(name):
 
 
 def recorded(root, name):
-    """The images that a data set records; for YOLO, those with a text."""
-    if name == "YOLO":
-        return sorted(path.stem + ".png" for path in (root / "labels").glob("*.txt"))
+    """The images that a data set records; for YOLO and labelme, those with a file."""
+    if name in ("YOLO", "labelme"):
+        place = "labels/*.txt" if name == "YOLO" else "images/*.json"
+        return sorted(path.stem + ".png" for path in root.glob(place))
     path = root / ("manifest.json" if name == "PNG" else "annotations.json")
     return sorted(one["file_name"] for one in json.loads(path.read_bytes())["images"]) if path.is_file() else []
 
@@ -100,7 +101,7 @@ def test_save_masks_killed_at_any_step_has_added_all_or_nothing(name, output):
     count = 2
     while killed_at(step, lambda: save_masks(name)):
         save_masks(name)  # which finishes or removes what the other has left
-        images = sorted(path.name for path in (root / "images").iterdir())
+        images = sorted(path.name for path in (root / "images").glob("*.png"))
         assert len(images) in (count + 2, count + 4) and recorded(root, name) == images
         assert not [one for one in files(root) if ".part" in one or ".adding" in one]
         for image in images:
