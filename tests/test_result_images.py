@@ -8,14 +8,14 @@ from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.automask import AutoMask
-from samkit.nodes.common import MOST_SHOWN, Found, Result, shown
+from samkit.nodes.common import MOST_SHOWN, Found, Result, ShowsResult, shown
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.utils.overlay import colour, result_image, result_text
 
 CLICK = '[{"x": 30, "y": 25}]'
-SHOWING = ("SAMKit_Segment", "SAMKit_PredictMask", "SAMKit_AutoMask", "SAMKit_Personalize", "SAMKit_SegmentText")
+SHOWING = [node_id for node_id, node in NODE_CLASS_MAPPINGS.items() if issubclass(node, ShowsResult)]
 BATCH = as_image(make_image(60, 80), make_image(60, 80, seed=1))
 
 
@@ -66,15 +66,11 @@ def test_without_the_input_nothing_is_shown(comfy, tiny_model):
     assert not (comfy.root / "temp").exists()
 
 
-NEWER = {"frame_offset", "meta_batch", "method"}  # than the switch: what is stored keeps its order
-
-
-def test_these_nodes_show_their_result_and_the_switch_comes_last():
-    assert {node_id for node_id, node in NODE_CLASS_MAPPINGS.items() if node.FUNCTION == "run"} == set(SHOWING)
+def test_these_nodes_show_their_result_and_have_the_switch():
+    assert {"SAMKit_Segment", "SAMKit_AutoMask", "SAMKit_Track"} < set(SHOWING)
     for node_id in SHOWING:
-        optional = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
-        *_, last = (name for name in optional if name not in NEWER)
-        assert last == "show_result" and optional[last][1]["default"] is True
+        node = NODE_CLASS_MAPPINGS[node_id]
+        assert node.FUNCTION == "run" and node.INPUT_TYPES()["optional"]["show_result"][1]["default"] is True
 
 
 def test_words_are_shown_on_their_overlay(comfy, tiny_model, monkeypatch):
