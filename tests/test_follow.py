@@ -199,7 +199,7 @@ class TestGoingOn:
     def test_a_film_in_parts_is_the_film(self, tiny_model, counted, cuts):
         film, every = self.film(13), {**self.first, "a": {**self.first["a"], 9: clicks((70, 60), (20, 20), labels=[1, 0])}}
         whole, _ = tracked(tiny_model, film, every)
-        assert len(counted) == 11 + 10, "a correction is not followed to"
+        assert len(counted) == 12 + 10
         counted.clear()
         found, known = {}, None
         for start, end in zip((0, *cuts), (*cuts, 13), strict=True):
@@ -207,7 +207,7 @@ class TestGoingOn:
                 tiny_model, film[start:end], every, lambda one: found.__setitem__(one.index, one), None, known, "AUTO", start
             )
         assert sorted(found) == list(range(13)) and equal(found, whole) and known.end == 13
-        assert len(counted) == 11 + 10 and all(found[t].masks[0].any() for t in range(13))
+        assert len(counted) == 12 + 10 and all(found[t].masks[0].any() for t in range(13))
 
 
 class TestMethod:

@@ -12,10 +12,19 @@ from samkit.nodes.common import MOST_SHOWN, Found, Result, shown
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
+from samkit.nodes.track import TrackObjects
+from samkit.sam import Track
 from samkit.utils.overlay import colour, result_image, result_text
 
 CLICK = '[{"x": 30, "y": 25}]'
-SHOWING = ("SAMKit_Segment", "SAMKit_PredictMask", "SAMKit_AutoMask", "SAMKit_Personalize", "SAMKit_SegmentText")
+SHOWING = (
+    "SAMKit_Segment",
+    "SAMKit_PredictMask",
+    "SAMKit_AutoMask",
+    "SAMKit_Personalize",
+    "SAMKit_SegmentText",
+    "SAMKit_Track",
+)
 BATCH = as_image(make_picture(60, 80), make_picture(60, 80, seed=1))
 
 
@@ -35,11 +44,14 @@ def runs(model):
     yield PredictMask(), {**frames, "embedding": embedding, "positive_coords": CLICK}
     yield AutoMask(), {**frames, "points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     yield Personalize(), {**frames, "reference_image": BATCH[:1], "reference_mask": mask}
+    yield TrackObjects(), {**frames, "positive_coords": CLICK}
 
 
 def same(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
+    if isinstance(one, Track):
+        return (one.keys, one.names) == (other.keys, other.names)
     return one == other
 
 
