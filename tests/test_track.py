@@ -359,13 +359,13 @@ class TestParts:
         """And of a film so long that few memories are kept."""
         frames = film(30)
         monkeypatch.setattr(tracking, "_MEMORY_BYTES", 12 * 64 * 64 * 2)
-        _, known = in_parts(small.ours, frames, {"a": {0: clicks((30, 25))}}, (21,))
+        _, known = in_parts(small.ours, frames, {"a": {0: clicks((30, 25))}}, (24,))
         assert len(known.objects["a"].maps) < 25
-        more = {"a": {21: clicks((50, 20))}, "b": {25: clicks((9, 9))}}
-        found, again = in_parts(small.ours, frames, more, (), known, first=21)
+        more = {"a": {24: clicks((50, 20))}, "b": {25: clicks((9, 9))}}
+        found, again = in_parts(small.ours, frames, more, (), known, first=24)
         every = {"a": {0: clicks((30, 25)), **more["a"]}, "b": more["b"]}
         whole, _ = tracked(small.ours, frames, every)
-        assert sorted(found) == list(range(21, 30)) and again.keys == known.keys
+        assert sorted(found) == list(range(24, 30)) and again.keys == known.keys
         assert all(equal({frame: found[frame]}, {frame: whole[frame]}) for frame in found)
 
     def test_a_track_of_all_frames_so_far_goes_on(self, small):
@@ -730,6 +730,11 @@ class TestNode:
                 given = {"meta_batch": BatchManager(4), "prompt": prompt_of(number)}
                 runs.append(node.execute(small.ours, images[4 * number : 4 * number + 4], point, **given))
         assert runs[3][3].prompts["#1"][0].points.tolist() == [[60, 30]] and not torch.equal(runs[1][0], runs[3][0])
+        later = json.dumps([*[[]] * 8, [{"x": 30, "y": 25}]])
+        given = {"meta_batch": BatchManager(4), "prompt": prompt_of(0), "frame_offset": 8}
+        assert node.execute(small.ours, images[:4], later, **given)[3].first == 8, (
+            "the loader skips as many as the last film had"
+        )
         with pytest.raises(SAMError, match="object '#1' on frame 0 lies before these images"):
             TrackObjects().execute(
                 small.ours, images[4:], '[{"x": 30, "y": 25}]', meta_batch=BatchManager(4), prompt=prompt_of(1)
