@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
     outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
+    outputs.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme's files, with copies of the images")
     parser.add_argument("--upright", type=Path, metavar="FOLDER", help="with --coco, --png: upright copies of the images")
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
@@ -106,7 +107,7 @@ def _is_yes(text: str) -> bool:
 def run(chosen: argparse.Namespace) -> int:
     """Segment what was chosen, and say how it went."""
     folders = part("sam.tasks.folders")
-    output = chosen.coco or chosen.yolo or chosen.png
+    output = chosen.coco or chosen.yolo or chosen.png or chosen.labelme
     root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
     task, unknown = make_task(chosen, folders), []
     if chosen.prompts:
@@ -118,11 +119,18 @@ def run(chosen: argparse.Namespace) -> int:
     errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
-    if chosen.upright is None and not chosen.yolo and (found := folders.turned(images)):
+    if chosen.upright is None and not (chosen.yolo or chosen.labelme) and (found := folders.turned(images)):
         names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
     return 1 if errors else 0
+
+
+def form_of(chosen: argparse.Namespace) -> str:
+    """The name of the data set's format."""
+    if chosen.coco:
+        return "COCO polygons" if chosen.polygons else "COCO RLE"
+    return "YOLO" if chosen.yolo else "PNG" if chosen.png else "labelme"
 
 
 def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
@@ -139,7 +147,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         grounding = folder if folder.is_dir() else sam.GROUNDING_MODELS.find(chosen.grounding).fetch()
     return folders.FolderTask(
         mode="everything" if chosen.everything else "words" if chosen.words is not None else "prompts",
-        format=("COCO polygons" if chosen.polygons else "COCO RLE") if chosen.coco else "YOLO" if chosen.yolo else "PNG",
+        format=form_of(chosen),
         checkpoint=path.resolve() if path.is_file() else sam.SAM_MODELS.find(chosen.model).fetch(),
         precision=chosen.precision,
         device_mode=chosen.device_mode,

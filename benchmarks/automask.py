@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import MODELS, Report, Table, peak_memory, picture, random_sam, timed, transformers_sam
+from harness import MODELS, Report, Table, peak_memory, photo, random_sam, timed, transformers_sam
 from PIL import Image
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.tasks.embed import cache
@@ -21,7 +21,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 SIZES = ((1024, 1024), (1536, 2048))
 MEMORY = """
 import automask
-frame = picture(*{size})
+frame = photo(*{size})
 model = automask.lively({name!r}, frame)
 run = automask.{way}(model)
 start()
@@ -33,11 +33,11 @@ _CONSTANT = 3.0  # what a GELU hardly changes
 
 @torch.no_grad()
 def lively(name: str, frame: np.ndarray) -> torch.nn.Module:
-    """segment_anything's Sam with random weights, scaled so that its generator finds masks on a picture, at its defaults.
+    """segment_anything's Sam with random weights, scaled so that its generator finds masks on a photo, at its defaults.
 
-    As they come, random masks are grains all over the picture: none is stable, and their boxes are all alike. So the last
+    As they come, random masks are grains all over the photo: none is stable, and their boxes are all alike. So the last
     kernels of the encoder and of the upsampling are made constant, that masks hang together as SAM's do; logits are scaled up,
-    and shifted down until a mask is a twentieth of the picture on average; the predicted IoU is shifted until half pass.
+    and shifted down until a mask is a twentieth of the photo on average; the predicted IoU is shifted until half pass.
     """
     sam = random_sam(**MODELS[name])
     decoder = sam.mask_decoder
@@ -66,7 +66,7 @@ def lively(name: str, frame: np.ndarray) -> torch.nn.Module:
 
 
 def ours(model: torch.nn.Module) -> Any:
-    """Picture -> masks, by this pack."""
+    """Photo -> masks, by this pack."""
 
     def run(frame: np.ndarray) -> Any:
         cache.clear()
@@ -76,12 +76,12 @@ def ours(model: torch.nn.Module) -> Any:
 
 
 def segment_anything(model: torch.nn.Module) -> Any:
-    """Picture -> masks, by the reference generator."""
+    """Photo -> masks, by the reference generator."""
     return SamAutomaticMaskGenerator(model).generate
 
 
 def transformers(model: torch.nn.Module) -> Any:
-    """Picture -> masks, by transformers' pipeline with the same weights."""
+    """Photo -> masks, by transformers' pipeline with the same weights."""
     from transformers import SamImageProcessor, pipeline
 
     own = model.state_dict()
@@ -102,7 +102,7 @@ def measure(models: list[str], device: torch.device) -> Report:
         ["image", "implementation", "total", "after decoder", "memory"],
     )
     for size in SIZES:
-        frame = picture(*size)
+        frame = photo(*size)
         model = lively(models[0], frame)
         found = {}
         for way in (segment_anything, transformers, ours):

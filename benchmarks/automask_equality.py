@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Segment everything against segment_anything's own generator, mask by mask, at full size: is it the same set?
 
-    python benchmarks/automask_equality.py [--scenes 20] [--pictures 3] [--model vit_b]
+    python benchmarks/automask_equality.py [--scenes 20] [--images 3] [--model vit_b]
 
-The bundled demonstration checkpoint on scenes, and a random model (see `automask.lively`) on pictures, one of 1536x2048; each
+The bundled demonstration checkpoint on scenes, and a random model (see `automask.lively`) on images, one of 1536x2048; each
 with the generator's defaults, and with a layer of crops and small regions removed. A mask is the same at an IoU of at least
 0.999, with its box within 1 pixel and its score within 1e-3; any other is printed, with how far its scores lie from their
 thresholds. Takes an hour on two cores, most of it the reference's.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from automask import lively
-from harness import MODELS, picture
+from harness import MODELS, photo
 from samkit.nodes.model import SAMModelLoader
 from samkit.sam.tasks.everything import AutoMaskOptions, FoundMask, segment_everything
 from scenes import make_scene
@@ -31,18 +31,18 @@ _BATCH = 4  # points: the reference takes twice as long with its own 64, and fin
 
 
 def main() -> None:
-    """Compare, and print a line per picture; the exit status tells whether all were equal."""
+    """Compare, and print a line per photo; the exit status tells whether all were equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=len(SIZES))
+    parser.add_argument("--images", type=int, default=len(SIZES))
     parser.add_argument("--model", default="vit_b", choices=list(MODELS))
     chosen = parser.parse_args()
     demo = SAMModelLoader().load_model("samkit_demo.safetensors")[0]
     different = 0
     for number in range(chosen.scenes):
         different += _compare_all(f"scene {number}", demo, make_scene(FIRST_SEED + number).image)
-    for size in SIZES[len(SIZES) - chosen.pictures :]:
-        frame = picture(*size)
+    for size in SIZES[len(SIZES) - chosen.images :]:
+        frame = photo(*size)
         different += _compare_all(f"{chosen.model} {size[1]}x{size[0]}", lively(chosen.model, frame), frame)
     raise SystemExit(different > 0)
 
@@ -53,7 +53,7 @@ def _compare_all(name: str, model: torch.nn.Module, frame: np.ndarray) -> int:
 
 @torch.no_grad()
 def compare(name: str, model: torch.nn.Module, frame: np.ndarray, options: dict[str, Any]) -> int:
-    """Both generators on one picture; prints a line, and one for each mask that only one of them has. Returns their number."""
+    """Both generators on one photo; prints a line, and one for each mask that only one of them has. Returns their number."""
     begun = time.perf_counter()
     theirs = _generated(SamAutomaticMaskGenerator(model, points_per_batch=_BATCH, **options), frame)
     between = time.perf_counter()

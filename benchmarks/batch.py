@@ -27,7 +27,7 @@ from samkit.sam.tasks.embed import cache
 from samkit.sam import encode
 
 model = nodes["AV_SAMLoader"]().load_model("samkit_demo.safetensors")[0]
-scenes = [torch.from_numpy(picture({side}, {side}, seed)) for seed in range(8)]
+scenes = [torch.from_numpy(photo({side}, {side}, seed)) for seed in range(8)]
 
 def film(first, count):
     images = torch.empty(count, {side}, {side}, 3)

@@ -1,11 +1,11 @@
-"""Part `click`: a moved point, from the node's call to its MASK, with the picture's embedding remembered."""
+"""Part `click`: a moved point, from the node's call to its MASK, with the photo's embedding remembered."""
 
 import json
 import statistics
 import time
 
 import torch
-from harness import Report, Table, as_image, picture, sam, timed
+from harness import Report, Table, as_image, photo, sam, timed
 from samkit.nodes.predict import Segment
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.tasks.predict import ImagePredictor
@@ -31,7 +31,7 @@ def measure(models: list[str], device: torch.device) -> Report:
 
 
 def _clicks(model: torch.nn.Module, height: int, width: int, mode: str) -> tuple[float, float]:
-    image = as_image(picture(height, width))
+    image = as_image(photo(height, width))
     totals, owns = [], []
     arithmetic = (FastDecoder, "__call__"), (FastDecoder, "share"), (ImagePredictor, "upscale"), (PromptEncoder, "forward")
     with timed(*arithmetic) as spent:

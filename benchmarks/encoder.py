@@ -1,4 +1,4 @@
-"""Part `encoder`: the image encoder of each model, and how the cost grows with pictures' sizes and in batches."""
+"""Part `encoder`: the image encoder of each model, and how the cost grows with photos' sizes and in batches."""
 
 import statistics
 
@@ -11,7 +11,7 @@ from harness import (
     encoder_flops,
     gemm_rate,
     interleaved,
-    picture,
+    photo,
     ratio,
     sam,
     transformers_sam,
@@ -29,7 +29,7 @@ LARGE = 2e12  # operations
 
 @torch.no_grad()
 def measure(models: list[str], device: torch.device) -> Report:
-    """Ours, segment_anything's and transformers', on the same picture in one process."""
+    """Ours, segment_anything's and transformers', on the same photo in one process."""
     report = Report("encoder")
     limit = gemm_rate(device)
     head = ["model", "segment_anything", "transformers (sdpa)", "ours", "over segment_anything", "over transformers"]
@@ -80,7 +80,7 @@ def _sizes(name: str, device: torch.device, report: Report) -> Table:
     table = Table(f"From image to embedding by source size, {name}", ["image", "ours"])
     found = {}
     for height, width in SIZES:
-        image = as_image(picture(height, width))
+        image = as_image(photo(height, width))
 
         def embed(image: torch.Tensor = image) -> None:
             cache.clear()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Report, Table, as_image, interleaved, picture, sam, transformers_sam
+from harness import Report, Table, as_image, interleaved, photo, sam, transformers_sam
 from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
 from samkit.sam import load_model
@@ -186,7 +186,7 @@ def _timed(device: torch.device) -> Iterator[list[float]]:
 
 def _click(model: torch.nn.Module) -> float:
     """The median of moved points on one embedded image, from the node's call to its MASK."""
-    image, seconds = as_image(picture(1024, 1024)), []
+    image, seconds = as_image(photo(1024, 1024)), []
     for number in range(32):
         begun = time.perf_counter()
         point = f'[{{"x": {200 + 15 * number}, "y": 500}}]'

@@ -174,8 +174,8 @@ def encoder_flops(name: str) -> float:
     return blocks[0] * tokens * per_token + attention + rest
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture with structure, uint8 [H, W, 3]."""
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A photo with structure, uint8 [H, W, 3]."""
     from scenes import make_scene
 
     return make_scene(2_000_000 + seed, (height, width)).image

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from browser import Editor, browser_page, build
 from comfyui_server import Unavailable, comfyui
-from harness import ROOT, Report, Table, picture
+from harness import ROOT, Report, Table, photo
 from PIL import Image
 from samkit.utils.patches import encode_runs
 
@@ -48,7 +48,7 @@ def _measure(report: Report, table: Table, name: str, nodes2: bool, base: Path) 
         (base / folder).mkdir()
     (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
     shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
-    Image.fromarray(picture(*SIZE)).save(base / "input" / "samkit_scene.png")
+    Image.fromarray(photo(*SIZE)).save(base / "input" / "samkit_scene.png")
     with comfyui(base) as server, browser_page(server, nodes2=nodes2) as page:
         build(page)
         editor = Editor(page)

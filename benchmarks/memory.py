@@ -1,4 +1,4 @@
-"""Part `memory`: what encoding a picture and decoding 64 prompts add to the loaded model, each in a process of its own."""
+"""Part `memory`: what encoding a photo and decoding 64 prompts add to the loaded model, each in a process of its own."""
 
 import torch
 from harness import Report, Table, peak_memory

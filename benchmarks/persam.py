@@ -25,8 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from demo_checkpoint import load
 from load_pack import load_pack
+from measure_demo_checkpoint import load
 from scenes import Mask, Scene, interior_point, make_pair
 from train_demo_checkpoint import EVAL_SEEDS, mask_iou
 

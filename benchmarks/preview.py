@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from browser import Editor, browser_page, build
 from comfyui_server import Server, Unavailable, comfyui
-from harness import ROOT, Report, Table, picture, sam
+from harness import ROOT, Report, Table, photo, sam
 from PIL import Image
 
 CLICKS = 100
@@ -93,14 +93,14 @@ def _row(name: str, seconds: list[float], bar: str) -> list[str]:
 
 @contextlib.contextmanager
 def serving(model: str, device: torch.device) -> Iterator[Server]:
-    """A ComfyUI with this pack, the bundled picture, a large one, and random weights of full size."""
+    """A ComfyUI with this pack, the bundled photo, a large one, and random weights of full size."""
     with tempfile.TemporaryDirectory(prefix="samkit_bench_") as name:
         base = Path(name)
         for folder in ("custom_nodes", "input", "models/sams"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "samkit").symlink_to(ROOT, target_is_directory=True)
         shutil.copy(ROOT / "example_workflows" / _SCENE, base / "input")
-        Image.fromarray(picture(*SIZE)).save(base / "input" / "large.png")
+        Image.fromarray(photo(*SIZE)).save(base / "input" / "large.png")
         torch.save(sam(model).state_dict(), base / "models" / "sams" / f"{model}.pth")
         with comfyui(base, threads=None, device=device.type) as server:
             yield server

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from comfyui_server import Server, Unavailable
-from harness import Report, Table, as_image, picture, sam, timed
+from harness import Report, Table, as_image, photo, sam, timed
 from preview import serving
 from samkit.nodes import common
 from samkit.nodes.automask import AutoMask
@@ -35,7 +35,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     columns = ["run, 1024x1024", "without", "result shown", "share"]
     table = Table(f"What showing the result costs, {models[0]}", columns)
     model, mode = sam(models[0]), "CPU" if device.type == "cpu" else "Prefer GPU"
-    image = as_image(picture(1024, 1024))
+    image = as_image(photo(1024, 1024))
     for name, kind, inputs, frames, cached in CASES:
         given = {"sam_model": model, "image": image.repeat(frames, 1, 1, 1), "device_mode": mode, **inputs}
         run, own = _cost(lambda: kind().run(show_result=True, **given), cached)  # noqa: B023  called at once

@@ -73,8 +73,8 @@ def main() -> None:
 def write(report: Report, heading: str, command: str, text: str) -> None:
     """The tables and plots of a part, with when, where and how they were made."""
     RESULTS.mkdir(exist_ok=True)
-    pictures = "".join(f"\n![{plot.title}]({draw(report.part, plot).name})\n" for plot in report.plots)
-    (RESULTS / f"{report.part}.md").write_text(f"# {report.part}\n\n{heading}\n\n`{command}`\n\n{text}{pictures}")
+    images = "".join(f"\n![{plot.title}]({draw(report.part, plot).name})\n" for plot in report.plots)
+    (RESULTS / f"{report.part}.md").write_text(f"# {report.part}\n\n{heading}\n\n`{command}`\n\n{text}{images}")
 
 
 def draw(part: str, plot: Plot) -> Path:

@@ -19,7 +19,7 @@ from harness import Report, Table
 from PIL import Image
 from samkit.sam import AutoMaskOptions
 from samkit.sam.tasks.distributed import RayRunner
-from samkit.sam.tasks.folders import FolderTask, ImageFile, Result, Runner, find_images, run_here, segment_folder
+from samkit.sam.tasks.folders import FolderTask, ImageFile, ImageResult, Runner, find_images, run_here, segment_folder
 from samkit.sam.weights.registry import BUNDLED
 from scenes import make_scene
 
@@ -65,7 +65,7 @@ class Clock:
     def __init__(self, run: Runner) -> None:
         self.run, self.times, self.start = run, [], 0.0
 
-    def __call__(self, task: FolderTask, images: Sequence[ImageFile]) -> Iterator[Result]:
+    def __call__(self, task: FolderTask, images: Sequence[ImageFile]) -> Iterator[ImageResult]:
         begun = time.perf_counter()
         for result in self.run(task, images):
             self.times.append(time.perf_counter())

@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from concepts import CONCEPTS, Taught
-from harness import Report, Table, as_image, interleaved, picture, ratio, sam
+from harness import Report, Table, as_image, interleaved, photo, ratio, sam
 
 log = logging.getLogger("benchmark")
 
@@ -180,7 +180,7 @@ def _train(*given: Any) -> None:
 
 def _whole(model: torch.nn.Module, run: Callable[..., None]) -> float:
     """Seconds of 480 steps on 16 masks of one image, which is encoded before, from a smaller number of steps."""
-    image, mask = as_image(picture(1024, 1024)), torch.zeros(1, 1024, 1024)
+    image, mask = as_image(photo(1024, 1024)), torch.zeros(1, 1024, 1024)
     mask[:, 300:700, 200:600] = 1
     images, masks = [image] * MASKS[0], [mask] * MASKS[0]
     encode(model, image, "CPU")

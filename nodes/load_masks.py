@@ -23,10 +23,22 @@ class LoadMasks:
     """`SAMKit_LoadMasks`."""
 
     DESCRIPTION = (
-        "Loads images and their masks from a data set: a COCO file, YOLO labels, labelme files, index or palette PNGs, or what "
-        "SAM Save Masks and the folder command wrote. Connect the outputs to SAM Teach or SAM Train Decoder as they are."
+        "Loads images and their masks from a data set: a COCO file, YOLO labels, labelme, CVAT or Label Studio files, index or "
+        "palette PNGs, or what SAM Save Masks and the folder command wrote. Connect the outputs to SAM Teach or SAM Train "
+        "Decoder as they are."
     )
-    SEARCH_ALIASES = ["coco", "yolo", "labelme", "dataset", "annotations", "import masks", "load masks", "ground truth"]
+    SEARCH_ALIASES = [
+        "coco",
+        "yolo",
+        "labelme",
+        "cvat",
+        "label studio",
+        "dataset",
+        "annotations",
+        "import masks",
+        "load masks",
+        "ground truth",
+    ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ("IMAGE", "MASK", "BOUNDING_BOX", "STRING")
     RETURN_NAMES = ("images", "masks", "bboxes", "labels")

@@ -1,7 +1,7 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
-from itertools import islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -150,7 +150,10 @@ class PromptEditor(MakesLarge):
     ) -> dict[str, Any]:
         """The editor finds words by `grounding_model`, and a run takes the objects that it has made of them."""
         parsed, (frames, *size) = parse_editor(prompts), image.shape[:3]
-        shown = {"samkit_images": save_temporary(islice(Frames(image), MOST_IMAGES))}
+        images = Frames(image)
+        first = images[:1]  # a single image is checked when it is read, whether it is shown or not
+        others = (images[index] for index in range(1, min(len(images), MOST_IMAGES)))
+        shown = {"samkit_images": save_temporary(chain(first, others))}
         if outside := parsed.outside(tuple(size)):
             log.warning(
                 "SAM Prompt Editor ignores %s outside the image of %dx%d pixels.", counted(outside, "mark"), *size[::-1]

@@ -28,8 +28,8 @@ class SaveMasks:
     """`SAMKit_SaveMasks`."""
 
     DESCRIPTION = (
-        "Saves images and their masks as a data set in the output folder: COCO instance JSON, YOLO segmentation text, or PNGs "
-        "with a manifest. Several runs with the same prefix add to one data set."
+        "Saves images and their masks as a data set in the output folder: COCO instance JSON, YOLO segmentation text, labelme, "
+        "or PNGs with a manifest. Several runs with the same prefix add to one data set."
     )
     SEARCH_ALIASES = [
         "coco",
@@ -56,7 +56,8 @@ class SaveMasks:
         prefix = "The folder of the data set, in the output folder. Its images are numbered like those of Save Image."
         form = (
             "COCO RLE: exact masks in one JSON file. COCO polygons: the same, for tools that edit polygons. YOLO: one text "
-            "file per image, for training with Ultralytics. PNG: one image per mask, and a manifest."
+            "file per image, for training with Ultralytics. PNG: one image per mask, and a manifest. labelme: a file beside "
+            "each image, with exact masks."
         )
         label = (
             "The categories of the masks: one for all masks, one per mask, or one per object. If empty, the labels "

@@ -19,7 +19,7 @@ from ..sam import (
     teach,
     train_decoder,
 )
-from ..sam.weights.files import checkpoint_stamp
+from ..sam.weights.checkpoint_reader import checkpoint_stamp
 from ..utils.comfy_files import new_output
 from ..utils.comfy_folders import CONCEPT_FOLDER, DECODER_FOLDER, model_names, model_path
 from ..utils.text import counted

@@ -62,7 +62,7 @@ from .tasks.track import (
 )
 from .tasks.words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 from .tasks.wrapper import SAMWrapper
-from .training.decoder import DecoderOptions, train_decoder
+from .training.decoder_training import DecoderOptions, train_decoder
 from .training.teach import Lesson, TeachOptions, teach
 
 __all__ = [

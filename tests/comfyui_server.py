@@ -141,7 +141,7 @@ class Server:
         return [entry for prompt, entry in self.json("/history").items() if prompt not in before]
 
     def saved(self, graph):
-        """Run a graph that must succeed. Returns the paths of the pictures that each SaveImage node wrote, by node id."""
+        """Run a graph that must succeed. Returns the paths of the pixels that each SaveImage node wrote, by node id."""
         entry = self.run(graph)
         assert entry["status"]["status_str"] == "success", error_of(entry)
         return {

@@ -71,9 +71,9 @@ def tiny_model(tiny_sam, tmp_path):
 
 
 @pytest.fixture
-def picture():
-    """A picture with structure at every scale, 60x80: uint8 [H, W, 3]."""
-    return make_picture(60, 80)
+def image():
+    """An image with structure at every scale, 60x80: uint8 [H, W, 3]."""
+    return make_image(60, 80)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def page(request, editor_server):
         unavailable("browser", reason)
 
 
-def make_picture(height, width, seed=0):
+def make_image(height, width, seed=0):
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     waves = [np.sin(rows / rng.uniform(2, 30) + columns / rng.uniform(2, 30) + rng.uniform(0, 6)) for _ in range(12)]
@@ -137,6 +137,6 @@ def make_picture(height, width, seed=0):
     return layers.clip(0, 255).astype(np.uint8)
 
 
-def as_image(*pictures):
-    """uint8 pictures of one size as an IMAGE [B, H, W, 3]."""
-    return torch.from_numpy(np.stack(pictures)).float() / 255
+def as_image(*images):
+    """uint8 images of one size as an IMAGE [B, H, W, 3]."""
+    return torch.from_numpy(np.stack(images)).float() / 255

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-PICTURE_ENDINGS = {".png", ".gif", ".jpg", ".webp"}
+IMAGE_ENDINGS = {".png", ".gif", ".jpg", ".webp"}
 
 
 class Interrupted(Exception):
@@ -32,7 +32,7 @@ class FakeComfyUI:
         self.fp16, self.bf16 = True, True
         self.folder_names_and_paths = {}
         self.running = {}
-        self.pictures_loaded = []
+        self.images_loaded = []
 
     def modules(self):
         return {
@@ -49,7 +49,7 @@ class FakeComfyUI:
         return types.SimpleNamespace(prompt_queue=types.SimpleNamespace(currently_running=self.running))
 
     def _load_image(self):
-        root, loaded = self.root, self.pictures_loaded
+        root, loaded = self.root, self.images_loaded
 
         class LoadImage:
             """ComfyUI's, for the names "file [folder]"."""
@@ -85,7 +85,7 @@ class FakeComfyUI:
             return next((str(path) for path in paths if path.is_file()), None)
 
         def filter_files_content_types(files, content_types):
-            return [file for file in files if content_types == ["image"] and Path(file).suffix.lower() in PICTURE_ENDINGS]
+            return [file for file in files if content_types == ["image"] and Path(file).suffix.lower() in IMAGE_ENDINGS]
 
         return self._module(
             "folder_paths",

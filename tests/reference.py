@@ -66,8 +66,8 @@ def random_sam(
     return sam.eval()
 
 
-def reference_prediction(sam, picture, prompts, multimask):
-    """segment_anything's predictor on one picture (uint8): masks, scores and low-resolution logits per prompt."""
+def reference_prediction(sam, image, prompts, multimask):
+    """segment_anything's predictor on one image (uint8): masks, scores and low-resolution logits per prompt."""
     predictor = SamPredictor(sam)
-    predictor.set_image(picture)
+    predictor.set_image(image)
     return [predictor.predict(**prompt, multimask_output=multimask) for prompt in prompts]

@@ -26,10 +26,10 @@ _POINTS_PER_BATCH = 64
 
 
 @torch.no_grad()
-def generate(model, side, picture, **options):
+def generate(model, side, image, **options):
     """Masks bool [H, W] with their box (x1, y1, x2, y2), predicted IoU and stability score, as dicts."""
     options = {**DEFAULTS, **options}
-    size = picture.shape[:2]
+    size = image.shape[:2]
     grids = amg.build_all_layer_point_grids(
         options["points_per_side"], options["crop_n_layers"], options["crop_n_points_downscale_factor"]
     )
@@ -37,20 +37,20 @@ def generate(model, side, picture, **options):
     for crop, layer in zip(
         *amg.generate_crop_boxes(size, options["crop_n_layers"], options["crop_overlap_ratio"]), strict=True
     ):
-        found += _in_crop(model, side, picture, crop, grids[layer], options)
+        found += _in_crop(model, side, image, crop, grids[layer], options)
     if options["crop_n_layers"] and found:
         crops = torch.tensor([one["crop"] for one in found])
         found = [found[i] for i in _nms(found, 1 / box_area(crops).float(), options["crop_nms_thresh"])]
     return found
 
 
-def _in_crop(model, side, picture, crop, grid, options):
+def _in_crop(model, side, image, crop, grid, options):
     x0, y0, x1, y1 = crop
-    part = np.ascontiguousarray(picture[y0:y1, x0:x1])
+    part = np.ascontiguousarray(image[y0:y1, x0:x1])
     maps = model.get_image_embeddings(processor(side)(part, return_tensors="pt")["pixel_values"])
     found = []
     for points in torch.from_numpy(grid).split(_POINTS_PER_BATCH):
-        found += _of_points(model, side, maps, points, picture.shape[:2], crop, options)
+        found += _of_points(model, side, maps, points, image.shape[:2], crop, options)
     return [found[i] for i in _nms(found, torch.tensor([one["score"] for one in found]), options["box_nms_thresh"])]
 
 

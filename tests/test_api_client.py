@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 from comfyui_server import Unavailable, comfyui
-from conftest import make_picture
+from conftest import make_image
 from load_pack import ROOT
 from PIL import Image
 from world import unavailable
@@ -190,7 +190,7 @@ def test_two_real_servers_of_which_one_is_stopped(tmp_path, monkeypatch):
     images = []
     for index in range(12):
         images.append(tmp_path / f"{index:02}.png")
-        Image.fromarray(make_picture(48 + index, 64)).save(images[-1])
+        Image.fromarray(make_image(48 + index, 64)).save(images[-1])
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": ""}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -222,7 +222,7 @@ def test_two_real_servers_of_which_one_is_stopped(tmp_path, monkeypatch):
     for index, one in enumerate(results):
         ((_, content),) = one.files
         inverted = np.array(Image.open(io.BytesIO(content))).astype(int)
-        assert np.abs(inverted - (255 - make_picture(48 + index, 64).astype(int))).max() <= 1  # Save Image rounds down
+        assert np.abs(inverted - (255 - make_image(48 + index, 64).astype(int))).max() <= 1  # Save Image rounds down
 
 
 def test_the_api_examples_fit_the_client():

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from fakes import FakeComfyUI, Interrupted, install
 from reference import random_sam
 from samkit.nodes.automask import AutoMask
@@ -23,12 +23,12 @@ from torchvision.ops import nms
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "points_per_side": 8}
 
 
-def check_equal(model, picture, **options):
+def check_equal(model, photo, **options):
     """Same count, each mask matched at IoU >= 0.999, boxes within 1 px, scores within 1e-3."""
-    ours = segment_everything(model, picture, AutoMaskOptions(**options))
-    theirs = SamAutomaticMaskGenerator(model, **options).generate(picture)
+    ours = segment_everything(model, photo, AutoMaskOptions(**options))
+    theirs = SamAutomaticMaskGenerator(model, **options).generate(photo)
     assert len(ours) == len(theirs)
-    left = [mask.full(picture.shape[:2]) for mask in ours]
+    left = [mask.full(photo.shape[:2]) for mask in ours]
     for record in theirs:
         wanted = record["segmentation"]
         ious = [(mask & wanted).sum() / max(1, (mask | wanted).sum()) for mask in left]
@@ -45,13 +45,13 @@ def check_equal(model, picture, **options):
 
 
 @pytest.mark.parametrize("form", ["binary_mask", "coco_rle"])
-def test_the_dicts_are_segment_anythings(tiny_model, tiny_sam, picture, form):
+def test_the_dicts_are_segment_anythings(tiny_model, tiny_sam, photo, form):
     as_mask = np.asarray
     if form == "coco_rle":
         as_mask = pytest.importorskip("pycocotools.mask", reason="the reference needs it; the pack does not").decode
     options = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 3, "box_nms_thresh": 1.0}
-    found = as_dicts(segment_everything(tiny_model, picture, AutoMaskOptions(**options)), picture.shape[:2], form)
-    wanted = SamAutomaticMaskGenerator(tiny_sam, output_mode=form, **options).generate(picture)
+    found = as_dicts(segment_everything(tiny_model, photo, AutoMaskOptions(**options)), photo.shape[:2], form)
+    wanted = SamAutomaticMaskGenerator(tiny_sam, output_mode=form, **options).generate(photo)
     assert len(found) == len(wanted) > 2
     by_place = lambda record: (*record["point_coords"][0], round(record["predicted_iou"], 3))  # noqa: E731
     for one, other in zip(sorted(found, key=by_place), sorted(wanted, key=by_place), strict=True):
@@ -64,8 +64,8 @@ def test_the_dicts_are_segment_anythings(tiny_model, tiny_sam, picture, form):
 
 def test_supervision_takes_the_dicts(demo_model):
     supervision = pytest.importorskip("supervision", reason="a development requirement; the pack does not need it")
-    picture = make_scene(1_000_000_001).image
-    dicts = as_dicts(segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE)), picture.shape[:2])
+    photo = make_scene(1_000_000_001).image
+    dicts = as_dicts(segment_everything(demo_model, photo, AutoMaskOptions(**LOOSE)), photo.shape[:2])
     detections = supervision.Detections.from_sam(dicts)
     assert len(detections) == len(dicts) > 2
     assert (np.sort(detections.mask.sum((1, 2))) == np.sort([one["area"] for one in dicts])).all()
@@ -97,8 +97,8 @@ def test_scenes_give_the_generators_masks(demo_model, seed):
 
 
 def test_the_defaults_give_the_generators_masks(demo_model):
-    picture = make_scene(1_000_000_003).image
-    check_equal(demo_model, picture, points_per_side=12)
+    photo = make_scene(1_000_000_003).image
+    check_equal(demo_model, photo, points_per_side=12)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_every_option_gives_the_generators_masks(demo_model, options):
 @pytest.mark.parametrize("size", [(60, 80), (33, 100), (250, 90)])
 def test_a_random_sam_gives_the_generators_masks(size):
     sam = random_sam(32, 3, 2, (1,), grid=8, window=3, out_chans=32, mlp_dim=64)
-    check_equal(sam, make_picture(*size), pred_iou_thresh=0.0, stability_score_thresh=0.2, points_per_side=6)
+    check_equal(sam, make_image(*size), pred_iou_thresh=0.0, stability_score_thresh=0.2, points_per_side=6)
 
 
 def test_small_regions_are_removed_as_with_opencv(demo_model):
@@ -180,32 +180,32 @@ def test_what_non_maximum_suppression_removes_is_never_rendered(demo_model, monk
 
 
 def test_little_memory_gives_the_same_masks(demo_model, monkeypatch):
-    picture = make_scene(1_000_000_001).image
-    plenty = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
+    photo = make_scene(1_000_000_001).image
+    plenty = segment_everything(demo_model, photo, AutoMaskOptions(**LOOSE))
     monkeypatch.setattr("samkit.sam.tasks.everything._MOST_WAITING", 0)
-    little = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
+    little = segment_everything(demo_model, photo, AutoMaskOptions(**LOOSE))
     assert len(plenty) == len(little) > 3
     for one, other in zip(plenty, little, strict=True):
         assert one.box == other.box and one.stability == other.stability and np.array_equal(one.bits, other.bits)
 
 
 def test_a_region_limits_the_grid(demo_model):
-    picture = make_scene(1_000_000_001).image
-    region = np.zeros(picture.shape[:2], bool)
-    region[: picture.shape[0] // 2] = True
-    everywhere = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE))
-    above = segment_everything(demo_model, picture, AutoMaskOptions(**LOOSE), region)
+    photo = make_scene(1_000_000_001).image
+    region = np.zeros(photo.shape[:2], bool)
+    region[: photo.shape[0] // 2] = True
+    everywhere = segment_everything(demo_model, photo, AutoMaskOptions(**LOOSE))
+    above = segment_everything(demo_model, photo, AutoMaskOptions(**LOOSE), region)
     assert 0 < len(above) < len(everywhere)
-    assert all(mask.point[1] < picture.shape[0] // 2 for mask in above)
+    assert all(mask.point[1] < photo.shape[0] // 2 for mask in above)
 
 
 def test_nothing_found_is_an_answer(demo_model):
-    picture = make_scene(1_000_000_001).image
+    photo = make_scene(1_000_000_001).image
     for layers in (0, 1):
         options = AutoMaskOptions(points_per_side=4, pred_iou_thresh=2.0, crop_n_layers=layers, min_mask_region_area=10)
-        assert segment_everything(demo_model, picture, options) == []
-    nowhere = np.zeros(picture.shape[:2], bool)
-    assert segment_everything(demo_model, picture, AutoMaskOptions(points_per_side=4), nowhere) == []
+        assert segment_everything(demo_model, photo, options) == []
+    nowhere = np.zeros(photo.shape[:2], bool)
+    assert segment_everything(demo_model, photo, AutoMaskOptions(points_per_side=4), nowhere) == []
 
 
 def test_masks_come_largest_first(demo_model):
@@ -220,8 +220,8 @@ def test_options_out_of_range_are_refused(options):
         AutoMaskOptions(**options)
 
 
-def node(model, *pictures, **options):
-    image = torch.from_numpy(np.stack(pictures)).float() / 255
+def node(model, *images, **options):
+    image = torch.from_numpy(np.stack(images)).float() / 255
     return AutoMask().execute(model, image, **{**LOOSE, **options})
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
@@ -24,8 +24,8 @@ def comfy(monkeypatch, tmp_path):
     return install(monkeypatch, FakeComfyUI(tmp_path))
 
 
-def pictures(count):
-    return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
+def images(count):
+    return as_image(*(make_image(60, 80, seed) for seed in range(count)))
 
 
 def test_the_sams_folder_is_registered_once(comfy, tmp_path):
@@ -54,22 +54,22 @@ def test_new_files_in_any_folder_appear_in_the_list(comfy, tmp_path):
 
 
 def test_progress_moves_per_frame(comfy, tiny_model):
-    encode(tiny_model, pictures(3))
+    encode(tiny_model, images(3))
     assert [(bar.total, bar.current) for bar in comfy.bars] == [(3, 3)]
-    Segment().execute(tiny_model, pictures(4), positive_coords=CLICK)
+    Segment().execute(tiny_model, images(4), positive_coords=CLICK)
     assert [(bar.total, bar.current) for bar in comfy.bars] == [(3, 3), (8, 8)], "one bar: a frame is encoded, then decoded"
 
 
 def test_cancel_stops_within_a_frame_and_keeps_what_is_done(comfy, tiny_model):
     comfy.interrupted_after = 2
     with pytest.raises(Interrupted):
-        encode(tiny_model, pictures(5))
+        encode(tiny_model, images(5))
     assert comfy.bars[0].current == 2
     comfy.interrupted_after = 4
-    encode(tiny_model, pictures(5))
+    encode(tiny_model, images(5))
     comfy.interrupted_after = 1
     with pytest.raises(Interrupted):
-        Segment().execute(tiny_model, pictures(5), positive_coords=CLICK)
+        Segment().execute(tiny_model, images(5), positive_coords=CLICK)
 
 
 @pytest.mark.parametrize("mode", ["AUTO", "Prefer GPU"])
@@ -217,13 +217,13 @@ def test_a_plain_sam_computes_in_float32(tiny_sam):
     assert encoder_dtype(tiny_sam, torch.device("cuda")) == torch.float32
 
 
-def test_threads_do_not_mix_pictures(tiny_model):
-    """A SamPredictor shared by two threads answers with the other's picture; a stateless decode cannot."""
+def test_threads_do_not_mix_images(tiny_model):
+    """A SamPredictor shared by two threads answers with the other's pixels; a stateless decode cannot."""
     from concurrent.futures import ThreadPoolExecutor
 
     def run(seed):
         height, width = 60 + seed, 80 - seed
-        image = as_image(make_picture(height, width, seed))
+        image = as_image(make_image(height, width, seed))
         return Segment().execute(tiny_model, image, positive_coords=CLICK)[3]
 
     alone = [run(seed) for seed in range(8)]

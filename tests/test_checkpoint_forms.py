@@ -21,7 +21,7 @@ from reference import random_sam
 from safetensors.torch import save_file
 from samkit.sam import SAMError, as_segmenter, identity_of, load_model
 from samkit.sam.models.sam import ForeignSAM
-from samkit.sam.weights.files import checkpoint_files, read_checkpoint
+from samkit.sam.weights.checkpoint_reader import checkpoint_files, read_checkpoint
 from samkit.sam.weights.pickles import Opaque
 from torch import nn
 

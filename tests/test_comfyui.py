@@ -122,12 +122,12 @@ def shape_of(model):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def photo():
     return opened("samkit_scene.png")
 
 
 def opened(name):
-    """A bundled picture, uint8 [H, W, 3]."""
+    """A bundled photo, uint8 [H, W, 3]."""
     return np.array(Image.open(EXAMPLES / name).convert("RGB"))
 
 
@@ -179,7 +179,7 @@ def check_saved(server, graph):
             expected = (image.numpy() * 255).astype(np.uint8)
             close = abs(pixels(path).astype(int) - expected) <= 1  # a heat map's last bit is the processor's
             assert close.all(-1).mean() >= MASKS_EQUAL, path
-            assert expected.min() < expected.max(), "a picture of one value compares nothing"
+            assert expected.min() < expected.max(), "a photo of one value compares nothing"
 
 
 def varied(example, **changes):
@@ -317,7 +317,7 @@ def _everything_inputs(server):
 
 
 @pytest.mark.parametrize(
-    ("example", "prefix", "thing", "least"),
+    ("example", "prefix", "object", "least"),
     [
         ("one_click", "samkit/one_click", 4, 0.8),
         ("embed_once", "samkit/embed_once_smallest", 2, 0.8),
@@ -327,33 +327,33 @@ def _everything_inputs(server):
         ("personalize", "samkit/personalize", -1, 0.85),
     ],
 )
-def test_an_example_finds_what_its_note_says(example, prefix, thing, least):
+def test_an_example_finds_what_its_note_says(example, prefix, object, least):
     scene = make_pair(PAIR_SEED)[1] if example == "personalize" else make_scene(SCENE_SEED, SCENE_SIZE)
     graph = read(EXAMPLES / "api" / f"{example}.json")
     (node,) = [number for number, node in graph.items() if node["inputs"].get("filename_prefix") == prefix]
-    found, truth = evaluate(graph)[node][0, ..., 0].numpy() > 0, scene.masks[thing]
+    found, truth = evaluate(graph)[node][0, ..., 0].numpy() > 0, scene.masks[object]
     assert (found & truth).sum() >= least * (found | truth).sum()
 
 
-def test_the_art_venture_graph_keeps_the_embedding_exactly(server, picture, demo_model):
+def test_the_art_venture_graph_keeps_the_embedding_exactly(server, photo, demo_model):
     graph = read(EXAMPLES / "api" / "art_venture.json")
     kinds = [node["class_type"] for node in graph.values()]
     assert sorted(kinds) == ["AV_SAMLoader", "GetSAMEmbedding", "SAMEmbeddingToImage", "SAMKit_ExampleImage", "SaveImage"]
-    check_embedding(server, graph, picture, demo_model)
+    check_embedding(server, graph, photo, demo_model)
 
 
-def test_a_graph_saved_with_art_ventures_nodes_runs_unchanged(server, picture, demo_model):
+def test_a_graph_saved_with_art_ventures_nodes_runs_unchanged(server, photo, demo_model):
     """Their nodes know neither `precision` nor `mode`, and may leave `device_mode` out."""
     graph = read(EXAMPLES / "api" / "art_venture.json")
     for node in graph.values():
         for name in ("precision", "mode", "device_mode"):
             node["inputs"].pop(name, None)
-    check_embedding(server, graph, picture, demo_model)
+    check_embedding(server, graph, photo, demo_model)
 
 
-def check_embedding(server, graph, picture, model):
+def check_embedding(server, graph, photo, model):
     ((path,),) = server.saved(graph).values()
-    embedding = encode(model, [picture])
+    embedding = encode(model, [photo])
     back = np.frombuffer(pixels(path).tobytes(), "<f4").reshape(embedding.shape)
     np.testing.assert_allclose(back, embedding, atol=1e-4)
 
@@ -367,7 +367,7 @@ def test_the_browser_gets_help_pages_and_templates(server):
         assert server.request(f"/api/workflow_templates/{FOLDER}/{path.name}") == path.read_bytes()
 
 
-def test_another_packs_bare_embedding_works_where_its_image_is_wired(server):
+def test_another_packs_bare_embedding_works_where_its_image_is_connected(server):
     graph = varied("embed_once", filename_prefix="bare")
     expected = evaluate(graph)
     kinds = {node["class_type"]: number for number, node in graph.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.personalize import Personalize
 from samkit.sam import METHODS, PersonalizeOptions, personalize
 from samkit.sam.kernels.resemblance import color_distance, match, mean_color, parts_of
@@ -43,7 +43,7 @@ def test_colors_are_compared_from_0_to_1():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_as_many_masks_as_frames(tiny_model, method):
-    image, mask = as_image(make_picture(60, 80)), torch.zeros(1, 60, 80)
+    image, mask = as_image(make_image(60, 80)), torch.zeros(1, 60, 80)
     mask[:, 15:35, 20:45] = 1
     masks, scores, similarity, _ = Personalize().execute(tiny_model, image, mask, image.repeat(2, 1, 1, 1), method=method)
     assert masks.shape == similarity.shape == (2, 60, 80) and len(scores) == 2

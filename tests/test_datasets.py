@@ -1,5 +1,7 @@
 """Masks as data: what pycocotools and supervision read back is what was written."""
 
+import base64
+import io
 import json
 import multiprocessing
 import os
@@ -314,3 +316,19 @@ def test_a_label_of_several_lines_is_one_class(tmp_path):
 def test_pngs_of_images_in_folders_keep_their_folders(tmp_path):
     record, files = Pngs(tmp_path).entry(LabeledImage("day 1/a.jpg", (90, 120), [LabeledMask(dot(3, 3))]))
     assert list(files) == ["masks/day 1/a_000.png"] == [one["segmentation"] for one in record["objects"]]
+
+
+def test_labelmes_files_lie_beside_their_images_and_their_boxes_end_with_the_last_pixel(tmp_path):
+    """As labelme 6.3.1 reads and writes them: `shapes_to_label` gives the same mask, and the second corner belongs to it."""
+    mask = np.zeros((40, 60), bool)
+    mask[5:20, 8:31], mask[9:12, 10:14] = True, False
+    record, files = data_set("labelme", tmp_path).entry(LabeledImage("sub/a.jpg", (40, 60), [LabeledMask(mask, "cat", 0.5)]))
+    ((name, content),) = files.items()
+    document = json.loads(content)
+    (shape,) = document["shapes"]
+    assert name == "images/sub/a.json" and (document["imagePath"], document["imageData"]) == ("a.jpg", None)
+    assert (document["imageHeight"], document["imageWidth"]) == (40, 60)
+    assert (shape["label"], shape["shape_type"], shape["points"]) == ("cat", "mask", [[8, 5], [30, 19]])
+    inside = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+    assert np.array_equal(inside > 0, mask[5:20, 8:31])
+    assert data_set("labelme", tmp_path).files_of(record) == {"images/sub/a.jpg", "images/sub/a.json"}

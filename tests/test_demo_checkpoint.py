@@ -33,13 +33,13 @@ def test_it_is_small_enough_to_ship():
 
 def test_the_card_says_what_it_is_and_what_it_reaches():
     card = CARD.read_text(encoding="utf-8")
-    assert "not a substitute for SAM" in card and "Apache-2.0" in card and "benchmarks/demo_checkpoint.py" in card
+    assert "not a substitute for SAM" in card and "Apache-2.0" in card and "tools/demo_model/measure_demo_checkpoint.py" in card
     assert re.search(r"\| all objects \| \d+ \| 0\.\d{3} \| 0\.\d{3} \| 0\.\d{3} \| 0\.\d{3} \|", card)
 
 
 def test_it_segments_scenes_that_it_has_never_seen(demo_model):
     """A sample of the benchmark's scenes; the bars leave room for the sample's chance below the card's figures."""
-    from demo_checkpoint import FIRST_SEED, measure_scene
+    from measure_demo_checkpoint import FIRST_SEED, measure_scene
 
     measured = [one for seed in range(8) for one in measure_scene(demo_model, make_scene(FIRST_SEED + seed))]
     ious = np.array([one.ious for one in measured])
@@ -54,7 +54,7 @@ def test_a_scene_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_masks_fit_their_picture(seed):
+def test_masks_fit_their_image(seed):
     scene = make_scene(seed)
     assert scene.image.dtype == np.uint8 and scene.masks.dtype == bool
     assert scene.masks.shape[1:] == scene.image.shape[:2] and scene.masks.any((1, 2)).all()
@@ -67,7 +67,7 @@ def test_masks_fit_their_picture(seed):
         assert mask[int(y), int(x)] and x1 <= x <= x2 and y1 <= y <= y2, index
 
 
-def test_the_most_interior_point_keeps_away_from_the_edge_of_the_picture():
+def test_the_most_interior_point_keeps_away_from_the_edge_of_the_image():
     mask = np.zeros((40, 40), bool)
     mask[:21, :11] = True
     x, y = interior_point(mask)
@@ -92,7 +92,7 @@ def test_the_demo_finds_what_it_asks_for(tmp_path):
 
 def test_the_boundary_score_is_that_of_its_definition():
     """DAVIS' db_eval_boundary: each outline is compared with the other one, dilated by a disc."""
-    from demo_checkpoint import boundary_f, outline
+    from measure_demo_checkpoint import boundary_f, outline
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-2:3, -2:3]
@@ -104,7 +104,7 @@ def test_the_boundary_score_is_that_of_its_definition():
 
 
 def test_the_boundary_score_forgives_two_pixels_and_not_three():
-    from demo_checkpoint import boundary_f, outline
+    from measure_demo_checkpoint import boundary_f, outline
 
     square, moved, empty = np.zeros((3, 40, 40), bool)
     square[10:30, 10:30] = True
@@ -266,7 +266,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(pool, tmp_path, monkeypatch
 
 def test_training_runs_through_and_writes_a_checkpoint_that_loads(tmp_path):
     output = tmp_path / "trained.safetensors"
-    script = ROOT / "tools" / "train_demo_checkpoint.py"
+    script = ROOT / "tools" / "demo_model" / "train_demo_checkpoint.py"
     command = [sys.executable, script, "--smoke", "--output", output, "--work-dir", tmp_path / "work"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ from samkit.sam.tasks import embed
 from stand_in_device import DEVICE, StandIn, stand_in_device
 from torch import nn
 
-IMAGE = as_image(make_picture(60, 80))
+IMAGE = as_image(make_image(60, 80))
 MASK = torch.zeros(1, 60, 80)
 MASK[:, 15:45, 20:60] = 1
 POINTS = {"positive_coords": '[{"x": 30, "y": 25}]', "negative_coords": '[{"x": 70, "y": 50}]'}
@@ -63,7 +63,7 @@ def forward(request, monkeypatch):
 def everything(model):
     """Masks [N, H, W] and scores of every point."""
     options = AutoMaskOptions(points_per_side=2, pred_iou_thresh=-10.0, stability_score_thresh=0.0)
-    found = segment_everything(model, make_picture(60, 80), options)
+    found = segment_everything(model, make_image(60, 80), options)
     assert found
     return np.stack([one.full((60, 80)) for one in found]), [one.score for one in found]
 
@@ -142,7 +142,7 @@ class TestSelfTest:
         else:
             monkeypatch.setattr("samkit.sam.kernels.hiera._pool", lambda x: x[:, ::2, ::2])
             monkeypatch.setattr(
-                "samkit.sam.models.sam2.decoder.FastSAM2Decoder.to_grid",
+                "samkit.sam.models.sam2.mask_decoder.FastSAM2Decoder.to_grid",
                 lambda self, values: values.view(*values.shape[:2], 32, 32),
             )
         assert not self_test.works_on(torch.device("cpu"), error_on)

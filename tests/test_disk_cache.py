@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from comfyui_server import Unavailable, comfyui
-from conftest import ROOT, as_image, make_picture
+from conftest import ROOT, as_image, make_image
 from samkit.sam import encode
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.store.disk import SUFFIX, DiskCache
@@ -45,7 +45,7 @@ def equal(one, other):
 
 
 def images(count=3):
-    return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
+    return as_image(*(make_image(60, 80, seed) for seed in range(count)))
 
 
 def test_it_is_off_unless_it_is_asked_for(monkeypatch, tmp_path):
@@ -187,13 +187,13 @@ import sys
 sys.path[:0] = [{tools!r}, {tests!r}]
 from load_pack import load_pack
 load_pack()
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.predict import Segment
 from samkit.sam import load_model
 from samkit.sam.models import sam
 runs, encoder = [], sam.run_encoder
 sam.run_encoder = lambda *args: runs.append(1) or encoder(*args)
-images = as_image(*(make_picture(60, 80, seed) for seed in range(3)))
+images = as_image(*(make_image(60, 80, seed) for seed in range(3)))
 masks = Segment().execute(load_model({checkpoint!r}, "fp32"), images, '[{{"x": 30, "y": 25}}]')[0]
 print(len(runs), int(masks.sum()))
 """

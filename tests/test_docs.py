@@ -160,9 +160,9 @@ def test_the_two_commands_are_on_the_first_screen():
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
-def test_every_example_has_its_picture_and_its_api_form(path):
-    picture = path.with_suffix(".jpg")
-    assert 0 < picture.stat().st_size < 200_000
+def test_every_example_has_its_image_and_its_api_form(path):
+    pixels = path.with_suffix(".jpg")
+    assert 0 < pixels.stat().st_size < 200_000
     graph = json.loads((EXAMPLES / "api" / path.name).read_text(encoding="utf-8"))
     workflow = json.loads(path.read_text(encoding="utf-8"))
     kinds = sorted(node["type"] for node in workflow["nodes"] if node["type"] != "MarkdownNote")
@@ -197,7 +197,7 @@ def test_both_forms_of_an_example_are_the_same_graph(path):
     assert graph == {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in api.items()}
 
 
-def test_the_examples_pictures_are_what_the_generator_draws():
+def test_the_examples_images_are_what_the_generator_draws():
     reference, other = make_pair(PAIR_SEED)
     drawn = {"samkit_scene": make_scene(SCENE_SEED, SCENE_SIZE), "samkit_reference": reference, "samkit_other_scene": other}
     assert {path.stem for path in EXAMPLES.glob("*.png")} == set(drawn)

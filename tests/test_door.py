@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from load_pack import inputs_of
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes import door
@@ -24,7 +24,7 @@ from samkit.nodes.teach import SaveConcept, Teach, TrainDecoder
 from samkit.sam import SAMError
 
 CLICK = '[{"x": 30, "y": 25}]'
-IMAGE = as_image(make_picture(60, 80))
+IMAGE = as_image(make_image(60, 80))
 MASKS = torch.ones(2, 8, 8)
 INPUTS = [(node_id, name) for node_id, node in NODE_CLASS_MAPPINGS.items() for name in inputs_of(node)]
 NO_NUMBERS = [None, True, "3", "", [3], {}, math.nan, math.inf, -math.inf, 10**400, 10**5000, 1j, torch.tensor(3), object()]

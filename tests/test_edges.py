@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.automask import AutoMask
@@ -31,7 +31,7 @@ from test_stream import BatchManager
 
 CLICK = '[{"x": 30, "y": 25}]'
 MARKS = '{"marks": [{"x": 30, "y": 25, "label": 1}]}'
-IMAGE = as_image(make_picture(60, 80))
+IMAGE = as_image(make_image(60, 80))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_result_is_shown_on_an_image_with_gradients(tiny_model, tmp_path, monk
 
 @pytest.mark.parametrize("size", [(1, 64), (5000, 1), (48, 3), (3, 48), (3, 3000), (2, 9)])
 def test_words_find_boxes_in_images_of_few_rows_or_columns(tiny_model, grounding, size):  # noqa: F811
-    image = as_image(make_picture(*size), make_picture(*size, 1))
+    image = as_image(make_image(*size), make_image(*size, 1))
     bboxes, _, overlay, _ = TextToBoxes().execute(grounding, image, TEXT, 0.0, 0.0, 1.0)
     assert overlay.shape == image.shape and len(bboxes) == 2
     every = [box for boxes in bboxes for box in boxes]
@@ -126,7 +126,7 @@ def test_words_find_boxes_in_images_of_few_rows_or_columns(tiny_model, grounding
 
 @pytest.mark.parametrize("size", [(1, 64), (48, 3), (5000, 1), (1, 100_000), (7, 5000)])
 def test_an_image_of_few_rows_is_continued_by_its_last_one(size):
-    frame = make_picture(*size)
+    frame = make_image(*size)
     image, (height, width) = _detectable(frame)
     assert min(image.shape[:2]) >= 8 and max(image.shape[:2]) <= 8 * min(image.shape[:2]) and image.nbytes < 4 << 20
     rows, columns = (max(1, round(side * image.shape[i] / (height, width)[i])) for i, side in enumerate(size))
@@ -140,14 +140,14 @@ def test_an_image_of_few_rows_is_continued_by_its_last_one(size):
 
 @pytest.mark.parametrize("size", [(60, 90), (8, 64), (600, 75)])
 def test_other_images_are_given_to_the_detector_as_they_are(size):
-    frame = make_picture(*size)
+    frame = make_image(*size)
     image, seen = _detectable(frame)
     assert image is frame and seen == size
 
 
 @pytest.mark.parametrize("size", [(1, 64), (5000, 1), (48, 3), (1, 1)])
 def test_soft_edges_of_few_rows_or_columns(matte, size):
-    (alpha,) = Matte().execute(matte, as_image(make_picture(*size)), torch.ones(1, *size), 2, 1)
+    (alpha,) = Matte().execute(matte, as_image(make_image(*size)), torch.ones(1, *size), 2, 1)
     assert alpha.shape == (1, *size) and alpha.min() >= 0 and alpha.max() <= 1
 
 
@@ -163,17 +163,17 @@ def test_masks_of_one_column_are_resized_as_those_of_one_row(given, wanted):
 
 
 def test_a_mask_of_one_column_is_a_prompt(tiny_model):
-    image = as_image(make_picture(700, 1))
+    image = as_image(make_image(700, 1))
     mask = torch.zeros(1, 350, 1)
     mask[0, 200:300] = 1
     assert Segment().execute(tiny_model, image, mask_prompt=mask)[2] != [0.0], "what is not empty makes an object"
 
 
 def test_what_is_lost_at_the_models_resolution_cannot_be_taught(tiny_model):
-    image, mask = as_image(make_picture(4000, 4000)), torch.zeros(1, 4000, 4000)
+    image, mask = as_image(make_image(4000, 4000)), torch.zeros(1, 4000, 4000)
     mask[0, 5, 5] = 1
     (Teach().execute([tiny_model], [image], [mask], [1]))  # a pixel of 16 million is in one cell
-    thin, line = as_image(make_picture(700, 1)), torch.zeros(1, 700, 1)
+    thin, line = as_image(make_image(700, 1)), torch.zeros(1, 700, 1)
     line[0, 200:300] = 1
     for given in ({}, {"negative_masks": [line.flip(1)]}):
         concept, *_ = Teach().execute([tiny_model], [thin], [line], [2], **given)
@@ -357,7 +357,7 @@ def test_labels_have_no_separators():
 
 def test_no_class_of_a_data_set_is_a_separator(tmp_path, monkeypatch, grounding):  # noqa: F811
     monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
-    (found,) = find_boxes(grounding, [make_picture(60, 90)], TEXT, type("Options", (), {**EVERYTHING, "max_boxes": 0}))
+    (found,) = find_boxes(grounding, [make_image(60, 90)], TEXT, type("Options", (), {**EVERYTHING, "max_boxes": 0}))
     assert any(found.labels) and not any(set(label) & set("[].") for label in found.labels)
     bboxes = [[dict(zip(("x", "y", "width", "height"), (0, 0, 20, 20), strict=True), label=found.labels[0])]]
     SaveMasks().execute([IMAGE], [torch.ones(1, 60, 80)], ["set"], ["COCO RLE"], bboxes=[bboxes])

@@ -284,7 +284,7 @@ def test_it_works_inside_a_subgraph(editor, server):
     assert (np.array(Image.open(path).convert("L")) > 127).tolist() == inner.exact().tolist()
 
 
-def test_a_image_that_comes_from_a_run_is_shown_after_it(page, server):
+def test_an_image_that_comes_from_a_run_is_shown_after_it(page, server):
     """Two frames that no file holds: upside down, and twice over."""
     page.evaluate(
         """async () => {
@@ -848,16 +848,16 @@ def test_the_list_of_objects_hides_locks_renames_moves_and_deletes(editor):
         page.keyboard.press("n")
     rows = page.locator(".samkit-object").filter(visible=True)
     name = rows.nth(1).get_by_label("Name")
-    name.fill("thing one")
+    name.fill("object one")
     name.press("Enter")
     rows.nth(0).get_by_label("Hide or show the object here").click()
     rows.nth(1).get_by_label("Lock: its marks cannot be changed").click()
     rows.nth(1).get_by_label("Move up").click()
     first, second, _ = editor.state["objects"]
-    assert (first["name"], first["locked"], second["hidden"]) == ("thing one", True, True)
+    assert (first["name"], first["locked"], second["hidden"]) == ("object one", True, True)
     assert rows.nth(0).get_by_label("Delete the object").is_disabled()
     rows.nth(1).get_by_label("Delete the object").click()
-    assert editor.state["objects"][0]["name"] == "thing one" and len(editor.marks) == 1
+    assert editor.state["objects"][0]["name"] == "object one" and len(editor.marks) == 1
     page.keyboard.press("Control+z")
     assert len(editor.marks) == 2
 

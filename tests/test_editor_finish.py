@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from PIL import Image
 from samkit.nodes.editor import routes
 from samkit.nodes.editor.preview import Preview, parse_question
@@ -32,7 +32,7 @@ def text(*objects, **others):
 
 
 def masks_of(prompts, model, frames=1, individual=True):
-    image = as_image(*[make_picture(60, 80, seed) for seed in range(frames)])
+    image = as_image(*[make_image(60, 80, seed) for seed in range(frames)])
     with torch.inference_mode():
         answer = PromptEditor().execute(image, prompts, model, individual)
     return answer["result"][3].numpy(), answer["result"][5]

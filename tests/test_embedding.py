@@ -1,4 +1,4 @@
-"""SAMEmbedding, the cache of embeddings, and embeddings as pictures."""
+"""SAMEmbedding, the cache of embeddings, and embeddings as photos."""
 
 import copy
 import pickle
@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from PIL import Image
 from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.predict import Segment
@@ -36,7 +36,7 @@ def runs(monkeypatch):
 
 @pytest.fixture
 def embedding(tiny_model):
-    return encode(tiny_model, as_image(*(make_picture(60, 80, seed) for seed in range(3))))
+    return encode(tiny_model, as_image(*(make_image(60, 80, seed) for seed in range(3))))
 
 
 def test_it_is_what_the_socket_says(embedding, tiny_model):
@@ -44,27 +44,27 @@ def test_it_is_what_the_socket_says(embedding, tiny_model):
     assert embedding.shape == (3, 32, 8, 8)
     assert (embedding.original_size, embedding.input_size) == ((60, 80), (96, 128))
     assert embedding.encoder_identity == tiny_model.encoder_identity
-    assert embedding.image_keys == tuple(image_key(make_picture(60, 80, seed)) for seed in range(3))
+    assert embedding.image_keys == tuple(image_key(make_image(60, 80, seed)) for seed in range(3))
 
 
-def test_a_picture_that_comes_again_is_known_by_every_value(monkeypatch):
-    picture = make_picture(300, 400)
-    key, hashed = image_key(picture), []
+def test_an_image_that_comes_again_is_known_by_every_value(monkeypatch):
+    photo = make_image(300, 400)
+    key, hashed = image_key(photo), []
     monkeypatch.setattr("samkit.sam.store.keys.in_threads", lambda work, items: hashed.append(1) or in_threads(work, items))
-    assert image_key(picture.copy()) == key and not hashed
-    assert image_key(picture.reshape(400, 300, 3)) != key and len(hashed) == 1
-    for place in (1, 200_000, picture.size - 1):  # none of them among the values that tell what a picture looks like
-        assert image_key(picture) == key
-        picture.reshape(-1)[place] ^= 1  # the caller's own array, changed in place
-        assert image_key(picture) != key
-        picture.reshape(-1)[place] ^= 1
-        assert image_key(picture) == key
+    assert image_key(photo.copy()) == key and not hashed
+    assert image_key(photo.reshape(400, 300, 3)) != key and len(hashed) == 1
+    for place in (1, 200_000, photo.size - 1):  # none of them among the values that tell what a photo looks like
+        assert image_key(photo) == key
+        photo.reshape(-1)[place] ^= 1  # the caller's own array, changed in place
+        assert image_key(photo) != key
+        photo.reshape(-1)[place] ^= 1
+        assert image_key(photo) == key
 
 
 def test_every_frame_is_the_predictors(embedding, tiny_sam):
     for seed in range(3):
         predictor = SamPredictor(tiny_sam)
-        predictor.set_image(make_picture(60, 80, seed))
+        predictor.set_image(make_image(60, 80, seed))
         np.testing.assert_allclose(embedding[seed], predictor.features[0].numpy(), atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_pickles_keep_what_it_knows(embedding):
 @pytest.mark.parametrize(
     "index", [slice(1, 3), slice(None, None, 2), [2, 0], np.array([True, False, True]), (slice(0, 1),), np.array([1])], ids=str
 )
-def test_slices_along_the_batch_keep_their_pictures(embedding, index):
+def test_slices_along_the_batch_keep_their_images(embedding, index):
     part = embedding[index]
     frames = np.arange(3)[index]
     assert type(part) is SAMEmbedding and part.original_size == (60, 80) and part.flags.c_contiguous
@@ -107,7 +107,7 @@ def test_a_slice_is_decoded_like_the_whole(embedding, tiny_model):
 
 
 def test_moving_a_point_never_encodes_again(tiny_model, runs):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     first = Segment().execute(tiny_model, image, positive_coords=CLICK)
     assert runs == [1]
     moved = Segment().execute(tiny_model, image.clone(), positive_coords='[{"x": 31, "y": 25}]')
@@ -117,51 +117,51 @@ def test_moving_a_point_never_encodes_again(tiny_model, runs):
     assert not torch.equal(first[3], moved[3])
 
 
-def test_only_new_pictures_of_a_batch_are_encoded(tiny_model, runs):
-    pictures = [make_picture(60, 80, seed) for seed in range(4)]
-    encode(tiny_model, pictures[:2])
-    again = encode(tiny_model, [pictures[3], pictures[0], pictures[3], pictures[1], pictures[2]])
+def test_only_new_images_of_a_batch_are_encoded(tiny_model, runs):
+    photos = [make_image(60, 80, seed) for seed in range(4)]
+    encode(tiny_model, photos[:2])
+    again = encode(tiny_model, [photos[3], photos[0], photos[3], photos[1], photos[2]])
     assert runs == [1] * 4
-    fresh = encode(tiny_model, pictures)
+    fresh = encode(tiny_model, photos)
     assert np.array_equal(again, np.array(fresh)[[3, 0, 3, 1, 2]])
 
 
 def test_the_cache_knows_weights_from_each_other(tiny_sam, tiny_model, runs):
-    picture = make_picture(60, 80)
-    encode(tiny_model, [picture])
-    encode(tiny_sam, [picture])
+    photo = make_image(60, 80)
+    encode(tiny_model, [photo])
+    encode(tiny_sam, [photo])
     assert runs == [1], "the same weights in two objects are one model"
     with torch.no_grad():
         tiny_model.image_encoder.neck[0].weight[0] += 1
-    encode(tiny_model, [picture])
+    encode(tiny_model, [photo])
     assert runs == [1, 1]
 
 
 def test_precisions_do_not_share_embeddings(tiny_model, runs, monkeypatch):
     monkeypatch.setattr("samkit.sam.placement.precision.bfloat16_pays", lambda: True)
-    picture = make_picture(60, 80)
-    exact = encode(tiny_model, [picture])
+    photo = make_image(60, 80)
+    exact = encode(tiny_model, [photo])
     tiny_model.precision = "bf16"
-    rounded = encode(tiny_model, [picture])
+    rounded = encode(tiny_model, [photo])
     assert runs == [1, 1] and not np.array_equal(exact, rounded)
     assert np.abs(exact - rounded).max() < 0.2 and rounded.dtype == np.float32
     tiny_model.precision = "fp16"
-    assert np.array_equal(encode(tiny_model, [picture]), exact), "a CPU never computes in fp16"
+    assert np.array_equal(encode(tiny_model, [photo]), exact), "a CPU never computes in fp16"
     tiny_model.precision = "bf16"
     monkeypatch.setattr("samkit.sam.placement.precision.bfloat16_pays", lambda: False)
-    assert np.array_equal(encode(tiny_model, [picture]), exact), "nor in bf16 where that is slower"
+    assert np.array_equal(encode(tiny_model, [photo]), exact), "nor in bf16 where that is slower"
     assert runs == [1, 1]
 
 
 def test_a_cached_embedding_cannot_be_changed_from_outside(tiny_model):
-    picture = make_picture(60, 80)
-    one = encode(tiny_model, [picture])
+    photo = make_image(60, 80)
+    one = encode(tiny_model, [photo])
     before = np.array(one)
     with pytest.raises(ValueError, match="read-only"):
         one *= 0
-    (writable,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)
+    (writable,) = GetSAMEmbedding().get_sam_embedding(as_image(photo), tiny_model)
     writable *= 0
-    assert np.array_equal(encode(tiny_model, [picture]), before)
+    assert np.array_equal(encode(tiny_model, [photo]), before)
 
 
 def test_the_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
@@ -182,7 +182,7 @@ def test_the_shared_cache_starts_bounded():
 
 def test_different_sizes_need_calls_of_their_own(tiny_model):
     with pytest.raises(SAMError, match="The images have 2 different sizes"):
-        encode(tiny_model, [make_picture(60, 80), make_picture(60, 81)])
+        encode(tiny_model, [make_image(60, 80), make_image(60, 81)])
     with pytest.raises(SAMError, match=r"uint8 array \[H, W, 3\], but this one is float32"):
         encode(tiny_model, [np.zeros((4, 4, 3), np.float32)])
     with pytest.raises(SAMError, match="no images"):
@@ -193,9 +193,9 @@ def to_image(embedding, **mode):
     return SAMEmbeddingToImage().sam_embedding_to_noise_image(embedding, **mode)[0]
 
 
-def test_bytes_are_the_art_venture_picture(tiny_model):
+def test_bytes_are_the_art_venture_image(tiny_model):
     """Their node: `Image.frombytes("RGBA", (C * 4, h * w / 4), float32 bytes)`, then pixels / 255."""
-    embedding = encode(tiny_model, [make_picture(60, 80)])
+    embedding = encode(tiny_model, [make_image(60, 80)])
     expected = Image.frombytes("RGBA", (32 * 4, 8 * 8 // 4), np.array(embedding).tobytes())
     image = to_image(embedding)
     assert torch.equal(image, torch.from_numpy(np.array(expected).astype(np.float32) / 255.0)[None])
@@ -216,13 +216,13 @@ def test_bytes_survive_saveimage_and_png(tmp_path, shape):
         assert np.array_equal(back, values[index])
 
 
-def test_pca_has_the_pictures_proportions(embedding):
+def test_pca_has_the_images_proportions(embedding):
     image = to_image(embedding, mode="pca")
     assert image.shape == (3, 60, 80, 3) and image.std() > 0.05
     assert to_image(np.array(embedding), mode="pca").shape == (3, 128, 128, 3)
 
 
-def test_pictures_of_no_embedding_are_refused():
+def test_images_of_no_embedding_are_refused():
     with pytest.raises(SAMError, match="The embedding has no frames"):
         to_image(np.zeros((0, 256, 64, 64), np.float32))
     with pytest.raises(SAMError, match="mode is 'jpeg'"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -28,7 +28,7 @@ def comfy(monkeypatch, tmp_path):
 
 @pytest.fixture
 def embedding(tiny_model):
-    return encode(tiny_model, as_image(*(make_picture(60, 80, seed) for seed in range(3))))
+    return encode(tiny_model, as_image(*(make_image(60, 80, seed) for seed in range(3))))
 
 
 def with_maps(embedding):
@@ -77,7 +77,7 @@ def test_another_models_embedding_is_refused_when_it_is_decoded(comfy, tiny_mode
 
 
 def test_another_packs_array_is_not_saved(comfy, tiny_model):
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_picture(60, 80)), tiny_model)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_image(60, 80)), tiny_model)
     with pytest.raises(SAMError, match="comes from another pack"):
         SaveEmbedding().execute(np.array(embedding))
 

@@ -180,6 +180,16 @@ def test_a_cancel_ends_its_own_work_and_no_other(comfy, quick, cancelled):
     assert (error is None) if cancelled == "words" else "Cancelled" in str(error)
 
 
+class Held(dict):
+    """Editors that wait, and those that did and were dropped."""
+
+    lost = ()
+
+    def pop(self, editor, *default):
+        self.lost = (*self.lost, editor)
+        return super().pop(editor, *default)
+
+
 @pytest.mark.parametrize("others", [[], ["two"]])
 def test_an_editor_that_asks_for_other_words_waits_for_them_only(comfy, quick, others):
     """The earlier ones end, unless another editor waits for them; what is asked for again goes on."""
@@ -189,6 +199,9 @@ def test_an_editor_that_asks_for_other_words_waits_for_them_only(comfy, quick, o
         for editor in ("one", *others, "one"):
             first = await jobs.ask("words", "cat", earlier, editor)
         assert "one" in first.waiting
+        first.waiting = Held(first.waiting)
+        await jobs.ask("words", "cat", earlier, "one")
+        assert not first.waiting.lost, "the work would end in a moment in which nobody waits for it"
         await jobs.ask("segments", "all", Work(steps=0), "one")
         await jobs.ask("words", "dog", later, "one")
         for _ in range(3):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.automask import AutoMask
@@ -65,7 +65,7 @@ def test_it_has_what_the_protocol_asks_for(model):
 
 
 def test_it_embeds_once_and_predicts(model):
-    image = as_image(make_picture(60, 80), make_picture(60, 80, 1))
+    image = as_image(make_image(60, 80), make_image(60, 80, 1))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(image, model)
     assert (
         embedding.shape == (2, 3, 16, 16) and embedding.maps["mean"].shape == (2, 1, 1, 1) and embedding.input_size == (64, 64)
@@ -82,7 +82,7 @@ def test_it_embeds_once_and_predicts(model):
 
 
 def test_it_segments_everything(model):
-    masks, bboxes, scores, _, _ = AutoMask().execute(model, as_image(make_picture(60, 80)), points_per_side=3)
+    masks, bboxes, scores, _, _ = AutoMask().execute(model, as_image(make_image(60, 80)), points_per_side=3)
     assert 4 <= len(masks) == len(bboxes[0]) == len(scores) <= 27 and masks.any(0).float().mean() > 0.3
 
 
@@ -94,7 +94,7 @@ def comfy(monkeypatch, tmp_path):
 
 
 def test_it_answers_the_editor_and_the_preview_alike(model, comfy):
-    image = make_picture(60, 80)
+    image = make_image(60, 80)
     Image.fromarray(image).save(comfy.root / "input" / "one.png")
     marks = {"marks": [{"x": 20, "y": 15, "width": 20, "height": 30}]}
     shown = PromptEditor().execute(as_image(image), json.dumps(marks), model)

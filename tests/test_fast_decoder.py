@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference import random_sam
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.sam import PredictOptions, Prompt, decode, encode
@@ -57,14 +57,14 @@ def test_it_equals_predict_masks(sam, count, points, masks, kind):
     assert expected_logits.std() > 0.1, "trivial logits compare nothing"
 
 
-def test_one_picture_serves_many_calls(sam):
+def test_one_image_serves_many_calls(sam):
     features, (sparse, _) = embedded(sam), prompts(sam, 3)
     fast = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
-    picture = fast.share(features[0])
-    before = [part.clone() for part in picture[:4]]
-    first = fast(picture, sparse, None, EVERY)
-    second = fast(picture, sparse, None, EVERY)
-    assert all(torch.equal(a, b) for a, b in zip(before, picture[:4], strict=True)), "a decode changed what all share"
+    pixels = fast.share(features[0])
+    before = [part.clone() for part in pixels[:4]]
+    first = fast(pixels, sparse, None, EVERY)
+    second = fast(pixels, sparse, None, EVERY)
+    assert all(torch.equal(a, b) for a, b in zip(before, pixels[:4], strict=True)), "a decode changed what all share"
     assert torch.equal(first[0], second[0])
 
 
@@ -97,14 +97,14 @@ class Unknown(MaskDecoder):
 
 
 def test_an_unknown_decoder_runs_its_own_forward(tiny_sam, tiny_model):
-    picture = make_picture(60, 80)
+    pixels = make_image(60, 80)
     click = Prompt(np.array([[30.0, 20.0]]), np.array([1], np.int32))
-    ours = decode(tiny_model, encode(tiny_model, [picture]), [[click]], PredictOptions("all"))
+    ours = decode(tiny_model, encode(tiny_model, [pixels]), [[click]], PredictOptions("all"))
     tiny_model.mask_decoder.__class__ = Unknown
     assert not supports_decoder(tiny_model)
-    stock = decode(tiny_model, encode(tiny_model, [picture]), [[click]], PredictOptions("all"))
+    stock = decode(tiny_model, encode(tiny_model, [pixels]), [[click]], PredictOptions("all"))
     torch.testing.assert_close(stock.logits[0], ours.logits[0], atol=1e-4, rtol=0)
-    features = features_of(encode(tiny_model, [picture]), 0, torch.device("cpu"))
+    features = features_of(encode(tiny_model, [pixels]), 0, torch.device("cpu"))
     image = ImagePredictor(tiny_model, features, (60, 80), PredictOptions())
     logits, scores, rows = image.decode([click, click], Wanted(True, above=99.0))
     assert (len(logits), len(scores), rows.tolist()) == (0, 0, [])
@@ -114,14 +114,14 @@ def test_what_prompts_share_is_computed_once(tiny_model, monkeypatch):
     shares = []
     share = FastDecoder.share
     monkeypatch.setattr(FastDecoder, "share", lambda self, *maps: shares.append(1) or share(self, *maps))
-    embedding = encode(tiny_model, as_image(make_picture(60, 80), make_picture(60, 80, 1)))
+    embedding = encode(tiny_model, as_image(make_image(60, 80), make_image(60, 80, 1)))
     for x in (20, 30, 40):
         PredictMask().execute(tiny_model, embedding, positive_coords=f'[{{"x": {x}, "y": 25}}]')
-    assert len(shares) == 2, "two pictures, three prompts"
+    assert len(shares) == 2, "two images, three prompts"
 
 
 def test_an_embedding_that_was_changed_in_place_is_noticed(tiny_model):
-    embedding = encode(tiny_model, [make_picture(60, 80)])
+    embedding = encode(tiny_model, [make_image(60, 80)])
     with pytest.raises(ValueError, match="read-only"):
         embedding[0, 3] += 1
     embedding = embedding.copy()
@@ -138,7 +138,7 @@ def test_runs_on_a_cpu_share_a_plan(tiny_model):
         plan = decoder_plan(tiny_model, device)
         encoder = plan_for(tiny_model.image_encoder, device, torch.float32)
         for seed in range(2):
-            Segment().execute(tiny_model, as_image(make_picture(60, 80, seed)), '[{"x": 30, "y": 25}]', device_mode=mode)
+            Segment().execute(tiny_model, as_image(make_image(60, 80, seed)), '[{"x": 30, "y": 25}]', device_mode=mode)
         assert decoder_plan(tiny_model, device) is plan
         assert plan_for(tiny_model.image_encoder, device, torch.float32) is encoder
 

@@ -30,7 +30,7 @@ def encoder_of(seed=3, **shape):
     return random_sam(**{**small, **shape}, seed=seed).image_encoder.requires_grad_(False)
 
 
-def pictures(encoder, count):
+def pixels(encoder, count):
     return torch.randn(count, 3, encoder.img_size, encoder.img_size, generator=torch.Generator().manual_seed(1))
 
 
@@ -52,7 +52,7 @@ needs_flex = pytest.mark.skipif(not HAS_FLEX, reason="torch before 2.5 has no fl
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_equals_the_stock_forward(shape, kind, attend):
     encoder = encoder_of(**shape)
-    images = pictures(encoder, 2)
+    images = pixels(encoder, 2)
     expected = encoder(images)
     ours, _ = FastEncoder(encoder, torch.float32, kind, attend)(images)
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
@@ -62,7 +62,7 @@ def test_it_equals_the_stock_forward(shape, kind, attend):
 @pytest.mark.parametrize("piece_bytes", [1, 3000, 50_000])
 def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
     encoder = encoder_of(grid=11, window=4)
-    images = pictures(encoder, 1)
+    images = pixels(encoder, 1)
     monkeypatch.setattr("samkit.sam.kernels.attention._PIECE_BYTES", piece_bytes)
     monkeypatch.setattr("samkit.sam.kernels.attention.BIAS_BYTES", piece_bytes)
     for attend in (attend_in_pieces, attend_with_bias):
@@ -72,7 +72,7 @@ def test_the_size_of_the_pieces_does_not_matter(piece_bytes, monkeypatch):
 
 def test_early_features_are_the_first_global_blocks(monkeypatch):
     encoder = encoder_of(grid=11, window=4, global_blocks=(1, 2))
-    images, seen = pictures(encoder, 2), []
+    images, seen = pixels(encoder, 2), []
     hook = encoder.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
     encoder(images)
     hook.remove()
@@ -82,10 +82,10 @@ def test_early_features_are_the_first_global_blocks(monkeypatch):
     assert not encoder.blocks[1]._forward_hooks
 
 
-def test_early_features_are_the_own_pictures_where_two_threads_run_one_encoder(monkeypatch):
+def test_early_features_are_the_own_images_where_two_threads_run_one_encoder(monkeypatch):
     encoder = encoder_of(grid=11, window=4, global_blocks=(1, 2))
     monkeypatch.setattr(sys.modules["samkit.sam.kernels.encoder"], "supports", lambda encoder: False)
-    batches = [pictures(encoder, 1), pictures(encoder, 1) + 1]
+    batches = [pixels(encoder, 1), pixels(encoder, 1) + 1]
     alone = [run_encoder(encoder, images, early=True)[1] for images in batches]
     both_in = threading.Barrier(2)
 
@@ -102,7 +102,7 @@ def test_early_features_are_the_own_pictures_where_two_threads_run_one_encoder(m
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_stays_near(dtype):
     encoder = encoder_of(grid=8, window=4)
-    images = pictures(encoder, 1)
+    images = pixels(encoder, 1)
     expected = encoder(images)
     ours, _ = FastEncoder(encoder, dtype, AtenLinear, attend_in_pieces)(images)
     error = (ours - expected).norm() / expected.norm()
@@ -177,7 +177,7 @@ class TestChoice:
         monkeypatch.setattr(OneDNNLinear, "__init__", absent)
         assert linear.cpu_linear(torch.float32) is AtenLinear
         encoder = encoder_of(grid=6, window=4)
-        images = pictures(encoder, 1)
+        images = pixels(encoder, 1)
         torch.testing.assert_close(run_encoder(encoder, images)[0], encoder(images), atol=2e-5, rtol=0)
 
     def test_a_failed_self_test_makes_it_aten(self, monkeypatch):
@@ -209,7 +209,7 @@ def test_an_unknown_encoder_runs_its_own_forward():
     encoder = encoder_of(grid=6, window=4)
     encoder.blocks[0].attn.use_rel_pos = False
     assert not supports(encoder)
-    images = pictures(encoder, 1)
+    images = pixels(encoder, 1)
     assert torch.equal(run_encoder(encoder, images)[0], encoder(images))
     assert not supports(torch.nn.Identity())
     assert torch.equal(run_encoder(torch.nn.Identity(), images)[0], images)
@@ -217,7 +217,7 @@ def test_an_unknown_encoder_runs_its_own_forward():
 
 def test_changed_weights_are_seen():
     encoder = encoder_of(grid=6, window=4)
-    images = pictures(encoder, 1)
+    images = pixels(encoder, 1)
     before, _ = run_encoder(encoder, images)
     with torch.no_grad():
         encoder.blocks[0].mlp.lin1.weight.mul_(1.5)
@@ -236,5 +236,5 @@ def test_global_settings_are_left_alone():
     encoder = encoder_of(grid=6, window=4)
     before = settings()
     linear.cpu_linear.cache_clear()
-    run_encoder(encoder, pictures(encoder, 1))
+    run_encoder(encoder, pixels(encoder, 1))
     assert settings() == before

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from load_pack import ROOT
 from PIL import Image
 from samkit import segment_folder as command
@@ -30,6 +30,7 @@ from samkit.sam import (
 )
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.journal import Journal
+from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.models.families import identity_of
 from samkit.sam.tasks import folders
@@ -46,7 +47,7 @@ def photos(tmp_path):
     for seed, name in enumerate(NAMES):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make_picture(60, 80, seed)).save(path)
+        Image.fromarray(make_image(60, 80, seed)).save(path)
     return tmp_path / "photos"
 
 
@@ -106,7 +107,7 @@ def test_words_are_boxes_with_labels_and_scores(task, photos, tmp_path, monkeypa
     words = FolderTask("words", "COCO RLE", task.checkpoint, grounding=tmp_path / "dino", text="cat. dog.", label="other")
     run(words, photos, tmp_path / "out.json")
     assert set(seen) == {("dino", "cat. dog.")} and len(seen) == 5
-    model, pixels = load_model(task.checkpoint), make_picture(60, 80, 0)
+    model, pixels = load_model(task.checkpoint), make_image(60, 80, 0)
     prompts = [Prompt(np.zeros((0, 2)), np.zeros(0, np.int32), box) for box in boxes.boxes]
     wanted = decode(model, encode(model, [pixels]), [prompts]).masks[0].numpy()
     assert masks_in(tmp_path / "out.json")["a.png"] == [
@@ -135,7 +136,7 @@ def test_prompts_are_one_object_each(task, photos, tmp_path):
         Prompt(np.array([[30.0, 25], [3, 5]]), np.array([1, 0], np.int32)),
         Prompt(np.zeros((0, 2)), np.zeros(0, np.int32), np.array([10.0, 10, 40, 30])),
     ]
-    wanted = decode(model, encode(model, [make_picture(60, 80, 0)]), [objects])
+    wanted = decode(model, encode(model, [make_image(60, 80, 0)]), [objects])
     masks, scores = wanted.masks[0].numpy(), wanted.scores[0].tolist()
     assert masks_in(tmp_path / "out.json") == {
         "a.png": [(encode_mask(masks[0]), "cup", scores[0]), (encode_mask(masks[1]), "object", scores[1])],
@@ -170,7 +171,7 @@ def test_a_finished_image_is_never_done_twice_and_a_changed_one_is(task, photos,
         patch.setattr(folders, "Worker", None)  # the model is not even loaded
         assert run(task, photos, tmp_path / "out.json") == (0, 5, {})
     assert (tmp_path / "out.json").read_bytes() == first
-    Image.fromarray(make_picture(60, 80, 9)).save(photos / "a.png")
+    Image.fromarray(make_image(60, 80, 9)).save(photos / "a.png")
     assert run(task, photos, tmp_path / "out.json") == (1, 4, {})
     assert masks_in(tmp_path / "out.json")["a.png"] != json.loads(first)["annotations"]
 
@@ -178,7 +179,7 @@ def test_a_finished_image_is_never_done_twice_and_a_changed_one_is(task, photos,
 def test_images_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    Image.fromarray(make_picture(60, 80)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(make_image(60, 80)).save(tmp_path / "a.jpg", exif=exif)
     assert folders.read_image(tmp_path / "a.jpg").shape == (80, 60, 3)
 
 
@@ -221,7 +222,7 @@ def test_gray_levels_beyond_every_range_are_refused(bad, tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
 def test_images_of_every_mode_are_those_of_load_image(mode, tmp_path):
     """ComfyUI's Load Image converts to RGB, and puts transparency into its MASK."""
-    color = Image.fromarray(make_picture(60, 80))
+    color = Image.fromarray(make_image(60, 80))
     if mode == "LAB":
         color = Image.merge("LAB", color.split())
     image = color if mode == "LAB" else color.convert(mode)
@@ -233,16 +234,16 @@ def test_images_of_every_mode_are_those_of_load_image(mode, tmp_path):
 
 
 def test_of_several_frames_the_first_one_is_segmented_with_a_warning(tmp_path, caplog):
-    frames = [Image.fromarray(make_picture(60, 80, seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(60, 80, seed)) for seed in range(3)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    assert (folders.read_image(tmp_path / "a.tif") == make_picture(60, 80, 0)).all()
+    assert (folders.read_image(tmp_path / "a.tif") == make_image(60, 80, 0)).all()
     assert "a.tif has 3 frames: only the first one is segmented" in caplog.text
 
 
 def test_linked_folders_and_all_endings_are_found_and_the_rest_is_named(task, photos, tmp_path, capsys):
     (tmp_path / "elsewhere").mkdir()
     for name in ("b.jfif", "c.gif"):
-        Image.fromarray(make_picture(60, 80)).save(tmp_path / "elsewhere" / name, format="JPEG" if name == "b.jfif" else "GIF")
+        Image.fromarray(make_image(60, 80)).save(tmp_path / "elsewhere" / name, format="JPEG" if name == "b.jfif" else "GIF")
     (tmp_path / "elsewhere" / "d.HEIC").touch()
     (tmp_path / "elsewhere" / "back").symlink_to(photos, target_is_directory=True)
     (photos / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
@@ -270,7 +271,7 @@ def test_an_image_that_the_model_fails_with_is_skipped(error, task, photos, tmp_
     whole = Worker._segment
 
     def failing(worker, pixels, *rest):
-        if (pixels == make_picture(60, 80, 2)).all():
+        if (pixels == make_image(60, 80, 2)).all():
             raise error
         return whole(worker, pixels, *rest)
 
@@ -324,7 +325,7 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
         {"a.png"} if fate == "broken" else set()
     )
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.startswith("a")]
-    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml"}.get(name, "out")
+    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml", "labelme": "out/images/b.json"}.get(name, "out")
     text = (tmp_path / listing).read_text()
     assert "a.png" not in text
     if name == "YOLO":
@@ -332,7 +333,7 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
         number = int(line.split()[0])
         assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[number] == "cat"
         assert number == (0 if fate == "restarted" else 1)
-    elif name != "PNG":
+    elif name not in ("PNG", "labelme"):
         document = json.loads(text)
         (category,) = {one["category_id"] for one in document["annotations"]}
         assert category == (1 if fate == "restarted" else 2)
@@ -380,6 +381,16 @@ def test_categories_of_a_coco_file_keep_their_ids(checkpoint, photos, tmp_path):
     assert (tmp_path / "out" / "labels" / "a.txt").read_text().splitlines()[1].startswith("2 ")
 
 
+def test_labelmes_files_have_their_images_beside_them(photos, checkpoint, tmp_path):
+    """So that labelme, and SAM Load Masks, open the folder as it is."""
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.png": PROMPTS["a.png"]}))
+    arguments = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint, "--labelme", tmp_path / "out"]
+    assert command.main([str(one) for one in arguments]) == 0
+    assert (tmp_path / "out" / "images" / "a.png").read_bytes() == (photos / "a.png").read_bytes()
+    read = open_data_set(tmp_path / "out")
+    assert read.form == "labelme" and len(read.read(0).labeled.objects) == 2
+
+
 @pytest.mark.parametrize(
     "categories", [None, [], [{"id": 1}], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], [{"id": "1", "name": "a"}]]
 )
@@ -392,7 +403,7 @@ def test_categories_of_another_form_are_refused(categories, tmp_path):
 @pytest.mark.parametrize("name", ["train/images/x.png", "images/x.png", "labels/x.png", "images/images/x.png", "x.png"])
 def test_yolos_labels_are_where_readers_look(name, task, tmp_path):
     (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(make_picture(60, 80)).save(tmp_path / "photos" / name)
+    Image.fromarray(make_image(60, 80)).save(tmp_path / "photos" / name)
     run(with_format(task, "YOLO"), tmp_path / "photos", tmp_path / "out")
     copy = str(tmp_path / "out" / "images" / name)
     # Ultralytics: img2label_paths in data/utils.py
@@ -455,7 +466,7 @@ def test_a_concept_says_which_object_is_meant(checkpoint, photos, tmp_path):
     arguments = [photos, "--prompts", tmp_path / "prompts.json", "--coco", tmp_path / "out.json", "--model", checkpoint]
     assert command.main([str(one) for one in [*arguments, "--concept", tmp_path / "concept.safetensors"]]) == 0
     prompt = Prompt(np.array([[30.0, 25], [3, 5]]), np.array([1, 0], np.int32))
-    wanted = decode(model, encode(model, [make_picture(60, 80, 0)]), [[prompt]], PredictOptions(concept=concept))
+    wanted = decode(model, encode(model, [make_image(60, 80, 0)]), [[prompt]], PredictOptions(concept=concept))
     ((found, _, _),) = masks_in(tmp_path / "out.json")["a.png"]
     assert found == encode_mask(wanted.masks[0].numpy()[0])
     assert command.main([str(one) for one in arguments]) == 2  # without it, these are other settings
@@ -465,7 +476,7 @@ def test_upright_copies_are_seen_alike_by_readers_without_exif(task, checkpoint,
     """torchvision and others open a photograph and do not turn it; its mask would lie across."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
-    Image.fromarray(make_picture(60, 80, 5)).save(photos / "side.jpg", exif=exif)
+    Image.fromarray(make_image(60, 80, 5)).save(photos / "side.jpg", exif=exif)
     arguments = [
         str(photos),
         "--everything",
@@ -512,7 +523,7 @@ def test_another_process_at_the_same_output_is_refused(task, photos, tmp_path):
 
 @pytest.mark.parametrize("name", ["YOLO", "PNG"])
 def test_names_that_differ_in_the_ending_only_are_reported(name, task, photos, tmp_path):
-    Image.fromarray(make_picture(60, 80)).save(photos / "a.jpg")
+    Image.fromarray(make_image(60, 80)).save(photos / "a.jpg")
     summary = run(with_format(task, name), photos, tmp_path / "out")
     assert summary.done == 5 and "that of a.jpg only in the extension" in summary.errors["a.png"]
 
@@ -662,7 +673,7 @@ def test_installed_with_pip_it_is_a_command(tmp_path):
 def test_the_command_killed_at_twenty_moments(photos, checkpoint, tmp_path):
     """The real command, from its start to its end."""
     for seed in range(5, 25):
-        Image.fromarray(make_picture(60, 80, seed)).save(photos / f"{seed}.png")
+        Image.fromarray(make_image(60, 80, seed)).save(photos / f"{seed}.png")
     options = ["--points-per-side", "8", "--pred-iou-thresh", "-1", "--stability-score-thresh", "0", "--device-mode", "CPU"]
 
     def start(folder):

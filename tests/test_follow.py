@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from films import make_film
 from samkit.nodes.track import TrackObjects
 from samkit.sam.errors import SAMError
@@ -33,7 +33,7 @@ def disc(x, y, radius=22):
 
 def drawn(*frames):
     """Discs on a gray ground: for each frame (color, mask), the last one in front."""
-    ground = (110 + make_picture(*SIZE).astype(float) * 0.12).astype(np.uint8)
+    ground = (110 + make_image(*SIZE).astype(float) * 0.12).astype(np.uint8)
     film = []
     for discs in frames:
         image = ground.copy()
@@ -141,7 +141,7 @@ class TestGoingOn:
     """What a second call computes, counted; and that its masks are those of one call with everything."""
 
     first = {"a": {0: clicks((40, 60))}, "b": {2: clicks((120, 90), (130, 100))}}
-    film = staticmethod(lambda count=8: [make_picture(*SIZE, seed) for seed in range(count)])
+    film = staticmethod(lambda count=8: [make_image(*SIZE, seed) for seed in range(count)])
 
     @pytest.fixture
     def counted(self, monkeypatch):
@@ -212,7 +212,7 @@ class TestGoingOn:
 
 class TestMethod:
     def test_auto_is_memory_where_there_is_one(self, tiny_model):
-        film, prompts = [make_picture(*SIZE)] * 2, {1: {0: clicks((40, 60))}}
+        film, prompts = [make_image(*SIZE)] * 2, {1: {0: clicks((40, 60))}}
         assert tracked(tiny_model, film, prompts)[1].model.endswith("-follow")
         with pytest.raises(SAMError, match=r"SAM models have no memory .*Choose the method follow, .*sam2.1_hiera_tiny.pt"):
             track(tiny_model, film, prompts, print, TrackOptions(method="memory"))
@@ -220,16 +220,16 @@ class TestMethod:
             TrackOptions(method="guess")
 
     def test_the_node(self, tiny_model):
-        film = as_image(make_picture(*SIZE), make_picture(*SIZE, 1))
+        film = as_image(make_image(*SIZE), make_image(*SIZE, 1))
         points = json.dumps([{"x": 40, "y": 60}])
         masks, bboxes, scores, known = TrackObjects().execute(tiny_model, film, points, method="follow")
-        found, _ = tracked(tiny_model, [make_picture(*SIZE), make_picture(*SIZE, 1)], {"#1": {0: clicks((40, 60))}})
+        found, _ = tracked(tiny_model, [make_image(*SIZE), make_image(*SIZE, 1)], {"#1": {0: clicks((40, 60))}})
         assert torch.equal(masks.bool(), torch.cat([found[t].masks for t in (0, 1)])) and len(bboxes) == len(scores) == 2
         with pytest.raises(SAMError, match="no memory to track with"):
             TrackObjects().execute(tiny_model, film, points, method="memory")
 
     def test_a_family_of_thirty_lines(self):
-        film = [make_picture(60, 80)] * 3
+        film = [make_image(60, 80)] * 3
         box = FilmPrompt(box=np.array([20.0, 15, 40, 45]))
         found, _ = tracked(BoxModel(), film, {1: {0: box}})
         assert all(found[t].masks[0, 17:43, 22:38].all() and found[t].object_scores[0] > 0 for t in range(3))
@@ -239,7 +239,7 @@ class TestParts:
     """What a frame is made of, on a model whose masks are known."""
 
     def frame(self, model=None):
-        image, frame = make_picture(60, 80), Frame((60, 80), (64, 64), 64, (64, 64), False)
+        image, frame = make_image(60, 80), Frame((60, 80), (64, 64), 64, (64, 64), False)
         features = {"image": np.random.default_rng(0).standard_normal((3, 16, 16)).astype(np.float32)}
         return FollowFrame(model or BoxModel(), Features(features, "", torch.device("cpu")), image, frame)
 
@@ -277,7 +277,7 @@ class TestParts:
         """A tall image, whose right side is padding in SAM's square."""
         frame = tiny_model.frame((80, 30))
         features = Features({"image": np.ones(tiny_model.map_shapes["image"], np.float32)}, "", torch.device("cpu"))
-        one = FollowFrame(tiny_model, features, make_picture(80, 30), frame)
+        one = FollowFrame(tiny_model, features, make_image(80, 30), frame)
         assert one.valid[:, :10].all() and not one.valid[:, 13:].any()
         everything = one.looks(torch.ones(frame.grid))
         assert everything.area == int(one.valid.sum())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference import random_sam
 from safetensors.torch import save_file
 from samkit.nodes.embedding import GetSAMEmbedding
@@ -48,14 +48,14 @@ def test_a_hugging_face_sam_answers_as_transformers_does(tmp_path, vision):
     theirs = hugging_face_sam(**vision)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path / "model.safetensors", "fp32")
-    picture = make_picture(60, 80)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+    image = make_image(60, 80)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), ours)
     box = {"x": 10, "y": 12, "width": 44, "height": 30}
     clicks = '[{"x": 30, "y": 25}, {"x": 50, "y": 40}]'
     _, _, scores, logits = PredictMask().execute(ours, embedding, clicks, bboxes=box, candidate="all", multimask="on")
     scale = torch.tensor(128 / 80)
     with torch.no_grad():
-        features = theirs.get_image_embeddings(pixels_of(ours, picture))
+        features = theirs.get_image_embeddings(pixels_of(ours, image))
         expected = theirs(
             image_embeddings=features,
             input_points=torch.tensor([[[[30.0, 25.0], [50.0, 40.0]]]]) * scale,
@@ -93,15 +93,15 @@ def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
     theirs.save_pretrained(tmp_path, max_shard_size="150MB")
     ours = load_model(tmp_path, "fp32")
     for width, height in ((640, 480), (500, 750)):
-        picture = make_picture(height, width)
-        (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+        image = make_image(height, width)
+        (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), ours)
         box = {"x": 100, "y": 120, "width": 300, "height": 250}
         masks, _, scores, logits = PredictMask().execute(
             ours, embedding, '[{"x": 200, "y": 225}]', bboxes=box, candidate="all", multimask="on"
         )
         scale = torch.tensor([embedding.input_size[1] / width, embedding.input_size[0] / height])
         with torch.no_grad():
-            features = theirs.get_image_embeddings(pixels_of(ours, picture))
+            features = theirs.get_image_embeddings(pixels_of(ours, image))
             expected = theirs(
                 image_embeddings=features,
                 input_points=torch.tensor([[[[200.0, 225.0]]]]) * scale,
@@ -117,11 +117,11 @@ def test_at_full_size_it_answers_as_transformers_does(tmp_path, vision):
         assert logits.std() > 0.05 and features.std() > 0.5
 
 
-def pixels_of(model, picture):
+def pixels_of(model, image):
     """What SamProcessor (PIL) gives: the long side at the model's size, normalised, padded with zeros."""
     from samkit.utils.images import resize_pil
 
-    resized = torch.from_numpy(resize_pil(picture, model.frame(picture.shape[:2]).resized)).permute(2, 0, 1)[None]
+    resized = torch.from_numpy(resize_pil(image, model.frame(image.shape[:2]).resized)).permute(2, 0, 1)[None]
     return model.preprocess(resized.float())
 
 

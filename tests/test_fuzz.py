@@ -19,7 +19,7 @@ import test_grounding
 import test_matte
 import torch
 import transformers
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from load_pack import inputs_of
 from reference import random_sam
 from samkit import NODE_CLASS_MAPPINGS
@@ -102,7 +102,7 @@ def alone(world, monkeypatch):
 
 
 def image(size, count=1, channels=3):
-    frames = as_image(*(make_picture(*size, seed) for seed in range(count))) if count else torch.zeros(0, *size, 3)
+    frames = as_image(*(make_image(*size, seed) for seed in range(count))) if count else torch.zeros(0, *size, 3)
     return frames[..., :1].repeat(1, 1, 1, channels) if channels != 3 else frames
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from samkit.sam import SAMError, encode, identity_of, load_model, stay_loaded
 from samkit.sam.errors import BusyError
@@ -254,7 +254,7 @@ class TestResident:
         monkeypatch.setattr("samkit.sam.placement.host._COMFYUI._has_warned", False)
         comfy.leaves_on_cpu, comfy.free_bytes = True, 1000
         for _ in range(2):
-            image = as_image(make_picture(60, 80))
+            image = as_image(make_image(60, 80))
             embed.cache.clear()
             assert np.isfinite(encode(tiny_model, image)).all()
         assert [record.levelname for record in caplog.records if "runs on the CPU" in record.message] == ["WARNING"]
@@ -360,7 +360,7 @@ class TestSelfTest:
         assert not self_test.encoder_works_on(torch.device("cpu"))
 
     def test_both_stock_forwards_run_then(self, tiny_model, monkeypatch):
-        image = as_image(make_picture(60, 80))
+        image = as_image(make_image(60, 80))
         expected = np.array(encode(tiny_model, image))
         embed.cache.clear()
         monkeypatch.setattr(self_test, "_KNOWN", ())
@@ -426,7 +426,7 @@ class TestMemory:
         assert fitting(torch.device("cpu"), 1 << 30, 8) == 8
 
     def test_prompts_that_do_not_fit_together_are_decoded_in_parts(self, tiny_model, monkeypatch):
-        embedding = encode(tiny_model, [make_picture(60, 80)])
+        embedding = encode(tiny_model, [make_image(60, 80)])
         image = ImagePredictor(tiny_model, features_of(embedding, 0, torch.device("cpu")), (60, 80), PredictOptions())
         from samkit.sam import Prompt
 
@@ -498,14 +498,14 @@ class TestEncoding:
     def test_a_batch_is_copied_before_the_next_begins_and_read_while_it_runs(self, comfy, downloads):
         comfy.free_bytes, model = 4 << 30, FakeEncoder()
         downloads.log = model.log
-        encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(8))))
+        encode(model, as_image(*(make_image(20, 20, seed) for seed in range(8))))
         assert model.log == ["begin 3", "copy 3", "begin 3", "copy 3", "wait 3", "begin 2", "copy 2", "wait 3", "wait 2"]
         assert comfy.memory_required == [8 << 30]
 
     def test_a_batch_that_does_not_fit_is_halved(self, comfy, downloads):
         comfy.free_bytes, model = 64 << 30, FakeEncoder()
         model.most, downloads.log = 2, model.log
-        assert len(encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(5))))) == 5
+        assert len(encode(model, as_image(*(make_image(20, 20, seed) for seed in range(5))))) == 5
         begun = [line for line in model.log if line[:4] in ("begi", "no r")]
         assert begun == ["no room for 5", "begin 2", "begin 2", "begin 1"]
 
@@ -513,11 +513,11 @@ class TestEncoding:
         model = FakeEncoder()
         model.most = 0
         with pytest.raises(OutOfMemoryError):
-            encode(model, as_image(make_picture(20, 20)))
+            encode(model, as_image(make_image(20, 20)))
 
     def test_an_entry_of_the_cache_does_not_hold_its_batch(self, comfy):
         model = FakeEncoder()
-        encode(model, as_image(*(make_picture(20, 20, seed) for seed in range(4))))
+        encode(model, as_image(*(make_image(20, 20, seed) for seed in range(4))))
         entries = [value for value, _, _ in embed.cache._values.values()]
         assert len(entries) == 4
         for entry in entries:

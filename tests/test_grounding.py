@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from load_pack import ROOT
 from samkit.nodes.grounding import GroundingLoader, SegmentText, TextToBoxes
@@ -88,7 +88,7 @@ def grounding(folder):
 
 @pytest.fixture
 def frames():
-    return [make_picture(60, 90, seed) for seed in range(6)]
+    return [make_image(60, 90, seed) for seed in range(6)]
 
 
 @pytest.fixture
@@ -110,11 +110,11 @@ def folder_copy(folder, target):
     return target
 
 
-def reference(folder, picture, text, box_threshold, text_threshold):
-    """transformers alone, one picture at a time: boxes, scores and words (without what separates them), best first."""
+def reference(folder, pixels, text, box_threshold, text_threshold):
+    """transformers alone, one pixels at a time: boxes, scores and words (without what separates them), best first."""
     network = transformers.GroundingDinoForObjectDetection.from_pretrained(folder)
     processor = transformers.GroundingDinoProcessor.from_pretrained(folder)
-    inputs = processor(images=picture, text=text, return_tensors="pt")
+    inputs = processor(images=pixels, text=text, return_tensors="pt")
     with torch.no_grad():
         outputs = network(**inputs)
     (result,) = processor.post_process_grounded_object_detection(
@@ -127,7 +127,7 @@ def reference(folder, picture, text, box_threshold, text_threshold):
 
 
 def middle_of(grounding, frames):
-    """Thresholds that some boxes of every picture pass, and some do not."""
+    """Thresholds that some boxes of every pixels pass, and some do not."""
     scores = np.concatenate([one.scores for one in find_boxes(grounding, frames, TEXT, GroundingOptions(**EVERYTHING))])
     return float(np.quantile(scores, 0.5)), float(np.quantile(scores, 0.25))
 
@@ -273,7 +273,7 @@ def test_max_boxes_keeps_the_best():
         assert _best(result_of(*OVERLAPPING), (60, 90), GroundingOptions(nms_threshold=1, max_boxes=count)).labels == labels
 
 
-def test_a_box_without_area_in_the_picture_is_none():
+def test_a_box_without_area_in_the_image_is_none():
     found = _best(
         result_of([[5.0, 5, 5, 20], [-9, -9, -1, -1], [-5, 2, 4, 9]], [0.9, 0.8, 0.7], ["a", "b", "c"]),
         (60, 90),
@@ -594,7 +594,7 @@ def test_impact_packs_segs_are_boxes():
     assert nested_boxes(((60, 90), [seg((1, 2, 3, 4), None, None)]))[0] == [{"x": 1, "y": 2, "width": 2, "height": 2}]
 
 
-def test_segs_without_a_thing_and_segs_per_frame():
+def test_segs_without_an_object_and_segs_per_frame():
     nothing, one = ((60, 90), []), ((60, 90), [seg((10, 12, 40, 50))])
     assert [boxes.shape for boxes in boxes_per_frame(nothing, 2)] == [(0, 4)] * 2
     assert [boxes.tolist() for boxes in boxes_per_frame([nothing, one], 2)] == [[], [[10, 12, 40, 50]]]
@@ -602,7 +602,7 @@ def test_segs_without_a_thing_and_segs_per_frame():
         boxes_per_frame(((60, 90), [seg(None)]), 1)
 
 
-def test_boxes_of_every_detector_prompt_sam(tiny_model, picture):
+def test_boxes_of_every_detector_prompt_sam(tiny_model, pixels):
     corners = [[10, 12, 40, 50], [30, 5, 70, 44]]
     core = [
         [{"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": "cat", "score": 0.9} for x1, y1, x2, y2 in corners]
@@ -614,12 +614,12 @@ def test_boxes_of_every_detector_prompt_sam(tiny_model, picture):
         torch.tensor(corners),
         ((60, 80), [seg(tuple(box)) for box in corners]),
     ]
-    masks = [Segment().execute(tiny_model, as_image(picture), bboxes=form, individual_masks=True)[0] for form in forms]
+    masks = [Segment().execute(tiny_model, as_image(pixels), bboxes=form, individual_masks=True)[0] for form in forms]
     assert masks[0].shape == (2, 60, 80) and all(torch.equal(mask, masks[0]) for mask in masks)
     assert Segment.INPUT_TYPES()["optional"]["bboxes"][0].split(",") == ["BOUNDING_BOX", "BBOX", "SEGS"]
 
 
-def test_captions_stay_in_the_picture_and_the_original_stays():
+def test_captions_stay_in_the_image_and_the_original_stays():
     frame = np.zeros((60, 90, 3), np.uint8)
     painted = paint_boxes(frame, np.array([[-5.0, -5, 200, 200], [10, 10, 30, 30]]), ["cat 0.5", "dog 0.4"])
     assert painted.shape == frame.shape and painted.dtype == np.uint8 and not frame.any()

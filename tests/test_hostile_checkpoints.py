@@ -81,9 +81,9 @@ def test_a_file_that_changes_under_a_loaded_model_changes_nothing(tiny_sam, tmp_
 def test_a_file_that_changes_while_it_is_read_is_refused(tiny_sam, tmp_path, monkeypatch):
     path = tmp_path / "sam.safetensors"
     save_file(tiny_sam.state_dict(), path)
-    from samkit.sam.weights import files
+    from samkit.sam.weights import checkpoint_reader
 
-    read = files.read_safetensors
+    read = checkpoint_reader.read_safetensors
 
     def meanwhile(file, name):
         found = read(file, name)
@@ -91,7 +91,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tiny_sam, tmp_path, mon
             more.write(b"1")
         return found
 
-    monkeypatch.setattr(files, "read_safetensors", meanwhile)
+    monkeypatch.setattr(checkpoint_reader, "read_safetensors", meanwhile)
     assert "was changed while it was read" in refusal_of(path)
 
 
@@ -202,7 +202,7 @@ def test_the_own_reader_reads_what_the_library_writes(tmp_path):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
     } | {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4)}
     save_file(state, tmp_path / "all.safetensors", metadata={"format": "pt"})
-    from samkit.sam.weights.files import read_checkpoint
+    from samkit.sam.weights.checkpoint_reader import read_checkpoint
 
     found = read_checkpoint(tmp_path / "all.safetensors")
     assert found.keys() == state.keys()
@@ -338,7 +338,7 @@ def test_a_program_in_a_pickle_is_refused_and_costs_nothing(tmp_path, kind):
 
 
 def test_the_machine_reads_the_tensor_that_those_programs_change(tmp_path):
-    from samkit.sam.weights.files import read_checkpoint
+    from samkit.sam.weights.checkpoint_reader import read_checkpoint
 
     (tmp_path / "good.pth").write_bytes(program(tensor_of()))
     assert torch.equal(read_checkpoint(tmp_path / "good.pth"), torch.zeros(4))

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference_hq import hugging_face_hq, sam_hq, upscale_what_came_out
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
@@ -33,10 +33,10 @@ def ours(theirs, tmp_path):
     return load_model((tmp_path / "model.safetensors").rename(tmp_path / "sam_vit_b_plain.safetensors"), "fp32")
 
 
-def expected_of(theirs, ours, picture, multimask):
+def expected_of(theirs, ours, pixels, multimask):
     """transformers' logits and scores for a click, and for a box with a click."""
-    scale = torch.tensor(128 / max(picture.shape))
-    features, early = theirs.get_image_embeddings(pixels_of(ours, picture))
+    scale = torch.tensor(128 / max(pixels.shape))
+    features, early = theirs.get_image_embeddings(pixels_of(ours, pixels))
     point = {"input_points": torch.tensor([[[[30.0, 25.0]]]]) * scale, "input_labels": torch.ones(1, 1, 1, dtype=torch.int)}
     box = {"input_boxes": torch.tensor([[[10.0, 12.0, 54.0, 42.0]]]) * scale}
     for more in ({}, box):
@@ -49,10 +49,10 @@ def expected_of(theirs, ours, picture, multimask):
 
 @pytest.mark.parametrize("multimask", [True, False])
 def test_it_answers_as_transformers_does(theirs, ours, multimask):
-    picture = make_picture(60, 80)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+    pixels = make_image(60, 80)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(pixels), ours)
     options = {"candidate": "all", "multimask": "on" if multimask else "off"}
-    for boxes, (features, masks, scores) in zip((None, BOX), expected_of(theirs, ours, picture, multimask), strict=True):
+    for boxes, (features, masks, scores) in zip((None, BOX), expected_of(theirs, ours, pixels, multimask), strict=True):
         np.testing.assert_allclose(embedding, features.detach().numpy(), atol=1e-4)
         _, _, our_scores, logits = PredictMask().execute(ours, embedding, CLICK, bboxes=boxes, **options)
         torch.testing.assert_close(logits[:, 0], masks, atol=1e-3, rtol=0)
@@ -65,10 +65,10 @@ def test_it_answers_as_sam_hq_does(tmp_path, size):
     sam, predictor_of = sam_hq()
     torch.save(sam.state_dict(), tmp_path / "anything.pth")
     ours = load_model(tmp_path / "anything.pth", "fp32")
-    picture = make_picture(*size)
+    pixels = make_image(*size)
     predictor = predictor_of(sam)
-    predictor.set_image(picture)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+    predictor.set_image(pixels)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(pixels), ours)
     np.testing.assert_allclose(embedding, predictor.features.detach().numpy(), atol=1e-4)
     point = {"point_coords": np.array([[30.0, 25.0]]), "point_labels": np.array([1])}
     for multimask in (True, False):
@@ -81,7 +81,7 @@ def test_it_answers_as_sam_hq_does(tmp_path, size):
 
 
 def test_the_fine_masks_differ_from_plain_sams(ours):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     fine = Segment().execute(ours, image, CLICK)[3]
     plain = Segment().execute(ours, image, CLICK, hq=False)[3]
     assert (fine - plain).abs().max() > 0.1
@@ -97,7 +97,7 @@ def plain(ours, tmp_path):
 
 
 def test_off_it_is_the_plain_sam_of_the_same_weights(ours, plain):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     expected = Segment().execute(plain, image, CLICK, candidate="all")
     found = Segment().execute(ours, image, CLICK, candidate="all", hq=False)
     torch.testing.assert_close(found[3], expected[3], atol=1e-4, rtol=0)
@@ -111,7 +111,7 @@ def test_both_layouts_are_one_model(ours, tmp_path):
 
 
 def test_the_embedding_carries_the_fine_features(ours):
-    images = as_image(make_picture(60, 80), make_picture(60, 80, 1), make_picture(60, 80, 2))
+    images = as_image(make_image(60, 80), make_image(60, 80, 1), make_image(60, 80, 2))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(images, ours)
     assert embedding.maps["fine"].shape == (3, 4, 32, 32) and embedding.maps["fine"].dtype == np.float32
     expected = PredictMask().execute(ours, embedding[1:2], CLICK)[3]
@@ -121,7 +121,7 @@ def test_the_embedding_carries_the_fine_features(ours):
 
 
 def test_an_embedding_without_them_is_explained(ours):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(image, ours)
     bare = np.array(embedding)
     with pytest.raises(SAMError, match="lacks the fine features that SAM-HQ needs. .* turn hq off"):
@@ -130,11 +130,11 @@ def test_an_embedding_without_them_is_explained(ours):
 
 
 def test_segment_everything_runs(ours):
-    assert len(AutoMask().execute(ours, as_image(make_picture(60, 80)), **ALL)[0]) >= 1
+    assert len(AutoMask().execute(ours, as_image(make_image(60, 80)), **ALL)[0]) >= 1
 
 
 def test_segment_everything_is_plain_sams_where_hq_is_off(ours, plain):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     fine, expected = (AutoMask().execute(model, image, **ALL) for model in (ours, plain))
     off = AutoMask().execute(ours, image, **ALL, hq=False)
     assert len(off[0]) == len(expected[0]) and (off[0] != expected[0]).float().mean() < 1e-4

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samkit.nodes.automask import AutoMask
@@ -18,7 +18,7 @@ from samkit.nodes.refine import RefineMask
 from samkit.sam import CANDIDATES, MULTIMASK, SAMError
 
 CLICK = '[{"x": 30, "y": 25}]'
-IMAGE = as_image(make_picture(60, 80))
+IMAGE = as_image(make_image(60, 80))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_regions_of_any_shape_are_refused(tiny_model, region):
 @pytest.mark.parametrize("size", [(1, 400), (400, 1), (1, 1), (2, 3)])
 def test_sides_of_one_pixel_have_crops_too(tiny_model, size):
     options = {"points_per_side": 4, "crop_n_layers": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    masks = AutoMask().execute(tiny_model, as_image(make_picture(*size)), **options)[0]
+    masks = AutoMask().execute(tiny_model, as_image(make_image(*size)), **options)[0]
     assert masks.shape[1:] == size and masks.flatten(1).any(1).all()
 
 

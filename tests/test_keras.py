@@ -16,7 +16,7 @@ from samkit.sam import load_model
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.kernels.linear import AtenLinear
 from samkit.sam.weights import hub
-from samkit.sam.weights.files import read_checkpoint
+from samkit.sam.weights.checkpoint_reader import read_checkpoint
 
 PRESET = Path(__file__).parent / "keras_preset"
 NEEDS = ("keras", "keras-hub")

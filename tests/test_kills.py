@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from PIL import Image
 from safetensors.numpy import load_file
@@ -76,7 +76,7 @@ def output(comfy, tmp_path):
     return tmp_path / "output"
 
 
-IMAGES = as_image(make_picture(60, 80), make_picture(60, 80, 1))
+IMAGES = as_image(make_image(60, 80), make_image(60, 80, 1))
 MASKS = torch.zeros(2, 60, 80)
 MASKS[0, 10:30, 20:50] = MASKS[1, 5:50, 40:70] = 1
 
@@ -86,9 +86,10 @@ def save_masks(name):
 
 
 def recorded(root, name):
-    """The images that a data set records; for YOLO, those with a text."""
-    if name == "YOLO":
-        return sorted(path.stem + ".png" for path in (root / "labels").glob("*.txt"))
+    """The images that a data set records; for YOLO and labelme, those with a file."""
+    if name in ("YOLO", "labelme"):
+        place = "labels/*.txt" if name == "YOLO" else "images/*.json"
+        return sorted(path.stem + ".png" for path in root.glob(place))
     path = root / ("manifest.json" if name == "PNG" else "annotations.json")
     return sorted(one["file_name"] for one in json.loads(path.read_bytes())["images"]) if path.is_file() else []
 
@@ -100,7 +101,7 @@ def test_save_masks_killed_at_any_step_has_added_all_or_nothing(name, output):
     count = 2
     while killed_at(step, lambda: save_masks(name)):
         save_masks(name)  # which finishes or removes what the other has left
-        images = sorted(path.name for path in (root / "images").iterdir())
+        images = sorted(path.name for path in (root / "images").glob("*.png"))
         assert len(images) in (count + 2, count + 4) and recorded(root, name) == images
         assert not [one for one in files(root) if ".part" in one or ".adding" in one]
         for image in images:
@@ -204,7 +205,7 @@ def test_the_folder_command_killed_at_any_step_gives_the_same_data_set(name, tmp
     torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
     (tmp_path / "photos").mkdir()
     for seed in range(2):
-        Image.fromarray(make_picture(60, 80, seed)).save(tmp_path / "photos" / f"{seed}.png")
+        Image.fromarray(make_image(60, 80, seed)).save(tmp_path / "photos" / f"{seed}.png")
     loose = AutoMaskOptions(2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
     task = FolderTask("everything", name, tmp_path / "tiny.pth", everything=loose)
 

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from load_pack import ROOT
 from samkit.nodes import NODE_CLASS_MAPPINGS
@@ -52,7 +52,7 @@ def connected(monkeypatch, tmp_path):
 
 @pytest.fixture
 def film():
-    return as_image(*(make_picture(60, 80, seed) for seed in range(5)))
+    return as_image(*(make_image(60, 80, seed) for seed in range(5)))
 
 
 @pytest.fixture
@@ -104,9 +104,15 @@ def test_the_node_shows_its_overlay_although_nothing_is_connected_to_it(node, ca
 
 
 def test_of_a_long_batch_the_overlay_has_the_frames_that_are_shown(tiny_model, connected):
-    film = as_image(make_picture(60, 80)).expand(MOST_SHOWN + 3, -1, -1, -1)
+    film = as_image(make_image(60, 80)).expand(MOST_SHOWN + 3, -1, -1, -1)
     connected(AutoMask, [])
     assert len(AutoMask().execute(tiny_model, film, **LOOSE).image) == MOST_SHOWN
+
+
+def test_with_individual_masks_the_cutout_of_segment_text_is_still_one_per_frame(tiny_model, grounding, film):  # noqa: F811
+    given = (tiny_model, grounding, film, TEXT)
+    merged, apart = (SegmentText().execute(*given, **EVERYTHING, individual_masks=one) for one in (False, True))
+    assert len(apart[0]) > len(film) and torch.equal(apart[5], merged[5]) and torch.equal(merged[5][..., 3], merged[0])
 
 
 # SAM Prompt Editor, frame by frame.
@@ -155,12 +161,12 @@ sys.path[:0] = [{tests!r}, {tools!r}]
 from load_pack import load_pack
 load_pack()
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference import random_sam
 from samkit.nodes.prompt_editor import PromptEditor
 torch.set_num_threads(1)
 model = random_sam(embed_dim=32, depth=3, heads=2, grid=8, window=3, global_blocks=(1,), out_chans=32, mlp_dim=64)
-film = as_image(make_picture(480, 640)).repeat({frames}, 1, 1, 1)
+film = as_image(make_image(480, 640)).repeat({frames}, 1, 1, 1)
 marks = [{{"marks": [{{"x": 100 + 150 * k, "y": 200, "label": 1}}], "finish": {{"grow": k}}}} for k in range(3)]
 prompts = json.dumps({{"version": 2, "objects": marks}})
 PromptEditor().execute(film[:2], prompts, model)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from pycocotools import mask as pycoco
@@ -26,9 +26,9 @@ from test_datasets import SHAPES
 SIZE = (90, 120)
 
 
-def picture(path, seed=0, size=SIZE):
+def photo(path, seed=0, size=SIZE):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(make_picture(*size, seed)).save(path)
+    Image.fromarray(make_image(*size, seed)).save(path)
 
 
 def masks_of(data, index=0):
@@ -89,7 +89,7 @@ def test_what_save_masks_writes_comes_back(name, tmp_path, monkeypatch):
     several = ("two parts", "an island in a hole") if name == "YOLO" else ()
     shapes = [key for key in SHAPES if key not in several]
     masks = torch.from_numpy(np.stack([SHAPES[key] for key in shapes])).float()
-    image = as_image(make_picture(*SHAPES[shapes[0]].shape))
+    image = as_image(make_image(*SHAPES[shapes[0]].shape))
     SaveMasks().execute([image], [masks], ["set"], [name], labels=shapes)
     images, found, boxes, labels = LoadMasks().execute("set [output]", individual_masks=True)
     kept = [key for key in shapes if SHAPES[key].any()]
@@ -99,8 +99,8 @@ def test_what_save_masks_writes_comes_back(name, tmp_path, monkeypatch):
 
 def test_a_coco_file_with_everything(tmp_path):
     """Lists as counts, several polygons in one object, crowds, images in a folder beside, ids that are not in order."""
-    picture(tmp_path / "images" / "b.png", 1)
-    picture(tmp_path / "images" / "a.png")
+    photo(tmp_path / "images" / "b.png", 1)
+    photo(tmp_path / "images" / "a.png")
     square, other = [10.0, 10, 40, 10, 40, 30, 10, 30], [60.0, 50, 90, 50, 90, 80, 60, 80]
     document = {
         "images": [
@@ -134,7 +134,7 @@ def test_a_coco_file_with_everything(tmp_path):
 def test_yolo_as_ultralytics_has_it(tmp_path):
     """Boxes beside polygons, names in data.yaml, an image without a text, labels beside a nested folder `images`."""
     for name in ("a.png", "none.png", "train/images/b.png"):
-        picture(tmp_path / "images" / name)
+        photo(tmp_path / "images" / name)
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: ['cat', \"dog\"]\n")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text(
@@ -176,7 +176,7 @@ def shape(label, kind, points, group=None, **more):
 
 def test_labelme_files(tmp_path):
     """Shapes as labelme's `shape_to_mask` draws them, groups as one object, masks of values 0 and 1 with an inclusive box."""
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     inside = np.zeros((11, 21), np.uint8)
     inside[2:5, 3:9] = 1  # labelme writes 1, not 255
     file = io.BytesIO()
@@ -214,7 +214,7 @@ def test_labelme_files(tmp_path):
     ],
 )
 def test_labelme_shapes_that_are_none_are_named(wrong, message, tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     labelme(tmp_path / "a.json", [wrong])
     with pytest.raises(SAMError, match=message):
         open_data_set(tmp_path).read(0)
@@ -224,7 +224,7 @@ def test_index_and_palette_pngs_paired_by_name(tmp_path):
     values = np.zeros(SIZE, np.uint8)
     values[10:30, 10:30], values[40:60, 40:60] = 1, 7
     for name in ("a", "sub/b", "c"):
-        picture(tmp_path / "images" / f"{name}.jpg")
+        photo(tmp_path / "images" / f"{name}.jpg")
         (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(tmp_path / "masks" / "a.png")
     palette = Image.fromarray(values, mode="P")
@@ -262,7 +262,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname"])
 def test_an_image_outside_of_the_data_sets_folder_is_not_read(name, tmp_path):
-    picture(tmp_path / "secret.png")
+    photo(tmp_path / "secret.png")
     (tmp_path / "set" / "images").mkdir(parents=True)
     path = tmp_path / "set" / "images" / "a.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": [], "categories": []}))
@@ -273,7 +273,7 @@ def test_an_image_outside_of_the_data_sets_folder_is_not_read(name, tmp_path):
 def test_the_node_reads_no_image_outside_of_comfyuis_folder(tmp_path, monkeypatch):
     """Neither of a labelme file, whose paths may go up, nor beside the folder of a COCO file, nor behind a link."""
     install(monkeypatch, FakeComfyUI(tmp_path))
-    picture(tmp_path / "secret.png")
+    photo(tmp_path / "secret.png")
     (tmp_path / "input" / "set").mkdir(parents=True)
     labelme(tmp_path / "input" / "a.json", [], "../secret.png")
     labelme(tmp_path / "input" / "set" / "c.json", [], "link.png")
@@ -283,13 +283,13 @@ def test_the_node_reads_no_image_outside_of_comfyuis_folder(tmp_path, monkeypatc
     for path in ("a.json", "b.json", "set/c.json", "set"):
         with pytest.raises(SAMError, match="there is no image"):
             LoadMasks().execute(path)
-    picture(tmp_path / "input" / "images" / "inside.png")
+    photo(tmp_path / "input" / "images" / "inside.png")
     labelme(tmp_path / "input" / "set" / "c.json", [], "../images/inside.png")
     assert len(LoadMasks().execute("set/c.json")[0]) == 1
 
 
 def test_an_image_that_was_turned_since_is_named(tmp_path):
-    picture(tmp_path / "a.png", size=(120, 90))
+    photo(tmp_path / "a.png", size=(120, 90))
     document = {
         "images": [{"id": 1, "file_name": "a.png"}],
         "categories": [],
@@ -301,7 +301,7 @@ def test_an_image_that_was_turned_since_is_named(tmp_path):
 
 
 def test_a_size_that_is_not_true_needs_no_memory(tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     document = json.loads(json.dumps(LEGAL["a.json"]))
     document["annotations"][0]["segmentation"] = {"size": [10**9, 10**9], "counts": [10**18]}
     (tmp_path / "a.json").write_text(json.dumps(document))
@@ -316,7 +316,7 @@ def saved(tmp_path, monkeypatch):
     for index, label in enumerate(["cat", "dog", "cat", "cat", "dog"]):
         mask = torch.zeros(1, 60, 80)
         mask[:, 10 : 20 + index, 10:30] = 1
-        SaveMasks().execute([as_image(make_picture(60, 80, index))], [mask], ["pets"], ["COCO RLE"], labels=[label])
+        SaveMasks().execute([as_image(make_image(60, 80, index))], [mask], ["pets"], ["COCO RLE"], labels=[label])
     return tmp_path
 
 
@@ -347,7 +347,7 @@ def test_a_changed_file_is_loaded_anew(saved):
 
 def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
     """Only what is asked for: no image is there but the one that is read."""
-    picture(tmp_path / "5000.png")
+    photo(tmp_path / "5000.png")
     counts = encode_mask(SHAPES["hole"])
     document = {
         "images": [{"id": index, "file_name": f"{index}.png", "width": 120, "height": 90} for index in range(10_000)],
@@ -394,12 +394,39 @@ LEGAL = {
             {"label": "z", "points": [[1, 2], [2, 3]], "shape_type": "mask", "mask": "iVBORw0KGgo="},
         ],
     },
+    "export.json": [
+        {
+            "data": {"image": "/data/upload/1/a.png"},
+            "annotations": [
+                {
+                    "was_cancelled": False,
+                    "result": [
+                        {
+                            "id": number,
+                            "type": f"{kind}labels",
+                            "original_width": 120,
+                            "original_height": 90,
+                            "value": {**value, f"{kind}labels": ["x"]},
+                        }
+                        for number, (kind, value) in enumerate(
+                            [
+                                ("polygon", {"points": [[1, 2], [30, 4], [5, 60]]}),
+                                ("rectangle", {"x": 1, "y": 2, "width": 30, "height": 40, "rotation": 10}),
+                                ("ellipse", {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10}),
+                                ("brush", {"rle": [0, 0, 168, 192, 57, 27, 252]}),
+                            ]
+                        )
+                    ],
+                }
+            ],
+        }
+    ],
 }
 
 
 @pytest.mark.parametrize("name", LEGAL)
 def test_altered_files_are_read_or_refused_in_one_sentence(name, tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     rng, read = random.Random(name), 0
     for _ in range(600):
         (tmp_path / name).write_text(json.dumps(altered(LEGAL[name], rng)))

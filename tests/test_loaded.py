@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from safetensors.torch import save_file
 from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
 from samkit.sam import SAMError, identity_of, load_shared
-from samkit.sam.weights.files import checkpoint_files
+from samkit.sam.weights.checkpoint_reader import checkpoint_files
 
 
 def table_of():
@@ -62,7 +62,7 @@ def test_a_file_that_changed_is_loaded_anew(file, tiny_sam):
 
 
 def test_a_model_that_nobody_holds_goes(file):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     for _ in range(2):
         Segment().execute(load_shared(file), image, '[{"x": 30, "y": 25}]')
         gc.collect()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from samkit.nodes.matte import Matte, MatteLoader
 from samkit.sam import MatteOptions, SAMError, load_matte, soft_edges
@@ -67,7 +67,7 @@ def reference(folder, frame, trimap):
 
 
 def check(folder, model, size, seed=0, options=None):
-    frame, mask = make_picture(*size, seed), blobs(seed, size, 0.4)
+    frame, mask = make_image(*size, seed), blobs(seed, size, 0.4)
     (alpha,) = soft_edges(model, [frame], [mask], options or MatteOptions(3, 2))
     trimap = trimap_of(mask, options or MatteOptions(3, 2))
     unknown = trimap == UNKNOWN
@@ -110,7 +110,7 @@ def test_tiles_cover_the_image_and_join_without_seams(folder, model, monkeypatch
     monkeypatch.setattr(module, "_SIDE", 96)
     monkeypatch.setattr(module, "_OVERLAP", 32)
     monkeypatch.setattr(module, "_predict", lambda model, frame, trimap, device: frame[..., 0] / np.float32(255))
-    frame = make_picture(250, 333)
+    frame = make_image(250, 333)
     (alpha,) = soft_edges(model, [frame], [blobs(1, (250, 333), 0.3)], MatteOptions(256, 256))
     assert np.abs(alpha - frame[..., 0] / 255).max() < 1e-6
 
@@ -122,9 +122,9 @@ def test_tiles_without_an_unknown_pixel_are_left_out_and_all_are_of_bounded_size
     monkeypatch.setattr(module, "_predict", lambda *given: (sizes.append(given[2].shape), real(*given))[1])
     mask = np.zeros((300, 700), bool)
     mask[10:40, 20:60] = True
-    (alpha,) = soft_edges(model, [make_picture(300, 700)], [mask], MatteOptions(6, 4))
+    (alpha,) = soft_edges(model, [make_image(300, 700)], [mask], MatteOptions(6, 4))
     assert sizes == [(128, 128)] and alpha[15:35, 25:55].all() and not alpha[60:].any()
-    empty = soft_edges(model, [make_picture(300, 700)], [np.zeros((300, 700), bool)])[0]
+    empty = soft_edges(model, [make_image(300, 700)], [np.zeros((300, 700), bool)])[0]
     assert not empty.any() and len(sizes) == 1, "where nothing is unknown, nothing is computed"
 
 
@@ -154,7 +154,7 @@ def test_a_large_image_needs_bounded_memory(model, monkeypatch):
 
 @pytest.mark.parametrize(("frames", "masks", "apart"), [(1, 1, 1), (3, 3, 1), (2, 4, 2), (1, 3, 3)])
 def test_the_node_gives_each_mask_its_image(model, frames, masks, apart):
-    images = [make_picture(40, 50, seed) for seed in range(frames)]
+    images = [make_image(40, 50, seed) for seed in range(frames)]
     given = [blobs(seed, (40, 50), 0.4) for seed in range(masks)]
     (out,) = Matte().execute(model, as_image(*images), torch.from_numpy(np.stack(given)).float(), 4, 3)
     expected = [soft_edges(model, [images[index // apart]], [mask], MatteOptions(4, 3))[0] for index, mask in enumerate(given)]

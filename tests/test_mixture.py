@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.personalize import Personalize
 from samkit.sam import PersonalizeOptions, PredictOptions, SAMError, as_segmenter, encode
 from samkit.sam.tasks.mixture import learn_mixture, mix, mixture_loss
@@ -74,10 +74,10 @@ def test_several_examples_share_the_weights():
     assert not torch.equal(both, alone)
 
 
-def refined_by_predictor(sam, picture, point, weights):
+def refined_by_predictor(sam, pixels, point, weights):
     """Personalize-SAM's inference: mixed logits give mask, box and mask prompt; twice the best of three."""
     predictor = SamPredictor(sam)
-    predictor.set_image(picture)
+    predictor.set_image(pixels)
     coords, label, first = point[None], np.array([1]), 1 - sum(weights)
     high, _, low = predictor.predict(coords, label, multimask_output=True, return_logits=True)
     shares = np.array([first, *weights])[:, None, None]
@@ -92,17 +92,17 @@ def refined_by_predictor(sam, picture, point, weights):
 
 @pytest.mark.parametrize("weights", [(0.2, 0.5), (1.0, 0.0), (-0.3, 0.9)])
 def test_the_mask_is_that_of_segment_anythings_predictor(tiny_sam, tiny_model, weights):
-    picture, point = make_picture(60, 80), np.array([30.0, 25.0])
-    embedding = encode(tiny_model, [picture])
+    pixels, point = make_image(60, 80), np.array([30.0, 25.0])
+    embedding = encode(tiny_model, [pixels])
     image = ImagePredictor(as_segmenter(tiny_model), features_of(embedding, 0, CPU), (60, 80), PredictOptions(multimask="on"))
     with torch.no_grad():
         ours = _segment_mixed(image, point, torch.tensor(weights)).numpy()
-    theirs = refined_by_predictor(tiny_sam, picture, point, weights)
+    theirs = refined_by_predictor(tiny_sam, pixels, point, weights)
     assert 0 < theirs.sum() < theirs.size and (ours != theirs).mean() < 1e-3
 
 
 def test_the_node_takes_the_method(tiny_model):
-    image, mask = as_image(make_picture(60, 80)), torch.zeros(1, 60, 80)
+    image, mask = as_image(make_image(60, 80)), torch.zeros(1, 60, 80)
     mask[:, 15:35, 20:45] = 1
     found = Personalize().execute(tiny_model, image, mask, image, method="persam-f")
     several = Personalize().execute(tiny_model, image.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1), image, method="persam-f")

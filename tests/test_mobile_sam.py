@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
 from samkit.sam import load_model
@@ -43,10 +43,10 @@ def test_light_hq_answers_as_its_own_package_does(light_hq, tmp_path):
     torch.save({"module." + name: value for name, value in sam.state_dict().items()}, tmp_path / "sam_vit_h_4b8939.pth")
     ours = load_model(tmp_path / "sam_vit_h_4b8939.pth", "fp32")
     assert isinstance(ours.image_encoder, TinyViT) and isinstance(ours.mask_decoder, HQMaskDecoder)
-    picture = make_picture(480, 640)
+    image = make_image(480, 640)
     predictor = predictor_of(sam)
-    predictor.set_image(picture)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+    predictor.set_image(image)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), ours)
     np.testing.assert_allclose(embedding, predictor.features.detach().numpy(), atol=1e-4)
     for multimask in (True, False):
         masks, scores, logits = predictor.predict(
@@ -76,8 +76,8 @@ def test_mobile_sam_answers_as_its_own_modules_do(light_hq, tmp_path):
             value.mul_(2 if value.ndim > 1 else 1)
     torch.save(rest.state_dict(), tmp_path / "sam_vit_l_0b3195.pth")
     ours = load_model(tmp_path / "sam_vit_l_0b3195.pth", "fp32")
-    picture = make_picture(480, 640)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), ours)
+    image = make_image(480, 640)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), ours)
     found = PredictMask().execute(ours, embedding, CLICK, candidate="all")
     with torch.no_grad():
         points = torch.tensor([[[300.0, 250.0]]]) * 1.6, torch.ones(1, 1)

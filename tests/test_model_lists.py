@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from safetensors.torch import save_file
@@ -332,7 +332,7 @@ IN_COMFYUI = pytest.mark.parametrize("root", ["in ComfyUI"], indirect=True)  # t
 @pytest.fixture
 def image(root):
     """An image in the input folder."""
-    Image.fromarray(make_picture(60, 80)).save(root / "input" / "one.png")
+    Image.fromarray(make_image(60, 80)).save(root / "input" / "one.png")
 
 
 def prepared(name):

@@ -7,7 +7,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from load_pack import inputs_of
 from PIL import Image
 from reference_hq import hugging_face_hq
@@ -44,23 +44,23 @@ def impact_reference(sam, image, points, plabs, bbox, threshold):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["point", "all", "negative first", "box", "box beyond"])
-def test_the_wrapper_answers_as_impacts_does(tiny_sam, tiny_model, picture, prompt):
+def test_the_wrapper_answers_as_impacts_does(tiny_sam, tiny_model, photo, prompt):
     wrapper = tiny_model.sam_wrapper
-    _, scores = impact_reference(tiny_sam, picture, *prompt, 0)
+    _, scores = impact_reference(tiny_sam, photo, *prompt, 0)
     middle = float(np.sort(scores)[1])
     counts = []
     for threshold in (-1.0, middle - 1e-4, 2.0):
-        expected, _ = impact_reference(tiny_sam, picture, *prompt, threshold)
+        expected, _ = impact_reference(tiny_sam, photo, *prompt, threshold)
         wrapper.prepare_device()
-        masks = wrapper.predict(picture, *prompt, threshold)
+        masks = wrapper.predict(photo, *prompt, threshold)
         wrapper.release_device()
-        assert all(mask.dtype == bool and mask.shape == picture.shape[:2] for mask in masks)
+        assert all(mask.dtype == bool and mask.shape == photo.shape[:2] for mask in masks)
         assert sorted(mask.tobytes() for mask in masks) == sorted(mask.tobytes() for mask in expected)
         counts.append(len(masks))
     assert counts == [3, 2, 1] and any(mask.any() for mask in expected)
 
 
-def test_the_wrapper_encodes_an_image_once_and_shares_the_cache(tiny_model, picture, monkeypatch):
+def test_the_wrapper_encodes_an_image_once_and_shares_the_cache(tiny_model, photo, monkeypatch):
     runs, run = [], embed._run_encoder
     monkeypatch.setattr(
         embed,
@@ -68,17 +68,17 @@ def test_the_wrapper_encodes_an_image_once_and_shares_the_cache(tiny_model, pict
         lambda model, frame_of, names, *rest: runs.append(len(names)) or run(model, frame_of, names, *rest),
     )
     for points, plabs, bbox in PROMPTS:
-        tiny_model.sam_wrapper.predict(picture, points, plabs, bbox, 0.9)
-    Segment().execute(tiny_model, as_image(picture), positive_coords=CLICK)
-    with_alpha = np.dstack([picture, np.full(picture.shape[:2], 7, np.uint8)])
+        tiny_model.sam_wrapper.predict(photo, points, plabs, bbox, 0.9)
+    Segment().execute(tiny_model, as_image(photo), positive_coords=CLICK)
+    with_alpha = np.dstack([photo, np.full(photo.shape[:2], 7, np.uint8)])
     tiny_model.sam_wrapper.predict(with_alpha, [(30, 25)], [1], None, 0.9)
     assert runs == [1]
 
 
-def test_the_wrapper_refuses_labels_that_are_not_one_per_point(tiny_model, picture):
+def test_the_wrapper_refuses_labels_that_are_not_one_per_point(tiny_model, photo):
     with pytest.raises(SAMError, match="points: 2; labels: 1"):
-        tiny_model.sam_wrapper.predict(picture, [(1, 1), (2, 2)], [1], None, 0.5)
-    assert tiny_model.sam_wrapper.predict(picture, [], [], None, 0.5) == []
+        tiny_model.sam_wrapper.predict(photo, [(1, 1), (2, 2)], [1], None, 0.5)
+    assert tiny_model.sam_wrapper.predict(photo, [], [], None, 0.5) == []
 
 
 @pytest.fixture(scope="module")
@@ -99,33 +99,33 @@ def sam2_model(tmp_path_factory, small_size):  # noqa: F811
 
 
 @pytest.mark.parametrize("family", ["tiny_model", "hq_model", "sam2_model"])
-def test_every_family_has_the_wrapper_and_it_finds_what_the_node_finds(request, family, picture):
+def test_every_family_has_the_wrapper_and_it_finds_what_the_node_finds(request, family, photo):
     model = request.getfixturevalue(family)
-    node = Segment().execute(model, as_image(picture), positive_coords=CLICK, candidate="all", multimask="on")
+    node = Segment().execute(model, as_image(photo), positive_coords=CLICK, candidate="all", multimask="on")
     masks, best, scores = node[0].numpy() > 0, node[0].numpy()[0] > 0, node[2]
-    found = model.sam_wrapper.predict(picture, [(30, 25)], [1], None, -100.0)
+    found = model.sam_wrapper.predict(photo, [(30, 25)], [1], None, -100.0)
     assert np.array_equal(np.stack(found), masks) and scores == sorted(scores, reverse=True) and masks.any()
-    assert np.array_equal(model.sam_wrapper.predict(picture, [(30, 25)], [1], None, 2.0), [best])
+    assert np.array_equal(model.sam_wrapper.predict(photo, [(30, 25)], [1], None, 2.0), [best])
 
 
-def test_a_wrapper_keeps_no_model_alive(tiny_sam, tmp_path, picture):
+def test_a_wrapper_keeps_no_model_alive(tiny_sam, tmp_path, photo):
     import weakref
 
     torch.save(tiny_sam.state_dict(), tmp_path / "tiny.pth")
     model = load(tmp_path / "tiny.pth")
-    model.sam_wrapper.predict(picture, [(30, 25)], [1], None, 0.0)
+    model.sam_wrapper.predict(photo, [(30, 25)], [1], None, 0.0)
     gone = weakref.ref(model)
     del model
     assert gone() is None
 
 
-def test_was_sam_image_mask_runs_on_our_model(tiny_sam, tiny_model, picture):
+def test_was_sam_image_mask_runs_on_our_model(tiny_sam, tiny_model, photo):
     """WAS Node Suite 3: `.to(device)`, a SamPredictor, one mask, `.to("cpu")`."""
 
     def sam_image_mask(model):
         model.to(device=torch.device("cpu"))
         predictor = SamPredictor(model)
-        predictor.set_image(picture)
+        predictor.set_image(photo)
         points, labels = np.array([[30, 25], [5, 50]]), np.array([1, 0])
         masks, _, _ = predictor.predict(point_coords=points, point_labels=labels, multimask_output=False)
         model.to(device="cpu")
@@ -139,7 +139,7 @@ def test_was_sam_image_mask_runs_on_our_model(tiny_sam, tiny_model, picture):
 def test_a_predictor_of_segment_anything_gives_what_the_node_gives_on_sam_2(sam2_model, several, box):
     """On an image of the model's own size nothing is resized, so the masks are the same."""
     side = sam2_model.side
-    image = make_picture(side, side)
+    image = make_image(side, side)
     predictor = SamPredictor(sam2_model)
     predictor.set_image(image)
     points, labels = np.array([[30, 25], [5, 50]]), np.array([1, 0])
@@ -162,7 +162,7 @@ def test_a_predictor_of_segment_anything_gives_what_the_node_gives_on_sam_2(sam2
 def test_a_predictor_of_segment_anything_stretches_prompts_for_sam_2(sam2_model):
     """The same image, stretched by hand: marks in its pixels are those of the image that is not square."""
     side = sam2_model.side
-    tall = make_picture(side, side // 2)
+    tall = make_image(side, side // 2)
     wide = np.array(Image.fromarray(tall).resize((side, side), Image.Resampling.BILINEAR))
     low = []
     for image, scale in ((tall, 1), (wide, 2)):
@@ -233,24 +233,24 @@ def hq_pair(hq_model):
     return their_hq(hq_model), hq_model
 
 
-def masks_of(model, picture):
-    return Segment().execute(model, as_image(picture), positive_coords=CLICK, candidate="all", multimask="on")[0]
+def masks_of(model, photo):
+    return Segment().execute(model, as_image(photo), positive_coords=CLICK, candidate="all", multimask="on")[0]
 
 
-def test_a_foreign_sam_hq_runs_on_our_code(hq_pair, picture):
+def test_a_foreign_sam_hq_runs_on_our_code(hq_pair, photo):
     theirs, ours = hq_pair
-    expected = masks_of(ours, picture)
-    assert torch.equal(masks_of(theirs, picture), expected) and expected.any()
-    assert torch.equal(masks_of(in_wrapper(theirs), picture), expected)
+    expected = masks_of(ours, photo)
+    assert torch.equal(masks_of(theirs, photo), expected) and expected.any()
+    assert torch.equal(masks_of(in_wrapper(theirs), photo), expected)
     assert as_segmenter(theirs) is as_segmenter(theirs) and as_segmenter(theirs).family == "SAM-HQ"
     assert identity_of(theirs) == identity_of(ours)
     assert as_segmenter(recall(remember(theirs))) is as_segmenter(theirs)
 
 
-def test_impacts_sam_is_the_sam_that_it_wraps(tiny_sam, picture):
-    expected = masks_of(tiny_sam, picture)
+def test_impacts_sam_is_the_sam_that_it_wraps(tiny_sam, photo):
+    expected = masks_of(tiny_sam, photo)
     wrapped = types.SimpleNamespace(sam_wrapper=Impact(tiny_sam))
-    assert torch.equal(masks_of(wrapped, picture), expected)
+    assert torch.equal(masks_of(wrapped, photo), expected)
     assert recall(remember(wrapped)) is tiny_sam
 
 
@@ -272,9 +272,9 @@ class SAM2Base(nn.Module):
         self.maskmem_tpos_enc = nn.Parameter(torch.zeros(7, 1, 1, 64))
 
 
-def test_a_foreign_sam_2_in_a_dict_with_a_predictor_runs(sam2_model, picture):
+def test_a_foreign_sam_2_in_a_dict_with_a_predictor_runs(sam2_model, photo):
     kijai = {"model": SAM2ImagePredictor(SAM2Base(sam2_model)), "dtype": torch.float16, "segmentor": "single_image"}
-    assert torch.equal(masks_of(kijai, picture), masks_of(sam2_model, picture))
+    assert torch.equal(masks_of(kijai, photo), masks_of(sam2_model, photo))
     assert recall(remember(kijai)) is as_segmenter(kijai)
 
 
@@ -287,7 +287,7 @@ def from_a_pack(monkeypatch, folder, **contents):
     return type("SAM2Wrapper", (), {"__module__": name, **contents})
 
 
-def test_what_is_not_a_model_is_refused_by_name(monkeypatch, picture):
+def test_what_is_not_a_model_is_refused_by_name(monkeypatch, photo):
     wrapper = from_a_pack(monkeypatch, "ComfyUI-Impact-Pack", image_predictor=None)()
     wrapper.image_predictor, wrapper.modelname = None, "sam2.1_hiera_tiny.pt"  # as Impact Pack 8 has it before the first run
     for model, words in (
@@ -299,11 +299,11 @@ def test_what_is_not_a_model_is_refused_by_name(monkeypatch, picture):
         (None, "a NoneType"),
     ):
         with pytest.raises(SAMError, match=f"sam_model is ({words})") as said:
-            masks_of(model, picture)
+            masks_of(model, photo)
         assert "Load SAM Model" in str(said.value) or "not supported" in str(said.value)
 
 
-def test_a_sam_with_an_encoder_that_nobody_knows_still_runs(tiny_sam, picture):
+def test_a_sam_with_an_encoder_that_nobody_knows_still_runs(tiny_sam, photo):
     class Other(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -313,4 +313,4 @@ def test_a_sam_with_an_encoder_that_nobody_knows_still_runs(tiny_sam, picture):
             return self.trunk(x)
 
     other = Sam(Other(tiny_sam.image_encoder), tiny_sam.prompt_encoder, tiny_sam.mask_decoder)
-    assert torch.equal(masks_of(other, picture), masks_of(tiny_sam, picture))
+    assert torch.equal(masks_of(other, photo), masks_of(tiny_sam, photo))

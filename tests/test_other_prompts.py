@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.boxes import ConvertBoxes
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
@@ -32,16 +32,16 @@ def points_editor(points, negative, boxes, form="xyxy", normalise=False, size=(8
     return (*texts, corners)
 
 
-def masks_of(model, picture, **prompts):
-    return Segment().execute(model, as_image(picture), **prompts)[0]
+def masks_of(model, photo, **prompts):
+    return Segment().execute(model, as_image(photo), **prompts)[0]
 
 
-def test_the_points_editors_nothing_is_nothing(tiny_model, picture):
+def test_the_points_editors_nothing_is_nothing(tiny_model, photo):
     positive, negative, boxes = points_editor([(30, 25)], [], [])
     assert (negative, boxes) == ('""', [{}])
-    given = masks_of(tiny_model, picture, positive_coords=positive, negative_coords=negative, bboxes=boxes)
-    assert torch.equal(given, masks_of(tiny_model, picture, positive_coords=CLICK)) and given.any()
-    alone = masks_of(tiny_model, picture, bboxes=boxes)
+    given = masks_of(tiny_model, photo, positive_coords=positive, negative_coords=negative, bboxes=boxes)
+    assert torch.equal(given, masks_of(tiny_model, photo, positive_coords=CLICK)) and given.any()
+    alone = masks_of(tiny_model, photo, bboxes=boxes)
     assert alone.shape == (1, 60, 80) and not alone.any()
     for nothing in ('""', '" "', "[{}]", "[[{}]]"):
         assert lists(points_per_frame(nothing, 2, "positive_coords")) == [[], []]
@@ -50,22 +50,22 @@ def test_the_points_editors_nothing_is_nothing(tiny_model, picture):
 
 
 @pytest.mark.parametrize("form", ["xyxy", "xywh"])
-def test_the_points_editors_boxes_in_both_forms(tiny_model, picture, form):
+def test_the_points_editors_boxes_in_both_forms(tiny_model, photo, form):
     *_, boxes = points_editor([(30, 25)], [], [(10, 12, 44, 30), (5, 40, 20, 15)], form)
-    given = masks_of(tiny_model, picture, bboxes=boxes, box_form=form, individual_masks=True)
+    given = masks_of(tiny_model, photo, bboxes=boxes, box_form=form, individual_masks=True)
     both = [BOX, {"x": 5, "y": 40, "width": 20, "height": 15}]
-    expected = masks_of(tiny_model, picture, bboxes=both, individual_masks=True)
+    expected = masks_of(tiny_model, photo, bboxes=both, individual_masks=True)
     assert torch.equal(given, expected) and len(given) == 2 and given.any()
-    embedding = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)[0]
+    embedding = GetSAMEmbedding().get_sam_embedding(as_image(photo), tiny_model)[0]
     predicted = PredictMask().execute(tiny_model, embedding, bboxes=boxes, box_form=form, individual_masks=True)[0]
     assert torch.equal(predicted, expected)
 
 
-def test_the_form_is_only_that_of_four_numbers(tiny_model, picture):
+def test_the_form_is_only_that_of_four_numbers(tiny_model, photo):
     for form in ("auto", "xyxy", "xywh"):
         assert lists(boxes_per_frame([BOX], 1, form)) == [[[10, 12, 54, 42]]]
     with pytest.raises(SAMError, match="box_form is 'yxyx': choose one of auto, xyxy, xywh"):
-        masks_of(tiny_model, picture, bboxes=[BOX], box_form="yxyx")
+        masks_of(tiny_model, photo, bboxes=[BOX], box_form="yxyx")
 
 
 def test_a_box_that_cannot_be_two_corners_is_warned_of(caplog):
@@ -79,16 +79,16 @@ def test_a_box_that_cannot_be_two_corners_is_warned_of(caplog):
     assert not caplog.text
 
 
-def test_normalised_points_are_refused_by_name(tiny_model, picture):
+def test_normalised_points_are_refused_by_name(tiny_model, photo):
     positive, negative, _ = points_editor([(30, 25), (60, 50)], [(5, 5)], [], normalise=True)
     words = r"All points of {} are between 0 and 1 \(the first at x={}, y={}\).*80x60 pixels, and.*Turn normalize off"
     with pytest.raises(SAMError, match=words.format("positive_coords", "0.375", "0.416667")):
-        masks_of(tiny_model, picture, positive_coords=positive)
+        masks_of(tiny_model, photo, positive_coords=positive)
     with pytest.raises(SAMError, match=words.format("negative_coords", "0.0625", "0.0833333")):
-        masks_of(tiny_model, picture, negative_coords=negative)
+        masks_of(tiny_model, photo, negative_coords=negative)
     with pytest.raises(SAMError, match=words.format("positive_coords and negative_coords", "0.375", "0.416667")):
-        masks_of(tiny_model, picture, positive_coords=positive, negative_coords=negative)
-    embedding = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)[0]
+        masks_of(tiny_model, photo, positive_coords=positive, negative_coords=negative)
+    embedding = GetSAMEmbedding().get_sam_embedding(as_image(photo), tiny_model)[0]
     with pytest.raises(SAMError, match=words.format("positive_coords", "0.375", "0.416667")):
         PredictMask().execute(tiny_model, embedding, positive_coords=positive)
 
@@ -96,8 +96,8 @@ def test_normalised_points_are_refused_by_name(tiny_model, picture):
 @pytest.mark.parametrize(
     "points", ['[{"x": 0, "y": 0}]', '[{"x": 1, "y": 1}]', '[{"x": 0.5, "y": 0.5}, {"x": 30, "y": 1}]', "[]"]
 )
-def test_points_in_a_corner_are_points(tiny_model, picture, points):
-    masks_of(tiny_model, picture, positive_coords=points)
+def test_points_in_a_corner_are_points(tiny_model, photo, points):
+    masks_of(tiny_model, photo, positive_coords=points)
 
 
 def florence(data, index, batch):
@@ -109,11 +109,11 @@ def florence(data, index, batch):
 
 
 def test_nothing_found_by_florence_is_an_empty_mask_per_frame(tiny_model):
-    image = as_image(*(make_picture(60, 80, seed) for seed in range(3)))
+    image = as_image(*(make_image(60, 80, seed) for seed in range(3)))
     for nothing in (florence([], 0, False), []):
         masks, boxes, scores, _ = Segment().execute(tiny_model, image, bboxes=nothing)
         assert masks.shape == (3, 60, 80) and not masks.any() and boxes == [[], [], []] and scores == [0.0] * 3
-    assert not masks_of(tiny_model, make_picture(60, 80), bboxes=None).any()
+    assert not masks_of(tiny_model, make_image(60, 80), bboxes=None).any()
     with pytest.raises(SAMError, match="No prompt connected"):
         Segment().execute(tiny_model, image)
 

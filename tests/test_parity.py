@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference import VIT_B, VIT_H, random_sam
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
@@ -61,11 +61,11 @@ FAST = {"ATen": AtenLinear, "oneDNN": OneDNNLinear}
 PATHS = {**FAST, "stock": None}
 
 
-def check_picture(sam, model, width, height, paths=PATHS):
+def check_image(sam, model, width, height, paths=PATHS):
     """On every path that the runtime can take."""
-    picture = make_picture(height, width)
+    image = make_image(height, width)
     predictor = SamPredictor(sam)
-    predictor.set_image(picture)
+    predictor.set_image(image)
     for name, kind in paths.items():
         if kind is OneDNNLinear and not has_onednn():
             continue
@@ -77,12 +77,12 @@ def check_picture(sam, model, width, height, paths=PATHS):
                 patch.setattr(MODEL, "supports_decoder", lambda network: False)
             cache.clear()
             shared.clear()
-            check_prompts(predictor, model, picture, name)
+            check_prompts(predictor, model, image, name)
 
 
-def check_prompts(predictor, model, picture, path):
-    height, width = picture.shape[:2]
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), model)
+def check_prompts(predictor, model, image, path):
+    height, width = image.shape[:2]
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), model)
     np.testing.assert_allclose(embedding, predictor.features.numpy(), atol=1e-4, err_msg=path)
     for name, (inputs, reference) in prompts_for(width, height).items():
         for multimask in (True, False):
@@ -129,26 +129,26 @@ def vit_b(tmp_path_factory):
     ],
 )
 def test_vit_b_equals_the_predictor(vit_b, width, height):
-    check_picture(*vit_b, width, height, FAST)
+    check_image(*vit_b, width, height, FAST)
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive  # minutes; ViT-B is in the suite
 def test_vit_h_equals_the_predictor(tmp_path):
     sam = random_sam(**VIT_H)
-    check_picture(sam, saved_and_loaded(sam, tmp_path), 640, 480, FAST)
+    check_image(sam, saved_and_loaded(sam, tmp_path), 640, 480, FAST)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 60), (33, 100), (128, 128), (250, 90), (9, 200), (7, 5)])
 def test_a_small_sam_equals_the_predictor(tiny_sam, tiny_model, width, height):
-    check_picture(tiny_sam, tiny_model, width, height)
+    check_image(tiny_sam, tiny_model, width, height)
 
 
-def test_many_boxes_equal_the_predictor_one_by_one(tiny_sam, tiny_model, picture):
+def test_many_boxes_equal_the_predictor_one_by_one(tiny_sam, tiny_model, image):
     boxes = [(5, 5, 30, 40), (20, 10, 70, 50), (50, 30, 79, 59), (1, 1, 78, 20)]
     predictor = SamPredictor(tiny_sam)
-    predictor.set_image(picture)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(picture), tiny_model)
+    predictor.set_image(image)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), tiny_model)
     masks, _, scores, logits = PredictMask().execute(tiny_model, embedding, bboxes=boxes, individual_masks=True)
     for index, box in enumerate(boxes):
         mask, score, low = predictor.predict(box=np.array(box), multimask_output=False)

@@ -1,4 +1,4 @@
-"""One example, the same thing elsewhere: PerSAM against transformers' guided SamModel and against a direct computation."""
+"""One example, the same object elsewhere: PerSAM against transformers' guided SamModel and against a direct computation."""
 
 import importlib
 import inspect
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference_hq import hugging_face_hq
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import Segment
@@ -74,9 +74,9 @@ def test_guided_logits_are_transformers(theirs, ours, count, points, masks, mult
         fast = decoder_plan(ours, CPU)
         wanted = slice(1, None) if multimask else slice(0, 1)
         dense = dense.expand(count, -1, -1, -1) if masks else None
-        picture = fast.share(features[0])
-        found, scores, _ = fast(picture, sparse, dense, wanted, guidance=guidance)
-        plain, _, _ = fast(picture, sparse, dense, wanted)
+        pixels = fast.share(features[0])
+        found, scores, _ = fast(pixels, sparse, dense, wanted, guidance=guidance)
+        plain, _, _ = fast(pixels, sparse, dense, wanted)
     torch.testing.assert_close(found, expected.pred_masks[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(scores, expected.iou_scores[0], atol=1e-4, rtol=0)
     assert (found - plain).abs().max() > 0.1 and found.std() > 0.05, "guidance that changes nothing compares nothing"
@@ -89,9 +89,9 @@ def test_one_row_of_guidance_counts_for_all(ours):
     guidance, fast = guidance_for(1, numbers, width), decoder_plan(ours, CPU)
     with torch.no_grad():
         sparse, _ = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
-        picture = fast.share(torch.randn(width, 8, 8, generator=numbers))
-        shared = fast(picture, sparse, None, slice(None), guidance=guidance)[0]
-        each = fast(picture, sparse, None, slice(None), guidance=Guidance(*(row.expand(5, -1) for row in guidance)))[0]
+        pixels = fast.share(torch.randn(width, 8, 8, generator=numbers))
+        shared = fast(pixels, sparse, None, slice(None), guidance=guidance)[0]
+        each = fast(pixels, sparse, None, slice(None), guidance=Guidance(*(row.expand(5, -1) for row in guidance)))[0]
     torch.testing.assert_close(shared, each, atol=1e-5, rtol=0)
 
 
@@ -101,10 +101,10 @@ class Foreign(MaskDecoder):
 
 def test_a_decoder_that_cannot_be_guided_is_named(tiny_model):
     tiny_model.mask_decoder.__class__ = Foreign
-    picture = as_image(make_picture(60, 80))
+    pixels = as_image(make_image(60, 80))
     with pytest.raises(SAMError, match="does not support this mask decoder .Foreign.. Use a model from Load SAM"):
-        Personalize().execute(tiny_model, picture, disc(60, 80), picture)
-    assert len(personalize(tiny_model, picture, disc(60, 80), picture, PersonalizeOptions(guided=False)).masks[0]) <= 1
+        Personalize().execute(tiny_model, pixels, disc(60, 80), pixels)
+    assert len(personalize(tiny_model, pixels, disc(60, 80), pixels, PersonalizeOptions(guided=False)).masks[0]) <= 1
 
 
 def disc(height, width, x=30, y=25, radius=14):
@@ -113,14 +113,14 @@ def disc(height, width, x=30, y=25, radius=14):
     return ((rows - y) ** 2 + (columns - x) ** 2 <= radius**2).float()[None]
 
 
-def direct_similarity(sam, references, masks, picture):
-    """The location prior on the grid [8, 8] of a picture that fills the square, computed by itself."""
+def direct_similarity(sam, references, masks, pixels):
+    """The location prior on the grid [8, 8] of a pixels that fills the square, computed by itself."""
     maps = []
     for reference, mask in zip(references, masks, strict=True):
         features = np.asarray(encode(sam, [reference]))[0].reshape(32, 64).T
         share = mask.numpy().reshape(8, 16, 8, 16).mean((1, 3)).reshape(64)
         local = features[share >= 0.5]
-        seen = np.asarray(encode(sam, [picture]))[0].reshape(32, 64).T
+        seen = np.asarray(encode(sam, [pixels]))[0].reshape(32, 64).T
         unit = seen / np.linalg.norm(seen, axis=1, keepdims=True)
         mean = local.mean(0) / np.linalg.norm(local.mean(0))
         best = (unit @ (local / np.linalg.norm(local, axis=1, keepdims=True)).T).max(1)
@@ -134,11 +134,11 @@ def learned(model, references, masks):
 
 @pytest.mark.parametrize("count", [1, 3], ids=["one reference", "three references"])
 def test_the_points_are_those_of_a_direct_computation(tiny_model, count):
-    references = [make_picture(128, 128, seed) for seed in range(count)]
+    references = [make_image(128, 128, seed) for seed in range(count)]
     masks = torch.cat([disc(128, 128, 50 + 10 * i, 60, 40) for i in range(count)])
-    picture = make_picture(128, 128, 9)
-    expected = direct_similarity(tiny_model, references, masks, picture)
-    image = ImagePredictor(tiny_model, features_of(encode(tiny_model, [picture]), 0, CPU), (128, 128), PredictOptions())
+    pixels = make_image(128, 128, 9)
+    expected = direct_similarity(tiny_model, references, masks, pixels)
+    image = ImagePredictor(tiny_model, features_of(encode(tiny_model, [pixels]), 0, CPU), (128, 128), PredictOptions())
     found = similarity_map(image, learned(tiny_model, references, masks))
     means = torch.nn.functional.adaptive_avg_pool2d(found[None], 8)[0].numpy()
     assert np.corrcoef(means.ravel(), expected.ravel())[0, 1] > 0.95 and expected.std() > 0.005
@@ -147,7 +147,7 @@ def test_the_points_are_those_of_a_direct_computation(tiny_model, count):
     np.testing.assert_allclose(found, full, atol=1e-5)
     (high, low) = extremes(found)
     assert full[int(high[1]), int(high[0])] == pytest.approx(full.max()) and full[int(low[1]), int(low[0])] == full.min()
-    coords = json.loads(Personalize().execute(tiny_model, as_image(*references), masks, as_image(picture), method="persam")[3])
+    coords = json.loads(Personalize().execute(tiny_model, as_image(*references), masks, as_image(pixels), method="persam")[3])
     assert coords in ([[{"x": high[0], "y": high[1]}]], [[]])
 
 
@@ -156,9 +156,9 @@ def test_extremes_of_a_map_by_hand():
     assert extremes(values).tolist() == [[1.0, 0.0], [1.0, 1.0]]
 
 
-def test_guidance_keeps_to_the_picture(tiny_model):
+def test_guidance_keeps_to_the_image(tiny_model):
     frame = tiny_model.frame((60, 80))
-    target = learned(tiny_model, [make_picture(60, 80)], disc(60, 80))
+    target = learned(tiny_model, [make_image(60, 80)], disc(60, 80))
     rows = torch.linspace(-1, 1, 60)[:, None].expand(60, 80)
     attention = guide(rows, frame, (8, 8), target).attention.view(8, 8)
     assert attention[6:].eq(0).all() and (attention[1:6] > attention[:5]).all()
@@ -166,11 +166,11 @@ def test_guidance_keeps_to_the_picture(tiny_model):
     assert torch.isfinite(guide(torch.ones(60, 80), frame, (8, 8), target).attention).all()
 
 
-def test_small_things_take_the_cell_that_they_cover_most(tiny_model):
+def test_small_objects_take_the_cell_that_they_cover_most(tiny_model):
     mask = torch.zeros(1, 128, 128)
     mask[0, 36:39, 70:73] = 1
-    examples = encode(tiny_model, [make_picture(128, 128)])
-    target = learned(tiny_model, [make_picture(128, 128)], mask)
+    examples = encode(tiny_model, [make_image(128, 128)])
+    target = learned(tiny_model, [make_image(128, 128)], mask)
     np.testing.assert_allclose(target.mean, np.asarray(examples)[0, :, 2, 4], atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def peaks(*discs):
 
 
 @pytest.fixture
-def two_things(monkeypatch):
+def two_objects(monkeypatch):
     discs = [disc(60, 80, 20, 20, 8)[0], disc(60, 80, 60, 40, 8)[0]]
     monkeypatch.setattr(Scripted, "truth", discs)
     monkeypatch.setattr(Scripted, "calls", [])
@@ -203,83 +203,83 @@ def two_things(monkeypatch):
 
 
 def found_in(model, **options):
-    picture = as_image(make_picture(60, 80))
-    return Personalize().execute(model, picture, disc(60, 80), picture, method="persam", **options)
+    pixels = as_image(make_image(60, 80))
+    return Personalize().execute(model, pixels, disc(60, 80), pixels, method="persam", **options)
 
 
-def test_several_things_are_found_one_after_the_other(tiny_model, two_things):
+def test_several_objects_are_found_one_after_the_other(tiny_model, two_objects):
     masks, scores, similarity, coords = found_in(tiny_model, max_objects=5, min_score=0.5, individual_masks=True)
-    assert torch.equal(masks, torch.stack(two_things))
+    assert torch.equal(masks, torch.stack(two_objects))
     assert scores == pytest.approx([0.9, 0.7]) and similarity.shape == (1, 60, 80)
-    for point, thing in zip(json.loads(coords)[0], two_things, strict=True):
-        assert thing[int(point["y"]), int(point["x"])]
+    for point, object in zip(json.loads(coords)[0], two_objects, strict=True):
+        assert object[int(point["y"]), int(point["x"])]
     together = found_in(tiny_model, max_objects=5, min_score=0.5)
-    assert torch.equal(together[0], torch.stack(two_things).amax(0, keepdim=True)) and together[1] == scores
+    assert torch.equal(together[0], torch.stack(two_objects).amax(0, keepdim=True)) and together[1] == scores
 
 
-def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_things):
+def test_the_first_decode_is_guided_and_two_refine_it(tiny_model, two_objects):
     found_in(tiny_model)
     (first, *_, guidance), second, third = Scripted.calls
-    target = learned(tiny_model, [make_picture(60, 80)], disc(60, 80))
+    target = learned(tiny_model, [make_image(60, 80)], disc(60, 80))
     torch.testing.assert_close(guidance.target, target.mean[None])
     level = guidance.attention.view(8, 8)
     assert level[1:3, 1:3].mean() > level[4, 1] + 0.2, "more where the peak is"
     for prompt, _, _ in Scripted.calls:
         (x, y), negative = prompt.points.astype(int)
-        assert prompt.labels.tolist() == [1, 0] and two_things[0][y, x] and negative.tolist() == [0, 0]
+        assert prompt.labels.tolist() == [1, 0] and two_objects[0][y, x] and negative.tolist() == [0, 0]
     assert [call[1] for call in Scripted.calls] == ["off", "on", "on"] and second[2] is third[2] is None
     assert first.logits is None and first.box is None and second[0].logits is not None and second[0].box is None
     assert third[0].logits is not None and third[0].box.tolist() == [12, 12, 29, 29]
     Scripted.calls.clear()
-    picture = as_image(make_picture(60, 80))
-    personalize(tiny_model, picture, disc(60, 80), picture, PersonalizeOptions(guided=False))
+    pixels = as_image(make_image(60, 80))
+    personalize(tiny_model, pixels, disc(60, 80), pixels, PersonalizeOptions(guided=False))
     assert [call[2] for call in Scripted.calls] == [None] * 3
 
 
-def test_what_was_found_is_no_guide_to_the_next(tiny_model, two_things):
+def test_what_was_found_is_no_guide_to_the_next(tiny_model, two_objects):
     found_in(tiny_model, max_objects=2)
     first, second = (Scripted.calls[i][2].attention.view(8, 8) for i in (0, 3))
     assert second[2, 2] < first[2, 2] - 0.2 and second[4, 6] > first[4, 6]
 
 
-def test_no_more_are_found_than_asked_for_and_none_below_the_score(tiny_model, two_things):
-    assert torch.equal(found_in(tiny_model)[0][0], two_things[0])
+def test_no_more_are_found_than_asked_for_and_none_below_the_score(tiny_model, two_objects):
+    assert torch.equal(found_in(tiny_model)[0][0], two_objects[0])
     assert found_in(tiny_model, max_objects=2, min_score=0.8)[1] == pytest.approx([0.9])
     masks, scores, _, coords = found_in(tiny_model, max_objects=2, min_score=0.95)
     assert masks.shape == (1, 60, 80) and not masks.any() and scores == [0.0] and json.loads(coords) == [[]]
 
 
-def test_the_same_thing_is_not_found_twice(tiny_model, two_things, monkeypatch):
-    monkeypatch.setattr(Scripted, "truth", [torch.stack(two_things).amax(0)])  # of both peaks
+def test_the_same_object_is_not_found_twice(tiny_model, two_objects, monkeypatch):
+    monkeypatch.setattr(Scripted, "truth", [torch.stack(two_objects).amax(0)])  # of both peaks
     assert len(found_in(tiny_model, max_objects=5, min_score=0.3, individual_masks=True)[0]) == 1
 
 
-def test_another_peak_that_leads_to_the_same_thing_does_not_count(tiny_model, two_things, monkeypatch):
-    first = (two_things[0].bool()[None], torch.ones(1), torch.zeros(1, 1, 32, 32))
+def test_another_peak_that_leads_to_the_same_object_does_not_count(tiny_model, two_objects, monkeypatch):
+    first = (two_objects[0].bool()[None], torch.ones(1), torch.zeros(1, 1, 32, 32))
     monkeypatch.setattr(Scripted, "predict", lambda self, *_: first)
     masks, scores, _, coords = found_in(tiny_model, max_objects=5, min_score=0.5, individual_masks=True)
-    assert torch.equal(masks, two_things[0][None]) and len(scores) == len(json.loads(coords)[0]) == 1
+    assert torch.equal(masks, two_objects[0][None]) and len(scores) == len(json.loads(coords)[0]) == 1
 
 
-def test_a_mask_that_is_mostly_something_else_is_left_out(tiny_model, two_things, monkeypatch):
-    monkeypatch.setattr(Scripted, "truth", [disc(60, 80, 20, 20, 18)[0], two_things[1]])
+def test_a_mask_that_is_mostly_something_else_is_left_out(tiny_model, two_objects, monkeypatch):
+    monkeypatch.setattr(Scripted, "truth", [disc(60, 80, 20, 20, 18)[0], two_objects[1]])
     assert found_in(tiny_model, max_objects=5, min_score=0.5)[1] == pytest.approx([0.7])
 
 
 def test_an_empty_reference_mask_is_named(tiny_model):
-    pictures = as_image(*[make_picture(60, 80, seed) for seed in range(3)])
+    pixels = as_image(*[make_image(60, 80, seed) for seed in range(3)])
     masks = torch.cat([disc(60, 80), torch.zeros(1, 60, 80), disc(60, 80)])
     with pytest.raises(SAMError, match="reference_mask is empty for reference 1 of 3"):
-        Personalize().execute(tiny_model, pictures, masks, pictures)
+        Personalize().execute(tiny_model, pixels, masks, pixels)
     with pytest.raises(SAMError, match="reference_mask is empty for reference 0 of 1"):
-        Personalize().execute(tiny_model, pictures[:1], torch.zeros(1, 64, 64), pictures)
+        Personalize().execute(tiny_model, pixels[:1], torch.zeros(1, 64, 64), pixels)
     with pytest.raises(SAMError, match="reference_mask has 1 mask for 3 reference images. Connect one for each"):
-        Personalize().execute(tiny_model, pictures, masks[:1], pictures)
+        Personalize().execute(tiny_model, pixels, masks[:1], pixels)
 
 
 def test_a_batch_is_its_frames(tiny_model):
-    reference, mask = as_image(make_picture(60, 80)), disc(30, 40, 15, 12, 7)
-    frames = as_image(*[make_picture(45, 100, seed) for seed in range(3)])
+    reference, mask = as_image(make_image(60, 80)), disc(30, 40, 15, 12, 7)
+    frames = as_image(*[make_image(45, 100, seed) for seed in range(3)])
     masks, scores, similarity, coords = Personalize().execute(tiny_model, reference, mask, frames)
     assert masks.shape == similarity.shape == (3, 45, 100) and len(scores) == len(json.loads(coords)) == 3
     assert masks.dtype == similarity.dtype == torch.float32 and similarity.min() >= 0 and similarity.max() <= 1
@@ -290,18 +290,18 @@ def test_a_batch_is_its_frames(tiny_model):
 
 
 def test_its_points_are_prompts(tiny_model):
-    picture = as_image(make_picture(60, 80), make_picture(60, 80, 1))
-    coords = Personalize().execute(tiny_model, picture[:1], disc(60, 80), picture, method="persam")[3]
-    assert len(Segment().execute(tiny_model, picture, coords)[0]) == 2
+    pixels = as_image(make_image(60, 80), make_image(60, 80, 1))
+    coords = Personalize().execute(tiny_model, pixels[:1], disc(60, 80), pixels, method="persam")[3]
+    assert len(Segment().execute(tiny_model, pixels, coords)[0]) == 2
 
 
 @pytest.mark.skipif(not hasattr(transformers, "SamHQModel"), reason="this transformers has no SamHQModel")
 def test_sam_hq_is_guided_too(tmp_path):
     hugging_face_hq().save_pretrained(tmp_path)
-    model, picture = load_model(tmp_path / "model.safetensors"), as_image(make_picture(60, 80))
-    embedding = encode(model, picture)
+    model, pixels = load_model(tmp_path / "model.safetensors"), as_image(make_image(60, 80))
+    embedding = encode(model, pixels)
     guidance = guidance_for(1, torch.Generator().manual_seed(0))
-    points = json.loads(Personalize().execute(model, picture, disc(60, 80), picture, method="persam")[3])
+    points = json.loads(Personalize().execute(model, pixels, disc(60, 80), pixels, method="persam")[3])
     assert len(points) == 1
     with torch.no_grad():
         for hq in (True, False):
@@ -319,7 +319,7 @@ def click(x, y):
 
 
 @pytest.mark.parametrize("seed", [7003, 7012])
-def test_the_demo_checkpoint_finds_the_thing(demo_model, seed):
+def test_the_demo_checkpoint_finds_the_object(demo_model, seed):
     """Two pairs of those that its features carry; `benchmarks/persam.py` counts how many it misses."""
     shown, other = make_pair(seed)
     example = torch.from_numpy(shown.masks[-1:]).float()
@@ -327,7 +327,7 @@ def test_the_demo_checkpoint_finds_the_thing(demo_model, seed):
     assert mask_iou(masks[0].numpy() > 0.5, other.masks[-1]) > 0.75 and scores[0] > 0.5
 
 
-def test_a_pair_shows_the_same_thing():
+def test_a_pair_shows_the_same_object():
     shown, other = make_pair(3)
     again = make_pair(3)
     assert np.array_equal(shown.image, again[0].image) and np.array_equal(other.masks, again[1].masks)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference import random_sam
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
@@ -17,8 +17,8 @@ BOX = {"x": 10, "y": 5, "width": 40, "height": 45}
 
 
 @pytest.fixture
-def image(picture):
-    return as_image(picture)
+def image(pixels):
+    return as_image(pixels)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def embedding(tiny_model, image):
 
 
 def five():
-    return as_image(*(make_picture(60, 80, seed) for seed in range(5)))
+    return as_image(*(make_image(60, 80, seed) for seed in range(5)))
 
 
 def segment(model, image, **inputs):
@@ -79,7 +79,7 @@ def test_grey_and_rgba_images_are_segmented(tiny_model, image, channels):
 
 @pytest.mark.parametrize("size", [(400, 1), (1, 400), (1, 1), (4000, 1)])
 def test_a_side_of_one_pixel_is_no_obstacle(tiny_model, size):
-    masks, *_ = segment(tiny_model, as_image(make_picture(*size)), positive_coords='[{"x": 0.5, "y": 0.5}]')
+    masks, *_ = segment(tiny_model, as_image(make_image(*size)), positive_coords='[{"x": 0.5, "y": 0.5}]')
     assert masks.shape == (1, *size)
 
 
@@ -111,7 +111,7 @@ def test_no_prompt_at_all_is_an_error_that_names_the_inputs(tiny_model, image, e
     ids=str,
 )
 @pytest.mark.parametrize("individual", [False, True])
-def test_a_wired_prompt_that_is_empty_gives_empty_masks(tiny_model, prompt, individual):
+def test_a_connected_prompt_that_is_empty_gives_empty_masks(tiny_model, prompt, individual):
     masks, bboxes, scores, logits = segment(tiny_model, five(), **prompt, individual_masks=individual)
     assert masks.shape == (5, 60, 80) and not masks.any()
     assert bboxes == [[]] * 5 and scores == [0.0] * 5
@@ -276,14 +276,14 @@ def test_results_can_be_used_outside_inference_mode(tiny_model, image):
     assert not masks.is_inference() and not logits.is_inference()
 
 
-def test_python_users_call_the_same_runtime(tiny_model, picture):
+def test_python_users_call_the_same_runtime(tiny_model, pixels):
     from samkit.sam import Prompt, decode
 
-    embedding = encode(tiny_model, [picture])
+    embedding = encode(tiny_model, [pixels])
     click = Prompt(points=np.array([[30.0, 25.0]]), labels=np.array([1]))
     masks, scores, logits = decode(tiny_model, embedding, [[click, click]])
     assert masks[0].shape == (2, 60, 80) and masks[0].dtype == torch.bool
-    assert torch.equal(masks[0][0].float(), segment(tiny_model, as_image(picture), positive_coords=CLICK)[0][0])
+    assert torch.equal(masks[0][0].float(), segment(tiny_model, as_image(pixels), positive_coords=CLICK)[0][0])
     assert scores[0].shape == (2,) and logits[0].shape == (2, 1, 32, 32)
     with pytest.raises(SAMError, match="prompts for 2 images, but embeddings of 1"):
         decode(tiny_model, embedding, [[click], [click]])

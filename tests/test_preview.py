@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.editor import preview as module
@@ -33,8 +33,8 @@ def comfy(monkeypatch, tmp_path, tiny_sam):
     for folder in ("input", "temp", "models/sams"):
         (tmp_path / folder).mkdir(parents=True)
     for seed, name in enumerate("abc"):
-        Image.fromarray(make_picture(60, 80, seed)).save(tmp_path / "input" / f"{name}.png")
-    first, *others = (Image.fromarray(make_picture(60, 80, seed)) for seed in range(3))
+        Image.fromarray(make_image(60, 80, seed)).save(tmp_path / "input" / f"{name}.png")
+    first, *others = (Image.fromarray(make_image(60, 80, seed)) for seed in range(3))
     first.save(tmp_path / "input" / "three.gif", save_all=True, append_images=others)
     (tmp_path / "input" / "broken.png").write_bytes((tmp_path / "input" / "a.png").read_bytes()[:200])
     state = tiny_sam.state_dict()
@@ -123,7 +123,7 @@ def test_one_encode_per_image_however_many_ask_at_once(comfy, encoder):
         return await asyncio.gather(*asked)
 
     prepared = asyncio.run(many())
-    assert encoder.count == 1 and len(comfy.pictures_loaded) == 1
+    assert encoder.count == 1 and len(comfy.images_loaded) == 1
     assert all(one is prepared[0] for one in prepared[:30])
     assert len({answer.png for answer in prepared[30:]}) == 1
 
@@ -153,7 +153,7 @@ def test_who_goes_away_does_not_end_it_for_the_others(comfy, encoder):
     assert asyncio.run(two()).frames == 1 and encoder.count == 1
 
 
-def test_a_image_that_nobody_waits_for_any_more_is_still_kept(comfy, encoder):
+def test_an_image_that_nobody_waits_for_any_more_is_still_kept(comfy, encoder):
     async def alone():
         preview = Preview()
         encoder.go.clear()
@@ -180,17 +180,17 @@ def test_a_failure_is_forgotten_so_that_the_next_try_works(comfy, encoder, caplo
     assert "CUDA out of memory" in caplog.text
 
 
-def test_a_image_that_changed_is_encoded_again(comfy, encoder):
+def test_an_image_that_changed_is_encoded_again(comfy, encoder):
     async def twice():
         preview = Preview()
         await preview.prepare(subject())
-        Image.fromarray(make_picture(50, 70)).save(comfy.root / "input" / "a.png")
+        Image.fromarray(make_image(50, 70)).save(comfy.root / "input" / "a.png")
         return await preview.prepare(subject())
 
     assert asyncio.run(twice()).image.size == (50, 70) and encoder.count == 2
 
 
-def test_the_loop_stays_free_while_a_image_is_encoded(comfy, encoder):
+def test_the_loop_stays_free_while_an_image_is_encoded(comfy, encoder):
     async def beside():
         preview = Preview()
         encoder.go.clear()
@@ -326,7 +326,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(comfy, mode
     """A file of some kilobytes: 81 million pixels, which as an IMAGE tensor are a gigabyte."""
     Image.new(mode, (9000, 9000)).save(comfy.root / "input" / "large.png")
     assert (comfy.root / "input" / "large.png").stat().st_size < 100_000
-    assert asyncio.run(outcome(Preview().prepare(subject("large.png")))) == 413 and not comfy.pictures_loaded
+    assert asyncio.run(outcome(Preview().prepare(subject("large.png")))) == 413 and not comfy.images_loaded
     Image.new("1", (20_000, 20_000)).save(comfy.root / "input" / "bomb.png")  # PIL refuses to open it
     assert asyncio.run(outcome(Preview().prepare(subject("bomb.png")))) == 413
 
@@ -342,7 +342,7 @@ def test_an_answer_tells_the_images_content(comfy):
         preview = Preview()
         first = await preview.ask(question(1))
         same = await preview.ask(question(2))
-        Image.fromarray(make_picture(60, 80, 9)).save(comfy.root / "input" / "a.png")
+        Image.fromarray(make_image(60, 80, 9)).save(comfy.root / "input" / "a.png")
         return first.stamp, same.stamp, (await preview.ask(question(3))).stamp, (await preview.prepare(subject())).stamp
 
     first, same, changed, prepared = asyncio.run(stamps())
@@ -371,7 +371,7 @@ def test_each_object_is_previewed_on_its_own_as_the_node_gives_it(comfy):
         return [await preview.ask(parse_question(body)) for body in bodies], (await preview.prepare(subject())).model
 
     (first, second, both), model = asyncio.run(ask())
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     with torch.inference_mode():
         masks = PromptEditor().execute(image, json.dumps(TWO), model, individual_masks=True)["result"][3].numpy() > 0
     assert (masks_in(first.png) == masks[0]).all() and (masks_in(second.png) == masks[1]).all()
@@ -387,7 +387,7 @@ def test_candidates_are_those_that_the_node_would_give(comfy):
     for one in said["candidates"]:
         prompts = {"version": 2, "objects": [{**TWO["objects"][0], "candidate": one["candidate"]}, TWO["objects"][1]]}
         with torch.inference_mode():
-            answer = PromptEditor().execute(as_image(make_picture(60, 80)), json.dumps(prompts), model, individual_masks=True)
+            answer = PromptEditor().execute(as_image(make_image(60, 80)), json.dumps(prompts), model, individual_masks=True)
         assert one["area"] == int(answer["result"][3][0].sum())
         small = Image.open(io.BytesIO(base64.b64decode(one["png"])))
         assert max(small.size) <= 96 and small.size[0] > small.size[1]
@@ -550,7 +550,7 @@ def test_the_preview_is_the_nodes_own_mask(comfy, marks, candidate):
 
     answer, model = asyncio.run(ask())
     with torch.inference_mode():
-        image = as_image(make_picture(60, 80))
+        image = as_image(make_image(60, 80))
         mask = PromptEditor().execute(image, json.dumps(body["prompts"]), model)["result"][3][0].numpy() > 0
     seen = np.array(Image.open(io.BytesIO(answer.png)).convert("RGBA"))[..., 3] > 0
     assert (seen == mask).all() and answer.area == mask.sum() and answer.milliseconds > 0
@@ -573,7 +573,7 @@ def test_what_a_run_left_in_the_caches_serves_the_preview(comfy, encoder):
         from samkit.sam import load_shared
 
         model = load_shared(comfy.root / "models" / "sams" / "tiny.pth")
-        masks = PromptEditor().execute(as_image(make_picture(60, 80)), json.dumps({"marks": MARKS}), model)["result"][3]
+        masks = PromptEditor().execute(as_image(make_image(60, 80)), json.dumps({"marks": MARKS}), model)["result"][3]
     answers.append(asyncio.run(ask()))
     assert answers[0].png == answers[1].png and answers[0].area == masks.sum()
 
@@ -591,7 +591,7 @@ def test_each_frame_has_its_own_marks(comfy):
     assert answers[1].area == 0 and answers[0].png != answers[2].png
 
 
-def test_each_frame_is_a_image_of_its_own(comfy, encoder):
+def test_each_frame_is_an_image_of_its_own(comfy, encoder):
     async def ask():
         preview = Preview()
         frames = [await preview.prepare(subject("three.gif", frame=n)) for n in (0, 1, 2, 0)]
@@ -678,7 +678,7 @@ def test_a_wrong_field_is_named(comfy, part, value, named):
     if part in ("image", "model"):
         status, said = reply(routes.prepare, json.dumps({**subject_of(), part: value}))
         assert status == 400 and named in said["error"]
-    assert not comfy.pictures_loaded
+    assert not comfy.images_loaded
 
 
 def reply(handler, body, content_type="application/json", preview=None):

@@ -3,6 +3,7 @@
 import collections
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from comfyui_server import Unavailable, comfyui
 from load_pack import ROOT
 from PIL import Image
 from reference import VIT_B, random_sam
+from samkit.nodes.editor.contract import MOST_BYTES, WORK
 from world import unavailable
 
 pytestmark = pytest.mark.comfyui
@@ -258,7 +260,8 @@ def test_bodies_that_are_no_requests(server, path):
     right = json.dumps(subject_of() if path == PREPARE else question_of()).encode()
     large = json.dumps({**question_of(), "padding": "x" * (10 << 20)}).encode()
     assert server.send(path, large)[0] == 413
-    assert server.send(path, iter([b"x" * 65536] * 40))[0] == 413, "chunked: the size is not said beforehand"
+    chunks = iter([b"x" * 65536] * (MOST_BYTES // 65536 + 1))
+    assert server.send(path, chunks)[0] == 413, "chunked: the size is not said beforehand"
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "nonsense"):
         assert server.send(path, right, Content_Type=kind)[0] == 400, kind
     assert server.send(path, right, Content_Type="application/json; charset=utf-8")[0] in (200, 409)
@@ -356,7 +359,7 @@ def test_random_bodies_bring_nothing_about(server):
 def test_random_bodies_to_the_routes_of_what_takes_long_bring_nothing_about(server):
     chance = random.Random(8)
     words = {"grounding": {"model_name": "grounding-dino-tiny"}, "text": "a leaf."}
-    parts = {"segments": {"preset": "few and large"}, "words": words, "cancel": {}}
+    parts = {"segments": {"preset": "few and large"}, "words": words, "cancel": {"work": "words"}}
     seen = set()
     for number in range(90):
         path = chance.choice(list(parts))
@@ -368,8 +371,8 @@ def test_random_bodies_to_the_routes_of_what_takes_long_bring_nothing_about(serv
         assert status < 300 or json.loads(said)["error"]
         seen.add(status)
     assert {200, 400, 404} <= seen and seen & {200, 202}
-    for editor in "abc":
-        assert server.send("/samkit/cancel", dumped({"editor": editor}))[0] == 200
+    for editor, work in itertools.product("abc", WORK):
+        assert server.send("/samkit/cancel", dumped({"editor": editor, "work": work}))[0] == 200
 
 
 def test_fifty_at_once(server):
@@ -434,7 +437,7 @@ def test_ten_minutes_of_hostile_requests(server):
 
 
 @pytest.mark.slow
-def test_the_server_answers_while_a_image_is_encoded(server):
+def test_the_server_answers_while_an_image_is_encoded(server):
     """The bound is loose, for busy machines; `python dev.py bench preview` prints what it is."""
     path = server.base / "models" / "sams" / "vit_b.pth"
     torch.save(random_sam(**VIT_B).state_dict(), path)

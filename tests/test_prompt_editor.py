@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.editor.contract import LIMITS
@@ -38,7 +38,7 @@ def comfy(monkeypatch, tmp_path):
 
 
 def images(count):
-    return as_image(*(make_picture(60, 80, seed) for seed in range(count)))
+    return as_image(*(make_image(60, 80, seed) for seed in range(count)))
 
 
 def text(*marks, **others):
@@ -319,7 +319,7 @@ def test_the_png_is_small():
 
 
 def test_images_are_named_by_their_content_and_written_once(comfy, monkeypatch):
-    frames = [make_picture(6, 8, seed) for seed in (0, 1, 0)]
+    frames = [make_image(6, 8, seed) for seed in (0, 1, 0)]
     first, second, third = save_temporary(frames)
     assert first == third != second
     written = []
@@ -329,7 +329,7 @@ def test_images_are_named_by_their_content_and_written_once(comfy, monkeypatch):
 
 
 def test_the_same_bytes_in_another_shape_are_another_image(comfy):
-    frame = make_picture(6, 8)
+    frame = make_image(6, 8)
     one, other = save_temporary([frame, frame.reshape(8, 6, 3)])
     assert one != other and Image.open(comfy.root / "temp" / other["filename"]).size == (6, 8)
 
@@ -344,23 +344,23 @@ def test_a_save_that_fails_leaves_nothing_and_does_not_end_the_run(comfy, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full)
-        assert save_temporary([make_picture(6, 8)]) == []
-        assert save_results([Image.fromarray(make_picture(6, 8))]) == []
+        assert save_temporary([make_image(6, 8)]) == []
+        assert save_results([Image.fromarray(make_image(6, 8))]) == []
     assert caplog.text.count("no space left on device") == 2
     assert not list((comfy.root / "temp").iterdir())
-    (name,) = save_temporary([make_picture(6, 8)])
-    assert (np.array(Image.open(comfy.root / "temp" / name["filename"])) == make_picture(6, 8)).all()
+    (name,) = save_temporary([make_image(6, 8)])
+    assert (np.array(Image.open(comfy.root / "temp" / name["filename"])) == make_image(6, 8)).all()
 
 
 def test_the_temporary_folder_is_made_where_it_is_missing(comfy):
     (comfy.root / "temp").rmdir()
-    assert len(save_temporary([make_picture(6, 8)])) == len(list((comfy.root / "temp").iterdir())) == 1
+    assert len(save_temporary([make_image(6, 8)])) == len(list((comfy.root / "temp").iterdir())) == 1
 
 
 @pytest.fixture
 def files(comfy):
     """Images in ComfyUI's folders, one outside, and links in and out."""
-    image = Image.fromarray(make_picture(6, 8))
+    image = Image.fromarray(make_image(6, 8))
     (comfy.root / "input" / "sub" / "deep").mkdir(parents=True)
     (comfy.root / "outside").mkdir()
     for place in ("input/a.png", "input/sub/deep/b.png", "output/c.png", "temp/d.png", "outside/secret.png", "input2.png"):

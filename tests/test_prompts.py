@@ -116,7 +116,7 @@ def test_a_single_click_is_one_point_and_nothing_else():
 
 
 @pytest.mark.parametrize("size", [(100, 178), (111, 34), (150, 200), (128, 128)])
-def test_a_mask_prompt_lies_where_the_picture_lies(tiny_sam, size):
+def test_a_mask_prompt_lies_where_the_image_lies(tiny_sam, size):
     """Back through SAM's own postprocessing an ellipse must return to its place; a plain squash gives IoU 0.0 to 0.5."""
     sam = random_sam(embed_dim=16, depth=2, heads=2, grid=32, window=4, global_blocks=(1,), out_chans=16, mlp_dim=16, patch=16)
     height, width = size
@@ -130,7 +130,7 @@ def test_a_mask_prompt_lies_where_the_picture_lies(tiny_sam, size):
     assert logits.min() >= -10 and logits.max() <= 10
 
 
-def test_a_mask_of_another_size_is_brought_to_the_pictures(tiny_model):
+def test_a_mask_of_another_size_is_brought_to_the_images(tiny_model):
     mask = torch.zeros(30, 40)
     mask[5:20, 10:30] = 1
     same = resize_masks(mask[None], (60, 80))[0]

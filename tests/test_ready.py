@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.editor_text import parse_editor
 from samkit.nodes.personalize import Personalize
@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 CLICK = '[{"x": 30, "y": 25}]'
 MASK = torch.zeros(1, 60, 80)
 MASK[:, 15:45, 20:60] = 1
-THREE = [make_picture(60, 80, seed) for seed in range(3)]
+THREE = [make_image(60, 80, seed) for seed in range(3)]
 OBJECTS = json.dumps(
     {"version": 2, "objects": [{"name": str(x), "marks": [{"x": x, "y": 25, "label": 1}]} for x in (20, 40, 60)]}
 )
 TWO = '[{"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 40, "object": 2}]'
-REFERENCE = as_image(make_picture(60, 80, 7))
+REFERENCE = as_image(make_image(60, 80, 7))
 
 
 def teach_it(model, images):
@@ -41,8 +41,8 @@ def teach_it(model, images):
 
 def preview(model, images):
     marks = parse_editor(OBJECTS)
-    for picture in images:
-        ready = ReadyImage(model, picture)
+    for pixels in images:
+        ready = ReadyImage(model, pixels)
         for _ in range(2):
             with ready.predictor() as image:
                 for place in range(3):
@@ -50,8 +50,8 @@ def preview(model, images):
 
 
 def wrapped(model, images):
-    for picture in images:
-        SAMWrapper(model).predict(picture, [(30, 25)], [1], None, 0.0)
+    for pixels in images:
+        SAMWrapper(model).predict(pixels, [(30, 25)], [1], None, 0.0)
 
 
 USES = {
@@ -90,7 +90,7 @@ def counted(tiny_model, monkeypatch):
     monkeypatch.setattr(torch, "enable_grad", torch.no_grad)
     monkeypatch.setattr("samkit.sam.tasks.personalize.learn_mixture", lambda given: given[0][0].new_full((2,), 1 / 3))
     with stand_in_device(monkeypatch) as device:
-        Segment().execute(tiny_model, as_image(make_picture(60, 80, 99)), positive_coords=CLICK)
+        Segment().execute(tiny_model, as_image(make_image(60, 80, 99)), positive_coords=CLICK)
         counting(FastDecoder, "share", "projections")
         counting(features, "all_finite", "checks")
         counting(embed, "all_finite", "checks")

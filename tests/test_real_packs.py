@@ -13,7 +13,7 @@ import pytest
 import real_packs
 import torch
 from comfyui_server import Unavailable, comfyui, error_of
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from load_pack import ROOT
 from PIL import Image
 from real_packs import ART_VENTURE, FLORENCE, IMPACT, KIJAI_SAM2, KJNODES, RMBG, STORYICON, VIDEO, WAS, definitions, source
@@ -732,7 +732,7 @@ def test_art_ventures_image_of_an_embedding_is_ours(tiny_model):
     folder, known = source(ART_VENTURE) / "modules", {"np": np, "torch": torch, "Image": Image}
     known["pil2tensor"], _ = definitions(folder / "utils.py", ["pil2tensor", "pil2numpy"], **known)
     (theirs,) = definitions(folder / "inpaint" / "sam" / "nodes.py", ["SAMEmbeddingToImage"], **known)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_picture(60, 80)), tiny_model)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_image(60, 80)), tiny_model)
     (ours,), (other,) = (kind().sam_embedding_to_noise_image(embedding) for kind in (SAMEmbeddingToImage, theirs))
     assert ours.any() and torch.equal(ours, other)
 
@@ -836,7 +836,7 @@ def check_rebuilt(sam, family, folder):
     """What comes out is what a file of the same weights gives, which other tests compare with the reference."""
     assert as_segmenter(sam).family == family
     torch.save(sam.state_dict(), folder / "same.pth")
-    image, click = as_image(make_picture(120, 160)), '[{"x": 60, "y": 50}]'
+    image, click = as_image(make_image(120, 160)), '[{"x": 60, "y": 50}]'
     ours = Segment().execute(load_model(folder / "same.pth", "fp32"), image, positive_coords=click)[0]
     theirs = Segment().execute(sam, image, positive_coords=click)[0]
     assert torch.equal(ours, theirs)
@@ -845,7 +845,7 @@ def check_rebuilt(sam, family, folder):
 def test_was_sam_image_mask_itself_runs_on_our_model(tiny_sam, tiny_model):
     path = source(WAS) / "WAS_Node_Suite.py"
     tensor2sam, image_mask = definitions(path, ["tensor2sam", "WAS_SAM_Image_Mask"], np=np, torch=torch)
-    image, parameters = as_image(make_picture(60, 80)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
+    image, parameters = as_image(make_image(60, 80)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
     assert tensor2sam(image).dtype == np.uint8
     (_, ours), (_, theirs) = (image_mask().sam_image_mask(model, parameters, image) for model in (tiny_model, tiny_sam))
     assert torch.equal(ours, theirs)
@@ -855,7 +855,7 @@ def test_was_sam_image_mask_itself_runs_on_sam_2(tmp_path, small_size):  # noqa:
     """What SAM Segment finds with the single mask, on an image of the model's own size."""
     _, image_mask = definitions(source(WAS) / "WAS_Node_Suite.py", ["tensor2sam", "WAS_SAM_Image_Mask"], np=np, torch=torch)
     model = Pair(tmp_path, SMALL, 128, 32).ours
-    image, parameters = as_image(make_picture(128, 128)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
+    image, parameters = as_image(make_image(128, 128)), {"points": np.array([[30, 25]]), "labels": np.array([1])}
     (_, mask) = image_mask().sam_image_mask(model, parameters, image)
     ours = Segment().execute(model, image, positive_coords='[{"x": 30, "y": 25}]', multimask="off")[0]
     found = (mask[..., 0] if mask.shape[-1] == 3 else mask).reshape(128, 128) > 0.5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit import NODE_CLASS_MAPPINGS
@@ -25,7 +25,7 @@ SHOWING = (
     "SAMKit_SegmentText",
     "SAMKit_Track",
 )
-BATCH = as_image(make_picture(60, 80), make_picture(60, 80, seed=1))
+BATCH = as_image(make_image(60, 80), make_image(60, 80, seed=1))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_sam2_automask
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from reference_sam2 import BASE_PLUS, SMALL, SMALL_SIDE, TINY, processor, random_sam2
 from safetensors.torch import save_file
@@ -17,7 +17,7 @@ from samkit.sam.kernels.decoder import Guidance
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, hiera
-from samkit.sam.models.sam2.decoder import is_stable
+from samkit.sam.models.sam2.mask_decoder import is_stable
 from samkit.sam.models.sam2.model import HIGH_RES
 from samkit.sam.prompts import to_model_frame
 from samkit.sam.tasks.embed import as_embedding
@@ -50,8 +50,8 @@ class Pair:
         save_file({name: tensor.contiguous().clone() for name, tensor in self.state.items()}, self.path)
         self.ours = load_model(self.path, "fp32")
 
-    def maps(self, picture):
-        pixels = processor(self.side)(picture, return_tensors="pt")["pixel_values"]
+    def maps(self, photo):
+        pixels = processor(self.side)(photo, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             return self.theirs.get_image_embeddings(pixels)
 
@@ -117,17 +117,17 @@ def decoded(model, embedding, prompts, several, **wanted):
     return model.decode(features, to_model_frame(prompts, frame, torch.device("cpu")), Wanted(several, **wanted))
 
 
-def compare(pair, picture, names=CASES):
+def compare(pair, photo, names=CASES):
     """Maps, logits, scores and masks of every kind of prompt, once with candidates and once with the single mask."""
-    embedding = encode(pair.ours, [picture])
-    maps = pair.maps(picture)
+    embedding = encode(pair.ours, [photo])
+    maps = pair.maps(photo)
     fine, middle, image = (part[0].numpy() for part in maps)
     expected = {"high_res_0": fine, "high_res_1": middle}
     np.testing.assert_allclose(embedding[0], image, atol=1e-3, rtol=0)
     for name, values in expected.items():
         np.testing.assert_allclose(embedding.maps[name][0], values, atol=1e-3, rtol=0)
     for name in names:
-        case = cases(*picture.shape[:2])[name]
+        case = cases(*photo.shape[:2])[name]
         for multimask in (True, False):
             first = compare_case(pair, embedding, maps, case, multimask)
             if len(first) == 1:  # transformers takes one mask for all objects of an image
@@ -162,19 +162,19 @@ def compare_masks(pair, embedding, case, logits, scores, multimask):
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (41, 125), (128, 128)])
 @pytest.mark.parametrize("case", CASES)
 def test_a_small_model_equals_transformers(small, case, height, width):
-    compare(small, make_picture(height, width), [case])
+    compare(small, make_image(height, width), [case])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_masks_that_are_upscaled_in_pieces_equal_transformers(small, case, monkeypatch):
     """As those of full size are; the last of three pieces is a smaller one."""
-    monkeypatch.setattr("samkit.sam.models.sam2.decoder._TOKENS_AT_A_TIME", 24)
-    compare(small, make_picture(60, 80), [case])
+    monkeypatch.setattr("samkit.sam.models.sam2.mask_decoder._TOKENS_AT_A_TIME", 24)
+    compare(small, make_image(60, 80), [case])
 
 
 @pytest.mark.slow
 def test_a_full_size_model_equals_transformers(tmp_path):
-    compare(Pair(tmp_path, TINY), make_picture(*SIZES[0]))
+    compare(Pair(tmp_path, TINY), make_image(*SIZES[0]))
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_full_size_model_equals_transformers(tmp_path):
 def test_every_full_size_model_equals_transformers_at_every_size(config, tmp_path):
     pair = Pair(tmp_path, config)
     for height, width in SIZES:
-        compare(pair, make_picture(height, width))
+        compare(pair, make_image(height, width))
 
 
 def test_half_of_them_stable_half_not():
@@ -196,8 +196,8 @@ def test_half_of_them_stable_half_not():
 
 
 def test_an_unstable_mask_gives_way_to_the_best_candidate(small):
-    picture = make_picture(60, 80)
-    embedding, maps = encode(small.ours, [picture]), small.maps(picture)
+    photo = make_image(60, 80)
+    embedding, maps = encode(small.ours, [photo]), small.maps(photo)
     case = {**cases(60, 80)["64 points"]}
     (single, scores, _), (several, ranked, _) = (small.answers(maps, case, multimask) for multimask in (False, True))
     best = several[torch.arange(64), ranked.argmax(1)]
@@ -210,8 +210,8 @@ def test_an_unstable_mask_gives_way_to_the_best_candidate(small):
 
 @pytest.mark.parametrize("several", [True, False])
 def test_rejected_prompts_are_left_out(small, several):
-    picture = make_picture(60, 80)
-    embedding, prompts = encode(small.ours, [picture]), as_prompts(cases(60, 80)["64 points"])
+    photo = make_image(60, 80)
+    embedding, prompts = encode(small.ours, [photo]), as_prompts(cases(60, 80)["64 points"])
     everything = decoded(small.ours, embedding, prompts, several)
     above = float(everything.scores.amax(1).median())
     kept = (everything.scores > above).any(1).nonzero()[:, 0]
@@ -225,8 +225,8 @@ def test_rejected_prompts_are_left_out(small, several):
 
 def test_guidance_equals_transformers(small):
     """PerSAM's attention and target, which transformers' Sam2Model takes as its SamModel does."""
-    picture = make_picture(60, 80)
-    embedding, maps = encode(small.ours, [picture]), small.maps(picture)
+    photo = make_image(60, 80)
+    embedding, maps = encode(small.ours, [photo]), small.maps(photo)
     numbers = torch.Generator().manual_seed(1)
     attention, target = torch.randn(1, 64, generator=numbers), torch.randn(1, 64, generator=numbers)
     point = torch.tensor([[[[50.0, 40.0]]]])
@@ -247,15 +247,15 @@ def test_guidance_equals_transformers(small):
 @pytest.mark.parametrize("name", HIGH_RES)
 def test_a_map_of_another_size_is_refused(small, name):
     """Its values would be taken for others: the fast sum of two arrays repeats a smaller one."""
-    embedding = encode(small.ours, [make_picture(60, 80)])
+    embedding = encode(small.ours, [make_image(60, 80)])
     embedding.maps[name] = embedding.maps[name][:, :, ::2, ::2]
     with pytest.raises(ValueError, match=f"map {name} is .*Run Get SAM Embedding again"):
         as_embedding(embedding, small.ours)
 
 
 def test_a_mask_alone_equals_transformers(small):
-    picture = make_picture(60, 80)
-    embedding, maps = encode(small.ours, [picture]), small.maps(picture)
+    photo = make_image(60, 80)
+    embedding, maps = encode(small.ours, [photo]), small.maps(photo)
     logits = small.answers(maps, cases(60, 80)["one point"], True)[0][:, :1]
     with torch.no_grad():
         theirs = small.theirs(image_embeddings=maps, input_masks=logits)
@@ -266,16 +266,16 @@ def test_a_mask_alone_equals_transformers(small):
 @pytest.mark.parametrize("count", [1, 3])
 def test_several_images_in_one_call(small, count):
     """A GPU encodes several at a time: each is what it is alone."""
-    pictures = [make_picture(128, 128, seed) for seed in range(count)]
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    photos = [make_image(128, 128, seed) for seed in range(count)]
+    pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
     together = small.ours.features(pixels, torch.float32)
-    for index, picture in enumerate(pictures):
-        for name, wanted in zip(("high_res_0", "high_res_1", "image"), small.maps(picture), strict=True):
+    for index, photo in enumerate(photos):
+        for name, wanted in zip(("high_res_0", "high_res_1", "image"), small.maps(photo), strict=True):
             torch.testing.assert_close(together[name][index], wanted[0], atol=1e-3, rtol=0)
 
 
 def test_bfloat16_is_near(small):
-    pixels = torch.from_numpy(make_picture(128, 128)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(make_image(128, 128)).permute(2, 0, 1)[None]
     exact, half = (small.ours.features(pixels, dtype)["image"] for dtype in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.float32 and 1e-4 < (exact - half).abs().max() / exact.std() < 0.3
 
@@ -293,13 +293,13 @@ class TestNodes:
         calls = []
         features = SAM2Model.features
         monkeypatch.setattr(SAM2Model, "features", lambda *args: calls.append(1) or features(*args))
-        image = as_image(make_picture(60, 80), make_picture(60, 80, 1))
+        image = as_image(make_image(60, 80), make_image(60, 80, 1))
         for x in (20, 30, 40):
             masks = Segment().execute(small.ours, image, positive_coords=f'[{{"x": {x}, "y": 25}}]')[0]
         assert masks.shape == (2, 60, 80) and len(calls) == 2, "two images, three prompts"
 
     def test_logits_feed_back_through_the_nodes(self, small):
-        embedding = encode(small.ours, [make_picture(60, 80)])
+        embedding = encode(small.ours, [make_image(60, 80)])
         point = '[{"x": 30, "y": 25}]'
         first = PredictMask().execute(small.ours, embedding, positive_coords=point, candidate="best", multimask="on")
         logits = first[3]
@@ -308,7 +308,7 @@ class TestNodes:
         assert again.shape == (1, 60, 80)
 
     def test_a_bare_array_lacks_the_finer_maps(self, small):
-        image = as_image(make_picture(60, 80))
+        image = as_image(make_image(60, 80))
         bare = np.array(encode(small.ours, image))
         with pytest.raises(ValueError, match="lacks the high-resolution maps that SAM 2 needs"):
             PredictMask().execute(small.ours, bare, positive_coords='[{"x": 30, "y": 25}]', image=image)
@@ -451,7 +451,7 @@ def test_identities_follow_the_weights(small, tmp_path):
         again.no_mem_embed.add_(1)
     assert again.encoder_identity != small.ours.encoder_identity
     assert again.decoder_identity == small.ours.decoder_identity
-    pixels = torch.from_numpy(make_picture(128, 128)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(make_image(128, 128)).permute(2, 0, 1)[None]
     before, after = (model.features(pixels, torch.float32)["image"] for model in (small.ours, again))
     torch.testing.assert_close(after, before + 1, atol=1e-4, rtol=0)
 
@@ -459,7 +459,7 @@ def test_identities_follow_the_weights(small, tmp_path):
 @pytest.mark.parametrize("place", ["trunk", "conv_s0", "decoder"])
 def test_changed_weights_are_seen(small, place):
     model = load_model(small.path)
-    pixels = torch.from_numpy(make_picture(128, 128)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(make_image(128, 128)).permute(2, 0, 1)[None]
     model.features(pixels, torch.float32)
     weight = {
         "trunk": model.image_encoder.trunk.blocks[3].attn.qkv.weight,
@@ -477,11 +477,11 @@ def test_changed_weights_are_seen(small, place):
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_segment_everything_equals_sam_2s_generator(small, layers):
-    picture = make_picture(90, 120)
+    photo = make_image(90, 120)
     options = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6, "crop_n_layers": layers}
     options |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}  # random masks span the image: by their boxes all are one
-    theirs = reference_sam2_automask.generate(small.theirs, SMALL_SIDE, picture, **options)
-    ours = segment_everything(small.ours, picture, AutoMaskOptions(**options))
+    theirs = reference_sam2_automask.generate(small.theirs, SMALL_SIDE, photo, **options)
+    ours = segment_everything(small.ours, photo, AutoMaskOptions(**options))
     assert len(ours) == len(theirs) >= 3
     left = [mask.full((90, 120)) for mask in ours]
     for wanted in theirs:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.automask import AutoMask
@@ -28,7 +28,7 @@ def output(tmp_path, monkeypatch):
 
 
 def images(count=1, size=SIZE):
-    return as_image(*(make_picture(*size, seed) for seed in range(count)))
+    return as_image(*(make_image(*size, seed) for seed in range(count)))
 
 
 def square(x, side=10, size=SIZE):
@@ -163,7 +163,7 @@ def test_images_are_numbered_on_and_saved_as_they_are(output):
     assert {(one["subfolder"], one["type"]) for one in shown} == {("a/set/images", "output")}
     root = output / "a" / "set"
     assert sorted(path.name for path in (root / "labels").iterdir()) == [f"set_{i:05}_.txt" for i in range(1, 5)]
-    assert (np.array(Image.open(root / "images" / "set_00004_.png")) == make_picture(*SIZE, 1)).all()
+    assert (np.array(Image.open(root / "images" / "set_00004_.png")) == make_image(*SIZE, 1)).all()
 
 
 @pytest.mark.parametrize("name", ["COCO RLE", "COCO polygons", "YOLO", "PNG"])

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from reference import random_sam
 from samkit.nodes.automask import AutoMask
@@ -51,7 +51,7 @@ def coords(index, width=80, height=60):
 
 
 def test_a_thousand_prompts_over_fifty_images(tiny_model):
-    images = [as_image(make_picture(60, 80, seed)) for seed in range(50)]
+    images = [as_image(make_image(60, 80, seed)) for seed in range(50)]
     check_growth(lambda i: Segment().execute(tiny_model, images[i % 50], coords(i), candidate="all"), 1000)
 
 
@@ -59,13 +59,13 @@ def test_two_hundred_loads_of_three_checkpoints(tmp_path):
     for seed in range(3):
         sam = random_sam(32, 3, 2, (1,), grid=8, window=3, out_chans=32, mlp_dim=64, seed=seed)
         torch.save(sam.state_dict(), tmp_path / f"{seed}.pth")
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     check_growth(lambda i: Segment().execute(load_model(tmp_path / f"{i % 3}.pth"), image, coords(i)), 200)
 
 
 def test_a_hundred_runs_interrupted_midway(tiny_model, monkeypatch, tmp_path):
     comfy = install(monkeypatch, FakeComfyUI(tmp_path))
-    images = as_image(*(make_picture(60, 80, seed) for seed in range(8)))
+    images = as_image(*(make_image(60, 80, seed) for seed in range(8)))
 
     def interrupted(index):
         comfy.bars.clear()
@@ -80,7 +80,7 @@ def test_a_hundred_runs_interrupted_midway(tiny_model, monkeypatch, tmp_path):
 def test_eight_threads_give_what_one_gives(tiny_model, tmp_path, tiny_sam):
     """Runs, predictions, segment everything, a model that loads, and what is derived from another forgotten, all at once."""
     torch.save(tiny_sam.state_dict(), tmp_path / "again.pth")
-    images = [as_image(make_picture(60, 80, seed)) for seed in range(4)]
+    images = [as_image(make_image(60, 80, seed)) for seed in range(4)]
     (embedding,) = GetSAMEmbedding().get_sam_embedding(images[3], tiny_model)
     options = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     works = [
@@ -135,6 +135,6 @@ def test_reduced_precision_keeps_the_demo_scenes_masks(demo_model, monkeypatch, 
 
 def test_an_encoder_of_sixteen_bits_never_gives_nan_masks(tiny_model, monkeypatch):
     monkeypatch.setattr(embed, "encoder_dtype", lambda model, device: torch.float16)
-    embedding = encode(tiny_model, as_image(make_picture(60, 80)))
+    embedding = encode(tiny_model, as_image(make_image(60, 80)))
     assert np.isfinite(embedding).all()
     assert torch.isfinite(PredictMask().execute(tiny_model, embedding, coords(3))[3]).all()

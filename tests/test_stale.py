@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
@@ -58,7 +58,7 @@ CHANGES = [data_of_all, data_replaced, parameter_replaced, module_replaced]
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_encoder_that_was_changed_encodes_again(tiny_model, runs, change):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     before, identity = encode(tiny_model, image), identity_of(tiny_model)
     change(tiny_model.image_encoder)
     after = encode(tiny_model, image)
@@ -79,7 +79,7 @@ def pixels(model, image):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_decoder_that_was_changed_decodes_anew_and_the_embedding_stays(tiny_model, runs, change):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     before = Segment().execute(tiny_model, image, CLICK)[3]
     change(tiny_model.mask_decoder)
     after = Segment().execute(tiny_model, image, CLICK)[3]
@@ -88,7 +88,7 @@ def test_a_decoder_that_was_changed_decodes_anew_and_the_embedding_stays(tiny_mo
 
 def test_inference_tensors_that_were_changed_are_noticed(tiny_model, runs):
     """Their version cannot be read: what a loader made in ComfyUI's inference mode."""
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     with torch.inference_mode():
         for module in tiny_model.modules():
             for name, parameter in list(module._parameters.items()):
@@ -103,7 +103,7 @@ def test_inference_tensors_that_were_changed_are_noticed(tiny_model, runs):
 
 
 def test_a_single_value_changed_through_data_is_noticed_once_it_is_announced(tiny_model, runs):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     encode(tiny_model, image)
     tiny_model.image_encoder.blocks[0].mlp.lin1.weight.data[3, 5] += 100
     weights_changed(tiny_model)
@@ -124,7 +124,7 @@ def test_a_single_value_changed_through_data_is_noticed_once_it_is_announced(tin
     ids=["rows reversed", "channels rolled", "negated", "one value"],
 )
 def test_an_embedding_changed_in_place_gives_the_mask_of_its_new_values(tiny_model, change):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     (embedding,) = GetSAMEmbedding().get_sam_embedding(image, tiny_model)
     before = PredictMask().execute(tiny_model, embedding, CLICK)[3]
     embedding[...] = change(np.array(embedding))
@@ -134,7 +134,7 @@ def test_an_embedding_changed_in_place_gives_the_mask_of_its_new_values(tiny_mod
 
 
 def test_an_embedding_from_the_cache_is_not_compared_and_a_writable_one_is(tiny_model, monkeypatch):
-    image, compared = as_image(make_picture(60, 80)), []
+    image, compared = as_image(make_image(60, 80)), []
     equal_bits = features._equal_bits
     monkeypatch.setattr(features, "_equal_bits", lambda *arrays: compared.append(1) or equal_bits(*arrays))
     for _ in range(3):
@@ -152,7 +152,7 @@ def test_an_embedding_from_the_cache_is_not_compared_and_a_writable_one_is(tiny_
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["image_encoder", "mask_decoder", "prompt_encoder"])
 def test_a_weight_that_is_not_finite_is_refused_by_name(tiny_model, part, value):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     name, parameter = next((n, p) for n, p in getattr(tiny_model, part).named_parameters() if p.numel() > 20)
     with torch.no_grad():
         parameter.view(-1)[17] = value
@@ -168,12 +168,12 @@ def test_an_encoder_that_overflows_is_refused_before_the_cache(tiny_model):
         tiny_model.image_encoder.neck[0].weight.mul_(1e38)
         tiny_model.image_encoder.neck[3].weight.fill_(3e38)
     with pytest.raises(SAMError, match="The encoder's image features have values that are NaN or infinite"):
-        encode(tiny_model, as_image(make_picture(60, 80)))
+        encode(tiny_model, as_image(make_image(60, 80)))
     assert embed.cache.nbytes == 0
 
 
 def test_an_embedding_that_is_not_finite_is_refused(tiny_model):
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_picture(60, 80)), tiny_model)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(make_image(60, 80)), tiny_model)
     embedding[0, 3, 2, 1] = np.nan
     for _ in range(2):
         with pytest.raises(SAMError, match="The embedding has values that are NaN"):
@@ -182,7 +182,7 @@ def test_an_embedding_that_is_not_finite_is_refused(tiny_model):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_logits_that_are_not_finite_are_refused(tiny_model, value):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     logits = Segment().execute(tiny_model, image, CLICK)[3]
     logits[0, 0, 5, 6] = value
     with pytest.raises(SAMError, match="logits has 1 NaN or infinite value"):
@@ -197,7 +197,7 @@ def small_cache(monkeypatch):
 
 
 def test_a_batch_larger_than_the_cache_keeps_what_fits(tiny_model, runs, small_cache):
-    images = as_image(*(make_picture(60, 80, seed) for seed in range(6)))
+    images = as_image(*(make_image(60, 80, seed) for seed in range(6)))
     encode(tiny_model, images)
     assert sum(runs) == 6
     encode(tiny_model, images)
@@ -205,7 +205,7 @@ def test_a_batch_larger_than_the_cache_keeps_what_fits(tiny_model, runs, small_c
 
 
 def test_more_crops_than_the_cache_has_room_for_are_not_all_encoded_again(tiny_model, runs, small_cache):
-    images = as_image(make_picture(60, 80), make_picture(60, 80, 1))
+    images = as_image(make_image(60, 80), make_image(60, 80, 1))
     options = {"points_per_side": 4, "crop_n_layers": 1, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     AutoMask().execute(tiny_model, images, **options)
     assert sum(runs) == 10
@@ -215,8 +215,8 @@ def test_more_crops_than_the_cache_has_room_for_are_not_all_encoded_again(tiny_m
 
 def test_a_new_run_replaces_what_an_old_one_left(tiny_model, runs, small_cache):
     for seed in range(6):
-        encode(tiny_model, as_image(make_picture(60, 80, seed)))
-    encode(tiny_model, as_image(make_picture(60, 80, 5)))
+        encode(tiny_model, as_image(make_image(60, 80, seed)))
+    encode(tiny_model, as_image(make_image(60, 80, 5)))
     assert sum(runs) == 6, "single images: the newest are cached"
 
 

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.personalize import Personalize
@@ -31,7 +31,7 @@ LOOSE = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh":
 
 @pytest.fixture(scope="module")
 def film():
-    return as_image(*(make_picture(128, 128, seed) for seed in range(MANY)))
+    return as_image(*(make_image(128, 128, seed) for seed in range(MANY)))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from safetensors.torch import save
 from samkit.nodes.automask import AutoMask
@@ -36,7 +36,7 @@ def disc(x, y, radius=14, height=60, width=80):
 def lesson_of(count):
     """Images of discs on structured grounds, and their masks."""
     masks = [disc(20 + 7 * i, 20 + 5 * i) for i in range(count)]
-    grounds = [as_image(make_picture(60, 80, seed=i)) for i in range(count)]
+    grounds = [as_image(make_image(60, 80, seed=i)) for i in range(count)]
     return [g * (1 - m[..., None]) + 0.9 * m[..., None] for g, m in zip(grounds, masks, strict=True)], masks
 
 
@@ -80,7 +80,7 @@ def test_masks_and_gradients_are_segment_anythings(tiny_sam, tiny_model, count):
 
 def test_a_concept_joins_the_prompts_tokens(tiny_sam, tiny_model):
     tokens = torch.randn(8, 32, generator=torch.Generator().manual_seed(2))
-    image = as_image(make_picture(128, 128))
+    image = as_image(make_image(128, 128))
     embedding = encode(tiny_model, image)
     concept = Concept(tokens, identity_of(tiny_model), "tiny.pth")
     point = json.dumps([{"x": 40, "y": 70}])
@@ -95,7 +95,7 @@ def test_a_concept_joins_the_prompts_tokens(tiny_sam, tiny_model):
 
 
 def test_without_a_concept_or_with_an_empty_one_nothing_changes(tiny_model):
-    image, mask = as_image(make_picture(60, 80)), disc(30, 25)
+    image, mask = as_image(make_image(60, 80)), disc(30, 25)
     nothing = Concept(torch.zeros(0, 32), identity_of(tiny_model), "tiny.pth")
     loose = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     for run in (
@@ -111,7 +111,7 @@ def same(one, other):
 
 
 def test_every_node_takes_the_concept(tiny_model):
-    image, mask = as_image(make_picture(60, 80)), disc(30, 25)
+    image, mask = as_image(make_image(60, 80)), disc(30, 25)
     concept = Concept(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), identity_of(tiny_model), "tiny.pth")
     plain, taught = (Segment().execute(tiny_model, image, CLICK, concept=one)[3] for one in (None, concept))
     assert not torch.equal(plain, taught)
@@ -316,13 +316,13 @@ def test_a_concept_of_another_model_is_refused_by_name(tiny_model, tiny_sam, tmp
     torch.save(other, tmp_path / "other.pth")
     concept = Concept(torch.randn(8, 32), identity_of(load_model(tmp_path / "other.pth", "fp32")), "other.pth")
     with pytest.raises(SAMError, match="made for other.pth, but tiny.pth is connected"):
-        Segment().execute(tiny_model, as_image(make_picture(60, 80)), CLICK, concept=concept)
+        Segment().execute(tiny_model, as_image(make_image(60, 80)), CLICK, concept=concept)
 
 
 @pytest.mark.parametrize("concept", ["text", torch.ones(8, 32), {"tokens": 1}])
 def test_what_is_not_a_concept_is_refused(tiny_model, concept):
     with pytest.raises(SAMError, match="concept is .*: connect SAM Teach or Load SAM Concept"):
-        Segment().execute(tiny_model, as_image(make_picture(60, 80)), CLICK, concept=concept)
+        Segment().execute(tiny_model, as_image(make_image(60, 80)), CLICK, concept=concept)
 
 
 def test_a_decoder_of_another_pack_is_named(tiny_sam):
@@ -339,7 +339,7 @@ def test_a_plain_sam_of_another_pack_is_taught(tiny_sam):
 
 def check_taught(model):
     """The tracked arithmetic of a family gives what its fast one gives, gradients flow, and a concept's mask is its token's."""
-    embedding = encode(model, [make_picture(60, 80)])
+    embedding = encode(model, [make_image(60, 80)])
     maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
     trainable, frame = Trainable(as_segmenter(model), CPU), model.frame((60, 80))
     scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
@@ -355,5 +355,5 @@ def check_taught(model):
     tracked.logits.mean().backward()
     assert float(tokens.grad.abs().max()) > 0
     concept = Concept(tokens.detach(), identity_of(model), "it")
-    logits = Segment().execute(model, as_image(make_picture(60, 80)), CLICK, concept=concept)[3]
+    logits = Segment().execute(model, as_image(make_image(60, 80)), CLICK, concept=concept)[3]
     torch.testing.assert_close(logits[0, 0], fast.logits[0, 0], atol=1e-4, rtol=1e-4)

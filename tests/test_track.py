@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from reference_sam2 import SMALL, SMALL_SIDE, TINY
 from reference_track import SMALL_CHANNELS, ReferenceFilm, random_video, remember_in_float32
 from safetensors.torch import save_file
@@ -63,10 +63,10 @@ def in_float32(monkeypatch):
 
 
 def film(count, size=(HEIGHT, WIDTH)):
-    """A window that moves over a large picture."""
+    """A window that moves over a large photo."""
     height, width = size
-    picture = make_picture(height + 60, width + 120)
-    return [np.ascontiguousarray(picture[i : i + height, 2 * i : 2 * i + width]) for i in range(count)]
+    photo = make_image(height + 60, width + 120)
+    return [np.ascontiguousarray(photo[i : i + height, 2 * i : 2 * i + width]) for i in range(count)]
 
 
 def clicks(*points, labels=None):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from safetensors.torch import load_file, save
 from samkit.nodes.automask import AutoMask
@@ -32,7 +32,7 @@ from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.taught import combined
 from samkit.sam.prompts import PromptTensors
-from samkit.sam.training.decoder import _Trainer
+from samkit.sam.training.decoder_training import _Trainer
 from samkit.sam.training.examples import make_examples
 from samkit.sam.training.trainable import Trainable
 from test_teach import CLICK, disc, lesson_of, same
@@ -63,7 +63,7 @@ def stock_decoder(sam, change, features, point):
 
 def check_trained(model, tmp_path):
     """Of any family: the trained decoder's single mask where it is sure, else what the base gives, bit for bit."""
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
 
     def logits(model, score, **more):
         other = with_decoder(model, changed(model, score), tmp_path / "taught")
@@ -96,7 +96,7 @@ def test_a_trained_decoder_of_sam(request, model, tmp_path):
 @pytest.mark.parametrize("multimask", ["auto", "off", "on"])
 def test_where_it_is_sure_its_single_mask_is_the_answer(tiny_model, tiny_sam, tmp_path, multimask):
     """That of segment_anything's own decoder with its weights; elsewhere the base's, bit for bit."""
-    embedding = encode(tiny_model, as_image(make_picture(128, 128)))
+    embedding = encode(tiny_model, as_image(make_image(128, 128)))
     point = json.dumps([{"x": 40, "y": 70}])
 
     def predicted(model):
@@ -125,7 +125,7 @@ def test_each_prompt_is_answered_by_the_decoder_that_knows_it():
 
 
 def test_every_node_and_the_editor_have_it(tiny_model, tmp_path):
-    image, mask = as_image(make_picture(60, 80)), disc(30, 25)
+    image, mask = as_image(make_image(60, 80)), disc(30, 25)
     loose = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
     sure, unsure = (with_decoder(tiny_model, changed(tiny_model, score), tmp_path / "taught") for score in (0.9, 0.1))
 
@@ -146,7 +146,7 @@ def test_every_node_and_the_editor_have_it(tiny_model, tmp_path):
 
 
 def test_with_a_concept_the_concept_answers(tiny_model, tmp_path):
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     sure = with_decoder(tiny_model, changed(tiny_model), tmp_path / "taught")
     tokens = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
     plain, taught = (
@@ -161,7 +161,7 @@ def test_a_second_decoder_joins_the_first(tiny_model, tmp_path):
     one = with_decoder(tiny_model, changed(tiny_model, 0.6), tmp_path / "one")
     two = with_decoder(one, changed(one, 0.7), tmp_path / "two")
     blind = with_decoder(one, changed(one, 0.3), tmp_path / "blind")
-    image = as_image(make_picture(60, 80))
+    image = as_image(make_image(60, 80))
     scores = [Segment().execute(model, image, CLICK)[2] for model in (one, two, blind)]
     assert scores == [pytest.approx([0.6]), pytest.approx([0.7]), pytest.approx([0.6])]
     assert len({identity_of(model) for model in (tiny_model, one, two, blind)}) == 4
@@ -175,7 +175,7 @@ def test_another_decoder_makes_a_model_beside_the_base(tiny_model, tmp_path):
     assert other.encoder_identity == tiny_model.encoder_identity and other.decoder_identity != tiny_model.decoder_identity
     for one, two in zip(other.image_encoder.parameters(), tiny_model.image_encoder.parameters(), strict=True):
         assert one.data_ptr() == two.data_ptr() and one is not two, "the same memory, until one of them is moved"
-    embedding = encode(tiny_model, as_image(make_picture(60, 80)))
+    embedding = encode(tiny_model, as_image(make_image(60, 80)))
     base, taught = (PredictMask().execute(model, embedding, CLICK)[3] for model in (tiny_model, other))
     assert (base - taught).abs().max() > 1e-3, "and the embedding is valid for both"
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
@@ -325,7 +325,7 @@ def test_saved_it_is_listed_and_applied_to_its_base(comfy, tmp_path):
     assert SaveDecoder().execute(taught) == ("decoder_00001_.safetensors",)
     assert "decoder_00001_.safetensors" in SAMModelLoader.INPUT_TYPES()["required"]["model_name"][0]
     (loaded,) = SAMModelLoader().load_model("decoder_00001_.safetensors", "fp32")
-    embedding = encode(base, as_image(make_picture(60, 80)))
+    embedding = encode(base, as_image(make_image(60, 80)))
     for one, two in zip(*(PredictMask().execute(model, embedding, CLICK)[::3] for model in (taught, loaded)), strict=True):
         assert torch.equal(one, two)
     assert identity_of(loaded) == identity_of(taught) and not list(tmp_path.rglob("*.part"))
@@ -369,7 +369,7 @@ def test_files_that_are_not_whole_are_refused_by_name(comfy, tmp_path):
 def test_what_embeddings_depend_on_is_not_trained():
     """Of SAM-HQ and SAM 2, the parts of the mask decoder that make feature maps."""
     from samkit.sam.models.retrained import is_trainable
-    from samkit.sam.models.sam2.decoder import SAM2MaskDecoder
+    from samkit.sam.models.sam2.mask_decoder import SAM2MaskDecoder
 
     names = {"conv_s0.weight", "conv_s1.bias", "embedding_encoder.0.weight", "compress_vit_feat.3.bias"}
     assert not any(map(is_trainable, names)) and is_trainable("mask_tokens.weight") and hasattr(SAM2MaskDecoder, "forward")

@@ -19,7 +19,7 @@ def sam():
 
 
 def of_size(sam, size):
-    """The axes, and what the reference makes of logits `[4h, 4w]`, for a picture of a size."""
+    """The axes, and what the reference makes of logits `[4h, 4w]`, for an image of a size."""
     side = sam.image_encoder.img_size
     inside = ResizeLongestSide.get_preprocess_shape(*size, side)
     down, across = axes(Frame(size, inside, side, sam.prompt_encoder.mask_input_size, True))
@@ -75,7 +75,7 @@ def test_the_box_of_a_blob_takes_its_edges_only(sam, monkeypatch):
     assert box == tuple(batched_mask_to_box((reference(logits) > 0)[None])[0].tolist())
 
 
-def test_logits_outside_the_picture_reach_nothing(sam):
+def test_logits_outside_the_image_reach_nothing(sam):
     down, across, _ = of_size(sam, (64, 128))  # the lower half of the model's square is padding
     padding = np.zeros(32, bool)
     padding[20:] = True

@@ -1,4 +1,4 @@
-"""Conversions: points, boxes, images, masks, pictures for people."""
+"""Conversions: points, boxes, images, masks, photos for people."""
 
 import math
 
@@ -124,7 +124,7 @@ def test_values_outside_the_range_are_clipped(values, levels):
     assert frame.ravel().tolist() == levels
 
 
-def test_a_picture_of_many_pieces_is_converted_whole():
+def test_an_image_of_many_pieces_is_converted_whole():
     image = torch.rand(2, 300, 301, 3)
     frames = image_to_frames(image)
     assert np.array_equal(np.stack(frames), (image * 255).round().numpy().astype(np.uint8))
@@ -189,8 +189,8 @@ def test_marks_and_boxes_are_drawn_in_place_and_stay_inside():
 def test_principal_components_tell_regions_apart_and_cut_the_padding():
     features = np.zeros((8, 4, 6), np.float32)
     features[0, :, :3], features[1, :, 3:] = 5, 5
-    picture = principal_components(features, inside=(64, 96), size=(40, 60))
-    assert picture.shape == (40, 60, 3)
-    assert np.abs(picture[20, 5].astype(int) - picture[20, 55]).max() > 200
+    photo = principal_components(features, inside=(64, 96), size=(40, 60))
+    assert photo.shape == (40, 60, 3)
+    assert np.abs(photo[20, 5].astype(int) - photo[20, 55]).max() > 200
     assert principal_components(features).shape == (64, 96, 3)
     assert principal_components(features[:, :1, :1]).shape == (16, 16, 3)

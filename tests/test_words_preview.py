@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import as_image, make_picture
+from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
 from samkit.nodes.editor import routes
@@ -34,7 +34,7 @@ def sure_folder(folder, tmp_path_factory):  # noqa: F811
 @pytest.fixture
 def comfy(monkeypatch, tmp_path, sure_folder):
     (tmp_path / "input").mkdir()
-    frames = [Image.fromarray(make_picture(60, 80, seed)) for seed in range(2)]
+    frames = [Image.fromarray(make_image(60, 80, seed)) for seed in range(2)]
     frames[0].save(tmp_path / "input" / "a.png", save_all=True, append_images=frames[1:])
     folder_copy(sure_folder, tmp_path / "models" / "grounding-dino" / NAME)
     return install(monkeypatch, FakeComfyUI(tmp_path))
@@ -61,7 +61,7 @@ def test_the_boxes_are_those_of_segment_text(comfy, tiny_model):
     for frame in (0, 1):
         status, found = find(body_of(image={"filename": "a.png", "frame": frame}))
         assert status == 200
-        image = as_image(make_picture(60, 80, frame))
+        image = as_image(make_image(60, 80, frame))
         _, bboxes, _, labels, *_ = SegmentText().execute(tiny_model, grounding, image, TEXT)
         assert found["boxes"] == bboxes[0] and [box["label"] for box in found["boxes"]] == labels[: len(bboxes[0])]
         seen += len(bboxes[0])

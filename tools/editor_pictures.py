@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The pictures of the prompt editor, from a real browser on a real ComfyUI: a film for README, stills for the help page.
+"""The pixels of the prompt editor, from a real browser on a real ComfyUI: a film for README, stills for the help page.
 
     .venv/bin/python tools/editor_pictures.py [film | stills]
 

@@ -76,9 +76,9 @@ def _draw(rng: Generator, count: int, size: tuple[int, int], objects: int) -> Fi
             inside = cover >= 0.5
             seen = [mask & ~inside for mask in seen]
             seen[number], areas[number] = inside, int(inside.sum())
-        picture = Image.fromarray(np.clip(canvas * gain, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+        image = Image.fromarray(np.clip(canvas * gain, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
         grain = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(noise)
-        frames.append(np.clip(np.asarray(picture, np.float32) + grain, 0, 255).astype(np.uint8))
+        frames.append(np.clip(np.asarray(image, np.float32) + grain, 0, 255).astype(np.uint8))
         masks.append(seen)
         whole.append(areas)
     found = np.array(masks)

@@ -1,10 +1,13 @@
 """Loads the pack under one fixed name, whatever its folder is called, as ComfyUI's loader does."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.append(str(ROOT / "tools" / "demo_model"))  # its scenes are what tests and benchmarks segment
 
 # Users have the command without this folder, so the command has the way to load the pack.
 _spec = importlib.util.spec_from_file_location("samkit_segment_folder", ROOT / "segment_folder.py")

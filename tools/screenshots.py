@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The pictures of the example workflows: each is opened in a real ComfyUI by a real browser, run, and photographed.
+"""The images of the example workflows: each is opened in a real ComfyUI by a real browser, run, and photographed.
 
     .venv/bin/python tools/screenshots.py [name ...]
 
@@ -57,7 +57,7 @@ _RUN = """() => new Promise((done) => {
 
 
 def main(names: list[str]) -> None:
-    """Take the named pictures, or all."""
+    """Take the named images, or all."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         (base / "custom_nodes").mkdir()

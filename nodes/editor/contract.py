@@ -10,7 +10,7 @@ from ...utils.finish import LIMITS as FINISH_LIMITS
 from ...utils.patches import MOST_PIXELS, MOST_SIDE, MOST_TEXT
 
 VERSIONS = (1, 2)
-CANDIDATES = ("best", "smallest", "middle", "largest")
+EDITOR_CANDIDATES = ("best", "smallest", "middle", "largest")
 COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
 KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size", "finish"}}
 OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint"}
@@ -43,7 +43,7 @@ def for_browser() -> dict[str, Any]:
     finish = {name: list(limits) for name, limits in FINISH_LIMITS.items()}
     return {
         "version": VERSIONS[-1],
-        "candidates": list(CANDIDATES),
+        "candidates": list(EDITOR_CANDIDATES),
         "limits": LIMITS._asdict(),
         "finish": finish,
     }

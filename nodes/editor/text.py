@@ -16,7 +16,7 @@ from ...utils.checks import one_of
 from ...utils.finish import Finish
 from ...utils.names import named, names_of
 from ...utils.patches import Patch
-from .contract import BOX_KEYS, CANDIDATES, COLOUR, KEYS, LIMITS, OBJECT_KEYS, POINT_KEYS, VERSIONS
+from .contract import BOX_KEYS, COLOUR, EDITOR_CANDIDATES, KEYS, LIMITS, OBJECT_KEYS, POINT_KEYS, VERSIONS
 from .finishing import check_paint, parse_finish, parse_paint
 
 Size = tuple[int, int]
@@ -159,7 +159,7 @@ def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish
         raise SAMError(f"{place} is {reprlib.repr(value)}: it must be a JSON object with marks.")
     check_keys(value, OBJECT_KEYS, place)
     candidate, marks = value.get("candidate", "best"), value.get("marks", [])
-    one_of(candidate, CANDIDATES, f"{place}.candidate")
+    one_of(candidate, EDITOR_CANDIDATES, f"{place}.candidate")
     if not isinstance(marks, list) or len(marks) > LIMITS.marks:
         seen = f"has {len(marks)}" if isinstance(marks, list) else f"is a {type(marks).__name__}"
         raise SAMError(f"{place}.marks {seen}: it must be a list of at most {LIMITS.marks} marks.")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
-from .files import as_json, read_json
 from .formats import Format, FormatName, data_set
+from .json_file import as_json, read_json
 from .objects import LabeledImage, Record
 
 _STAGED, _RECORDS = ".adding", "records.json"

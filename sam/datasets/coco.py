@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.files import write_whole
-from .files import as_json, read_json
+from .json_file import as_json, read_json
 from .objects import Category, LabeledImage, Record, labels_in, record_of, visible
 from .polygons import coco_polygons
 from .rle import encode_mask

@@ -10,6 +10,7 @@ from ..errors import SAMError
 from ..geometry import Size
 
 _FINER = 5  # points of a border for each pixel
+_FAR = 1e8  # no coordinate of an image is as large
 
 
 def polygon_mask(points: Sequence[float], size: Size) -> np.ndarray:
@@ -25,7 +26,7 @@ def polygon_mask(points: Sequence[float], size: Size) -> np.ndarray:
     """
     height, width = size
     corners = np.asarray(points, np.float64).reshape(-1, 2) if len(points) % 2 == 0 else np.zeros((0, 2))
-    if len(corners) < 3 or not np.isfinite(corners).all() or np.abs(corners).max() > 1e8:
+    if len(corners) < 3 or not np.isfinite(corners).all() or np.abs(corners).max() > _FAR:
         raise SAMError(f"a polygon has the coordinates {str(list(points))[:60]}: it needs three points or more, in pixels.")
     corners = np.trunc(_FINER * corners + 0.5).astype(np.int64)
     x, y = _followed(np.concatenate([corners, corners[:1]]))
@@ -94,3 +95,47 @@ def shape_mask(kind: str, points: np.ndarray, size: Size) -> np.ndarray:
     else:
         draw.polygon([tuple(point) for point in points], outline=1, fill=1)
     return np.asarray(image) > 0
+
+
+def turned_box_mask(box: Sequence[float], degrees: float, pivot: tuple[float, float], size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a box (x1, y1, x2, y2) turned clockwise about a point (x, y).
+
+    An upright box takes the pixels from its rounded left and top side to before its rounded right and bottom side; of a turned
+    one, the pixels are those of its polygon (see `polygon_mask`).
+
+    Raises:
+        SAMError: a number is not finite.
+    """
+    x1, y1, x2, y2 = box
+    if not np.isfinite([*box, degrees]).all() or max(map(abs, box)) > _FAR:
+        raise SAMError(f"a box has the corners {str(tuple(box))[:60]}: they must be pixels of the image.")
+    if degrees % 360 == 0:
+        mask = np.zeros(size, bool)
+        left, top, right, bottom = np.clip(np.round([x1, y1, x2, y2]), 0, [size[1], size[0]] * 2).astype(int)
+        mask[top:bottom, left:right] = True
+        return mask
+    angle = np.deg2rad(degrees)
+    around = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) - pivot
+    turned = around @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + pivot
+    return polygon_mask(turned.ravel().tolist(), size)
+
+
+def ellipse_mask(center: tuple[float, float], radii: tuple[float, float], degrees: float, size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of an ellipse turned clockwise: the pixels whose center is in it.
+
+    Args:
+        center: (x, y) in pixels.
+        radii: along the ellipse's own x and y.
+        degrees: clockwise.
+        size: (H, W).
+
+    Raises:
+        SAMError: a number is not finite, or a radius is not positive.
+    """
+    if not np.isfinite([*center, *radii, degrees]).all() or min(radii) <= 0:
+        raise SAMError(f"an ellipse has the center {center} and the radii {radii}: the radii must be positive.")
+    y, x = np.ogrid[: size[0], : size[1]]
+    right, down, angle = x + 0.5 - center[0], y + 0.5 - center[1], np.deg2rad(degrees)
+    along = right * np.cos(angle) + down * np.sin(angle)
+    across = down * np.cos(angle) - right * np.sin(angle)
+    return (along / radii[0]) ** 2 + (across / radii[1]) ** 2 <= 1

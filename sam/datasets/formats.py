@@ -6,11 +6,12 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 from ...utils.checks import one_of
 from .coco import Coco
+from .labelme import Labelme
 from .objects import Category, LabeledImage, Record
 from .pngs import Pngs
 from .yolo import Yolo
 
-FormatName: TypeAlias = Literal["COCO RLE", "COCO polygons", "YOLO", "PNG"]
+FormatName: TypeAlias = Literal["COCO RLE", "COCO polygons", "YOLO", "PNG", "labelme"]
 FORMATS: tuple[str, ...] = get_args(FormatName)
 
 
@@ -34,7 +35,7 @@ class Format(Protocol):
         ...
 
     def names(self) -> set[str]:
-        """The images that the data set lists; none where it has no list, as YOLO.
+        """The images that the data set lists; none where it has no list, as YOLO and labelme.
 
         Raises:
             SAMError: a file in its place is of another kind.
@@ -65,4 +66,4 @@ def data_set(name: str, path: Path) -> Format:
     one_of(name, FORMATS, "format")
     if name.startswith("COCO"):
         return Coco(path, polygons=name.endswith("polygons"))
-    return Yolo(path) if name == "YOLO" else Pngs(path)
+    return {"YOLO": Yolo, "PNG": Pngs, "labelme": Labelme}[name](path)

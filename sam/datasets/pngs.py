@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.files import write_whole
-from .files import as_json, read_json
+from .json_file import as_json, read_json
 from .objects import Category, LabeledImage, Record, record_of, visible
 
 

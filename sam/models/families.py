@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...utils.checks import one_of
 from ..errors import SAMError
-from ..weights.files import read_checkpoint
+from ..weights.checkpoint_reader import read_checkpoint
 from ..weights.formats import find_model, sam_names, weights_in
 from ..weights.formats.sam2 import is_sam2, to_sam2_names, to_video_names, version_of
 from .architecture import build, read_architecture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import SAMError
-from ..weights.files import checkpoint_files, checkpoint_stamp
+from ..weights.checkpoint_reader import checkpoint_files, checkpoint_stamp
 from .base import Precision, Segmenter
 from .families import as_segmenter, identity_of, load_model
 from .sam import ForeignSAM, SAMModel

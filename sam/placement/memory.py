@@ -14,7 +14,7 @@ _SHARE = 0.8  # of the free memory: torch's allocator rounds up and leaves gaps
 _CHUNK = 32
 _ROOM_SHARE = 0.1  # of the free memory, for what stays
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 
 def fitting(device: torch.device, each: int, most: int, fixed: int = 0) -> int:
@@ -55,7 +55,7 @@ def room(device: torch.device, each: int, most: int) -> int:
     return most if free is None else max(1, min(most, int(_ROOM_SHARE * free // each)))
 
 
-def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:
+def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Outcome]) -> Iterator[Outcome]:
     """`run`'s results for some items at a time; where they do not fit into memory, for half as many from there on.
 
     Args:
@@ -77,7 +77,7 @@ def in_batches(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]],
             start += len(some)
 
 
-def attempt(run: Callable[[Sequence[Item]], Result], some: Sequence[Item]) -> tuple[Result] | None:
+def attempt(run: Callable[[Sequence[Item]], Outcome], some: Sequence[Item]) -> tuple[Outcome] | None:
     """`run(some)`, or None where it does not fit into memory and there are fewer to try; then its tensors are gone."""
     try:
         return (run(some),)

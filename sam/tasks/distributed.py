@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SAMError
-from .folders import FolderTask, ImageFile, Result
+from .folders import FolderTask, ImageFile, ImageResult
 
 _PACK = Path(__file__).resolve().parent.parent.parent
 _CPUS_PER_ACTOR = 4  # an encoder on a CPU gains little from more
@@ -32,7 +32,7 @@ class RayRunner:
         self.address, self.actors = address, actors
         self._ray = _ray()
 
-    def __call__(self, task: FolderTask, images: Sequence[ImageFile]) -> Iterator[Result]:
+    def __call__(self, task: FolderTask, images: Sequence[ImageFile]) -> Iterator[ImageResult]:
         if not images:
             return
         if not self._ray.is_initialized():

@@ -125,7 +125,7 @@ class ImageFile(NamedTuple):
         return [stat.st_size, stat.st_mtime_ns, prompts]
 
 
-class Result(NamedTuple):
+class ImageResult(NamedTuple):
     """What became of an image: a record and the files that belong to it, or an error, of the image or of the model."""
 
     file_name: str
@@ -162,7 +162,7 @@ class Worker:
         self.grounding = load_grounding(task.grounding) if task.grounding is not None else None
         self._format = data_set(task.format, Path())  # writes nothing
 
-    def __call__(self, image: ImageFile) -> Result:
+    def __call__(self, image: ImageFile) -> ImageResult:
         read = False
         try:
             pixels = read_image(image.path)
@@ -171,10 +171,10 @@ class Worker:
             read = True
             objects = self._segment(pixels, prompts, [str(one.get("label") or self.task.label) for one in image.prompts])
             labeled = LabeledImage(image.file_name, pixels.shape[:2], objects)
-            return Result(image.file_name, *self._format.entry(labeled))
+            return ImageResult(image.file_name, *self._format.entry(labeled))
         # A RuntimeError is what torch raises for a device's memory, too: the next image may be smaller.
         except (*_BAD_IMAGE, RuntimeError, MemoryError) as error:
-            return Result(image.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0], read)
+            return ImageResult(image.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0], read)
 
     def _segment(self, pixels: np.ndarray, prompts: list[Prompt], labels: list[str]) -> list[LabeledMask]:
         task = self.task
@@ -331,10 +331,10 @@ def read_categories(path: Path) -> tuple[Category, ...]:
     return found
 
 
-Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[Result]]
+Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[ImageResult]]
 
 
-def run_here(task: FolderTask, images: Sequence[ImageFile]) -> Iterator[Result]:
+def run_here(task: FolderTask, images: Sequence[ImageFile]) -> Iterator[ImageResult]:
     """Results of images, one after the other, in this process; the model is loaded for the first one."""
     worker = None
     for image in images:
@@ -347,7 +347,7 @@ def segment_folder(
     images: Sequence[ImageFile],
     output: Path,
     run: Runner = run_here,
-    report: Callable[[Result], None] = lambda result: None,
+    report: Callable[[ImageResult], None] = lambda result: None,
     restart: bool = False,
     copies: Path | None = None,
 ) -> Summary:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CANDIDATES = 3
+MIXED = 3
 _EPOCHS, _RATE, _EPSILON = 1000, 1e-3, 1e-4  # the reference's
 _ALPHA, _GAMMA = 0.25, 2  # of the focal loss
 
@@ -43,7 +43,7 @@ def learn_mixture(examples: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """
     with torch.inference_mode(False), torch.enable_grad():
         fixed = [(logits.detach().clone(), target.detach().clone()) for logits, target in examples]
-        weights = torch.full((CANDIDATES - 1,), 1 / CANDIDATES, device=fixed[0][0].device, requires_grad=True)
+        weights = torch.full((MIXED - 1,), 1 / MIXED, device=fixed[0][0].device, requires_grad=True)
         optimizer = torch.optim.AdamW([weights], lr=_RATE, eps=_EPSILON)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS)
         for _ in range(_EPOCHS):

@@ -32,8 +32,7 @@ from ..models.features import IMAGE
 from ..placement.devices import DeviceMode, placed, result_device
 from ..prompts import Prompt, on_grid
 from .embed import EncoderRun
-from .mixture import CANDIDATES as MIXED
-from .mixture import learn_mixture, mix
+from .mixture import MIXED, learn_mixture, mix
 from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions
 from .stream import each_image
 

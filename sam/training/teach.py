@@ -24,7 +24,7 @@ from .losses import iou, mask_loss
 from .trainable import Trainable, Tried
 
 TOKENS = 8
-SINGLE, CANDIDATES = slice(0, 1), slice(1, None)
+SINGLE, SEVERAL = slice(0, 1), slice(1, None)
 _CLICKS = 2  # of a step
 _TRIED = 5  # clicks on a held-out mask
 _ROUND = 16  # steps, at least
@@ -184,7 +184,7 @@ class _Teacher:
     @torch.no_grad()
     def _before(self, index: int) -> float:
         """Mean IoU of the base's best candidate for the held-out clicks on a mask."""
-        found = self._tried(index, CANDIDATES if self.trainable.decoder.num_mask_tokens > 1 else SINGLE, None)
+        found = self._tried(index, SEVERAL if self.trainable.decoder.num_mask_tokens > 1 else SINGLE, None)
         best = found.logits[torch.arange(_TRIED), found.scores.argmax(1)]
         return self._mean_iou(best, index)
 

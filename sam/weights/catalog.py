@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from ...utils.comfy_folders import model_folders, model_link, model_names, model_path
 from ...utils.text import shown
 from ..errors import SAMError
+from .checkpoint_reader import checkpoint_files, file_stamp, files_of_folder, shard_group
 from .download import fetch, fetch_folder
-from .files import checkpoint_files, file_stamp, files_of_folder, shard_group
 from .registry import KnownCheckpoint, KnownFolder
 
 Known: TypeAlias = KnownCheckpoint | KnownFolder

@@ -6,8 +6,8 @@ from pathlib import Path
 from ...utils.paths import is_plain
 from ...utils.text import counted
 from ..errors import SAMError
+from .checkpoint_reader import PREFERRED, is_index, refuse_other_forms, shard_names, weights_of_folder
 from .download import fetch
-from .files import PREFERRED, is_index, refuse_other_forms, shard_names, weights_of_folder
 from .network import PATIENCE, endpoint, is_offline, network_errors, said
 from .registry import RemoteFile
 

@@ -1,11 +1,11 @@
-/** Where things are on the screen, what lies under the pointer, and what a drag does to it. */
+/** Where objects are on the screen, what lies under the pointer, and what a drag does to it. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { boxBetween, clamped, dragged, hit, isInside, View } from "../../web/editor/geometry.js";
 
-const PICTURE = { width: 100, height: 80 };
+const IMAGE = { width: 100, height: 80 };
 const point = (x, y, label = 1) => ({ x, y, label });
 const box = (x, y, width, height) => ({ x, y, width, height });
 
@@ -116,8 +116,8 @@ for (const [at, inside, nearest] of [
   [{ x: 50, y: 81 }, false, { x: 50, y: 80 }],
 ]) {
   test(`(${at.x}, ${at.y}) is ${inside ? "on" : "off"} the image`, () => {
-    assert.equal(isInside(at, PICTURE), inside);
-    assert.deepEqual(clamped(at, PICTURE), nearest);
+    assert.equal(isInside(at, IMAGE), inside);
+    assert.deepEqual(clamped(at, IMAGE), nearest);
   });
 }
 
@@ -212,11 +212,11 @@ test("marks that are not shown are not hit", () => {
 const MARK = box(20, 30, 40, 20);
 
 test("a point moves with the pointer", () => {
-  assert.deepEqual(dragged(point(10, 20, 0), "point", { x: 5, y: -5 }, PICTURE), { x: 15, y: 15 });
+  assert.deepEqual(dragged(point(10, 20, 0), "point", { x: 5, y: -5 }, IMAGE), { x: 15, y: 15 });
 });
 
 test("a point stops at the image's edge", () => {
-  assert.deepEqual(dragged(point(10, 20), "point", { x: -50, y: 500 }, PICTURE), { x: 0, y: 80 });
+  assert.deepEqual(dragged(point(10, 20), "point", { x: -50, y: 500 }, IMAGE), { x: 0, y: 80 });
 });
 
 for (const [part, expected] of [
@@ -231,7 +231,7 @@ for (const [part, expected] of [
   ["se", box(20, 30, 45, 23)],
 ]) {
   test(`a drag of ${part} moves what it names and no more`, () => {
-    assert.deepEqual(dragged(MARK, part, { x: 5, y: 3 }, PICTURE), expected);
+    assert.deepEqual(dragged(MARK, part, { x: 5, y: 3 }, IMAGE), expected);
   });
 }
 
@@ -242,17 +242,17 @@ for (const [part, by, expected] of [
   ["se", { x: 99, y: 99 }, box(20, 30, 80, 50)],
 ]) {
   test(`a drag of ${part} stops at the image's corner`, () => {
-    assert.deepEqual(dragged(MARK, part, by, PICTURE), expected);
+    assert.deepEqual(dragged(MARK, part, by, IMAGE), expected);
   });
 }
 
 test("a box stops at the image's edges with its size", () => {
-  assert.deepEqual(dragged(MARK, "body", { x: -99, y: -99 }, PICTURE), { x: 0, y: 0 });
-  assert.deepEqual(dragged(MARK, "body", { x: 99, y: 99 }, PICTURE), { x: 60, y: 60 });
+  assert.deepEqual(dragged(MARK, "body", { x: -99, y: -99 }, IMAGE), { x: 0, y: 0 });
+  assert.deepEqual(dragged(MARK, "body", { x: 99, y: 99 }, IMAGE), { x: 60, y: 60 });
 });
 
 test("a box larger than the image stops at its top left", () => {
-  assert.deepEqual(dragged(box(0, 0, 300, 300), "body", { x: 7, y: 7 }, PICTURE), { x: 0, y: 0 });
+  assert.deepEqual(dragged(box(0, 0, 300, 300), "body", { x: 7, y: 7 }, IMAGE), { x: 0, y: 0 });
 });
 
 for (const [part, by, expected] of [
@@ -264,13 +264,13 @@ for (const [part, by, expected] of [
   ["nw", { x: 60, y: 25 }, box(60, 50, 20, 5)],
 ]) {
   test(`a drag of ${part} turns the box through itself`, () => {
-    assert.deepEqual(dragged(MARK, part, by, PICTURE), expected);
+    assert.deepEqual(dragged(MARK, part, by, IMAGE), expected);
   });
 }
 
 test("a box dragged to no width or no height stays as it was", () => {
-  assert.deepEqual(dragged(MARK, "e", { x: -40, y: 0 }, PICTURE), {});
-  assert.deepEqual(dragged(MARK, "n", { x: 0, y: 20 }, PICTURE), {});
+  assert.deepEqual(dragged(MARK, "e", { x: -40, y: 0 }, IMAGE), {});
+  assert.deepEqual(dragged(MARK, "n", { x: 0, y: 20 }, IMAGE), {});
 });
 
 test("a dragged box stays on the image, whatever the drag", () => {
@@ -278,7 +278,7 @@ test("a dragged box stays on the image, whatever the drag", () => {
   const parts = ["nw", "n", "ne", "w", "body", "e", "sw", "s", "se"];
   for (let i = 0; i < 500; i += 1) {
     const by = { x: 300 * (random() - 0.5), y: 300 * (random() - 0.5) };
-    const end = { ...MARK, ...dragged(MARK, parts[i % parts.length], by, PICTURE) };
+    const end = { ...MARK, ...dragged(MARK, parts[i % parts.length], by, IMAGE) };
     assert.ok(end.x >= 0 && end.y >= 0 && end.width > 0 && end.height > 0);
     assert.ok(end.x + end.width <= 100 + 1e-9 && end.y + end.height <= 80 + 1e-9);
   }

@@ -253,9 +253,10 @@ test("over another object's mask the pointer says so, and nothing is previewed",
 test("a locked object takes neither a click nor a box, and it is said why", () => {
   state.setObject(0, { locked: true });
   click(150, 150);
-  drag([50, 50], [100, 100]);
-  assert.equal(state.marks.length, 0);
-  assert.ok(editor.refused >= 2);
+  down(50, 50);
+  for (const to of [70, 80, 90]) move(to, to);
+  up(90, 90);
+  assert.deepEqual([state.marks.length, editor.refused], [0, 2], "once a click and once a drag, however far it goes");
 });
 
 test("a drag with the right button draws no box", () => {

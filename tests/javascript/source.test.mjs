@@ -74,12 +74,12 @@ test("a node that is not known may change the image", () => {
 });
 
 for (const [what, graph] of Object.entries({
-  "nothing wired": { 9: editor() },
+  "nothing connected": { 9: editor() },
   "a link to a node that is not there": { 9: editor(["1", 0]) },
   "an editor that is not there": {},
-  "a name that is itself wired": { 1: node("LoadImage", { image: ["2", 0] }), 2: node("String"), 9: editor(["1", 0]) },
+  "a name that is itself connected": { 1: node("LoadImage", { image: ["2", 0] }), 2: node("String"), 9: editor(["1", 0]) },
   "a name that is empty": { 1: load(""), 9: editor(["1", 0]) },
-  "an editor with nothing wired": { 1: editor(), 9: editor(["1", 4]) },
+  "an editor with nothing connected": { 1: editor(), 9: editor(["1", 4]) },
 })) {
   test(`no image: ${what}`, () => assert.equal(imageOf(graph, EDITOR), null));
 }
@@ -90,7 +90,7 @@ test("a circle has no image, and ends", () => {
 
 // --- the model
 
-test("no model is wired", () => {
+test("no model is connected", () => {
   assert.equal(modelOf({ 9: editor() }, EDITOR), null);
   assert.equal(modelOf({ 9: editor(null, ["1", 0]) }, EDITOR), null);
 });
@@ -107,8 +107,8 @@ test("a loader without a precision has auto", () => {
 
 for (const [what, source] of Object.entries({
   "another node's": node("OtherSAMLoader", { model_name: "a.pth" }),
-  "a wired name": node("AV_SAMLoader", { model_name: ["2", 0] }),
-  "a wired precision": node("AV_SAMLoader", { model_name: "a.pth", precision: ["2", 0] }),
+  "a connected name": node("AV_SAMLoader", { model_name: ["2", 0] }),
+  "a connected precision": node("AV_SAMLoader", { model_name: "a.pth", precision: ["2", 0] }),
 })) {
   test(`a model without a name that the server knows: ${what}`, () => {
     const found = modelOf({ 1: source, 2: node("String"), 9: editor(null, ["1", 0]) }, EDITOR);

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ...errors import SAMError
-from ...weights.files import file_stamp, files_of_folder
+from ...weights.checkpoint_reader import file_stamp, files_of_folder
 
 log = logging.getLogger("samkit")
 

@@ -27,8 +27,8 @@ from ...store.identity import Identities
 from ..base import DecoderParts, Precision, Wanted, with_concept
 from ..features import IMAGE, Features
 from ..taught import of_taught, taught_decoders, taught_parts
-from .decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import HieraShape, ImageEncoder, read_hiera
+from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .memory import Memory, build_memory
 from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
 from .self_test import decoder_error, encoder_error

@@ -6,8 +6,8 @@ from segment_anything.modeling import TwoWayTransformer
 from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear
 from ...kernels.self_test import difference, livelier, moved
-from .decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
 from .hiera import BlockShape, HieraShape, HieraSize, ImageEncoder
+from .mask_decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
 
 
 def encoder_error(device: torch.device) -> float:

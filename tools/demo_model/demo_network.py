@@ -193,9 +193,9 @@ def embed_masks(sam: Sam, masks: Tensor | None, given: Tensor | None, count: int
 
 
 def decode(sam: Sam, image: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """MaskDecoder.predict_masks for prompts of several pictures at once.
+    """MaskDecoder.predict_masks for prompts of several photos at once.
 
-    image: embeddings [S, h*w, C] of S pictures; sparse [S*P, K, C] and dense [S*P, h*w, C]: P prompts per picture.
+    image: embeddings [S, h*w, C] of S photos; sparse [S*P, K, C] and dense [S*P, h*w, C]: P prompts per photo.
     Returns logits float32 [S*P, 4, 4h, 4w] and predicted IoU [S*P, 4]. The transposed convolutions (kernel = stride)
     are written as linear layers, which keeps the channels last and saves most of the time.
     """

@@ -1,6 +1,6 @@
 """Procedural scenes with exact masks: the data the bundled demonstration checkpoint learns from and is measured on.
 
-A scene is a picture of overlapping shapes on a textured ground, with the visible mask of every object. It is a pure
+A scene is a photo of overlapping shapes on a textured ground, with the visible mask of every object. It is a pure
 function of an integer seed, so a held-out set is a range of seeds and nothing has to be stored or downloaded.
 
 Rules a scene keeps:
@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 LONG_SIDES = (384, 640)
 RATIOS = (1.0, 4 / 3, 3 / 4, 16 / 9, 3 / 2, 2 / 3)
-SMALLEST, LARGEST = 0.05, 0.6  # extent of an object, in long sides of the picture
+SMALLEST, LARGEST = 0.05, 0.6  # extent of an object, in long sides of the photo
 MIN_VISIBLE = 0.4  # share of an object's drawn area that must remain in sight
 MIN_ACROSS = 0.042  # diameter of the disc of the same visible area, in long sides
 MIN_CONTRAST = 38.0  # RGB distance (0..441) between an object's mean colour and what it is drawn on
@@ -38,7 +38,7 @@ SUPERSAMPLE = 3
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and its objects.
+    """One photo and its objects.
 
     image: uint8 [H, W, 3] RGB. masks: bool [N, H, W], visible pixels of each object. names: N shape names.
     parents: for each object the index of the whole it is a part of, or -1.
@@ -358,23 +358,23 @@ def _camera(rng: Generator, canvas: Array) -> NDArray[np.uint8]:
         x, y = _axes(height, width)
         canvas = canvas * (1 - rng.uniform(0.2, 0.8) * (x**2 + y**2) / (height**2 + width**2) * 2)[..., None]
     canvas = canvas * rng.normal(1, 0.05, 3).astype(np.float32) * np.float32(rng.uniform(0.8, 1.15))
-    picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    photo = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     if rng.random() < 0.5:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
+        photo = photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
     if rng.random() < 0.6:
         noise = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.gamma(2, 2.5))
-        picture = Image.fromarray(np.clip(np.asarray(picture, np.float32) + noise, 0, 255).astype(np.uint8))
+        photo = Image.fromarray(np.clip(np.asarray(photo, np.float32) + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.5:
         packed = io.BytesIO()
-        picture.save(packed, "JPEG", quality=int(rng.integers(35, 95)))
-        picture = Image.open(packed).convert("RGB")
-    return np.array(picture)
+        photo.save(packed, "JPEG", quality=int(rng.integers(35, 95)))
+        photo = Image.open(packed).convert("RGB")
+    return np.array(photo)
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 
-def _picture_size(rng: Generator) -> tuple[int, int]:
+def _image_size(rng: Generator) -> tuple[int, int]:
     """A random (height, width)."""
     long_side = int(rng.integers(LONG_SIDES[0], LONG_SIDES[1] + 1))
     ratio = float(rng.choice(RATIOS))
@@ -450,7 +450,7 @@ def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
     """The scene of a seed. size: (height, width) in pixels; by default a random one. At least one object is listed."""
     rng = np.random.default_rng(seed)
     while True:
-        height, width = size or _picture_size(rng)
+        height, width = size or _image_size(rng)
         hue = float(rng.random())
         canvas = _ground(rng, height, width, hue)
         if rng.random() < 0.3:
@@ -516,7 +516,7 @@ def make_pair(seed: int, size: tuple[int, int] | None = None) -> tuple[Scene, Sc
 def _scene_with(rng: Generator, thing: int, colour: Array, share: float, size: tuple[int, int] | None) -> Scene:
     """A scene with the thing of seed `thing` on top, `share` of the long side across, where its colour stands out."""
     while True:
-        height, width = size or _picture_size(rng)
+        height, width = size or _image_size(rng)
         hue = float(rng.random())
         canvas = _ground(rng, height, width, hue)
         if rng.random() < 0.3:
@@ -532,7 +532,7 @@ def _scene_with(rng: Generator, thing: int, colour: Array, share: float, size: t
 
 
 def _place_thing(rng: Generator, owner: NDArray[np.int16], thing: int, across: float) -> _Placed | None:
-    """The thing at a random place wholly inside the picture and not inside another object; None where that fails."""
+    """The thing at a random place wholly inside the photo and not inside another object; None where that fails."""
     height, width = owner.shape
     reach = across / 2 + 2
     if 2 * reach >= min(height, width):
@@ -567,7 +567,7 @@ def tight_box(mask: Mask) -> tuple[float, float, float, float]:
 
 
 def interior_point(mask: Mask) -> tuple[float, float]:
-    """The pixel (x, y) of a non-empty mask bool [H, W] farthest from its edge; the picture's border counts as edge."""
+    """The pixel (x, y) of a non-empty mask bool [H, W] farthest from its edge; the photo's border counts as edge."""
     left, top, right, bottom = (int(v) for v in tight_box(mask))
     inside = ndimage.distance_transform_edt(np.pad(mask[top : bottom + 1, left : right + 1], 1))
     y, x = np.unravel_index(int(inside.argmax()), inside.shape)

@@ -21,7 +21,7 @@ from ..taught import combined, sources
 STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 _TOP_LEFT, _BOTTOM_RIGHT, _PADDING = 2, 3, -1  # labels beside 0 and 1
 _TOKENS_AT_A_TIME = 2048  # of the image, that are upscaled on a CPU
-_SINGLE, _CANDIDATES = slice(0, 1), slice(1, None)  # of the mask tokens
+_SINGLE, _SEVERAL = slice(0, 1), slice(1, None)  # of the mask tokens
 
 Points = tuple[Tensor, Tensor]
 
@@ -119,11 +119,11 @@ class SAM2MaskDecoder(MaskDecoder):
         """Of what `plainly` gives, what `FastSAM2Decoder.decode` gives."""
         rows = torch.arange(len(logits), device=logits.device)
         if several:
-            logits, scores = logits[:, _CANDIDATES], scores[:, _CANDIDATES]
+            logits, scores = logits[:, _SEVERAL], scores[:, _SEVERAL]
         elif strictly:
             logits, scores = logits[:, _SINGLE], scores[:, _SINGLE]
         else:
-            chosen = torch.where(is_stable(logits[:, 0]), 0, 1 + scores[:, _CANDIDATES].argmax(1))
+            chosen = torch.where(is_stable(logits[:, 0]), 0, 1 + scores[:, _SEVERAL].argmax(1))
             logits, scores = logits[rows, chosen][:, None], scores[rows, chosen][:, None]
         kept = rows if above is None else rows[(scores > above).any(1)]
         return SAM2Decoded.of(Decoded(logits[kept], scores[kept], kept), object_scores[kept])
@@ -229,7 +229,7 @@ class FastSAM2Decoder(FastDecoder):
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
             rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
-            wanted, is_fixed = _CANDIDATES if several else _SINGLE, several or strictly
+            wanted, is_fixed = _SEVERAL if several else _SINGLE, several or strictly
             if above is not None and is_fixed:
                 kept = (rated.scores[:, wanted] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
@@ -247,7 +247,7 @@ class FastSAM2Decoder(FastDecoder):
     def single(self, rated: Rated, shared: SharedImage) -> tuple[Tensor, Tensor]:
         """The single mask where it is stable, else the best candidate: logits `[n, 1, 4h, 4w]` and predicted IoUs `[n, 1]`."""
         masks = self.masks(rated, slice(None), shared)
-        best = 1 + rated.scores[:, _CANDIDATES].argmax(1)
+        best = 1 + rated.scores[:, _SEVERAL].argmax(1)
         chosen = torch.where(is_stable(masks[:, 0]), 0, best)
         rows = torch.arange(len(masks), device=masks.device)
         return masks[rows, chosen][:, None], rated.scores[rows, chosen][:, None]

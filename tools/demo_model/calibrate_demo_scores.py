@@ -1,6 +1,6 @@
 """Fit the predicted IoU of a demonstration checkpoint to the true one: the last step after `train_demo_checkpoint.py`.
 
-    python tools/calibrate_demo_scores.py trained.safetensors calibrated.safetensors
+    python tools/demo_model/calibrate_demo_scores.py trained.safetensors calibrated.safetensors
 
 The IoU head of the mask decoder is a small network on one token. So the tokens of many prompts are collected once, each with
 the true IoU of its masks, and the head is trained on them in seconds. The masks stay as they are; which candidate is the best,

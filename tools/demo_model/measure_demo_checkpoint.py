@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How good the bundled demonstration checkpoint is, measured through the pack's own nodes.
 
-    python benchmarks/demo_checkpoint.py [--scenes 200] [--everything 50] [--checkpoint samkit_demo.safetensors]
+    python tools/demo_model/measure_demo_checkpoint.py [--scenes 200] [--everything 50] [--checkpoint samkit_demo.safetensors]
 
 Every object of scenes that were never trained on is asked for in three ways, and the masks are compared with the truth
 in source pixels: one click at the object's most interior point, best-scored of three candidates; its tight box; and the
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from load_pack import load_pack
 from scenes import Mask, Scene, interior_point, make_scene, tight_box

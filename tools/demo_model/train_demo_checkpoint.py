@@ -1,11 +1,12 @@
 """Train the small demonstration SAM on procedural scenes and write it as one .safetensors file in Meta's key layout.
 
-    python tools/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
+    python tools/demo_model/train_demo_checkpoint.py --output sam/weights/bundled/samkit_demo.safetensors
 
 From scratch, it makes a checkpoint like the bundled one, whose model card describes an older recipe. To go on from a
 checkpoint, and to add encoder blocks to it that change nothing at first (here behind the second and the fifth):
 
-    python tools/train_demo_checkpoint.py --start samkit_demo.safetensors --insert 1 4 --minutes 240 --output better.safetensors
+    python tools/demo_model/train_demo_checkpoint.py --start samkit_demo.safetensors --insert 1 4 \
+        --minutes 240 --output better.safetensors
 
 A run can be stopped, paused or killed, and continued with --resume: the full state is written to --work-dir every few minutes.
 On a GPU it is the same command with --device cuda. The exported weights are the exponential moving average, in float16.
@@ -87,9 +88,9 @@ class SceneDecoder:
         self.height, self.width = image.shape[:2]
         scale = self.size / max(self.height, self.width)
         self.new_h, self.new_w = int(self.height * scale + 0.5), int(self.width * scale + 0.5)
-        picture = Image.fromarray(image).resize((self.new_w, self.new_h), Image.Resampling.BILINEAR)
+        photo = Image.fromarray(image).resize((self.new_w, self.new_h), Image.Resampling.BILINEAR)
         self.device = sam.pixel_mean.device
-        x = to_input(np.asarray(picture), self.size)[None].to(self.device)
+        x = to_input(np.asarray(photo), self.size)[None].to(self.device)
         self.embedding = encode(sam, x)
 
     def __call__(self, coords: NDArray[np.float32], labels: NDArray[np.int64], logits: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,83 @@
+"""CVAT's own XML ("CVAT for images 1.1"): masks, polygons, boxes and ellipses.
+
+Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/, and files that datumaro 1.13 writes in this form.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ..errors import SAMError
+from ..geometry import Size
+from .drawing import ellipse_mask, polygon_mask, turned_box_mask
+from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
+from .reading import ReadImage, check_size, find_image, reading
+
+_WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
+_MOST_RUNS = 1 << 24
+
+
+class CvatSet:
+    """A file of CVAT. Shapes with one label and `group_id` are one object; lines, points and cuboids are left out."""
+
+    form = "CVAT"
+
+    def __init__(self, path: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+        self._file, self._within = path.name, within
+        self._folders = [image_folder] if image_folder else [path.parent / "images", path.parent]
+        with reading(path):
+            root = ElementTree.parse(path).getroot()
+            if root.tag != "annotations":
+                raise SAMError("it is not a file of CVAT: its root must be <annotations>.")
+            if root.find("track") is not None:
+                raise SAMError("it holds tracks of a video. Export it from CVAT as CVAT for images 1.1.")
+            self._images = root.findall("image")
+            self.names = [image.attrib["name"] for image in self._images]
+
+    def labels(self, index: int) -> set[str]:
+        """See `DataSet`."""
+        return {shape.get("label", DEFAULT_LABEL) for shape in self._images[index] if shape.tag not in _WITHOUT_AREA}
+
+    def read(self, index: int) -> ReadImage:
+        """See `DataSet`."""
+        image, name, masks = self._images[index], self.names[index], {}
+        pixels = find_image(name, self._folders, self._within)
+        size = pixels.shape[:2]
+        with reading(f"image {name} of {self._file}"):
+            check_size((int(image.attrib["height"]), int(image.attrib["width"])), size, f"image {name} of {self._file}")
+        for number, shape in enumerate(image):
+            if shape.tag in _WITHOUT_AREA:
+                continue
+            label, group = shape.get("label", DEFAULT_LABEL), shape.get("group_id", "0")
+            key = (label, number) if group in ("", "0") else (label, f"group {group}")
+            with reading(f"shape {number} of image {name} of {self._file}"):
+                mask = _mask_of(shape.tag, shape.attrib, size)
+                masks[key] = masks[key] | mask if key in masks else mask
+        objects = [LabeledMask(mask, label) for (label, _), mask in masks.items()]
+        return ReadImage(pixels, LabeledImage(name, size, objects))
+
+
+def _mask_of(kind: str, shape: Mapping[str, str], size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a shape. Polygons are drawn as pycocotools draws them, which CVAT itself uses for masks."""
+    if kind == "mask":
+        left, top, width, height = (int(float(shape[side])) for side in ("left", "top", "width", "height"))
+        if not (0 <= left <= left + width <= size[1] and 0 <= top <= top + height <= size[0]):
+            raise SAMError(f"its box of {width}x{height} pixels at ({left}, {top}) is not inside the image.")
+        runs = np.array([int(run) for run in shape["rle"].split(",") if run.strip()], np.int64)
+        if (runs < 0).any() or len(runs) > _MOST_RUNS or runs.sum() != width * height:
+            raise SAMError(f"its run lengths are not those of {width}x{height} pixels.")
+        mask, inside = np.zeros(size, bool), np.arange(len(runs)) % 2 == 1  # row by row in the box, and background first
+        mask[top : top + height, left : left + width] = np.repeat(inside, runs).reshape(height, width)
+        return mask
+    turn = float(shape.get("rotation", 0))
+    if kind == "box":
+        left, top, right, bottom = (float(shape[side]) for side in ("xtl", "ytl", "xbr", "ybr"))
+        return turned_box_mask((left, top, right, bottom), turn, ((left + right) / 2, (top + bottom) / 2), size)
+    if kind == "ellipse":
+        x, y, across, down = (float(shape[side]) for side in ("cx", "cy", "rx", "ry"))
+        return ellipse_mask((x, y), (across, down), turn, size)
+    if kind == "polygon":
+        return polygon_mask([float(number) for point in shape["points"].split(";") for number in point.split(",")], size)
+    raise SAMError(f"it is a {kind!r}: only masks, polygons, boxes and ellipses can be read.")

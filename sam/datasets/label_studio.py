@@ -1,0 +1,150 @@
+"""Label Studio's JSON export: brushes, polygons, rectangles and ellipses.
+
+Source: https://labelstud.io/guide/export, and the run lengths of label-studio-sdk 2.1.2 (`label_studio_sdk.converter.brush`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from ...utils.text import shown
+from ..errors import SAMError
+from ..geometry import Size
+from .drawing import ellipse_mask, polygon_mask, turned_box_mask
+from .images import IMAGE_SUFFIXES
+from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
+from .reading import ReadImage, check_size, find_image, reading
+
+_CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask
+_UPLOADED = 8  # hexadecimal digits and a dash, which Label Studio puts before the name of an uploaded file
+_HEADER = 32, 5, 4  # bits of the number of values, of the size of a value less 1, of each of four sizes of a length less 1
+
+
+class LabelStudioSet:
+    """A file of tasks. Of each task the first annotation that was not cancelled is read; points have no area, and are left out.
+
+    An image is looked for by its path below the folder, then by its name, with and without what Label Studio puts before the
+    name of an upload.
+    """
+
+    form = "Label Studio"
+
+    def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Path | None = None) -> None:
+        self._file, self._within = path.name, within
+        self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
+        with reading(path):
+            self._shapes = [_shapes(_results(task)) for task in tasks]
+            self.names = [self._found(_image_of(task)) for task in tasks]
+
+    def _found(self, address: str) -> str:
+        """The name of an image below one of the folders."""
+        query = parse_qs(urlsplit(address).query)
+        path = PurePosixPath((query["d"][0] if "d" in query else unquote(urlsplit(address).path)).lstrip("/"))
+        prefix, _, rest = path.name.partition("-")
+        is_upload = len(prefix) == _UPLOADED and all(digit in "0123456789abcdef" for digit in prefix)
+        names = [path.as_posix(), path.name, *([rest] if is_upload and rest else [])]
+        candidates = [name for name in names if ".." not in PurePosixPath(name).parts]
+        return next((name for name in candidates for folder in self._folders if (folder / name).is_file()), path.name)
+
+    def labels(self, index: int) -> set[str]:
+        """See `DataSet`."""
+        return {label for label, _, _ in self._shapes[index]}
+
+    def read(self, index: int) -> ReadImage:
+        """See `DataSet`."""
+        name, objects = self.names[index], []
+        pixels = find_image(name, self._folders, self._within)
+        size = pixels.shape[:2]
+        for number, (label, kind, result) in enumerate(self._shapes[index]):
+            what = f"region {number} of {name} in {self._file}"
+            with reading(what):
+                check_size((result["original_height"], result["original_width"]), size, what)
+                objects.append(LabeledMask(_mask_of(kind, result["value"], size), label))
+        return ReadImage(pixels, LabeledImage(name, size, objects))
+
+
+def _image_of(task: Mapping[str, Any]) -> str:
+    """The address of a task's image: of its data the first that ends as an image does."""
+    for value in task["data"].values():
+        if (
+            isinstance(value, str)
+            and PurePosixPath(urlsplit(value).query or urlsplit(value).path).suffix.lower() in IMAGE_SUFFIXES
+        ):
+            return value
+    raise SAMError(f"a task has no image: its data is {shown(task['data'])}.")
+
+
+def _results(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    for annotation in task.get("annotations") or task.get("completions") or []:
+        if not annotation.get("was_cancelled"):
+            return list(annotation["result"])
+    return []
+
+
+def _shapes(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Label, kind and result of each region with an area. A label may stand in a result of its own, with the region's id."""
+    labels: dict[Any, str] = {}
+    regions: dict[Any, tuple[str, Mapping[str, Any]]] = {}
+    for place, result in enumerate(results):
+        value, key = result.get("value") or {}, result.get("id", place)
+        kind = str(result.get("type", "")).removesuffix("labels")
+        named = next((value[one] for one in (f"{kind}labels", "labels") if value.get(one)), None)
+        if named:
+            labels[key] = ", ".join(map(str, named))
+        if kind in ("brush", "polygon", "rectangle", "ellipse"):
+            regions[key] = kind, result
+    return [(labels.get(key, DEFAULT_LABEL), kind, result) for key, (kind, result) in regions.items()]
+
+
+def _mask_of(kind: str, value: Mapping[str, Any], size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a region; all numbers but a brush's are in percent of the image's sides."""
+    height, width = size
+    if kind == "brush":
+        return decode_brush(value["rle"], size)
+    if kind == "polygon":
+        return polygon_mask((np.array(value["points"], np.float64) / 100 * [width, height]).ravel().tolist(), size)
+    x, y, turn = float(value["x"]) / 100 * width, float(value["y"]) / 100 * height, float(value.get("rotation") or 0)
+    if kind == "ellipse":
+        return ellipse_mask((x, y), (float(value["radiusX"]) / 100 * width, float(value["radiusY"]) / 100 * height), turn, size)
+    across, down = float(value["width"]) / 100 * width, float(value["height"]) / 100 * height
+    return turned_box_mask((x, y, x + across, y + down), turn, (x, y), size)
+
+
+def decode_brush(rle: Sequence[int], size: Size) -> np.ndarray:
+    """The mask bool `[H, W]` of a brush: the pixels whose alpha is not 0.
+
+    Args:
+        rle: bytes of a stream of bits. After a header come runs: a bit that says whether one value is repeated, two bits for
+            the size of the length, the length less 1, and the value or the values. These are of an image `[H, W, 4]`.
+        size: (H, W).
+
+    Raises:
+        SAMError: they are not the run lengths of an image of that size.
+    """
+    bits = "".join(f"{byte:08b}" for byte in bytes(rle))
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        if place > len(bits):
+            raise SAMError("its run lengths end too soon.")
+        return int(bits[place - count : place], 2)
+
+    number, width, sizes = read(_HEADER[0]), read(_HEADER[1]) + 1, [read(_HEADER[2]) + 1 for _ in range(4)]
+    if number != _CHANNELS * size[0] * size[1]:
+        raise SAMError(f"its run lengths are not those of an image of {size[1]}x{size[0]} pixels.")
+    values, at = np.zeros(number, np.uint8), 0
+    while at < number:
+        is_run, end = read(1), at + 1 + read(sizes[read(2)])
+        if end > number:
+            raise SAMError("its run lengths are of more values than the image has.")
+        if is_run:
+            values[at:end] = min(read(width), 255)
+        else:
+            values[at:end] = [min(read(width), 255) for _ in range(end - at)]
+        at = end
+    return values.reshape(*size, _CHANNELS)[..., -1] > 0

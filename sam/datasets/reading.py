@@ -1,0 +1,124 @@
+"""What every reader of data sets shares: images by their number, and one sentence for what another program wrote otherwise."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ...utils.checks import is_number
+from ...utils.text import shown
+from ..errors import SAMError
+from ..geometry import Size
+from .images import read_image
+from .objects import LabeledImage
+
+
+class ReadImage(NamedTuple):
+    """An image of a data set: pixels uint8 `[H, W, 3]`, turned upright, and its objects."""
+
+    pixels: np.ndarray
+    labeled: LabeledImage
+
+
+class DataSet(Protocol):
+    """Images by their number.
+
+    Attributes:
+        form: what messages call it.
+        names: of the images, in the order of the file, or sorted where there is none.
+    """
+
+    form: str
+    names: Sequence[str]
+
+    def labels(self, index: int) -> set[str]:
+        """The labels of an image's objects; its pixels and masks are not read."""
+        ...
+
+    def read(self, index: int) -> ReadImage:
+        """An image with its objects, in the file's order.
+
+        Raises:
+            SAMError: the image is not there or damaged, or its objects are not what the form says.
+        """
+        ...
+
+
+def loaded_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        SAMError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SAMError(f"{path} was not read as JSON: {error}") from error
+
+
+def loaded_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where it is something else. Raises as `loaded_json`."""
+    value = loaded_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """What another program may have written otherwise than its form says becomes one sentence that names the place.
+
+    Raises:
+        SAMError: the body met a value of another type or range, or a file that cannot be read.
+    """
+    try:
+        yield
+    except SAMError as error:
+        raise SAMError(str(error) if str(what) in str(error) else f"{what}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError, SyntaxError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise SAMError(f"{what} is not of the form that it should have: {reason}.") from error
+    except Image.DecompressionBombError as error:
+        raise SAMError(f"{what} has an image of too many pixels: {error}") from error
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text that is not empty.
+
+    Raises:
+        SAMError: it is not one.
+    """
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise SAMError(f"{what} is {shown(value)}: it must be text.")
+    return value
+
+
+def as_score(value: Any) -> float | None:
+    """A score, or None.
+
+    Raises:
+        SAMError: it is not a finite number.
+    """
+    if value is not None and not is_number(value):
+        raise SAMError(f"score is {shown(value)}: it must be a finite number.")
+    return None if value is None else float(value)
+
+
+def find_image(name: str, folders: Sequence[Path], within: Path | None) -> np.ndarray:
+    """The image of a name in the first folder that has it; a name never leads out of its folder, nor out of `within`."""
+    for folder in folders:
+        path = folder / name
+        with reading(path):
+            bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
+            if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
+                return read_image(path)
+    raise SAMError(f"there is no image {name} in {' or '.join(map(str, folders))}: say where the images are by image_folder.")
+
+
+def check_size(found: tuple[Any, ...], size: Size, what: str) -> None:
+    """Raise SAMError where the size (H, W) that a file names is not its image's."""
+    if found != size:
+        seen = f"{shown(found[1])}x{shown(found[0])} pixels, but its image {size[1]}x{size[0]}"
+        raise SAMError(f"{what} has {seen}: the image was changed, or turned by its EXIF data, since it was annotated.")
