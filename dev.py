@@ -19,7 +19,7 @@ COMFYUI_URL = "https://github.com/Comfy-Org/ComfyUI"
 
 
 def demo(extra: list[str]) -> int:
-    """Point, box, refinement and everything, on a bundled picture with the bundled checkpoint; see demo_output/."""
+    """Points, boxes, refinement, everything and a film, with the bundled checkpoint; see demo_output/."""
     return run(python(), ROOT / "tools" / "demo.py", *extra)
 
 

@@ -1,6 +1,7 @@
 """SAM Track: objects that are prompted on any frames of a film, on all of its frames."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from ..sam import (
     result_device,
 )
 from ..sam import track as follow
+from ..utils.batch_manager import first_frame
 from ..utils.boxes import BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.images import as_image, as_masks, resize_masks
 from ..utils.names import Name
@@ -38,16 +40,38 @@ from .common import (
     Shown,
     ShowsResult,
 )
-from .predict import BOX_FORM_INPUT, OPTION_INPUTS, PROMPT_INPUTS, refuse_shares
+from .predict import BOX_FORM_INPUT, META_BATCH_INPUT, OPTION_INPUTS, PROMPT_INPUTS, refuse_shares
 
 _FRAMES = " In a list of such lists, each list is a frame's, and an empty list means no prompt there. One list is frame 0's."
 _POINTS = "Points {}, as JSON: a list of objects with x and y in image pixels. Points with the same object key mark one object."
 TRACK_TYPE = "SAMKIT_TRACK"
+_FRAME_OFFSET_INPUT: tuple[Any, ...] = (
+    "INT",
+    {
+        "default": -1,
+        "min": -1,
+        "max": 1_000_000_000,
+        "tooltip": "For frames that are a part of a film: the number of the first one in the film, from 0. Prompts per frame "
+        "and mask_frame are then those of the whole film, and track is that of the part before. -1: these are all frames.",
+    },
+)
+_META_BATCH_INPUT: tuple[Any, ...] = (
+    META_BATCH_INPUT[0],
+    {
+        "tooltip": "VideoHelperSuite's Meta Batch Manager that splits the film. frame_offset then follows each part, prompts "
+        "are those of the whole film, and each part goes on where the one before has ended. The direction must be forward."
+    },
+)
 
 
 class TrackObjects(ShowsResult):
-    """`SAMKit_Track`."""
+    """`SAMKit_Track`.
 
+    ComfyUI keeps a node's object from one run to the next. So does VideoHelperSuite's manager, which runs a workflow once for
+    each part: what the node has made of a part is what the next one goes on from.
+    """
+
+    _last: Track | None = None
     DESCRIPTION = (
         "Follows objects through a film: mark them on any frame, and get their masks on every frame. SAM 2 and SAM 2.1 use "
         "their memory, other models the last mask. A second SAM Track with further prompts computes only what they change."
@@ -106,7 +130,10 @@ class TrackObjects(ShowsResult):
                 ),
                 "track": (
                     TRACK_TYPE,
-                    {"tooltip": "The track of another SAM Track on the same film, to correct it or add to it."},
+                    {
+                        "tooltip": "The track of another SAM Track on the same film, to correct it or add to it, or on the "
+                        "part of the film before this one, to go on."
+                    },
                 ),
                 "mask_frame": (
                     "INT",
@@ -141,7 +168,10 @@ class TrackObjects(ShowsResult):
                 "device_mode": DEVICE_MODE_INPUT,
                 "box_form": BOX_FORM_INPUT,
                 "show_result": SHOW_RESULT_INPUT,
+                "frame_offset": _FRAME_OFFSET_INPUT,
+                "meta_batch": _META_BATCH_INPUT,
             },
+            "hidden": {"prompt": "PROMPT"},
         }
 
     def execute(
@@ -160,14 +190,18 @@ class TrackObjects(ShowsResult):
         non_overlapping: bool = False,
         device_mode: DeviceMode = "AUTO",
         box_form: BoxForm = "auto",
+        frame_offset: int = -1,
+        meta_batch: Any = None,
+        prompt: Mapping[str, Any] | None = None,
     ) -> Result:
         frames, *size = as_image(image).shape[:3]
         if track is not None and not isinstance(track, Track):
             raise SAMError(f"track is of type {type(track).__name__}: connect the track output of SAM Track.")
+        offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
         given = PromptInputs(
-            None if positive_coords is None else points_per_frame(positive_coords, frames, "positive_coords", is_film=True),
-            None if negative_coords is None else points_per_frame(negative_coords, frames, "negative_coords", is_film=True),
-            None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, is_film=True),
+            None if positive_coords is None else points_per_frame(positive_coords, frames, "positive_coords", offset, True),
+            None if negative_coords is None else points_per_frame(negative_coords, frames, "negative_coords", offset, True),
+            None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, offset, True),
             None if mask_prompt is None else as_masks(mask_prompt),
         )
         if given.is_empty and track is None:
@@ -175,22 +209,39 @@ class TrackObjects(ShowsResult):
                 "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes or mask_prompt."
             )
         refuse_shares(given, tuple(size))
-        prompts = film_prompts(given, frames, tuple(size), mask_frame, () if track is None else track.names)
-        names = list(dict.fromkeys((*(() if track is None else track.names), *prompts)))
-        results = _Results(names, frames, tuple(size), individual_masks)
+        known, first = track, max(0, offset)
+        prompts = film_prompts(
+            given, None if offset >= 0 else frames, tuple(size), mask_frame, () if track is None else track.names
+        )
+        last, self._last = self._last, None
+        if last is not None and last.end == first > max(0, frame_offset):
+            known = last
+            if track is not None:
+                prompts = _joined(track.prompts, prompts)
+        names = list(dict.fromkeys((*(() if known is None else known.names), *prompts)))
+        results = _Results(names, frames, tuple(size), individual_masks, first)
         options = TrackOptions(direction, non_overlapping, method)
-        known = follow(sam_model, image, prompts, results.take, options, track, device_mode)
-        return results.outputs(known, image)
+        now = follow(sam_model, image, prompts, results.take, options, known, device_mode, None if offset < 0 else offset)
+        if meta_batch is not None:
+            self._last = now
+        return results.outputs(now, image)
+
+
+def _joined(
+    prompts: Mapping[Name, Mapping[int, FilmPrompt]], more: Mapping[Name, Mapping[int, FilmPrompt]]
+) -> Mapping[Name, Mapping[int, FilmPrompt]]:
+    """Prompts of a track and those that are added to them, and replace some."""
+    return {name: {**prompts.get(name, {}), **more.get(name, {})} for name in (*prompts, *more)}
 
 
 def film_prompts(
-    given: PromptInputs, frames: int, size: tuple[int, int], mask_frame: int, known: tuple[Name, ...]
+    given: PromptInputs, frames: int | None, size: tuple[int, int], mask_frame: int, known: tuple[Name, ...]
 ) -> Mapping[Name, Mapping[int, FilmPrompt]]:
     """Prompts by object and frame.
 
     Args:
         given: points and boxes per frame, and masks of one frame.
-        frames: number of frames.
+        frames: number of frames; None: of a film in parts, which is not known, so points and boxes may differ in it.
         size: (H, W) of a frame.
         mask_frame: the frame that the masks belong to; each is that of one object, in order.
         known: the objects of a track, which come first.
@@ -198,13 +249,16 @@ def film_prompts(
     Raises:
         SAMError: a point outside the image, or masks of a frame that is not there.
     """
+    lists = {name: one for name in ("positive", "negative", "boxes") if (one := getattr(given, name))}
+    count = max(map(len, lists.values()), default=0) if frames is None else frames
+    given = replace(given, **{name: [*one, *[one[0][:0]] * (count - len(one))] for name, one in lists.items()})
     prompts: dict[Name, dict[int, FilmPrompt]] = {}
-    for frame in range(frames):
+    for frame in range(count):
         for name, prompt in named_objects(given, frame, size).items():
             prompts.setdefault(name, {})[frame] = FilmPrompt(prompt.points, prompt.labels, prompt.box)
     if given.mask is None or not bool((given.mask > 0).any()):
         return prompts
-    if mask_frame >= frames:
+    if frames is not None and mask_frame >= frames:
         raise SAMError(f"mask_frame is {mask_frame}, but the film has {counted(frames, 'frame')}: 0 to {frames - 1}.")
     names = list(dict.fromkeys((*known, *prompts)))
     numbers = (f"#{number}" for number in range(1, len(given.mask) + len(names) + 1))
@@ -225,25 +279,26 @@ class _Results:
         frames: how many there are.
         size: (H, W) of each.
         apart: a mask for each object, and not one for each frame.
+        first: the number of the first of them in the film.
     """
 
-    def __init__(self, names: list[Name], frames: int, size: tuple[int, int], apart: bool) -> None:
-        self.names, self.apart = names, apart
+    def __init__(self, names: list[Name], frames: int, size: tuple[int, int], apart: bool, first: int) -> None:
+        self.names, self.apart, self.first = names, apart, first
         self.masks, self.shown = MaskStack(frames, size), Shown(frames)
         self.bboxes: list[list[BoundingBox]] = [[] for _ in range(frames)]
         self.scores: list[list[float]] = [[] for _ in range(frames)]
 
     def take(self, found: TrackedFrame) -> None:
         """A film without objects gets one empty mask per frame."""
-        masks, scores = found.masks, found.object_scores.sigmoid().tolist()
-        self.shown.put(found.index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()])
+        index, masks, scores = found.index - self.first, found.masks, found.object_scores.sigmoid().tolist()
+        self.shown.put(index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()])
         for name, mask, score in zip(self.names, masks, scores, strict=True):
             if box := tight_box(mask):
-                self.bboxes[found.index].append(BoundingBox(**box, score=score, label=str(name), object=name))
+                self.bboxes[index].append(BoundingBox(**box, score=score, label=str(name), object=name))
         if not self.apart or not len(masks):
             masks = masks.any(0, keepdim=True) if len(masks) else masks.new_zeros(1, *masks.shape[1:])
-        self.masks.put(found.index, masks)
-        self.scores[found.index] = scores or [0.0]
+        self.masks.put(index, masks)
+        self.scores[index] = scores or [0.0]
 
     def outputs(self, known: Track, image: Tensor) -> Result:
         """Masks, boxes, scores and track, shown on the film."""

@@ -84,8 +84,10 @@ def test_the_bundled_image_is_the_generators():
 def test_the_demo_finds_what_it_asks_for(tmp_path):
     result = subprocess.run([sys.executable, ROOT / "tools" / "demo.py"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    ious = [float(line.split()[-3]) for line in result.stdout.splitlines() if re.match(r"[1-7] ", line)]
-    assert len(ious) == 7 and np.mean(ious) > 0.75, result.stdout
+    ious = [float(line.split()[-3]) for line in result.stdout.splitlines() if re.match(r"[1-8] ", line)]
+    assert len(ious) == 8 and np.mean(ious) > 0.75 and ious[-1] > 0.75, result.stdout
+    with Image.open(ROOT / "demo_output" / "8_track.png") as strip:
+        assert strip.size == (5 * 240, 240)
     for path in (ROOT / "demo_output").glob("*_mask.png"):
         assert set(np.unique(np.array(Image.open(path)))) == {0, 255}
 

@@ -195,6 +195,20 @@ class TestGoingOn:
         assert len(counted) < 15
         assert equal(corrected, tracked(tiny_model, film, {1: {**prompts[1], **more[1]}}, "both")[0])
 
+    @pytest.mark.parametrize("cuts", [(7,), (2, 5, 6, 11)], ids=["two", "five"])
+    def test_a_film_in_parts_is_the_film(self, tiny_model, counted, cuts):
+        film, every = self.film(13), {**self.first, "a": {**self.first["a"], 9: clicks((70, 60), (20, 20), labels=[1, 0])}}
+        whole, _ = tracked(tiny_model, film, every)
+        assert len(counted) == 12 + 10
+        counted.clear()
+        found, known = {}, None
+        for start, end in zip((0, *cuts), (*cuts, 13), strict=True):
+            known = track(
+                tiny_model, film[start:end], every, lambda one: found.__setitem__(one.index, one), None, known, "AUTO", start
+            )
+        assert sorted(found) == list(range(13)) and equal(found, whole) and known.end == 13
+        assert len(counted) == 12 + 10 and all(found[t].masks[0].any() for t in range(13))
+
 
 class TestMethod:
     def test_auto_is_memory_where_there_is_one(self, tiny_model):

@@ -55,7 +55,8 @@ CONTRACT = {
         "SAM Track",
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "track", "mask_frame", "direction"]
-        + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"],
+        + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"]
+        + ["frame_offset", "meta_batch"],
         ["masks", "bboxes", "scores", "track"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),

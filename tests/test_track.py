@@ -17,6 +17,7 @@ from samkit.sam.models.sam2.memory import NO_OBJECT, Memory
 from samkit.sam.tasks import embed
 from samkit.sam.tasks import track as tracking
 from samkit.sam.tasks.track import FilmPrompt, TrackOptions, track
+from test_stream import BatchManager, prompt_of
 
 SMALL_SIZE = hiera.HieraSize("small test", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
 HEIGHT, WIDTH = 60, 80
@@ -314,6 +315,110 @@ class TestGoingOn:
         assert known.nbytes == size and known.objects[1].answers == frozen and known.names == (1,)
 
 
+def in_parts(model, frames, prompts, cuts, known=None, first=0, **options):
+    """A film whose parts begin with the frames `first` and `cuts`: what is found, by frame, and the last track."""
+    found = {}
+    for start, end in zip((first, *cuts), (*cuts, len(frames)), strict=True):
+        known = track(
+            model,
+            frames[start:end],
+            prompts,
+            lambda one: found.__setitem__(one.index, one),
+            TrackOptions(**options),
+            known,
+            first_frame=start,
+        )
+        assert sorted(found)[-1] == end - 1 == known.end - 1
+    return found, known
+
+
+class TestParts:
+    """A film that comes in parts has the masks of the film in one piece."""
+
+    prompts = {
+        "a": {0: clicks((30, 25)), 13: clicks((50, 20), (15, 45), labels=[1, 0])},
+        "b": {2: boxed(5, 5, 40, 55), 17: masked(5, 30, 33, 21)},
+        "c": {12: clicks((60, 30))},
+    }
+    CUTS = {"two": (9,), "five": (4, 5, 13, 18)}
+
+    @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+    @pytest.mark.parametrize("non_overlapping", [False, True])
+    def test_masks_are_the_same(self, small, monkeypatch, cuts, non_overlapping):
+        frames, whole = film(20), {}
+        chosen = TrackOptions(non_overlapping=non_overlapping)
+        track(small.ours, frames, self.prompts, lambda one: whole.__setitem__(one.index, one), chosen)
+        counter = Counted(monkeypatch)
+        counter.taken()
+        found, known = in_parts(small.ours, frames, self.prompts, cuts, non_overlapping=non_overlapping)
+        assert counter.taken()[0] == 20, "an image of an earlier part is not needed again"
+        assert sorted(found) == list(range(20)) and equal(found, whole)
+        assert known.names == ("a", "b", "c") and known.prompts.keys() == self.prompts.keys() and known.first == 0
+
+    def test_a_part_is_corrected_with_its_images_alone(self, small, monkeypatch):
+        """And of a film so long that few memories are kept."""
+        frames = film(30)
+        monkeypatch.setattr(tracking, "_MEMORY_BYTES", 12 * 64 * 64 * 2)
+        _, known = in_parts(small.ours, frames, {"a": {0: clicks((30, 25))}}, (24,))
+        assert len(known.objects["a"].maps) < 25
+        more = {"a": {24: clicks((50, 20))}, "b": {25: clicks((9, 9))}}
+        found, again = in_parts(small.ours, frames, more, (), known, first=24)
+        every = {"a": {0: clicks((30, 25)), **more["a"]}, "b": more["b"]}
+        whole, _ = tracked(small.ours, frames, every)
+        assert sorted(found) == list(range(24, 30)) and again.keys == known.keys
+        assert all(equal({frame: found[frame]}, {frame: whole[frame]}) for frame in found)
+
+    def test_a_track_of_all_frames_so_far_goes_on(self, small):
+        """The first part may have been taken for the whole film."""
+        frames, prompts = film(24), {1: {0: clicks((30, 25))}}
+        _, known = tracked(small.ours, frames[:18], prompts)
+        found, _ = in_parts(small.ours, frames, {}, (), known, first=18)
+        whole, _ = tracked(small.ours, frames, prompts)
+        assert sorted(found) == list(range(18, 24)) and equal(found, {frame: whole[frame] for frame in found})
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"first": 7},
+                r"has the frames 0 to 5 of the film, and the images begin with frame 7.*next one begins with frame 6",
+            ),
+            ({"first": 5}, "belongs to other images than the 3 frames from frame 5 on"),
+            ({"first": None}, "belongs to other images: it has 6 frames, and the image input 3.*set frame_offset"),
+            ({"direction": "backward"}, "direction is 'backward', but the film comes in parts.*Choose forward"),
+            ({"direction": "both"}, "direction is 'both', but the film comes in parts"),
+            (
+                {"prompts": {1: {4: clicks((3, 3))}}},
+                "object 1 on frame 4 lies before these images, which are the frames 6 to 8",
+            ),
+            ({"prompts": {1: {0: clicks((3, 3))}}}, "object 1 on frame 0 lies before these images"),
+            ({"prompts": {2: {0: clicks((30, 25))}}}, "object 2 on frame 0 lies before these images.*Connect the track of"),
+            ({"prompts": {1: {-1: clicks((3, 3))}}}, "on frame -1 lies outside the film"),
+            ({"non_overlapping": True}, "would have to be followed from frame 0 again, but the images begin with frame 6"),
+            ({"size": (40, 50)}, "belongs to other images than the 3 frames from frame 6 on"),
+        ],
+    )
+    def test_what_cannot_go_on_is_refused(self, small, options, message):
+        frames = film(9)
+        _, known = in_parts(small.ours, frames[:6], {1: {0: clicks((30, 25))}}, ())
+        prompts, first, size = options.pop("prompts", {}), options.pop("first", 6), options.pop("size", (HEIGHT, WIDTH))
+        images, chosen = [one[: size[0], : size[1]] for one in frames[6:]], TrackOptions(**options)
+        with pytest.raises(SAMError, match=message):
+            track(small.ours, images, prompts, lambda one: None, chosen, known, first_frame=first)
+
+    def test_a_film_that_begins_with_a_later_part(self, small):
+        """Frames that a loader skips are not there, but they are counted."""
+        frames, prompts = film(24), {1: {3: clicks((30, 25))}}
+        found, known = in_parts(small.ours, frames, prompts, (10,), first=3)
+        whole, _ = tracked(small.ours, frames, prompts)
+        assert known.first == 3 and sorted(found) == list(range(3, 24))
+        assert equal(found, {frame: whole[frame] for frame in found})
+        with pytest.raises(SAMError, match="has the frames 3 to 23 of the film, and the images begin with frame 2"):
+            track(small.ours, frames[2:], {}, lambda one: None, None, known, first_frame=2)
+        with pytest.raises(SAMError, match="belongs to other images: it has 21 frames, and the image input 21"):
+            tracked(small.ours, frames[3:], {}, known=known)
+
+
 def test_masks_that_do_not_overlap(small):
     frames = film(6)
     prompts = {1: {0: clicks((30, 25))}, 2: {0: boxed(5, 5, 60, 55)}, 3: {2: boxed(0, 0, 80, 60)}}
@@ -560,6 +665,82 @@ class TestNode:
             masks, bboxes, scores, known = self.run(small, bboxes=None, individual_masks=apart)
             assert masks.shape == (4, HEIGHT, WIDTH) and not masks.any() and bboxes == [[]] * 4 and scores == [0.0] * 4
             assert known.names == ()
+
+    POINTS = json.dumps(
+        [
+            [{"x": 30, "y": 25, "object": "cat"}],
+            *[[]] * 8,
+            [{"x": 50, "y": 20, "object": "cat"}, {"x": 60, "y": 30, "object": 2}],
+            *[[]] * 3,
+        ]
+    )
+    BOXES = [[]] * 4 + [[{"x": 5, "y": 5, "width": 30, "height": 40, "object": "dog"}]]
+
+    def parts(self, small, starts, images, one_node, **inputs):
+        """The node on a film in parts: by the batch manager, which runs one node again and again, or by its track."""
+        node, known, parts = TrackObjects(), None, []
+        for number, start in enumerate(starts):
+            some = images[start : start + starts[1] - starts[0]]
+            if one_node:
+                given = {
+                    "meta_batch": BatchManager(starts[1] - starts[0]),
+                    "prompt": prompt_of(number),
+                    "frame_offset": starts[0],
+                }
+            else:
+                node, given = TrackObjects(), {"track": known, "frame_offset": start}
+            parts.append(node.execute(small.ours, some, **inputs, **given))
+            known = parts[-1][3]
+        return parts
+
+    @pytest.mark.parametrize("one_node", [True, False])
+    @pytest.mark.parametrize("individual", [True, False])
+    def test_a_film_in_parts_is_the_film(self, small, one_node, individual):
+        images, mask = as_image(*film(18)), masked(13, 22, 30, 37).mask[None].float()
+        inputs = {"bboxes": self.BOXES, "individual_masks": individual}
+        inputs |= {"positive_coords": self.POINTS, "mask_prompt": mask, "mask_frame": 14}
+        whole = TrackObjects().execute(small.ours, images, **inputs)
+        parts = self.parts(small, (0, 4, 8, 12, 16), images, one_node, **inputs)
+        assert torch.equal(torch.cat([part[0] for part in parts]), whole[0]) and whole[0].any()
+        assert [box for part in parts for box in part[1]] == whole[1]
+        assert [score for part in parts for score in part[2]] == whole[2]
+        assert parts[-1][3].names == whole[3].names == ("cat", "dog", 2)
+
+    def test_a_film_in_parts_is_corrected_in_a_second_node(self, small):
+        """Both are connected to the batch manager; the second one has marks on frames of several parts."""
+        images, more = (
+            as_image(*film(18)),
+            json.dumps([[], [{"x": 20, "y": 40, "object": "cat"}], *[[]] * 9, [{"x": 9, "y": 9}]]),
+        )
+        nodes, masks = (TrackObjects(), TrackObjects()), []
+        for number, start in enumerate(range(0, 18, 4)):
+            given = {"meta_batch": BatchManager(4), "prompt": prompt_of(number)}
+            first = nodes[0].execute(small.ours, images[start : start + 4], self.POINTS, **given)
+            masks.append(nodes[1].execute(small.ours, images[start : start + 4], more, track=first[3], **given)[0])
+        first = TrackObjects().execute(small.ours, images, self.POINTS)
+        whole = TrackObjects().execute(small.ours, images, more, track=first[3])
+        assert torch.equal(torch.cat(masks), whole[0])
+
+    def test_a_film_that_begins_again_is_another_one(self, small):
+        """The same node, run for the first part again: what it made of the last film is of no use."""
+        images, node = as_image(*film(8)), TrackObjects()
+        runs = []
+        for point in ('[{"x": 30, "y": 25}]', '[{"x": 60, "y": 30}]'):
+            for number in (0, 1):
+                given = {"meta_batch": BatchManager(4), "prompt": prompt_of(number)}
+                runs.append(node.execute(small.ours, images[4 * number : 4 * number + 4], point, **given))
+        assert runs[3][3].prompts["#1"][0].points.tolist() == [[60, 30]] and not torch.equal(runs[1][0], runs[3][0])
+        later = json.dumps([*[[]] * 8, [{"x": 30, "y": 25}]])
+        given = {"meta_batch": BatchManager(4), "prompt": prompt_of(0), "frame_offset": 8}
+        assert node.execute(small.ours, images[:4], later, **given)[3].first == 8, (
+            "the loader skips as many as the last film had"
+        )
+        with pytest.raises(SAMError, match="object '#1' on frame 0 lies before these images"):
+            TrackObjects().execute(
+                small.ours, images[4:], '[{"x": 30, "y": 25}]', meta_batch=BatchManager(4), prompt=prompt_of(1)
+            )
+        with pytest.raises(SAMError, match="direction is 'both', but the film comes in parts"):
+            node.execute(small.ours, images[:4], '[{"x": 30, "y": 25}]', direction="both", frame_offset=0)
 
     @pytest.mark.parametrize(
         ("inputs", "message"),

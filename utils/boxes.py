@@ -72,7 +72,7 @@ def boxes_per_frame(
         each = spread(value, frames, "bboxes", frame_offset, is_film)
         return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(each)]
     boxes = _parse(value, "bboxes", form)
-    return [boxes, *[boxes[:0]] * (frames - 1)] if is_film else [boxes] * frames
+    return [boxes, *[boxes[:0]] * (max(0, frame_offset) + frames - 1)] if is_film else [boxes] * frames
 
 
 def _is_one_per_frame(value: Sequence[Any], frames: int) -> bool:
@@ -127,13 +127,14 @@ def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int =
         name: the input's name, for messages.
         frame_offset: the number, in the whole film, of the first of the frames, where the items are those of the whole film:
             those of other frames are left out, and a frame after the last item has none. -1: the items are these frames' own.
-        is_film: a single item is the first frame's, and a frame after the last item has none.
+        is_film: a single item is the first frame's, and a frame after the last item has none. With a `frame_offset` the items
+            of the whole film are given back, so many or more.
 
     Raises:
         SAMError: any other number of items.
     """
-    if is_film and len(per_frame) <= frames:
-        return [*per_frame, *[[]] * (frames - len(per_frame))]
+    if is_film and (frame_offset >= 0 or len(per_frame) <= frames):
+        return [*per_frame, *[[]] * (max(0, frame_offset) + frames - len(per_frame))]
     if len(per_frame) == 1:
         return list(per_frame) * frames
     if frame_offset >= 0:

@@ -43,7 +43,7 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, 
         each = spread(value, frames, name, frame_offset, is_film)
         return [_parse(points, f"{name}[{i}]") for i, points in enumerate(each)]
     points = _parse(value, name)
-    return [points, *[points[:0]] * (frames - 1)] if is_film else [points] * frames
+    return [points, *[points[:0]] * (max(0, frame_offset) + frames - 1)] if is_film else [points] * frames
 
 
 def _without_nothing(value: Any) -> Any:

@@ -151,6 +151,7 @@ class Track:
         size: (H, W) of a frame.
         non_overlapping: see `TrackOptions`.
         objects: by name, in the order in which they were first prompted.
+        first: the number, in the film, of the first of these frames.
     """
 
     model: str
@@ -158,6 +159,17 @@ class Track:
     size: Size
     non_overlapping: bool
     objects: Mapping[Name, _ObjectTrack]
+    first: int = 0
+
+    @property
+    def end(self) -> int:
+        """The number of the frame after the last one that is known."""
+        return self.first + len(self.keys)
+
+    @property
+    def prompts(self) -> dict[Name, dict[int, FilmPrompt]]:
+        """All prompts, by object and frame."""
+        return {name: dict(one.prompts) for name, one in self.objects.items()}
 
     @property
     def names(self) -> tuple[Name, ...]:
@@ -181,7 +193,7 @@ class TrackedFrame(NamedTuple):
     """The objects on a frame.
 
     Attributes:
-        index: of the frame.
+        index: of the frame, in the film.
         masks: bool `[N, H, W]`, empty where an object is absent or was not followed to this frame.
         object_scores: float32 `[N]`, logits that each object is in the image; `NO_OBJECT` where it was not followed to.
         logits: low-resolution mask logits `[4h, 4w]` by name, of the objects that were computed now.
@@ -202,11 +214,16 @@ def track(
     options: TrackOptions | None = None,
     known: Track | None = None,
     device_mode: DeviceMode = "AUTO",
+    first_frame: int | None = None,
 ) -> Track:
     """Follow objects through a film; the masks of each frame are handed on as soon as they are complete.
 
     An image is encoded once for all objects, and its features are dropped before the next one (twice where objects that begin
     on different frames are followed in both directions, unless the embedding cache still has it).
+
+    A film may come in parts, in order: each call takes the track of the part before. The masks are those of the film in one
+    piece; if the film is shorter than 16 frames, those that memory gives may differ by a few pixels, since a date in it is a
+    share of the film's length, which is not known before its end.
 
     Args:
         model: ours or any `segment_anything` Sam.
@@ -214,73 +231,131 @@ def track(
         prompts: by object and frame. Beside a `known` track, those that are new; they replace the object's own on that frame.
         take: gets each frame once. Frames on which nothing is to be computed come first, the others in the order of the work.
         options: see `TrackOptions`; None: its defaults.
-        known: what an earlier call made of the same film; what does not change is not computed again.
+        known: what an earlier call made of the same film, or of the parts before; what does not change is not computed again.
         device_mode: see `placed`.
+        first_frame: the number, in the film, of the first of the images, where they are a part of a film. Prompts may then be
+            those of the whole film: those of later parts only name their objects. None: the images are the whole film.
 
     Returns:
-        What is known now, for the next call.
+        What is known now, up to the last of the images, for the next call.
 
     Raises:
-        SAMError: the method is `memory` and the model has none, a prompt lies outside the film or is empty, or the known track
-            belongs to another film, model or method; and what `encode` raises.
+        SAMError: the method is `memory` and the model has none, a prompt lies outside the film or is empty, the known track
+            belongs to another film, model or method, or images of earlier parts are needed: for another direction than forward,
+            or for prompts there that the track does not know; and what `encode` raises.
     """
     segmenter, options = as_segmenter(model), options or TrackOptions()
     by_memory = options.method == "memory" or (options.method == "auto" and bool(optional_member(segmenter, "tracks")))
-    run = EncoderRun(segmenter, images, device_mode)
-    method = _ByMemory(segmenter, len(run.keys), run.size) if by_memory else _ByFollowing(segmenter, run)
+    run, first = EncoderRun(segmenter, images, device_mode), first_frame or 0
+    if first_frame is not None and options.direction != "forward":
+        raise SAMError(
+            f"direction is {options.direction!r}, but the film comes in parts, and an earlier part is gone when a later one "
+            "comes. Choose forward, or track the film in one piece: disconnect meta_batch and set frame_offset to -1."
+        )
+    end = first + len(run.keys)
+    if by_memory:
+        method: _Method = _ByMemory(segmenter, end if first_frame is None else max(end, MOST_POINTERS), run.size)
+    else:
+        method = _ByFollowing(segmenter, run, first)
     identity = "-".join((segmenter.encoder_identity, segmenter.decoder_identity, method.identity))
-    if known is not None and known.model != identity:
-        raise SAMError(
-            "The track was made with a different model or method. Connect the model that made it, or track without it."
-        )
-    if known is not None and known.keys != tuple(run.keys):
-        raise SAMError(
-            f"The track belongs to other images: it has {counted(len(known.keys), 'frame')}, and the image input "
-            f"{len(run.keys)}. Connect the images that it was made of, or track without it."
-        )
-    _check(prompts, len(run.keys), run.size)
+    keys = tuple(run.keys)
+    if known is not None:
+        _check_known(known, identity, run, first_frame)
+        keys, first_known = known.keys[: first - known.first] + keys, known.first
+    else:
+        first_known = first
     before = {} if known is None else known.objects
+    _check(prompts, first, end, run.size, before, is_part=first_frame is not None)
     names = list(dict.fromkeys((*before, *(name for name, frames in prompts.items() if frames))))
-    thinned = _Thinned(len(run.keys), len(names), method)
+    thinned = _Thinned(end, len(names), method, first)
     works = []
     for name in names:
         old = before.get(name, _ObjectTrack())
         if known is not None and known.non_overlapping != options.non_overlapping:
             old = _ObjectTrack(old.prompts)
-        works.append(_Work(name, old, {**old.prompts, **prompts.get(name, {})}, options.direction, thinned))
-    _Film(method, run, works, take, options).run()
+        now = {frame: one for frame, one in {**old.prompts, **prompts.get(name, {})}.items() if frame < end}
+        works.append(_Work(name, old, now, options.direction, thinned))
+    for work in works:
+        if (needed := min((frame for side in work.left for frame in side), default=first)) < first:
+            raise SAMError(
+                f"Object {work.name!r} would have to be followed from frame {needed} again, but the images begin with frame "
+                f"{first}. Track the parts of the film in order, all with the same options."
+            )
+    _Film(method, run, first, works, take, options).run()
     objects = {work.name: work.track for work in works}
-    return Track(identity, tuple(run.keys), run.size, options.non_overlapping, objects)
+    return Track(identity, keys, run.size, options.non_overlapping, objects, first_known)
 
 
-def _check(prompts: Mapping[Name, Mapping[int, FilmPrompt]], frames: int, size: Size) -> None:
+def _check_known(known: Track, identity: str, run: EncoderRun, first_frame: int | None) -> None:
+    """Refuse a track that is not one of the film that these images are, or are the next part of."""
+    if known.model != identity:
+        raise SAMError(
+            "The track was made with a different model or method. Connect the model that made it, or track without it."
+        )
+    if first_frame is None and (known.first or known.keys != tuple(run.keys)):
+        raise SAMError(
+            f"The track belongs to other images: it has {counted(len(known.keys), 'frame')}, and the image input "
+            f"{len(run.keys)}. Connect the images that it was made of, or track without it. For the next part of a film, set "
+            "frame_offset."
+        )
+    if first_frame is None:
+        return
+    if not known.first <= first_frame <= known.end:
+        raise SAMError(
+            f"The track has the frames {known.first} to {known.end - 1} of the film, and the images begin with frame "
+            f"{first_frame}. Track the parts of a film in order, without a gap: the next one begins with frame {known.end}."
+        )
+    both = zip(known.keys[first_frame - known.first :], run.keys, strict=False)
+    if known.size != run.size or any(one != other for one, other in both):
+        raise SAMError(
+            f"The track belongs to other images than the {counted(len(run.keys), 'frame')} from frame {first_frame} on. "
+            "Connect the film that it was made of, or track without it."
+        )
+
+
+def _check(
+    prompts: Mapping[Name, Mapping[int, FilmPrompt]],
+    first: int,
+    end: int,
+    size: Size,
+    before: Mapping[Name, _ObjectTrack],
+    is_part: bool,
+) -> None:
     for name, each in prompts.items():
         for frame, prompt in each.items():
             place = f"The prompt of object {name!r} on frame {frame}"
-            if not 0 <= frame < frames:
-                raise SAMError(f"{place} lies outside the film, which has {counted(frames, 'frame')}: 0 to {frames - 1}.")
+            if not 0 <= frame < end and not (is_part and frame >= end):
+                raise SAMError(f"{place} lies outside the film, which has {counted(end, 'frame')}: 0 to {end - 1}.")
             if prompt.mask is None and prompt.box is None and not len(prompt.points):
                 raise SAMError(f"{place} is empty: it must have points, a box or a mask.")
             if prompt.mask is not None and tuple(prompt.mask.shape) != tuple(size):
                 seen = tuple(prompt.mask.shape)
                 raise SAMError(f"{place} has a mask of the shape {seen}, but the images have {tuple(size)}.")
+            known = before[name].prompts.get(frame) if name in before else None
+            if frame < first and (known is None or known.key != prompt.key):
+                raise SAMError(
+                    f"{place} lies before these images, which are the frames {first} to {end - 1} of the film, and no track of "
+                    "the frames before has it. Connect the track of the part before, or run the film again from its start."
+                )
 
 
 class _Thinned:
     """Which maps a track keeps, so that a long film takes no more than a short one.
 
-    Beside those of prompted frames and around where an object begins: all of a short film; of a long one as many in a row as a
-    frame attends to, once in every `period` frames. From such a place on, an object is followed as if it had never been left.
+    Beside those of prompted frames, around where an object begins and before the first of the images: all of a short film; of a
+    long one as many in a row as a frame attends to, once in every `period` frames. From such a place on, an object is followed
+    as if it had never been left.
     """
 
-    def __init__(self, frames: int, objects: int, method: "_Method") -> None:
-        self.frames, self.window = frames, method.window
+    def __init__(self, frames: int, objects: int, method: "_Method", first: int) -> None:
+        self.frames, self.window, self.first = frames, method.window, first
         every = frames * objects * method.map_bytes
         self.period = 1 if every <= _MEMORY_BYTES else max(self.window + 1, math.ceil(every * self.window / _MEMORY_BYTES))
 
     def keeps(self, frame: int, start: int) -> bool:
         """Whether the map of a frame without prompts stays, of an object that begins on the frame `start`."""
-        return frame % self.period < self.window or abs(frame - start) <= self.window
+        is_before = self.first - self.window <= frame < self.first
+        return is_before or frame % self.period < self.window or abs(frame - start) <= self.window
 
 
 class _Work:
@@ -302,7 +377,8 @@ class _Work:
         self, name: Name, old: _ObjectTrack, prompts: Mapping[int, FilmPrompt], direction: Direction, thinned: _Thinned
     ) -> None:
         self.name, self.prompts, self.thinned = name, prompts, thinned
-        self.start = max(prompts) if direction == "backward" else min(prompts)
+        outermost = max if direction == "backward" else min
+        self.start = outermost(prompts, default=thinned.frames)  # in a later part of the film
         forward = range(self.start, thinned.frames) if direction != "backward" else range(0)
         backward = range(self.start - (direction == "both"), -1, -1) if direction != "forward" else range(0)
         order = (*forward, *backward)
@@ -440,17 +516,17 @@ class _ByMemory:
 
 
 class _ByFollowing:
-    """`_Method` of any model, see `follow`, for the images of a run."""
+    """`_Method` of any model, see `follow`, for the images of a run, whose first one has the number `first` in the film."""
 
     identity, window, working_bytes = "follow", 1, _FOLLOWED_PROMPTS * PROMPT_BYTES
 
-    def __init__(self, model: Segmenter, run: EncoderRun) -> None:
-        self.model, self.images, self.frame = model, run.frames, model.frame(run.size)
+    def __init__(self, model: Segmenter, run: EncoderRun, first: int) -> None:
+        self.model, self.images, self.first, self.frame = model, run.frames, first, model.frame(run.size)
         self.map_bytes = 2 * math.prod(self.frame.grid)
 
     def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
         """See `_Method.step`."""
-        frame = FollowFrame(self.model, features, self.images[index], self.frame)
+        frame = FollowFrame(self.model, features, self.images[index - self.first], self.frame)
         return [self._found(frame, index, work, work.before(index, backward)) for work in works]
 
     def _found(self, frame: FollowFrame, index: int, work: _Work, last: Followed | None) -> _Found:
@@ -479,11 +555,13 @@ class _Film:
         self,
         method: _Method,
         run: EncoderRun,
+        first: int,
         works: Sequence[_Work],
         take: Callable[[TrackedFrame], None],
         options: TrackOptions,
     ) -> None:
         self.model, self.method, self.images, self.works, self.take, self.options = run.model, method, run, works, take, options
+        self.keys = dict(enumerate(run.keys, first))
         self.frame: Frame = self.model.frame(run.size)
         self.result_device = result_device()
 
@@ -492,7 +570,7 @@ class _Film:
         sweeps = [sorted({frame for work in self.works for frame in work.left[side]}, reverse=side == 1) for side in (0, 1)]
         last = {frame: side for side, frames in enumerate(sweeps) for frame in frames}
         progress = Progress(sum(map(len, sweeps)))
-        for index in range(len(self.images.keys)):
+        for index in self.keys:
             if index not in last:
                 progress.check_interrupted()
                 self._hand_on(index, {})
@@ -506,12 +584,12 @@ class _Film:
             for side, frames in enumerate(sweeps):
                 for start in range(0, len(frames), size):
                     some, encoded = frames[start : start + size], {}
-                    keys = dict.fromkeys(self.images.keys[frame] for frame in some)
+                    keys = dict.fromkeys(self.keys[frame] for frame in some)
                     self.images.each(list(keys), Progress(None), encoded.__setitem__)
                     with placed(self.model.network, mode, self.method.working_bytes) as device:
                         for index in some:
                             progress.check_interrupted()
-                            now = self._step(index, side, encoded[self.images.keys[index]], device)
+                            now = self._step(index, side, encoded[self.keys[index]], device)
                             found[index] = {**found.get(index, {}), **now}
                             if last[index] == side:
                                 self._hand_on(index, found.pop(index))
@@ -520,7 +598,7 @@ class _Film:
     def _step(self, index: int, side: int, encoded: Encoded, device: torch.device) -> dict[Name, Tensor]:
         """All that is left to compute on one frame in one sweep; the logits by object."""
         works = [work for work in self.works if index in work.left_in(side)]
-        each = self.method.step(index, side == 1, works, encoded.features(self.images.keys[index], device))
+        each = self.method.step(index, side == 1, works, encoded.features(self.keys[index], device))
         for work, one in zip(works, each, strict=True):
             work.put(index, self._answer(one), one.map, one.pointer)
         return {work.name: one.logits.to(self.result_device) for work, one in zip(works, each, strict=True)}
