@@ -71,7 +71,7 @@ def tiny_model(tiny_sam, tmp_path):
 
 
 @pytest.fixture
-def image():
+def photo():
     """An image with structure at every scale, 60x80: uint8 [H, W, 3]."""
     return make_image(60, 80)
 

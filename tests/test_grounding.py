@@ -602,7 +602,7 @@ def test_segs_without_an_object_and_segs_per_frame():
         boxes_per_frame(((60, 90), [seg(None)]), 1)
 
 
-def test_boxes_of_every_detector_prompt_sam(tiny_model, pixels):
+def test_boxes_of_every_detector_prompt_sam(tiny_model, photo):
     corners = [[10, 12, 40, 50], [30, 5, 70, 44]]
     core = [
         [{"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": "cat", "score": 0.9} for x1, y1, x2, y2 in corners]
@@ -614,7 +614,7 @@ def test_boxes_of_every_detector_prompt_sam(tiny_model, pixels):
         torch.tensor(corners),
         ((60, 80), [seg(tuple(box)) for box in corners]),
     ]
-    masks = [Segment().execute(tiny_model, as_image(pixels), bboxes=form, individual_masks=True)[0] for form in forms]
+    masks = [Segment().execute(tiny_model, as_image(photo), bboxes=form, individual_masks=True)[0] for form in forms]
     assert masks[0].shape == (2, 60, 80) and all(torch.equal(mask, masks[0]) for mask in masks)
     assert Segment.INPUT_TYPES()["optional"]["bboxes"][0].split(",") == ["BOUNDING_BOX", "BBOX", "SEGS"]
 

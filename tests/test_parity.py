@@ -144,11 +144,11 @@ def test_a_small_sam_equals_the_predictor(tiny_sam, tiny_model, width, height):
     check_image(tiny_sam, tiny_model, width, height)
 
 
-def test_many_boxes_equal_the_predictor_one_by_one(tiny_sam, tiny_model, image):
+def test_many_boxes_equal_the_predictor_one_by_one(tiny_sam, tiny_model, photo):
     boxes = [(5, 5, 30, 40), (20, 10, 70, 50), (50, 30, 79, 59), (1, 1, 78, 20)]
     predictor = SamPredictor(tiny_sam)
-    predictor.set_image(image)
-    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(image), tiny_model)
+    predictor.set_image(photo)
+    (embedding,) = GetSAMEmbedding().get_sam_embedding(as_image(photo), tiny_model)
     masks, _, scores, logits = PredictMask().execute(tiny_model, embedding, bboxes=boxes, individual_masks=True)
     for index, box in enumerate(boxes):
         mask, score, low = predictor.predict(box=np.array(box), multimask_output=False)

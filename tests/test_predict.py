@@ -17,8 +17,8 @@ BOX = {"x": 10, "y": 5, "width": 40, "height": 45}
 
 
 @pytest.fixture
-def image(pixels):
-    return as_image(pixels)
+def image(photo):
+    return as_image(photo)
 
 
 @pytest.fixture
@@ -276,14 +276,14 @@ def test_results_can_be_used_outside_inference_mode(tiny_model, image):
     assert not masks.is_inference() and not logits.is_inference()
 
 
-def test_python_users_call_the_same_runtime(tiny_model, pixels):
+def test_python_users_call_the_same_runtime(tiny_model, photo):
     from samkit.sam import Prompt, decode
 
-    embedding = encode(tiny_model, [pixels])
+    embedding = encode(tiny_model, [photo])
     click = Prompt(points=np.array([[30.0, 25.0]]), labels=np.array([1]))
     masks, scores, logits = decode(tiny_model, embedding, [[click, click]])
     assert masks[0].shape == (2, 60, 80) and masks[0].dtype == torch.bool
-    assert torch.equal(masks[0][0].float(), segment(tiny_model, as_image(pixels), positive_coords=CLICK)[0][0])
+    assert torch.equal(masks[0][0].float(), segment(tiny_model, as_image(photo), positive_coords=CLICK)[0][0])
     assert scores[0].shape == (2,) and logits[0].shape == (2, 1, 32, 32)
     with pytest.raises(SAMError, match="prompts for 2 images, but embeddings of 1"):
         decode(tiny_model, embedding, [[click], [click]])

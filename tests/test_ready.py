@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import as_image, make_image
 from samkit.nodes.automask import AutoMask
-from samkit.nodes.editor_text import parse_editor
+from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.prompt_editor import PromptEditor, segment_marks
