@@ -1,5 +1,5 @@
-/** Folds the inputs that SAM Segment Everything declares as `advanced` away on the classic canvas, too: ComfyUI itself folds them
- * in Nodes 2.0 only, where the node has a button for them. Here they are behind the node's menu, "Show Advanced". */
+/** Folds the inputs that SAM Segment Everything declares as `advanced` away on the classic canvas, too. Frontends before 1.58 fold
+ * them in Nodes 2.0 only, where the node has a button for them; here they are behind the node's menu, "Show Advanced". */
 
 import { app } from "../../scripts/app.js";
 
@@ -10,9 +10,15 @@ app.registerExtension({
   name: "SAMKit.AdvancedInputs",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    const isFolded = () => !node.showAdvanced && !app.extensionManager.setting.get(ALWAYS);
+    const isAlways = () => Boolean(app.extensionManager.setting.get(ALWAYS));
+    const isFolded = () => !node.showAdvanced && !isAlways();
     for (const widget of (node.widgets ?? []).filter(({ options }) => options?.advanced)) {
       widget.advanced = true; // so that the menu has its entry
+      if (widget.visibility !== undefined) {
+        // Newer frontends fold these themselves, without a gap, and do not read `hidden`. Their canvas does not ask for the setting.
+        if (isAlways()) node.showAdvanced = true;
+        continue;
+      }
       // What is hidden takes no room; what is only advanced leaves a gap.
       Object.defineProperty(widget, "hidden", { get: isFolded, set: () => {}, configurable: true });
     }

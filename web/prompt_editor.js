@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { setContract } from "./editor/contract.js";
 import { PromptEditor } from "./editor/editor.js";
-import { groundingOf, imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
+import { groundingOf, hasModel, imageGraph, imageOf, imageSignature, modelOf, nameOf, only, usesMasks } from "./editor/source.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
@@ -83,6 +83,12 @@ class Binding {
       loadAll: () => this.#run(only),
       sendToMaskEditor: (alpha, image) => this.#sendToMaskEditor(alpha, image),
       needed: () => this.look(),
+      // Nodes 2.0 gives it to the graph itself, the classic canvas lies behind the editor.
+      passWheel: (event) => {
+        if (window.LiteGraph.vueNodesMode) return;
+        event.preventDefault();
+        app.canvas.processMouseWheel(event);
+      },
     });
     this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
       getValue: () => this.editor.text,
@@ -123,9 +129,10 @@ class Binding {
     const signature = imageSignature(graph, id);
     const file = imageOf(graph, id);
     const { [IMAGES]: ran = this.node.properties[IMAGES_BEFORE], [SIGNATURE]: before } = this.node.properties;
-    const made = signature && Array.isArray(ran) ? ran : [];
+    const made = signature && Array.isArray(ran) ? ran.map(nameOf) : [];
     const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
-    this.editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder });
+    const givesEmptyMasks = usesMasks(graph, id) && !hasModel(graph, id);
+    this.editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder, givesEmptyMasks });
     this.editor.words.connect(groundingOf(graph, id));
     const model = modelOf(graph, id);
     const identity = this.#models.get(model?.signature);
@@ -155,14 +162,20 @@ class Binding {
     const graph = await graphOfRun(run);
     const id = graph && idsOf(this.node).find((one) => one in graph);
     if (Array.isArray(images) && images.length) {
-      this.node.properties[IMAGES] = images;
+      this.node.properties[IMAGES] = images.map(nameOf);
       delete this.node.properties[IMAGES_BEFORE];
       if (id) this.node.properties[SIGNATURE] = imageSignature(graph, id);
     }
     const model = id && modelOf(graph, id);
+    const isEmpty = id && usesMasks(graph, id) && !hasModel(graph, id) && this.editor.state.marks.length > 0;
+    if (isEmpty) this.#warn("This run had marks and no model, so their masks are empty. Connect Load SAM Model to sam_model.");
     if (identities?.[0] && model) this.#models.set(model.signature, identities[0]);
     this.look();
     this.editor.wake();
+  }
+
+  #warn(detail) {
+    app.extensionManager.toast.add({ severity: "warn", summary: "SAM Prompt Editor", detail, life: 10000 });
   }
 
   /** Run a part of the graph: what the image needs, or what the model needs too. */
