@@ -1503,22 +1503,6 @@ def test_comfyui_replaces_storyicons_nodes_by_ours(page, server):
     assert (inputs["5"]["images"], inputs["6"]["mask"]) == (["4", 5], ["4", 0])
 
 
-# --- the last: it leaves the mask editor open, which covers the page
-
-
-def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):
-    editor.click(*LEAF)
-    mask, page = editor.exact(), editor.page
-    page.evaluate("() => samkit.editor().sendToMaskEditor()")
-    page.wait_for_timeout(1500)
-    name = page.evaluate("app.graph.nodes.filter((one) => one.type === 'LoadImage').at(-1).widgets[0].value")
-    file = server.base / "input" / name.removesuffix(" [input]")
-    image = np.array(Image.open(file))
-    assert ((image[..., 3] == 0) == mask).all()
-    scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGB"))
-    assert (image[..., :3] == scene).all(), "what is masked keeps its colours"
-
-
 def test_advanced_inputs_are_folded_until_the_node_or_the_setting_shows_them(editor):
     shown = """async ([always, isOpen]) => {
       await app.extensionManager.setting.set("Comfy.Node.AlwaysShowAdvancedWidgets", always);
@@ -1534,3 +1518,19 @@ def test_advanced_inputs_are_folded_until_the_node_or_the_setting_shows_them(edi
         assert editor.page.evaluate(shown, [True, False]) == [True, True, True]
     finally:
         editor.page.evaluate("app.extensionManager.setting.set('Comfy.Node.AlwaysShowAdvancedWidgets', false)")
+
+
+# --- the last: it leaves the mask editor open, which covers the page
+
+
+def test_the_mask_goes_to_comfyuis_own_mask_editor(editor, server):
+    editor.click(*LEAF)
+    mask, page = editor.exact(), editor.page
+    page.evaluate("() => samkit.editor().sendToMaskEditor()")
+    page.wait_for_timeout(1500)
+    name = page.evaluate("app.graph.nodes.filter((one) => one.type === 'LoadImage').at(-1).widgets[0].value")
+    file = server.base / "input" / name.removesuffix(" [input]")
+    image = np.array(Image.open(file))
+    assert ((image[..., 3] == 0) == mask).all()
+    scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGB"))
+    assert (image[..., :3] == scene).all(), "what is masked keeps its colours"

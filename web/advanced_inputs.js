@@ -10,17 +10,13 @@ app.registerExtension({
   name: "SAMKit.AdvancedInputs",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    const isAlways = () => Boolean(app.extensionManager.setting.get(ALWAYS));
-    const isFolded = () => !node.showAdvanced && !isAlways();
+    // The canvas does not ask for the setting: a node that comes while it is on is open.
+    if (app.extensionManager.setting.get(ALWAYS)) node.showAdvanced = true;
     for (const widget of (node.widgets ?? []).filter(({ options }) => options?.advanced)) {
       widget.advanced = true; // so that the menu has its entry
-      if (widget.visibility !== undefined) {
-        // Newer frontends fold these themselves, without a gap, and do not read `hidden`. Their canvas does not ask for the setting.
-        if (isAlways()) node.showAdvanced = true;
-        continue;
-      }
+      if (widget.visibility !== undefined) continue; // newer frontends fold it themselves, without a gap, and do not read `hidden`
       // What is hidden takes no room; what is only advanced leaves a gap.
-      Object.defineProperty(widget, "hidden", { get: isFolded, set: () => {}, configurable: true });
+      Object.defineProperty(widget, "hidden", { get: () => !node.showAdvanced, set: () => {}, configurable: true });
     }
     node.setSize([node.size[0], node.computeSize()[1]]);
   },
