@@ -1,7 +1,7 @@
 /** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
 import { Brush } from "./brush.js";
-import { PreviewClient } from "./client.js";
+import { PreviewClient, pollFor } from "./client.js";
 import { contract } from "./contract.js";
 import { Everything } from "./everything.js";
 import { makeFinish } from "./finish.js";
@@ -39,11 +39,13 @@ let editors = 0;
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
- * @property {() => void} loadImage  run what is upstream of the image
- * @property {() => void} loadAll  run what is upstream of the image and of the model
- * @property {(alpha: Blob, image: ImageName) => Promise<void>} sendToMaskEditor
- * @property {() => void} needed  the user has come: find out what is connected
- * @property {(event: WheelEvent) => void} passWheel  the wheel is the graph's
+ * @property {() => void} [loadImage]  run what is upstream of the image
+ * @property {() => void} [loadAll]  run what is upstream of the image and of the model
+ * @property {(alpha: Blob, image: ImageName) => Promise<void>} [sendToMaskEditor]
+ * @property {() => void} [needed]  the user has come: find out what is connected
+ * @property {(event: WheelEvent) => void} [passWheel]  the wheel is the graph's; absent where the editor lies on none
+ * @property {() => void} [openDialog]  the same in a window of its own
+ * @property {() => void} [leave]  Escape, when there is nothing else to leave
  */
 export class PromptEditor {
   hidden = false;
@@ -168,7 +170,7 @@ export class PromptEditor {
   }
 
   #seen(isSeen) {
-    if (isSeen && !this.#isSeen) this.host.needed();
+    if (isSeen && !this.#isSeen) this.host.needed?.();
     if (isSeen) this.#watchZoom();
     this.#isSeen = isSeen;
     this.#refresh();
@@ -177,7 +179,7 @@ export class PromptEditor {
   #come() {
     this.#isVisited = true;
     this.#watchZoom();
-    this.host.needed();
+    this.host.needed?.();
     this.#loadImage({ check: true });
     this.#refresh();
   }
@@ -320,6 +322,7 @@ export class PromptEditor {
     if (this.gestures.active) this.gestures.abandon();
     else if (this.brush.isActive) this.brush.toggle(this.brush.tool);
     else if (this.state.selected !== null) this.state.select(null);
+    else if (this.host.leave) this.host.leave();
     else if (!document.fullscreenElement) this.stage.blur();
   }
 
@@ -340,7 +343,7 @@ export class PromptEditor {
   #act(action) {
     const { state, image } = this;
     if (action === "load") this.loadImage();
-    if (action === "download") this.host.loadAll();
+    if (action === "download") this.host.loadAll?.();
     if (action === "load" || action === "download" || !image) return;
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
@@ -354,24 +357,48 @@ export class PromptEditor {
     this.#changed();
   }
 
-  /** The masks to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
-  async sendToMaskEditor() {
-    const { image, masks } = this;
-    const subject = this.subject;
-    if (!masks.length || !image || !subject) return;
+  /** Whether there is a mask to make: an object that is not hidden, with marks or paint in this frame. */
+  get hasMask() {
+    return this.#items().length > 0;
+  }
+
+  /**
+   * The masks that are seen, merged and exact, as ComfyUI's upload of masks takes them: a PNG whose alpha is 0 where the mask is full.
+   * Waits while ComfyUI runs a prompt.
+   * @param {() => boolean} [isWanted]
+   * @param {(progress: null) => void} [waits]  ComfyUI runs a prompt
+   * @returns {Promise<Blob | null>}  null where there is no mask, or it is not wanted any longer
+   */
+  async alpha(isWanted = () => true, waits = () => {}) {
+    const { image, subject } = this;
+    const items = this.#items();
+    if (!items.length) return null;
+    if (!image || !subject) throw new Error(image ? "There is no model to make the mask." : "The image is not there yet.");
     const { width, height } = image;
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    const alpha = new ImageData(width, height);
+    for (let i = 3; i < alpha.data.length; i += 4) alpha.data[i] = 255;
+    for (const { object } of items) {
+      const question = { image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" };
+      const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
+      if (!answer) return null;
+      const bitmap = await createImageBitmap(answer.png);
+      context.clearRect(0, 0, width, height);
+      context.drawImage(bitmap, 0, 0, width, height);
+      bitmap.close();
+      const { data } = context.getImageData(0, 0, width, height);
+      for (let i = 3; i < data.length; i += 4) alpha.data[i] = Math.min(alpha.data[i], 255 - data[i]); // where masks meet, the stronger one
+    }
+    context.putImageData(alpha, 0, 0);
+    return context.canvas.convertToBlob({ type: "image/png" });
+  }
+
+  /** The masks to ComfyUI's own mask editor. */
+  async sendToMaskEditor() {
     const name = this.images[this.state.frame];
     try {
-      const context = new OffscreenCanvas(width, height).getContext("2d");
-      for (const { object } of masks) {
-        const { png } = await this.exact.ask({ image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" });
-        context.drawImage(await createImageBitmap(png), 0, 0, width, height);
-      }
-      const pixels = context.getImageData(0, 0, width, height);
-      for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = 255 - pixels.data[i];
-      context.putImageData(pixels, 0, 0);
-      const alpha = await context.canvas.convertToBlob({ type: "image/png" });
-      await this.host.sendToMaskEditor(alpha, name);
+      const alpha = await this.alpha();
+      if (alpha) await this.host.sendToMaskEditor(alpha, name);
     } catch (error) {
       this.host.complain(error.message);
     }
@@ -449,7 +476,7 @@ export class PromptEditor {
       event.preventDefault();
       return event.stopPropagation();
     }
-    const hasFocus = this.element.contains(document.activeElement) || document.fullscreenElement === this.element;
+    const hasFocus = !this.host.passWheel || this.element.contains(document.activeElement) || document.fullscreenElement === this.element;
     if (!hasFocus || !this.stage.contains(event.target) || !this.image) return this.host.passWheel(event);
     event.preventDefault();
     event.stopPropagation();

@@ -1,7 +1,7 @@
 /** Where the editor's image and model come from, read from the API form of the graph (subgraphs, reroutes and bypassed
  * nodes are resolved in it). No DOM. */
 
-const LOADERS = { LoadImage: "input", LoadImageOutput: "output", SAMKit_ExampleImage: "example" };
+export const LOADERS = { LoadImage: "input", LoadImageOutput: "output", SAMKit_ExampleImage: "example" };
 const SAME_IMAGE = { SAMKit_PromptEditor: "image" };
 const FILE = /^(?:(.*)[/\\])?([^/\\]+?)(?: \[(input|output|temp)\])?$/;
 

@@ -153,6 +153,15 @@ export class EditorState {
     this.onChange();
   }
 
+  /** Take over what was made of this state elsewhere, as one step of undo. */
+  adopt(text, current = 0) {
+    if (text === this.text) return;
+    this.#loaded = null;
+    this.#take(readText(text));
+    this.current = Math.min(current, this.objects.length - 1);
+    this.commit();
+  }
+
   #take({ objects, marks, size, finish }, ids = objects.map(() => Symbol("object"))) {
     this.#ids = ids;
     Object.assign(this, { objects, marks, size, finish, selected: null });

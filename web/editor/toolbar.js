@@ -62,6 +62,7 @@ export function makeToolbar(editor) {
   const views = makeViews(editor);
   const fit = button("arrows-alt", "Fit the image (F)", () => editor.fit());
   const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
+  const dialog = button("external-link", "Open in a dialog over the whole window, with OK and Cancel", () => editor.host.openDialog());
   const load = button("play", "Load image: run only what is upstream of it", () => editor.loadImage());
   const frames = makeFrames(editor);
   const group = (label, ...parts) => make("span", { className: "samkit-group", role: "group", "aria-label": label }, ...parts);
@@ -70,10 +71,14 @@ export function makeToolbar(editor) {
     group("Marks", object, negative, box, remove, clear, clearAll),
     group("Mask", candidate, choose.element, hover, send, editor.finish.opener),
     brush.element,
-    group("View", hide, ...views.parts, fit, full, load),
+    group("View", hide, ...views.parts, fit, dialog, full, load),
     frames.element,
   ];
   const element = make("div", { className: "samkit-toolbar", role: "toolbar", "aria-label": "SAM Prompt Editor" }, ...groups);
+  dialog.hidden = !editor.host.openDialog;
+  full.hidden = Boolean(editor.host.leave); // its window is as large
+  send.hidden = !editor.host.sendToMaskEditor;
+  load.hidden = !editor.host.loadImage;
   const pressed = (one, value) => one.setAttribute("aria-pressed", String(value));
   const name = (one, text) => { one.title = text; one.setAttribute("aria-label", text); };
   const update = () => {
