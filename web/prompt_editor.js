@@ -26,7 +26,7 @@ const live = new Set();
 const left = new Map();
 
 /** Ids, as the API form has them ("3", or "5:3" inside a subgraph), of the places where a node's graph is used. */
-function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
+export function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
   if (graph === node.graph) return [`${prefix}${node.id}`];
   return (graph?.nodes ?? []).filter((one) => one.subgraph).flatMap((one) => idsOf(node, one.subgraph, `${prefix}${one.id}:`));
 }
