@@ -719,3 +719,20 @@ test("paint does not follow by itself, and neither do the marks beside it", () =
   assert.equal(state.follow({ width: 1024, height: 1024 }), null);
   assert.deepEqual(state.marks.map(bare), [{ x: 10, y: 20, label: 1 }]);
 });
+
+test("what was made elsewhere is taken over as one step, with the object that was worked on", () => {
+  const committed = [];
+  const state = new EditorState({ onCommit: () => committed.push(state.text) });
+  state.add({ x: 10, y: 20, label: 1 });
+  const other = new EditorState();
+  other.load(state.text);
+  other.newObject();
+  other.add({ x: 30, y: 40, label: 0 });
+  other.add({ x: 50, y: 60, label: 1 });
+  state.adopt(other.text, other.current);
+  assert.deepEqual([state.marks.length, state.current, committed.length, committed.at(-1)], [3, 1, 2, other.text]);
+  state.adopt(other.text, 0);
+  assert.deepEqual([state.current, committed.length], [1, 2], "the same again is no step");
+  state.undo();
+  assert.deepEqual([state.marks.length, state.objects.length], [1, 1]);
+});

@@ -49,6 +49,7 @@ export class EditorDialog {
     const panel = make("div", { className: "samkit-dialog-panel" }, head, this.editor.element, foot);
     this.element = keepKeys(make("div", { className: "samkit-dialog", role: "dialog", tabIndex: -1, "aria-modal": "true", "aria-label": this.#options.title }, panel));
     for (const type of KEPT) this.element.addEventListener(type, (event) => event.stopPropagation());
+    this.element.addEventListener("pointerdown", (event) => this.#goOn(event), { capture: true });
     this.element.addEventListener("keydown", (event) => this.#key(event));
     this.element.addEventListener("mousedown", (event) => this.#keepFocus(event));
   }
@@ -92,6 +93,11 @@ export class EditorDialog {
     this.#isAsking = isAsking;
     this.cancelButton.textContent = isAsking ? "Discard" : "Cancel";
     this.#say(isAsking ? "Discard the changes? Press Esc again to discard them." : "");
+  }
+
+  /** Who works on does not want to discard. */
+  #goOn(event) {
+    if (this.#isAsking && !this.cancelButton.contains(event.target)) this.#ask(false);
   }
 
   #say(text) {
