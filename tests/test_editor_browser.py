@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import time
 
 import numpy as np
@@ -1496,7 +1497,7 @@ def test_comfyui_replaces_storyicons_nodes_by_ours(page, server):
         pytest.skip("this ComfyUI replaces no nodes")
     assert "Sam2Segmentation" in server.json("/node_replacements")
     page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", OLD_WORKFLOW)
-    page.get_by_role("button", name="Show swap nodes").click()
+    page.get_by_role("button", name=re.compile("^(Show swap nodes|View details)$")).click()  # older and newer front ends
     page.get_by_role("button", name="Replace All", exact=True).click()
     page.wait_for_function("app.graph._nodes.some((one) => one.type === 'SAMKit_SegmentText')", timeout=10_000)
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")

@@ -62,6 +62,7 @@ async function upload(path, blob, filename, more) {
 
 /** The image under a name that ComfyUI's upload of masks takes, upright as Load Image gives it. */
 async function original(image) {
+  if (image.type !== "example" && image.filename.toLowerCase().endsWith(".png")) return image;
   const response = await api.fetchApi(query(image));
   const blob = await response.blob();
   const isShown = isUpright(new Uint8Array(await blob.slice(0, 1 << 16).arrayBuffer()));
