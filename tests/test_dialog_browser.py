@@ -258,25 +258,33 @@ def test_a_subgraphs_node_opens_the_editor_inside(page, server):
     assert marks_in(prompts(page)) == 2 and len(open_from_host(page).marks) == 2, "saved and loaded it is the same"
 
 
-def test_an_editor_that_is_shown_on_the_subgraphs_node_can_be_used_from_there(page, server):
-    """Older front ends show the editor. Newer ones give the subgraph's node a value of its own, which a run takes."""
+def test_an_editor_that_is_shown_on_the_subgraphs_node_works_there(page, server):
+    """Newer front ends give the subgraph's node a value of its own, which a run takes, and show nothing for it."""
     into_subgraph(page)
     page.evaluate("app.extensionManager.command.execute('Comfy.Graph.EditSubgraphWidgets')")
     row = page.locator("text=prompts").filter(visible=True).last
     row.wait_for()
     box = row.bounding_box()
     page.mouse.click(page.viewport_size["width"] - 31, box["y"] + box["height"] / 2 - 8)
-    page.wait_for_function("samkit.host.widgets.some(({ name }) => name === 'prompts')")
+    page.locator(".samkit-editor").filter(visible=True).wait_for()
+    page.evaluate("() => { samkit.host.setSize([480, 640]); }")
     page.wait_for_timeout(600)
-    if page.locator(".samkit-editor").filter(visible=True).count():
-        return
-    dialog = open_from_host(page)
-    dialog.click(*STICKER)
+    editor = Editor(page).ready()
+    assert len(editor.marks) == 1
+    editor.click(*STICKER)
+    assert marks_in(prompts(page)) == 2
+    assert ((run(page, server) > 127) == editor.exact()).all()
+    dialog = open_from_node(page)
+    dialog.click(600, 300)
     mask = dialog.exact()
     dialog.ok()
-    assert marks_in(page.evaluate("samkit.host.widgets.find(({ name }) => name === 'prompts').value")) == 2
-    assert marks_in(prompts(page)) == 2
+    page.wait_for_timeout(600)
+    assert marks_in(prompts(page)) == 3 and len(editor.marks) == 3
     assert ((run(page, server) > 127) == mask).all()
+    page.evaluate("async () => { const graph = app.graph.serialize(); samkit.empty(); await app.loadGraphData(graph); }")
+    page.locator(".samkit-editor").filter(visible=True).wait_for()
+    page.wait_for_timeout(600)
+    assert marks_in(prompts(page)) == 3 and len(editor.marks) == 3, "saved and loaded it is the same"
 
 
 def test_a_subgraphs_button_follows_what_is_inside(page):

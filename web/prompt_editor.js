@@ -49,6 +49,8 @@ async function graphOfRun(id) {
  * @property {string} within  the place of the node's graph that is shown, as the ids in it begin
  * @property {EditorDialog} [dialog]
  * @property {ModelChoice} [choice]  of the model where none is connected
+ * @property {{value: string}} [holder]  who has the text that is shown, where that is not the node
+ * @property {string} [seen]  what the holder had when it was read last
  */
 class Binding {
   #timer = 0;
@@ -59,36 +61,63 @@ class Binding {
     this.node = node;
     this.editor = new PromptEditor({
       ...HOST,
+      ...this.#onGraph(node),
       committed: () => this.#save(),
-      loadImage: () => this.#run(imageGraph),
-      loadAll: () => this.#run(only),
-      sendToMaskEditor: async (alpha, image) => openMaskEditor(this.node, await uploadMask(alpha, image)),
-      needed: () => this.look(),
-      openDialog: () => this.openDialog(),
-      // Nodes 2.0 gives it to the graph itself, the classic canvas lies behind the editor.
-      passWheel: (event) => {
-        if (window.LiteGraph.vueNodesMode) return;
-        event.preventDefault();
-        app.canvas.processMouseWheel(event);
-      },
     });
     this.#views.set(this.editor, { within: "" });
-    this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
-      getValue: () => this.editor.text,
-      // A subgraph that hands on another widget's value to the wrong one must not wipe the marks.
-      setValue: (text) => { if (typeof text === "string") this.editor.text = text; },
-      getMinHeight: () => LEAST_HEIGHT,
-      hideOnZoom: false,
-    });
+    this.widget = addEditor(node, name, this.editor);
     this.widget.serializeValue = () => this.editor.state.runText;
-    // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
-    Object.defineProperty(this.widget, "width", { get: () => undefined, set: () => {}, configurable: true });
     live.add(this);
     lookAll(); // the others, too: a graph that is loaded takes the place of another
   }
 
   get editors() {
     return [...this.#views.keys()];
+  }
+
+  /** What an editor on a node of the graph can do there. */
+  #onGraph(node, within = "", holder = null) {
+    return {
+      loadImage: () => this.#run(imageGraph, within),
+      loadAll: () => this.#run(only, within),
+      sendToMaskEditor: async (alpha, image) => openMaskEditor(node, await uploadMask(alpha, image)),
+      needed: () => this.look(),
+      openDialog: () => this.openDialog({ within, holder }),
+      // Nodes 2.0 gives it to the graph itself, the classic canvas lies behind the editor.
+      passWheel: (event) => {
+        if (window.LiteGraph.vueNodesMode) return;
+        event.preventDefault();
+        app.canvas.processMouseWheel(event);
+      },
+    };
+  }
+
+  /**
+   * An editor on a subgraph's node that has the text itself: newer frontends show nothing for an editor's input there.
+   * @param {object} host  the subgraph's node
+   * @param {string} within  the place of this node's graph, as its ids begin
+   * @param {{name: string, value: string}} holder
+   * @returns {object} its widget
+   */
+  showOn(host, within, holder) {
+    const editor = new PromptEditor({
+      ...HOST,
+      ...this.#onGraph(host, within, holder),
+      committed: () => {
+        holder.value = this.#views.get(editor).seen = editor.text;
+        noteChange(host);
+      },
+    });
+    this.#views.set(editor, { within, holder });
+    const widget = addEditor(host, `${holder.name}: editor`, editor);
+    const { onRemove } = widget;
+    widget.onRemove = () => {
+      onRemove?.call(widget);
+      this.#views.delete(editor);
+      editor.dispose();
+    };
+    this.look();
+    return widget;
   }
 
   #save() {
@@ -118,6 +147,7 @@ class Binding {
         if (holder) {
           holder.value = text;
           noteChange(this.node);
+          this.look();
         } else {
           this.editor.state.adopt(text, current);
         }
@@ -151,7 +181,9 @@ class Binding {
   }
 
   /** Give an editor the image and the model of a place in the graph. */
-  async #show(editor, { choice }, graph, id) {
+  async #show(editor, view, graph, id) {
+    const { choice, holder } = view;
+    if (holder && holder.value !== view.seen) editor.text = view.seen = holder.value;
     const signature = imageSignature(graph, id);
     const file = imageOf(graph, id);
     const { [IMAGES]: ran = this.node.properties[IMAGES_BEFORE], [SIGNATURE]: before } = this.node.properties;
@@ -233,9 +265,22 @@ class Binding {
     for (const [id, element] of left) if (!element.isConnected) left.delete(id);
     left.set(String(this.node.id), this.editor.element);
     clearTimeout(this.#timer);
-    for (const { dialog } of [...this.#views.values()]) dialog?.close();
-    this.editor.dispose();
+    for (const [editor, { dialog }] of [...this.#views]) dialog ? dialog.close() : editor.dispose();
   }
+}
+
+/** A widget that is an editor. */
+function addEditor(node, name, editor) {
+  const widget = node.addDOMWidget(name, WIDGET, editor.element, {
+    getValue: () => editor.text,
+    // A subgraph that hands on another widget's value to the wrong one must not wipe the marks.
+    setValue: (text) => { if (typeof text === "string") editor.text = text; },
+    getMinHeight: () => LEAST_HEIGHT,
+    hideOnZoom: false,
+  });
+  // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
+  return widget;
 }
 
 /** The binding of a node, or nothing where it has none. */

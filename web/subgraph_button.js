@@ -1,13 +1,13 @@
-/** A subgraph's node gets a button, and its menu an entry, for each SAM Prompt Editor inside: newer frontends cannot show the
- * editor itself there. It opens as a dialog, and writes where a run reads: into the node inside, or into the value of the subgraph's
- * node where the editor's input is shown on it. */
+/** A subgraph's node gets a button, and its menu an entry, for each SAM Prompt Editor inside, which opens as a dialog. Where the
+ * editor's input is shown on the subgraph's node, newer frontends show nothing, and a run takes that node's value: there it gets an
+ * editor of its own. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { bindingOf, idsOf } from "./prompt_editor.js";
 
 const PROMPTS = "prompts";
-const buttons = new WeakMap(); // subgraph's node -> {key, widgets}
+const widgetsOf = new WeakMap(); // subgraph's node -> {key, widgets}
 
 /** The editors inside a subgraph's node, at any depth: {node, path}, the path being the subgraph's nodes from the outside in. */
 function editorsIn(host, path = [host]) {
@@ -36,31 +36,36 @@ function holderOf({ node, path }) {
   return holder;
 }
 
-function open(found) {
-  const { node, path } = found;
-  const [outermost] = idsOf(path[0]);
-  const within = `${[outermost, ...path.slice(1).map(({ id }) => id)].join(":")}:`;
-  bindingOf(node).openDialog({ within, holder: holderOf(found) });
+/** The place of the editors' graph, as the ids in it begin. */
+function placeOf([outermost, ...others]) {
+  return `${[idsOf(outermost)[0], ...others.map(({ id }) => id)].join(":")}:`;
 }
 
-/** What the buttons and the menu say: the editor's title, where there are several. */
-function named(editors) {
-  return editors.map((found) => ({ found, text: editors.length > 1 ? `Mark objects: ${found.node.title}` : "Mark objects with SAM" }));
+function open({ node, path, holder }) {
+  bindingOf(node).openDialog({ within: placeOf(path), holder });
 }
 
-/** Give a subgraph's node the buttons for what is in it now. */
+/** The editors inside, who has their texts, and what the button and the menu say: the editor's title, where there are several. */
+function listed(host) {
+  const editors = editorsIn(host);
+  return editors.map((found) => {
+    const text = editors.length > 1 ? `Mark objects: ${found.node.title}` : "Mark objects with SAM";
+    return { ...found, text, holder: holderOf(found) };
+  });
+}
+
+/** Give a subgraph's node what it needs for the editors that are in it now: a button, or an editor where the input is shown. */
 function update(host) {
-  const wanted = named(editorsIn(host));
-  const key = JSON.stringify(wanted.map(({ found, text }) => [found.node.id, text]));
-  const before = buttons.get(host) ?? { key: "[]", widgets: [] };
+  const wanted = listed(host);
+  const key = JSON.stringify(wanted.map(({ node, text, holder }) => [node.id, text, holder?.widgetId ?? null]));
+  const before = widgetsOf.get(host) ?? { key: "[]", widgets: [] };
   if (before.key === key) return;
   for (const widget of before.widgets) host.removeWidget(widget);
-  const widgets = wanted.map(({ found, text }) => {
-    const widget = host.addWidget("button", text, null, () => open(found));
-    widget.serialize = false;
-    return widget;
+  const widgets = wanted.map((found) => {
+    const { node, path, text, holder } = found;
+    return holder ? bindingOf(node).showOn(host, placeOf(path), holder) : host.addWidget("button", text, null, () => open(found));
   });
-  buttons.set(host, { key, widgets });
+  widgetsOf.set(host, { key, widgets });
   const [width, height] = host.computeSize();
   host.setSize([Math.max(host.size[0], width), Math.max(host.size[1], height)]);
 }
@@ -91,6 +96,6 @@ app.registerExtension({
     if (node.subgraph) setTimeout(updateAll); // its place in the graph comes afterwards
   },
   getNodeMenuItems(node) {
-    return node.subgraph ? named(editorsIn(node)).map(({ found, text }) => ({ content: text, callback: () => { open(found); } })) : [];
+    return node.subgraph ? listed(node).map((found) => ({ content: found.text, callback: () => { open(found); } })) : [];
   },
 });
