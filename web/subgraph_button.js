@@ -7,7 +7,9 @@ import { app } from "../../scripts/app.js";
 import { bindingOf, idsOf } from "./prompt_editor.js";
 
 const PROMPTS = "prompts";
+const CHANGES = ["widget-promoted", "widget-demoted", "removing-input"]; // of what a subgraph's node shows
 const widgetsOf = new WeakMap(); // subgraph's node -> {key, widgets}
+const watched = new WeakSet(); // subgraphs
 
 /** The editors inside a subgraph's node, at any depth: {node, path}, the path being the subgraph's nodes from the outside in. */
 function editorsIn(host, path = [host]) {
@@ -74,9 +76,17 @@ function updateAll(graph = app.rootGraph ?? app.graph) {
   for (const node of graph?.nodes ?? []) {
     if (!node.subgraph) continue;
     updateAll(node.subgraph);
+    watch(node.subgraph);
     // Older frontends have no place for another widget; there the menu has the entry, and the editor itself can be shown.
     if (takesWidgets(node)) update(node);
   }
+}
+
+/** Nobody tells the graph when an input is shown on the subgraph's node. */
+function watch(subgraph) {
+  if (watched.has(subgraph)) return;
+  watched.add(subgraph);
+  for (const change of CHANGES) subgraph.events?.addEventListener(change, () => setTimeout(updateAll)); // when it is done
 }
 
 /** Whether a subgraph's node keeps a widget that is added to it: its class, and not that of all nodes, has the method. */
