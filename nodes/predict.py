@@ -24,7 +24,6 @@ from ..sam import (
     SAMError,
     Segmenter,
     as_embedding,
-    as_segmenter,
     decode_each,
     objects_per_frame,
     result_device,
@@ -282,7 +281,7 @@ class Segment(_Predictor):
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
         refuse_shares(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
-        frame = as_segmenter(sam_model).frame(tuple(size))
+        frame = sam_model.frame(tuple(size))
         prompts = objects_per_frame(given, frames, frame)
         results = Results(prompts, frame, options, individual_masks)
         segment_each(sam_model, image, prompts, results.take, options, device_mode)
@@ -323,7 +322,7 @@ def parse_prompts(
 def refuse_shares(given: PromptInputs, size: tuple[int, int]) -> None:
     """Refuse points and boxes in shares of an image (H, W) instead of its pixels, see `refuse_normalised`."""
     marks = {"positive_coords": given.positive, "negative_coords": given.negative, "bboxes": given.boxes}
-    refuse_normalised({name: frames or () for name, frames in marks.items()}, size)
+    refuse_normalised({name: [one.rows for one in frames or ()] for name, frames in marks.items()}, size)
 
 
 def predict(
@@ -336,7 +335,7 @@ def predict(
     image: Tensor | None = None,
 ) -> Outputs:
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
-    frame = as_segmenter(model).frame(embedding.original_size)
+    frame = model.frame(embedding.original_size)
     prompts = objects_per_frame(given, len(embedding), frame)
     results = Results(prompts, frame, options, individual_masks)
     decode_each(model, embedding, prompts, results.take, options, device_mode)

@@ -26,7 +26,7 @@ from ..sam import track as follow
 from ..utils.batch_manager import first_frame
 from ..utils.boxes import BoundingBox, BoxForm, boxes_per_frame, tight_box
 from ..utils.images import as_image, as_masks, resize_masks
-from ..utils.names import Name
+from ..utils.marks import NO_BOXES, NO_POINTS, Name
 from ..utils.points import points_per_frame
 from ..utils.stacks import MaskStack
 from ..utils.text import counted
@@ -249,9 +249,10 @@ def film_prompts(
     Raises:
         SAMError: a point outside the image, or masks of a frame that is not there.
     """
-    lists = {name: one for name in ("positive", "negative", "boxes") if (one := getattr(given, name))}
+    nothing = {"positive": NO_POINTS, "negative": NO_POINTS, "boxes": NO_BOXES}
+    lists = {name: one for name in nothing if (one := getattr(given, name))}
     count = max(map(len, lists.values()), default=0) if frames is None else frames
-    given = replace(given, **{name: [*one, *[one[0][:0]] * (count - len(one))] for name, one in lists.items()})
+    given = replace(given, **{name: [*one, *[nothing[name]] * (count - len(one))] for name, one in lists.items()})
     prompts: dict[Name, dict[int, FilmPrompt]] = {}
     for frame in range(count):
         for name, prompt in named_objects(given, frame, size).items():
