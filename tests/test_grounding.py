@@ -160,7 +160,7 @@ def test_the_node_gives_the_same_as_core_writes_boxes(folder, grounding, frames)
         corners, scores, words = reference(folder, frame, TEXT, box_threshold, text_threshold)
         assert [box["label"] for box in boxes] == words
         assert np.allclose([box["score"] for box in boxes], scores, atol=1e-5)
-        assert np.allclose(boxes_per_frame(boxes, 1)[0], corners, atol=1e-3)
+        assert np.allclose(boxes_per_frame(boxes, 1)[0].rows, corners, atol=1e-3)
         assert all(type(box[key]) is float for box in boxes for key in ("x", "y", "width", "height", "score"))
     assert labels == [box["label"] for boxes in bboxes for box in boxes]
 

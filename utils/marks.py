@@ -28,8 +28,6 @@ class Marks:
     def __post_init__(self) -> None:
         if not self.names:
             object.__setattr__(self, "names", (None,) * len(self.rows))
-        if len(self.names) != len(self.rows):
-            raise SAMError(f"There are {len(self.names)} names for {len(self.rows)} points or boxes.")
 
     def __len__(self) -> int:
         return len(self.rows)
