@@ -106,4 +106,4 @@ def test_it_answers_the_editor_and_the_preview_alike(model, comfy):
 def test_what_is_no_model_is_refused_by_name():
     for wrong in (None, "sam_vit_b", {"model": 1}, torch.nn.Linear(2, 2)):
         with pytest.raises(SAMError, match=f"sam_model is a {type(wrong).__name__}"):
-            GetSAMEmbedding().execute(wrong, torch.zeros(1, 4, 4, 3))
+            GetSAMEmbedding().get_sam_embedding(sam_model=wrong, image=torch.zeros(1, 4, 4, 3))

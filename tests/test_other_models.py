@@ -276,7 +276,7 @@ class SAM2Base(nn.Module):
 def test_a_foreign_sam_2_in_a_dict_with_a_predictor_runs(sam2_model, photo):
     kijai = {"model": SAM2ImagePredictor(SAM2Base(sam2_model)), "dtype": torch.float16, "segmentor": "single_image"}
     assert torch.equal(masks_of(kijai, photo), masks_of(sam2_model, photo))
-    assert recall(remember(kijai)) is as_segmenter(kijai)
+    assert recall(remember(as_segmenter(kijai))) is as_segmenter(kijai)
 
 
 def from_a_pack(monkeypatch, folder, **contents):
