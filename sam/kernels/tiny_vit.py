@@ -46,7 +46,7 @@ class FastTinyViT:
         point, self.norm1, full, self.norm2 = encoder.neck
         self.point = linear(point.weight.flatten(1), None, dtype)
         self.full = convolution(full.weight, None, 1, 1, dtype)
-        self.dtype, self.watched, self.width = dtype, watched, first.c.out_channels
+        self.dtype, self.watched, self.widths = dtype, watched, (first.c.out_channels, second.c.out_channels)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and the early features float32 `[B, h', w', E]`."""
@@ -65,8 +65,8 @@ class FastTinyViT:
         """`[B, S/4, S/4, C]`: two convolutions of stride 2 with GELU between them."""
         first, second = self.stem
         count, _, height, width = images.shape
-        out = images.new_empty(count, height // 4, width // 4, self.stages[0][0].width, dtype=self.dtype)
-        rows = max(1, _STRIP_BYTES // (2 * width * self.width * self.dtype.itemsize))
+        out = images.new_empty(count, height // 4, width // 4, self.widths[1], dtype=self.dtype)
+        rows = max(1, _STRIP_BYTES // (2 * width * self.widths[0] * self.dtype.itemsize))
         for image, made in zip(images.to(self.dtype), out, strict=True):
             for strip in _strips(len(made), rows):
                 # With a row more above, whose own result sees the edge of the cut and is left out.
@@ -86,13 +86,13 @@ def _norm(x: Tensor, norm: nn.Module) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
-def _stage(layer: nn.Module, dtype: torch.dtype, linear: LinearKind, convolution: ConvolutionKind) -> list:
-    blocks = [
-        _Block(block, dtype, linear, convolution) if hasattr(block, "attn") else _Inverted(block, True, dtype, linear, convolution)
-        for block in layer.blocks
-    ]
-    is_last = isinstance(layer.downsample, nn.Identity)
-    return blocks if is_last else [*blocks, _Inverted(layer.downsample, False, dtype, linear, convolution)]
+def _stage(
+    layer: nn.Module, dtype: torch.dtype, linear: LinearKind, convolution: ConvolutionKind
+) -> "list[_Block | _Inverted]":
+    """The blocks of a stage, and the patch merging at its end."""
+    kinds = dtype, linear, convolution
+    stage = [_Block(one, *kinds) if hasattr(one, "attn") else _Inverted(one, True, *kinds) for one in layer.blocks]
+    return stage if isinstance(layer.downsample, nn.Identity) else [*stage, _Inverted(layer.downsample, False, *kinds)]
 
 
 class _Inverted:
@@ -143,7 +143,7 @@ class _Block:
         self.norm1, self.norm2 = attn.norm, mlp.norm
         self.local = convolution(local.weight, local.bias, 1, local.groups, dtype)
         self.heads, self.window, self.hidden, self.dtype = attn.heads, attn.window, mlp.fc1.out_features, dtype
-        self.bias = attn._bias().to(dtype)
+        self.bias = attn.bias().to(dtype)
         self.nothing = self.qkv.plain(attn.norm.bias[None].to(dtype))
         self.places: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
