@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from browser import Editor, build
+from browser import Editor, build, open_page
 from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
@@ -1507,6 +1507,7 @@ def test_comfyui_replaces_storyicons_nodes_by_ours(page, server):
     expected = {"sam_model": ["1", 0], "grounding_model": ["2", 0], "image": ["3", 0], "text": "face", "box_threshold": 0.42}
     assert expected.items() <= inputs["4"].items() and inputs["4"]["nms_threshold"] == 1
     assert (inputs["5"]["images"], inputs["6"]["mask"]) == (["4", 5], ["4", 0])
+    open_page(page, server)  # front end 1.58.1 draws nothing any more: its canvas keeps a node that it has replaced
 
 
 def test_advanced_inputs_are_folded_until_the_node_or_the_setting_shows_them(editor):
