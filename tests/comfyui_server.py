@@ -17,8 +17,24 @@ FRONT_ENDS = "SAMKIT_FRONTENDS"  # folders with an index.html, beside the front 
 NEEDS = ("torch", "segment_anything", "safetensors", "huggingface_hub")  # in ComfyUI's own Python
 
 
-# Nodes with the sockets of Impact Pack and of Art Venture.
+# Nodes with the sockets of Impact Pack and of Art Venture, and one that runs until it is cancelled.
 OTHER_PACK = """
+import time
+
+import comfy.model_management
+
+class Waits:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {}
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "other"
+    def run(self):
+        while True:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+
 def made(given, taken):
     class Other:
         @classmethod
@@ -33,6 +49,7 @@ def made(given, taken):
     return Other
 
 NODE_CLASS_MAPPINGS = {
+    "Waits": Waits,
     "TakesImpact": made(None, "SAM_MODEL"), "TakesArt": made(None, "AV_SAM_MODEL"), "TakesImage": made(None, "IMAGE"),
     "GivesImpact": made("SAM_MODEL", None), "GivesArt": made("AV_SAM_MODEL", None), "GivesImage": made("IMAGE", None),
 }

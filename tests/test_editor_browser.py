@@ -907,6 +907,29 @@ def test_marks_without_a_model_are_said_before_a_run_and_after_it(editor):
     page.get_by_text("This run had marks and no model").first.wait_for(timeout=20_000)
 
 
+@pytest.mark.parametrize("core", ["today", "older"])
+def test_a_run_that_the_editor_has_begun_can_be_cancelled(editor, server, core):
+    """An older core has no route for a job."""
+    page = editor.page
+    page.evaluate(
+        """() => {
+          const node = app.graph.nodes.find((one) => one.type === "SAMKit_PromptEditor");
+          samkit.link(samkit.add("Waits", 20, 900), 0, node, "image");
+        }"""
+    )
+    if core == "older":
+        page.route("**/api/jobs/*/cancel", lambda route: route.fulfill(status=404))
+    try:
+        page.get_by_text("Run what the image needs").filter(visible=True).click()
+        page.wait_for_function("async () => (await (await fetch('/queue')).json()).queue_running.length", timeout=20_000)
+        page.get_by_text("Cancel", exact=True).filter(visible=True).click()
+        page.wait_for_function("async () => !(await (await fetch('/queue')).json()).queue_running.length", timeout=20_000)
+        page.get_by_text("Run what the image needs").filter(visible=True).wait_for()
+    finally:
+        page.unroute("**/api/jobs/*/cancel")
+        server.request("/interrupt", {})
+
+
 def test_encoding_begins_before_the_browser_has_the_image(editor, server):
     page = editor.page
     name = small_scene(server, (600, 450))

@@ -49,6 +49,17 @@ export function noteChange(node) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the older name serves older frontends
 }
 
+/** End a run, or take it out of the queue; any other one goes on. @param {string} id */
+export async function cancelRun(id) {
+  const headers = { "Content-Type": "application/json" };
+  const post = (path, body) => api.fetchApi(path, { method: "POST", headers, body: JSON.stringify(body) });
+  if ((await post(`/jobs/${id}/cancel`, {})).ok) return;
+  // An older ComfyUI: what runs is asked for, since the oldest ones end whatever runs.
+  await post("/queue", { delete: [id] });
+  const { queue_running: running } = await (await api.fetchApi("/queue")).json();
+  if (running.some((one) => one[1] === id)) await post("/interrupt", { prompt_id: id });
+}
+
 /** A file of an upload, by ComfyUI's name. @returns {Promise<{filename: string, subfolder: string, type: string}>} */
 async function upload(path, blob, filename, more) {
   const body = new FormData();

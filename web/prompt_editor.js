@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addLoadImage, complain, HOST, noteChange, uploadMask, warn } from "./comfyui.js";
+import { addLoadImage, cancelRun, complain, HOST, noteChange, uploadMask, warn } from "./comfyui.js";
 import { setContract } from "./editor/contract.js";
 import { EditorDialog } from "./editor/dialog.js";
 import { PromptEditor } from "./editor/editor.js";
@@ -56,6 +56,7 @@ class Binding {
   #timer = 0;
   #models = new Map(); // signature of what is connected -> the identity that a run gave it
   #views = new Map(); // editor -> View
+  #queued = null; // what the server says of the run that an editor has begun
 
   constructor(node, name) {
     this.node = node;
@@ -80,6 +81,7 @@ class Binding {
     return {
       loadImage: () => this.#run(imageGraph, within),
       loadAll: () => this.#run(only, within),
+      cancelRun: () => this.#cancel(),
       sendToMaskEditor: async (alpha, image) => openMaskEditor(node, await uploadMask(alpha, image)),
       needed: () => this.look(),
       openDialog: () => this.openDialog({ within, holder }),
@@ -138,6 +140,7 @@ class Binding {
         ...HOST,
         loadImage: () => this.#run(imageGraph, within),
         loadAll: () => this.#run(only, within),
+        cancelRun: () => this.#cancel(),
         needed: () => this.look(),
       },
       title: this.node.title,
@@ -221,7 +224,7 @@ class Binding {
 
   /** What a run has shown: images, and the model that it used. They belong to the graph that ran, which may not be today's. */
   async executed({ prompt_id: run, output: { samkit_images: images, samkit_model: identities } }) {
-    for (const editor of this.editors) editor.setSource({ isRunning: false });
+    this.#tell(false);
     const graph = await graphOfRun(run);
     const id = graph && this.#idIn(graph);
     if (Array.isArray(images) && images.length) {
@@ -242,13 +245,25 @@ class Binding {
     const found = await this.#graph();
     const id = found && this.#idIn(found.output, within);
     if (!id) return;
-    const tell = (isRunning) => this.editors.forEach((editor) => editor.setSource({ isRunning }));
     try {
-      tell(true);
-      await api.queuePrompt(0, { output: part(found.output, id), workflow: found.workflow });
+      this.#tell(true);
+      await (this.#queued = api.queuePrompt(0, { output: part(found.output, id), workflow: found.workflow }));
     } catch (error) {
-      tell(false);
+      this.#tell(false);
       complain(error.response?.error?.message ?? error.message);
+    }
+  }
+
+  #tell(isRunning) {
+    for (const editor of this.editors) editor.setSource({ isRunning });
+  }
+
+  async #cancel() {
+    try {
+      await cancelRun((await this.#queued).prompt_id);
+      this.#tell(false);
+    } catch (error) {
+      complain(error.message);
     }
   }
 

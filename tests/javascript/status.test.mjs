@@ -29,12 +29,13 @@ const NOTE = { image: { width: 1024, height: 768 }, isConnected: true, isNamed: 
 for (const [what, more, said, actions] of [
   ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
   ["an image that must be made", { image: null, isNamed: false }, "The image comes from other nodes. Run them to see it.", ["load"]],
-  ["one that is being made", { image: null, isNamed: false, isRunning: true }, "Running what the image needs…", []],
+  ["one that is being made", { image: null, isNamed: false, isRunning: true }, "Running what the image needs…", ["cancel"]],
+  ["one that is made anew", { isOlder: true, isRunning: true }, "Running what the image needs…", ["cancel"]],
   ["one that is gone", { image: null, isLost: true }, "The image of the last run is no longer there.", ["load"]],
   ["one that is older than the graph", { isOlder: true }, "This image is older than the graph.", ["load"]],
   ["a checkpoint that is not there", { lacks: "b.pth (375 MB) is not on this machine yet." }, "b.pth (375 MB) is not on this machine yet.", ["download"]],
-  ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", []],
-  ["its arrival, not begun", { lacks: "b.pth", isRunning: true }, "Downloading and loading the model…", []],
+  ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", ["cancel"]],
+  ["its arrival, not begun", { lacks: "b.pth", isRunning: true }, "Downloading and loading the model…", ["cancel"]],
   ["a mark outside", { outside: 1 }, "1 mark lies outside this image and is ignored.", ["clear", "keep"]],
   [
     "marks of a later version",

@@ -41,6 +41,7 @@ let editors = 0;
  * @property {(text: string) => void} complain  show an error
  * @property {() => void} [loadImage]  run what is upstream of the image
  * @property {() => void} [loadAll]  run what is upstream of the image and of the model
+ * @property {() => void} [cancelRun]  end what one of these has begun
  * @property {(alpha: Blob, image: ImageName) => Promise<void>} [sendToMaskEditor]
  * @property {() => void} [needed]  the user has come: find out what is connected
  * @property {(event: WheelEvent) => void} [passWheel]  the wheel is the graph's; absent where the editor lies on none
@@ -344,7 +345,8 @@ export class PromptEditor {
     const { state, image } = this;
     if (action === "load") this.loadImage();
     if (action === "download") this.host.loadAll?.();
-    if (action === "load" || action === "download" || !image) return;
+    if (action === "cancel") this.host.cancelRun?.();
+    if (["load", "download", "cancel"].includes(action) || !image) return;
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
     if (action === "anew") state.startAnew();

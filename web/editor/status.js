@@ -49,19 +49,19 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
   const sizeOf = ({ width, height }) => `${width} × ${height}`;
   if (!image) {
     if (!isConnected) return over("Connect an image to this node.");
-    if (isRunning) return over("Running what the image needs…");
+    if (isRunning) return over("Running what the image needs…", "cancel");
     if (isLost) return over("The image of the last run is no longer there.", "load");
     return isNamed ? over("Loading the image…") : over("The image comes from other nodes. Run them to see it.", "load");
   }
   if (isNewer) return over("These marks were made with a newer version of SAM Kit. Update the pack to see and to change them.", "anew");
-  if (lacks && isRunning) return on(`Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`);
+  if (lacks && isRunning) return on(`Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`, "cancel");
   if (lacks) return on(lacks, "download");
   if (outside) {
     const text = `${plural(outside, "mark lies", "marks lie")} outside this image and ${outside === 1 ? "is" : "are"} ignored.`;
     return on(text, ...(made ? ["scale"] : []), "clear", "keep");
   }
   if (made && sizeOf(made) !== sizeOf(image)) return on(`The marks were made on an image of ${sizeOf(made)} pixels.`, "scale", "keep");
-  if (isOlder) return isRunning ? on("Running what the image needs…") : on("This image is older than the graph.", "load");
+  if (isOlder) return isRunning ? on("Running what the image needs…", "cancel") : on("This image is older than the graph.", "load");
   if (needsModel) return on("No model is connected to sam_model: the masks of a run are empty. Connect Load SAM Model.");
   if (followed) return on(`The marks were scaled with the image, from ${sizeOf(followed)} pixels. Earlier runs used their old places.`, "undo", "close");
   return null;
@@ -70,6 +70,7 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
 export const ACTIONS = {
   load: "Run what the image needs",
   download: "Download it",
+  cancel: "Cancel",
   scale: "Scale them to this image",
   clear: "Remove them",
   keep: "Keep them",
