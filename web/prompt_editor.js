@@ -51,6 +51,7 @@ async function graphOfRun(id) {
  * @property {ModelChoice} [choice]  of the model where none is connected
  * @property {{value: string}} [holder]  who has the text that is shown, where that is not the node
  * @property {string} [seen]  what the holder had when it was read last
+ * @property {{id: string, source: object, words: string | null, model: object | null}} [last]  what the editor was given
  */
 class Binding {
   #timer = 0;
@@ -158,7 +159,10 @@ class Binding {
       },
       closed: () => this.#views.delete(dialog.editor),
     });
+    // What another editor shows of this place is there at once; the graph, which takes longer to read, has the last word.
+    const known = [...this.#views.values()].find(({ last }) => last?.id.startsWith(within))?.last;
     this.#views.set(dialog.editor, { within, dialog, choice });
+    if (known) this.#give(dialog.editor, known);
     this.look();
     return dialog;
   }
@@ -193,13 +197,19 @@ class Binding {
     const made = signature && Array.isArray(ran) ? ran.map(nameOf) : [];
     const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
     const givesEmptyMasks = usesMasks(graph, id) && !hasModel(graph, id);
-    editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder, givesEmptyMasks });
-    editor.words.connect(groundingOf(graph, id));
+    const source = { images: file ? [file] : made, isConnected: signature !== null, isOlder, givesEmptyMasks };
     const model = modelOf(graph, id);
     const identity = this.#models.get(model?.signature);
     const isChosen = choice && !hasModel(graph, id);
     if (isChosen) await choice.show("Nothing is connected to sam_model: this model is for the preview only.");
-    editor.setModel(isChosen ? choice.model : model?.name ?? (identity ? { identity } : null));
+    view.last = { id, source, words: groundingOf(graph, id), model: isChosen ? choice.model : model?.name ?? (identity ? { identity } : null) };
+    this.#give(editor, view.last);
+  }
+
+  #give(editor, { source, words, model }) {
+    editor.setSource(source);
+    editor.words.connect(words);
+    editor.setModel(model);
   }
 
   #takePlace() {
