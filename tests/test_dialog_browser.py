@@ -425,6 +425,16 @@ def test_an_image_that_a_run_made_gets_a_load_image_beside_its_node(page, server
     assert (pixels[..., :3] == scene).all(), "the colours below the mask are there"
     dialog = select_object(page)
     assert len(dialog.marks) == 1 and (dialog.exact() == mask).all()
+    least = dialog.evaluate(
+        """(() => {
+          const { image } = editor;
+          const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
+          context.drawImage(image, 0, 0);
+          const { data } = context.getImageData(0, 0, image.width, image.height);
+          return data.reduce((least, value, i) => (i % 4 === 3 ? Math.min(least, value) : least), 255);
+        })()"""
+    )
+    assert least == 255, "the image that is shown has no hole"
 
 
 def test_the_model_is_the_one_used_last_else_the_smallest_that_is_there_else_the_bundled_one_with_a_word(page, server):

@@ -8,12 +8,11 @@ import { nameOf } from "./editor/source.js";
 const TITLE = "SAM Prompt Editor";
 const BESIDE = 40; // pixels between a node and one that is put beside it
 const TITLE_HEIGHT = 30;
-// ComfyUI's mask editor leaves its images here: their alpha is a mask, and their colours are whole below it.
-const MASKED = "clipspace";
+const MASKED = "clipspace"; // the folder of images whose alpha is a mask, or how their names begin; their colours are whole below it
 
 const query = ({ filename, subfolder, type }, more) => type === "example"
   ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
-  : `/view?${new URLSearchParams({ filename, subfolder, type, ...(subfolder === MASKED && { channel: "rgb" }), ...more })}`;
+  : `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
 
 /** What the server says of a file's content; nothing where it does not say, or where the name says it already. */
 async function identify(image) {
@@ -37,7 +36,10 @@ export function warn(detail) {
 /** What any editor's host has, wherever its image comes from. */
 export const HOST = {
   send: (path, init) => api.fetchApi(path, init),
-  url: (image, version) => api.apiURL(query(image, version && { samkit: version })),
+  url: (image, version) => {
+    const isMasked = image.subfolder === MASKED || image.filename.startsWith(MASKED);
+    return api.apiURL(query(image, { ...(isMasked && { channel: "rgb" }), ...(version && { samkit: version }) }));
+  },
   identify,
   complain,
 };
