@@ -437,6 +437,22 @@ def test_an_image_that_a_run_made_gets_a_load_image_beside_its_node(page, server
     assert least == 255, "the image that is shown has no hole"
 
 
+@pytest.mark.parametrize(
+    ("images", "has_entry"), [(None, False), (["a.mp4"], False), (["a.png"], True), (["a.png", "b.webm"], True)], ids=str
+)
+def test_the_menu_has_the_entry_where_there_is_an_image(page, images, has_entry):
+    page.evaluate("samkit.empty()")
+    entries = page.evaluate(
+        """(images) => {
+          const node = samkit.add("PreviewImage", 100, 100);
+          if (images) node.images = images.map((filename) => ({ filename, subfolder: "", type: "output" }));
+          return app.canvas.getNodeMenuOptions(node).filter((one) => one?.content === "Select object with SAM").length;
+        }""",
+        images,
+    )
+    assert entries == (1 if has_entry else 0)
+
+
 def test_the_model_is_the_one_used_last_else_the_smallest_that_is_there_else_the_bundled_one_with_a_word(page, server):
     load_image(page)
     choice, word = page.get_by_label("Model", exact=True), page.locator(".samkit-dialog-word")

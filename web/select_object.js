@@ -9,6 +9,7 @@ import { ModelChoice } from "./model_choice.js";
 const EDITOR = "SAMKit_PromptEditor"; // has a button for its own dialog
 // What a node keeps of its selection: {text, image, before, value}, the last one being the image that it has made.
 const SELECTION = "samkit_selection";
+const FILM = /\.(mp4|webm|mkv|mov|avi|m4v)$/i; // nodes list them among their images
 const BUSY = "ComfyUI is running a prompt. The mask is made afterwards.";
 let opened = null;
 
@@ -28,7 +29,7 @@ function imageOf(node) {
   const index = node.imageIndex ?? 0;
   const place = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : String(node.id);
   const made = (node.images ?? app.nodeOutputs?.[place]?.images)?.[index];
-  if (made?.filename) return nameOf(made);
+  if (made?.filename) return FILM.test(made.filename) ? null : nameOf(made);
   try {
     const asked = new URL(node.imgs?.[index]?.src).searchParams;
     return asked.get("filename") && nameOf({ filename: asked.get("filename"), subfolder: asked.get("subfolder") ?? "", type: asked.get("type") ?? "output" });
