@@ -171,6 +171,9 @@ def test_the_keys_in_the_dialog_are_no_keys_of_the_graph(page):
     Editor(page).ready().click(*LEAF)
     dialog = open_from_node(page)
     before = page.evaluate("() => { app.canvas.selectItems(app.graph.nodes); return app.graph.nodes.length; }")
+    tab = "app.extensionManager.sidebarTab.activeSidebarTabId"
+    opened, queued = page.evaluate(tab), []
+    page.on("request", lambda request: queued.append(request.url) if request.url.endswith("/prompt") else None)
     page.get_by_role("button", name="Cancel", exact=True).focus()
     for key in ("Delete", "Control+z", "Control+v", "Backspace", "n", "w"):
         page.keyboard.press(key)
@@ -180,8 +183,11 @@ def test_the_keys_in_the_dialog_are_no_keys_of_the_graph(page):
     assert page.evaluate("app.graph.nodes.length") == before and page.evaluate(
         "app.graph.nodes.every(({ mode }) => mode === 0)"
     )
+    assert page.evaluate(tab) == opened
     page.keyboard.press("Control+Enter")
     dialog.closed()
+    page.wait_for_timeout(300)
+    assert not [url for url in queued if "samkit" not in url], "Ctrl + Enter is OK, and runs nothing"
 
 
 def test_without_a_model_in_the_graph_the_dialog_shows_masks_and_says_whose(page):

@@ -33,9 +33,9 @@ export class ModelChoice {
   /** Show the choice, with a word on it. What was used last is chosen, or the smallest; the bundled model where there is no other. */
   async show(word = "") {
     this.word.dataset.more = word;
-    this.element.hidden = false;
     await (this.#asked ??= this.#read());
     this.#say();
+    this.element.hidden = false;
   }
 
   async #read() {
