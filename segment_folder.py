@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segments folders of images with SAM, and writes the masks as a data set: COCO, YOLO or PNGs.
+"""Segments folders of images with SAM, and writes the masks as a data set: COCO, YOLO, PNGs, or an annotation tool's files.
 
     python segment_folder.py photos --everything --coco masks.json
     python segment_folder.py photos --words "cat. dog." --yolo cats_and_dogs
@@ -21,6 +21,16 @@ from types import ModuleType
 from typing import Any
 
 NAME = "samkit"
+OUTPUTS = {
+    "coco": "COCO RLE",
+    "yolo": "YOLO",
+    "png": "PNG",
+    "labelme": "labelme",
+    "cvat": "CVAT",
+    "label_studio": "Label Studio",
+    "index_png": "index PNG",
+}
+"""The options that say what to write, and the format of each."""
 
 
 def load_pack() -> ModuleType:
@@ -69,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
     outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
     outputs.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme's files, with copies of the images")
+    outputs.add_argument("--cvat", type=Path, metavar="FOLDER", help="CVAT's XML, with copies of the images")
+    outputs.add_argument("--label-studio", type=Path, metavar="FOLDER", help="Label Studio's tasks, with copies of the images")
+    outputs.add_argument("--index-png", type=Path, metavar="FOLDER", help="a palette PNG per image, with copies of the images")
     parser.add_argument("--upright", type=Path, metavar="FOLDER", help="with --coco, --png: upright copies of the images")
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
@@ -107,7 +120,7 @@ def _is_yes(text: str) -> bool:
 def run(chosen: argparse.Namespace) -> int:
     """Segment what was chosen, and say how it went."""
     folders = part("sam.tasks.folders")
-    output = chosen.coco or chosen.yolo or chosen.png or chosen.labelme
+    output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
     task, unknown = make_task(chosen, folders), []
     if chosen.prompts:
@@ -119,7 +132,7 @@ def run(chosen: argparse.Namespace) -> int:
     errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
-    if chosen.upright is None and not (chosen.yolo or chosen.labelme) and (found := folders.turned(images)):
+    if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):
         names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
@@ -128,9 +141,9 @@ def run(chosen: argparse.Namespace) -> int:
 
 def form_of(chosen: argparse.Namespace) -> str:
     """The name of the data set's format."""
-    if chosen.coco:
-        return "COCO polygons" if chosen.polygons else "COCO RLE"
-    return "YOLO" if chosen.yolo else "PNG" if chosen.png else "labelme"
+    if chosen.coco and chosen.polygons:
+        return "COCO polygons"
+    return next(name for option, name in OUTPUTS.items() if getattr(chosen, option))
 
 
 def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:

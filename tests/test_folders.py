@@ -324,16 +324,23 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
     assert again(["b.jpg"] if fate != "broken" else labels, restart=fate == "restarted").errors.keys() == (
         {"a.png"} if fate == "broken" else set()
     )
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.startswith("a")]
-    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml", "labelme": "out/images/b.json"}.get(name, "out")
-    text = (tmp_path / listing).read_text()
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.partition("_")[0] == "a"]
+    listing = {
+        "PNG": "out/manifest.json",
+        "YOLO": "out/data.yaml",
+        "labelme": "out/images/b.json",
+        "CVAT": "out/annotations.xml",
+        "Label Studio": "out/tasks.json",
+        "index PNG": "out/masks/b.png",
+    }.get(name, "out")
+    text = (tmp_path / listing).read_text(errors="replace")
     assert "a.png" not in text
     if name == "YOLO":
         (line,) = (tmp_path / "out" / "labels" / "b.txt").read_text().splitlines()
         number = int(line.split()[0])
         assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[number] == "cat"
         assert number == (0 if fate == "restarted" else 1)
-    elif name not in ("PNG", "labelme"):
+    elif name.startswith("COCO"):
         document = json.loads(text)
         (category,) = {one["category_id"] for one in document["annotations"]}
         assert category == (1 if fate == "restarted" else 2)
