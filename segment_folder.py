@@ -4,6 +4,7 @@
     python segment_folder.py photos --everything --coco masks.json
     python segment_folder.py photos --words "cat. dog." --yolo cats_and_dogs
     python segment_folder.py photos --prompts boxes.json --png masks
+    python segment_folder.py photos --boxes-from labels.xml --cvat corrected
 
 A run that was stopped or killed goes on where it was when it is started again. An image that cannot be segmented is reported
 and skipped. The exit status is 0 if every image was segmented, 1 if some were skipped, 2 if nothing could be done, and 130
@@ -74,6 +75,12 @@ def make_parser() -> argparse.ArgumentParser:
     modes.add_argument("--everything", action="store_true", help="all objects")
     modes.add_argument("--words", metavar="TEXT", help='the objects that a text names: "cat. dog."')
     modes.add_argument("--prompts", type=Path, metavar="FILE", help="points and boxes per image, see docs/scale.md")
+    modes.add_argument(
+        "--boxes-from",
+        type=Path,
+        metavar="PATH",
+        help="the objects that a data set has boxes or masks of, in any form that is read",
+    )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
@@ -122,14 +129,17 @@ def run(chosen: argparse.Namespace) -> int:
     folders = part("sam.tasks.folders")
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
-    task, unknown = make_task(chosen, folders), []
+    task, left_out = make_task(chosen, folders), {}
     if chosen.prompts:
         images, unknown = folders.read_prompts(chosen.prompts, images)
+        left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+    elif chosen.boxes_from:
+        images, left_out = folders.read_boxes(chosen.boxes_from, images, root)
     runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
     with Bar(len(images)) as bar:
         summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart, chosen.upright)
     errors = summary.errors | dict.fromkeys(unread, "images of this kind cannot be read: convert it to PNG or JPEG")
-    errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+    errors |= left_out
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
     if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):

@@ -88,6 +88,8 @@ def test_images_are_added_and_what_is_there_stays(name, tmp_path):
     if name == "CVAT":
         numbers = [one.get("id") for one in ElementTree.parse(tmp_path / "annotations.xml").getroot().findall("image")]
         assert numbers == ["0", "1"]
+        labels = [one.findtext("name") for one in ElementTree.parse(tmp_path / "annotations.xml").getroot().iter("label")]
+        assert labels == ["cat", "dog"]
     else:
         labels = [one.get("value") for one in ElementTree.parse(tmp_path / "labels.xml").getroot().iter("Label")]
         assert labels == ["cat", "dog"]

@@ -145,6 +145,14 @@ class Cvat:
                 label = one["label"].translate(_NOT_IN_XML)
                 what = {"label": label, "source": "auto", "occluded": "0", "rle": one["segmentation"], **box, "z_order": "0"}
                 ElementTree.SubElement(image, "mask", what)
+        listed = root.find("meta/task/labels")  # without them, datumaro refuses a file
+        if listed is not None:
+            known = {one.findtext("name") for one in listed}
+            for label in dict.fromkeys(shape.get("label", "") for image in root.findall("image") for shape in image):
+                if label not in known:
+                    entry = ElementTree.SubElement(listed, "label")
+                    ElementTree.SubElement(entry, "name").text = label
+                    ElementTree.SubElement(entry, "attributes")
         ElementTree.indent(root)
         write_whole(self._file, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
@@ -152,6 +160,9 @@ class Cvat:
 def _empty() -> ElementTree.Element:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = _VERSION
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    ElementTree.SubElement(task, "mode").text = "annotation"
+    ElementTree.SubElement(task, "labels")
     return root
 
 
