@@ -450,6 +450,7 @@ def test_the_menu_has_the_entry_where_there_is_an_image(page, images, has_entry)
     page.evaluate("samkit.empty()")
     entries = page.evaluate(
         """(images) => {
+          for (const id of Object.keys(app.nodeOutputs)) delete app.nodeOutputs[id]; // of other tests' nodes
           const node = samkit.add("PreviewImage", 100, 100);
           if (images) node.images = images.map((filename) => ({ filename, subfolder: "", type: "output" }));
           return app.canvas.getNodeMenuOptions(node).filter((one) => one?.content === "Select object with SAM").length;
