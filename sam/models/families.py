@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...utils.checks import one_of
 from ..errors import SAMError
+from ..weights.adapters import merged, read_adapter
 from ..weights.checkpoint_reader import read_checkpoint
 from ..weights.formats import find_model, sam_names, weights_in
 from ..weights.formats.sam2 import is_sam2, to_sam2_names, to_video_names, version_of
@@ -94,25 +95,31 @@ def identity_of(model: Any) -> str:
     return f"{segmenter.encoder_identity}-{segmenter.decoder_identity}"
 
 
-def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SAM2Model:
+def load_model(path: str | Path, precision: Precision = "auto", adapter: str | Path | None = None) -> SAMModel | SAM2Model:
     """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
 
     Args:
         path: a file or folder as docs/checkpoints.md lists them, such as a `.pth` or `.safetensors` file in Meta's or Hugging
             Face's layout; whatever a trainer has put around or beside the weights is found and left out.
         precision: of the image encoder: `auto` (see `encoder_dtype`: mostly fp16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`.
+        adapter: a LoRA adapter of peft that was trained on this model, by its folder or its weights; it is merged in float32.
 
     Raises:
-        SAMError: the file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown.
+        SAMError: a file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown; the adapter does not
+            fit the model, or is of a kind that cannot be merged.
     """
     one_of(precision, PRECISIONS, "precision")
     # ComfyUI runs nodes in inference mode; weights made there could not be moved or used outside it.
     with torch.inference_mode(False), torch.no_grad():
-        return _load(Path(path), precision)
+        return _load(Path(path), precision, None if adapter is None else Path(adapter))
 
 
-def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
-    return _from_weights(weights_in(read_checkpoint(path), path.name), path, precision)
+def _load(path: Path, precision: Precision, adapter: Path | None) -> SAMModel | SAM2Model:
+    if adapter is None:
+        return _from_weights(weights_in(read_checkpoint(path), path.name), path, precision)
+    change = read_adapter(adapter)  # first: it is the smaller one
+    state = merged(weights_in(read_checkpoint(path), path.name), path.name, change)
+    return _from_weights(state, adapter, precision)
 
 
 def _from_weights(state: dict[str, Tensor], path: Path, precision: Precision) -> SAMModel | SAM2Model:
