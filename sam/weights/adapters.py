@@ -42,6 +42,7 @@ _WITHIN = (
 )  # fmt: skip
 _MOST_PATTERNS, _LONGEST_PATTERN = 1000, 200
 _SLOW_PATTERN = re.compile(r"\)[*+?{]|(?:[*+{].*){3}|\\\d|\(\?")
+_POSITIONS = ("positional_embedding", "positional_encoding_gaussian_matrix")
 _INNER_LAYER = re.compile(r"^(?:sam_)?(mask_decoder\.[\w.]+|obj_ptr_proj)\.layers\.(\d+)\.weight$")
 
 
@@ -201,6 +202,12 @@ def merged(state: dict[str, Tensor], file: str, adapter: Adapter) -> dict[str, T
             state[name] = _with_magnitude(state[name], parts["lora_magnitude_vector"], adapter, layer)
     for name, part in renamed(adapter.tensors).items():
         _check_shape(state, name, part, file, adapter)
+        if name.endswith(_POSITIONS) and not torch.equal(state[name], part):
+            raise SAMError(
+                f"{adapter.name} cannot be merged into {file}: its modules_to_save trained the positions of prompts apart from "
+                "those of images, and SAM has one for both. Train it without prompt_encoder in modules_to_save, or with "
+                "positional_embedding frozen."
+            )
         state[name] = part
     for layer, parts in adapter.layers.items():  # peft adds to the bias, which it may have trained as well
         bias = {f"{layer}.bias": parts["lora_B.bias"] * _scale(adapter, layer)} if "lora_B.bias" in parts else {}
