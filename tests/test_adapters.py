@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from conftest import make_image
 from reference_hq import hugging_face_hq, sam_hq
 from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
 from safetensors.torch import load_file, save_file
+from samkit.nodes.editor.preview import RefusedError, _model, parse_subject
 from samkit.nodes.model import SAMModelLoader
 from samkit.sam import SAM_MODELS, Prompt, SAMError, decode, encode, load_model, load_shared
 from samkit.sam.models.sam2 import hiera
+from samkit.sam.tasks.folders import FolderTask, Worker
+from samkit.sam.weights.hub import fetch_from_hub
 from samkit.sam.weights.registry import KNOWN
 from test_formats import hugging_face_sam
 from torch import nn
@@ -476,6 +480,37 @@ def test_a_trained_decoder_or_another_adapter_is_no_base(named, tiny_sam):
     edit(named / "other", base_model_name_or_path="base.safetensors")
     with pytest.raises(SAMError, match="cannot be merged into other.adapter_model.safetensors, which is not a whole model"):
         SAM_MODELS.find(NAME, "other/adapter_model.safetensors").load()
+
+
+def test_a_folder_of_images_takes_an_adapter_and_its_base(named):
+    task = FolderTask("everything", "COCO RLE", named / NAME, base_model="base.safetensors")
+    worker = Worker(task)
+    assert worker.model.identity == load_model(named / "base.safetensors", adapter=named / "tuned").identity
+    first = task.settings()["model"]
+    edit(named / "tuned", lora_alpha=80)
+    assert task.settings()["model"] != first
+
+
+@pytest.mark.parametrize("base", ["base.safetensors", "gone.safetensors", None])
+def test_the_preview_takes_the_chosen_base(named, monkeypatch, base):
+    model = {"model_name": NAME} | ({"base_model": base} if base else {})
+    subject = parse_subject({"image": {"filename": "a.png"}, "model": model})
+    if base == "base.safetensors":
+        _, load = _model(subject)
+        assert load().identity == load_model(named / "base.safetensors", adapter=named / "tuned").identity
+        with pytest.raises(SAMError, match="base_model"):
+            parse_subject({"image": {"filename": "a.png"}, "model": {"model_name": NAME, "base_model": "../base.safetensors"}})
+    else:
+        with pytest.raises(RefusedError, match="made for gone.safetensors" if base else "Choose it in base_model"):
+            _model(subject)
+
+
+def test_a_repository_that_is_an_adapter_says_where_to_put_it(monkeypatch, tmp_path):
+    files = [SimpleNamespace(rfilename=name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    with pytest.raises(SAMError, match="me/tuned is an adapter of peft, not a model: download its adapter_model.safetensors"):
+        fetch_from_hub("me/tuned", "", "", [tmp_path])
 
 
 # micro-sam's own layers (micro_sam/models/peft_sam.py, 1.8): modules of the same names, run as it runs them.
