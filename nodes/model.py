@@ -113,17 +113,17 @@ class SAMModelLoader(ModelLoader):
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, base_model: str | None = NAMED, **_: Any) -> str:
-        return SAM_MODELS.find(model_name, chosen_base(base_model)).stamp if model_name else ""
+        return cls.MODELS.find(model_name, chosen_base(base_model)).stamp if model_name else ""
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name: str | None = None, base_model: str | None = NAMED) -> bool | str:
         """The list, and whatever else the catalog finds; a base that has gone is only missed by an adapter."""
-        found = SAM_MODELS.is_listed(model_name)
-        needs_base = found is True and isinstance(model_name, str) and SAM_MODELS.find(model_name).base is not None
-        return SAM_MODELS.is_listed(base_model) if needs_base and base_model != NAMED else found
+        found = cls.MODELS.is_listed(model_name)
+        needs_base = found is True and isinstance(model_name, str) and cls.MODELS.find(model_name).base is not None
+        return cls.MODELS.is_listed(base_model) if needs_base and base_model != NAMED else found
 
     def load_model(self, model_name: str, precision: Precision = "auto", base_model: str = NAMED) -> tuple[SAMModel]:
-        return (SAM_MODELS.find(model_name, chosen_base(base_model)).load(precision),)
+        return (self.MODELS.find(model_name, chosen_base(base_model)).load(precision),)
 
 
 class SAMHubLoader:

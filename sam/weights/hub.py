@@ -107,8 +107,8 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
     preferred = [name for name in PREFERRED if name in names]
     if not preferred and "adapter_config.json" in names:
         raise SAMError(
-            f"{repo_id} is an adapter of peft, not a model: download its adapter_model.safetensors and adapter_config.json into "
-            f"a folder in {folders[0]}, and choose it in Load SAM Model."
+            f"{repo_id} is an adapter of peft, not a model: download its adapter_model.safetensors and adapter_config.json "
+            f"into a folder in {folders[0]}, and choose it in Load SAM Model."
         )
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
     if len(found) == 1:
