@@ -25,7 +25,7 @@ from ..geometry import Frame, Size
 from ..kernels.decoder import Guidance
 from ..kernels.resemblance import color_distance, match, mean_color, parts_of
 from ..kernels.upsample import resize_logits
-from ..models.base import Wanted
+from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
 from ..models.families import as_segmenter
 from ..models.features import IMAGE
@@ -150,7 +150,7 @@ def personalize(
     Raises:
         SAMError: a mask is empty, their number is not that of the references, or the model's decoder cannot be guided.
     """
-    run, found = EncoderRun(as_segmenter(model), images, device_mode), {}
+    run, found = EncoderRun(_segmenter(model), images, device_mode), {}
     _find_each(run, references, reference_masks, found.__setitem__, options or PersonalizeOptions())
     each = [found[index] for index in range(len(run.frames))]
     maps = torch.stack([one.similarity for one in each]) if each else torch.zeros(0, *run.size)
@@ -174,11 +174,26 @@ def personalize_each(
         take: gets the index of each image and what was found; equal images come together, the others in order.
         model, references, reference_masks, images, options, device_mode: see `personalize`, as for what is raised.
     """
-    run = EncoderRun(as_segmenter(model), images, device_mode)
+    run = EncoderRun(_segmenter(model), images, device_mode)
     _find_each(run, references, reference_masks, take, options or PersonalizeOptions())
 
 
 @torch.no_grad()
+def _segmenter(model: Any) -> Segmenter:
+    """The model, if its masks can be refined by its own masks.
+
+    Raises:
+        SAMError: it takes no mask prompts.
+    """
+    segmenter = as_segmenter(model)
+    if optional_member(segmenter, "takes_masks") is False:
+        raise SAMError(
+            f"SAM Personalize does not support {segmenter.family}: it refines masks by mask prompts, which {segmenter.family} "
+            "does not take. Use a SAM or SAM 2 model."
+        )
+    return segmenter
+
+
 def _find_each(
     run: EncoderRun,
     references: Tensor | Sequence[np.ndarray],

@@ -208,7 +208,7 @@ class FastEfficientDecoder(FastDecoder):
     def upscale(self, image: Tensor) -> Tensor:
         """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`, see `FastDecoder.upscale`."""
         (count, tokens, channels), norm = image.shape, self.norm
-        half = self.upscale_first.plain(image.reshape(-1, channels)).view(count, -1)
+        half = self.upscale_first.plain(image.reshape(-1, channels)).view(count, tokens * 4 * norm.num_channels)
         half = F.layer_norm(half, half.shape[1:], eps=norm.eps).view(-1, norm.num_channels)
         half = F.gelu(torch.addcmul(norm.bias, half, norm.weight))
         fine = F.gelu(self.upscale_second.plain(half)) if torch.is_grad_enabled() else self.upscale_second.gelu(half)

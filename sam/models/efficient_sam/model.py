@@ -43,6 +43,7 @@ class EfficientSAM(nn.Module):
 
     family = "EfficientSAM"
     mask_threshold = 0.0
+    takes_masks = False
     pred_iou_thresh = 0.7  # what the reference's notebook for everything keeps
 
     def __init__(self, encoder: PlainViTShape, decoder: DecoderShape, checkpoint: Path, precision: Precision = "auto") -> None:
