@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
+from reference_edgetam import SMALL as SMALL_BODY
+from reference_edgetam import random_edgetam
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
 from safetensors.torch import save_file
@@ -15,7 +17,7 @@ from samkit.sam.models import tiny_vit
 from samkit.sam.models.efficient_sam import self_test as efficient_sam
 from samkit.sam.models.sam import SAMModel
 from samkit.sam.models.sam2 import hiera
-from samkit.sam.models.sam2.self_test import decoder_error, encoder_error
+from samkit.sam.models.sam2.self_test import decoder_error, encoder_error, repvit_error
 from samkit.sam.models.tiny_vit import Stage, TinyViT
 from samkit.sam.tasks import embed
 from stand_in_device import DEVICE, StandIn, stand_in_device
@@ -34,7 +36,7 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(params=["SAM", "SAM-HQ", "MobileSAM", "SAM 2", "EfficientSAM"])
+@pytest.fixture(params=["SAM", "SAM-HQ", "MobileSAM", "SAM 2", "EfficientSAM", "EdgeTAM"])
 def model(request, tiny_model, tmp_path, monkeypatch):
     """Small models with random weights."""
     self_test._passes.cache_clear()
@@ -50,6 +52,10 @@ def model(request, tiny_model, tmp_path, monkeypatch):
         state = random_sam2(SMALL, SMALL_SIDE, 64).state_dict()
         save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path / "sam2.safetensors")
         yield load_model(tmp_path / "sam2.safetensors", "fp32")
+    elif request.param == "EdgeTAM":
+        monkeypatch.setattr("samkit.sam.models.sam2.repvit._SIDE", SMALL_SIDE)
+        torch.save(random_edgetam(SMALL_SIDE, 64, **SMALL_BODY).state_dict(), tmp_path / "edgetam.pt")
+        yield load_model(tmp_path / "edgetam.pt", "fp32")
     elif request.param == "EfficientSAM":
         monkeypatch.setattr("samkit.sam.models.efficient_sam.model._GRID", 8)  # a side of 128 pixels
         yield random_efficient_sam(tmp_path / "efficient.pt")
@@ -120,6 +126,7 @@ FAST = {
     "SAM's decoder": self_test._decoder_error,
     "SAM 2's encoder": encoder_error,
     "SAM 2's decoder": decoder_error,
+    "EdgeTAM's encoder": repvit_error,
     "TinyViT's": tiny_vit._attention_error,
     "EfficientSAM's encoder": efficient_sam.encoder_error,
     "EfficientSAM's decoder": efficient_sam.decoder_error,

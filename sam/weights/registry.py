@@ -128,6 +128,7 @@ KNOWN: dict[str, KnownCheckpoint] = {
         _hq("sam_hq_vit_tiny.pth", "Light HQ-SAM"),
         _efficient("efficient_sam_vitt.pt", "EfficientSAM-Ti"),
         _efficient("efficient_sam_vits.pt", "EfficientSAM-S"),
+        _hub("yonigozlan/EdgeTAM-hf", "EdgeTAM"),
         _hub("wanglab/medsam-vit-base", "MedSAM ViT-B"),
         _meta_2_1(
             "tiny", "SAM 2.1 tiny", 156_008_466,

@@ -20,7 +20,7 @@ VIDEO = re.compile(
     r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc$|no_mem_pos_enc$|no_obj_ptr$|no_obj_embed_spatial$|obj_ptr_proj\.|"
     r"obj_ptr_tpos_proj\.|mask_downsample\.|memory_temporal_positional_encoding$|no_memory_positional_encoding$|"
     r"no_object_pointer$|occlusion_spatial_embedding_parameter$|object_pointer_proj\.|"
-    r"temporal_positional_encoding_projection_layer\."
+    r"temporal_positional_encoding_projection_layer\.|spatial_perceiver\."
 )
 # Only 2.1 has these, and only files that hold the video part too.
 _NEW_IN_2_1 = (
@@ -45,6 +45,7 @@ _FUSER = {"depthwise_conv": "dwconv", "layer_norm": "norm", "pointwise_conv1": "
 
 def _table() -> Iterable[tuple[str, str]]:
     trunk, decoder = r"vision_encoder\.backbone\.", r"mask_decoder\."
+    yield trunk + r"timm_model\.(.+)", r"image_encoder.trunk.body.\1"
     yield trunk + r"patch_embed\.projection\.(\w+)", r"image_encoder.trunk.patch_embed.proj.\1"
     yield trunk + r"blocks\.(\d+)\.layer_norm(\d)\.(\w+)", r"image_encoder.trunk.blocks.\1.norm\2.\3"
     yield trunk + r"blocks\.(\d+)\.mlp\.proj_in\.(\w+)", r"image_encoder.trunk.blocks.\1.mlp.layers.0.\2"
