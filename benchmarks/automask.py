@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from harness import MODELS, Report, Table, peak_memory, photo, random_sam, timed, transformers_sam
 from PIL import Image
+from samkit.sam import as_segmenter
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.tasks.embed import cache
 from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
@@ -70,7 +71,7 @@ def ours(model: torch.nn.Module) -> Any:
 
     def run(frame: np.ndarray) -> Any:
         cache.clear()
-        return segment_everything(model, frame, AutoMaskOptions())
+        return segment_everything(as_segmenter(model), frame, AutoMaskOptions())
 
     return run
 

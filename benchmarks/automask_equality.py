@@ -19,6 +19,7 @@ import torch
 from automask import lively
 from harness import MODELS, photo
 from samkit.nodes.model import SAMModelLoader
+from samkit.sam import as_segmenter
 from samkit.sam.tasks.everything import AutoMaskOptions, FoundMask, segment_everything
 from scenes import make_scene
 from segment_anything import SamAutomaticMaskGenerator
@@ -57,7 +58,7 @@ def compare(name: str, model: torch.nn.Module, frame: np.ndarray, options: dict[
     begun = time.perf_counter()
     theirs = _generated(SamAutomaticMaskGenerator(model, points_per_batch=_BATCH, **options), frame)
     between = time.perf_counter()
-    ours = segment_everything(model, frame, AutoMaskOptions(**options))
+    ours = segment_everything(as_segmenter(model), frame, AutoMaskOptions(**options))
     ended = time.perf_counter()
     left = dict(enumerate(ours))
     lost = [record for record in theirs if not _take(record, left, frame.shape[:2])]

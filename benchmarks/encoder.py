@@ -16,7 +16,7 @@ from harness import (
     sam,
     transformers_sam,
 )
-from samkit.sam import encode
+from samkit.sam import as_segmenter, encode
 from samkit.sam.kernels.linear import bfloat16_pays
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.tasks.embed import cache
@@ -75,7 +75,7 @@ def _compare(name: str, device: torch.device, limit: float, report: Report) -> l
 
 
 def _sizes(name: str, device: torch.device, report: Report) -> Table:
-    model = sam(name)
+    model = as_segmenter(sam(name))
     mode = "CPU" if device.type == "cpu" else "Prefer GPU"
     table = Table(f"From image to embedding by source size, {name}", ["image", "ours"])
     found = {}

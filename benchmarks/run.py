@@ -33,6 +33,7 @@ PARTS = (
     "teach",
     "finish",
     "batch",
+    "engines",
 )
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -11,7 +11,7 @@ from ..utils.boxes import BOX_TYPES, BoundingBox, BoxForm, corners_of, nested_bo
 from ..utils.points import refuse_normalised
 from ..utils.text import counted
 from .common import CATEGORY
-from .predict import BOX_FORM_INPUT
+from .prompt_inputs import BOX_FORM_INPUT
 
 
 class ConvertBoxes:

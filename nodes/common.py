@@ -48,6 +48,13 @@ SHOW_RESULT_INPUT = (
         "for up to 64 frames of a batch. API workflows that omit this input show nothing.",
     },
 )
+
+
+def with_tooltip(declared: tuple[Any, ...], tooltip: str) -> tuple[Any, ...]:
+    """An input declared as another one, with a tooltip of its own."""
+    return declared[0], {**declared[1], "tooltip": tooltip}
+
+
 MOST_SHOWN = 64  # frames of a batch
 
 

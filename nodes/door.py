@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor
 
-from ..sam import Concept, GroundingModel, MatteModel, SAMError, as_segmenter, checked_embedding
+from ..sam import Concept, GroundingModel, MatteModel, SAMError, Segmenter, as_segmenter, checked_embedding
 from ..utils.checks import is_number, one_of
 from ..utils.images import FLOATS, as_image, checked_mask, checked_tensor, without_gradients
 from ..utils.text import shown
@@ -175,9 +175,8 @@ def _logits(value: Any, name: str) -> Tensor:
     return without_gradients(checked_tensor(value, name, FLOATS, "it must be the logits of a prediction"))
 
 
-def _model(value: Any, _: str) -> Any:
-    as_segmenter(value)
-    return value
+def _model(value: Any, _: str) -> Segmenter:
+    return as_segmenter(value)
 
 
 def _made_by(kind: type, where: str) -> Check:

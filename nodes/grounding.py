@@ -17,7 +17,6 @@ from ..sam import (
     PredictOptions,
     PromptInputs,
     Segmenter,
-    as_segmenter,
     find_boxes,
     objects_per_frame,
     result_device,
@@ -25,6 +24,7 @@ from ..sam import (
 )
 from ..utils.boxes import BoundingBox
 from ..utils.images import Frames, cutout, put_frame
+from ..utils.marks import Marks
 from ..utils.overlay import legend, paint_boxes, paint_masks
 from ..utils.stacks import MaskStack
 from .common import (
@@ -246,8 +246,8 @@ class SegmentText(MakesLarge, ShowsResult):
         frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
         options = PredictOptions(mask_threshold=mask_threshold, hq=hq, logits=False)
-        frame = as_segmenter(sam_model).frame(frames.size)
-        prompts = objects_per_frame(PromptInputs(boxes=[one.boxes for one in found]), len(frames), frame)
+        frame = sam_model.frame(frames.size)
+        prompts = objects_per_frame(PromptInputs(boxes=[Marks(one.boxes) for one in found]), len(frames), frame)
         results, merged = Results(prompts, frame, options, individual_masks), MaskStack(len(frames), frames.size)
         is_whole, has_cutout = self.wants("overlay"), self.wants("cutout")
         # The node itself shows the first frames of it.

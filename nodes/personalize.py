@@ -18,7 +18,6 @@ from ..sam import (
     personalize_each,
     result_device,
 )
-from ..sam.prompts import NO_POINTS
 from ..utils.images import Frames
 from ..utils.stacks import MaskStack
 from .common import CATEGORY, CONCEPT_INPUT, SAM_MODEL_INPUT, SHOW_RESULT_INPUT, Result, Shown, ShowsResult
@@ -108,7 +107,7 @@ class Personalize(ShowsResult):
         options = PersonalizeOptions(max_objects, min_score, hq, concept=concept, method=method)
         frames = Frames(image)
         masks, similarity = MaskStack(len(frames), frames.size), torch.empty(len(frames), *frames.size)
-        scores, points = [[0.0]] * len(frames), [NO_POINTS] * len(frames)
+        scores, points = [[0.0]] * len(frames), [np.zeros((0, 2))] * len(frames)
         shown = Shown(len(frames))
 
         def take(index: int, found: FoundObjects) -> None:

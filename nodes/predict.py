@@ -21,10 +21,8 @@ from ..sam import (
     Prompt,
     PromptInputs,
     SAMEmbedding,
-    SAMError,
     Segmenter,
     as_embedding,
-    as_segmenter,
     decode_each,
     objects_per_frame,
     result_device,
@@ -32,9 +30,7 @@ from ..sam import (
 )
 from ..sam.geometry import Frame
 from ..utils.batch_manager import first_frame
-from ..utils.boxes import BOX_FORMS, BOX_TYPES, BoundingBox, BoxForm, boxes_per_frame, tight_box
-from ..utils.images import as_masks
-from ..utils.points import points_per_frame, refuse_normalised
+from ..utils.boxes import BoundingBox, BoxForm, tight_box
 from ..utils.stacks import MaskStack, joined
 from .common import (
     CATEGORY,
@@ -48,34 +44,18 @@ from .common import (
     Shown,
     ShowsResult,
 )
+from .prompt_inputs import (
+    BOX_FORM_INPUT,
+    FRAME_OFFSET_INPUT,
+    META_BATCH_INPUT,
+    PROMPT_INPUTS,
+    parse_prompts,
+    refuse_nothing,
+    refuse_shares,
+)
 
 Outputs = Result  # of masks, boxes per frame, scores and logits
 
-# Without braces: the browser's translations take them for placeholders.
-_POINTS = (
-    "Points {}, as JSON: a list of objects with x and y in image pixels, for example from SAM Prompt Editor. "
-    "A list of such lists gives points per frame."
-)
-PROMPT_INPUTS: dict[str, Any] = {
-    "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("on the object")}),
-    "negative_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("that are not on the object")}),
-    "bboxes": (
-        BOX_TYPES,
-        {
-            "forceInput": True,
-            "tooltip": "Boxes around objects: ComfyUI's boxes, (x1, y1, x2, y2), or Impact Pack's SEGS. One box and all points "
-            "make one object; each of several boxes is an object. A list of lists gives boxes per frame.",
-        },
-    ),
-    "mask_prompt": (
-        "MASK",
-        {"tooltip": "A rough mask of the object, with the aspect ratio of the image. An empty mask is ignored."},
-    ),
-    "logits": (
-        "SAMKIT_LOGITS",
-        {"tooltip": "The logits of an earlier prediction, to refine its mask. They take precedence over mask_prompt."},
-    ),
-}
 OPTION_INPUTS: dict[str, Any] = {
     "candidate": (
         list(CANDIDATES),
@@ -117,32 +97,6 @@ OPTION_INPUTS: dict[str, Any] = {
     ),
 }
 
-BOX_FORM_INPUT: tuple[Any, ...] = (
-    list(BOX_FORMS),
-    {
-        "default": "auto",
-        "tooltip": "How to read boxes of four numbers. auto and xyxy: (x1, y1, x2, y2). xywh: (x, y, width, height). "
-        "ComfyUI's boxes and SEGS are always read correctly.",
-    },
-)
-FRAME_OFFSET_INPUT: tuple[Any, ...] = (
-    "INT",
-    {
-        "default": -1,
-        "min": -1,
-        "max": 1_000_000_000,
-        "tooltip": "For a batch that is part of a video: the index of its first frame in the video, from 0. Lists of "
-        "points and boxes per frame then cover the whole video. -1: the lists cover this batch only.",
-    },
-)
-META_BATCH_INPUT: tuple[Any, ...] = (
-    "VHS_BatchManager",
-    {
-        "tooltip": "VideoHelperSuite's Meta Batch Manager that splits the video. frame_offset then follows each batch, and "
-        "lists of points and boxes per frame cover the whole video. Leave it unconnected if a node makes the lists from each "
-        "batch.",
-    },
-)
 _LAST_INPUTS = {
     "box_form": BOX_FORM_INPUT,
     "concept": CONCEPT_INPUT,
@@ -151,6 +105,7 @@ _LAST_INPUTS = {
     "meta_batch": META_BATCH_INPUT,
 }
 _HIDDEN_INPUTS = {"prompt": "PROMPT"}
+_SOCKETS = "positive_coords, negative_coords, bboxes, mask_prompt or logits"
 
 
 class _Predictor(MakesLarge, ShowsResult):
@@ -232,6 +187,7 @@ class PredictMask(_Predictor):
         known = as_embedding(embedding, sam_model, image)
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, len(known), frame_offset)
         given = parse_prompts(len(known), positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
+        refuse_nothing(given, _SOCKETS)
         refuse_shares(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
         return predict(sam_model, known, given, options, individual_masks, device_mode, image)
@@ -280,50 +236,14 @@ class Segment(_Predictor):
         frames, *size = image.shape[:3]
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
         given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, logits, box_form, offset)
+        refuse_nothing(given, _SOCKETS)
         refuse_shares(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
-        frame = as_segmenter(sam_model).frame(tuple(size))
+        frame = sam_model.frame(tuple(size))
         prompts = objects_per_frame(given, frames, frame)
         results = Results(prompts, frame, options, individual_masks)
         segment_each(sam_model, image, prompts, results.take, options, device_mode)
         return results.outputs(image)
-
-
-def parse_prompts(
-    frames: int,
-    positive: str | None,
-    negative: str | None,
-    bboxes: Any,
-    mask: Tensor | None,
-    logits: Tensor | None,
-    box_form: BoxForm = "auto",
-    frame_offset: int = -1,
-) -> PromptInputs:
-    """Prompt sockets -> typed prompts; points and boxes per frame are the whole film's with a `frame_offset` from 0 on.
-
-    A connected socket of boxes that carries None is a detector that found nothing.
-
-    Raises:
-        SAMError: nothing is connected, or an input has another form than it should.
-    """
-    given = PromptInputs(
-        positive=None if positive is None else points_per_frame(positive, frames, "positive_coords", frame_offset),
-        negative=None if negative is None else points_per_frame(negative, frames, "negative_coords", frame_offset),
-        boxes=None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, frame_offset),
-        mask=None if mask is None else as_masks(mask, "mask_prompt"),
-        logits=logits,
-    )
-    if given.is_empty:
-        raise SAMError(
-            "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes, mask_prompt or logits."
-        )
-    return given
-
-
-def refuse_shares(given: PromptInputs, size: tuple[int, int]) -> None:
-    """Refuse points and boxes in shares of an image (H, W) instead of its pixels, see `refuse_normalised`."""
-    marks = {"positive_coords": given.positive, "negative_coords": given.negative, "bboxes": given.boxes}
-    refuse_normalised({name: frames or () for name, frames in marks.items()}, size)
 
 
 def predict(
@@ -336,7 +256,7 @@ def predict(
     image: Tensor | None = None,
 ) -> Outputs:
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
-    frame = as_segmenter(model).frame(embedding.original_size)
+    frame = model.frame(embedding.original_size)
     prompts = objects_per_frame(given, len(embedding), frame)
     results = Results(prompts, frame, options, individual_masks)
     decode_each(model, embedding, prompts, results.take, options, device_mode)

@@ -164,7 +164,7 @@ class TrainDecoder:
     ) -> tuple[Segmenter, dict[str, list[float]], str]:
         options = DecoderOptions(one(steps), one(learning_rate), one(seed))
         model, lesson = train_decoder(one(sam_model), many(images), many(masks), many(other_images), options, one(device_mode))
-        return model, {"loss": lesson.losses}, report(lesson, "The model is unchanged")
+        return model.network, {"loss": lesson.losses}, report(lesson, "The model is unchanged")
 
 
 class SaveDecoder(SavesFile):

@@ -24,10 +24,9 @@ from ..sam import (
 )
 from ..sam import track as follow
 from ..utils.batch_manager import first_frame
-from ..utils.boxes import BoundingBox, BoxForm, boxes_per_frame, tight_box
-from ..utils.images import as_image, as_masks, resize_masks
-from ..utils.names import Name
-from ..utils.points import points_per_frame
+from ..utils.boxes import BoundingBox, BoxForm, tight_box
+from ..utils.images import as_image, resize_masks
+from ..utils.marks import NO_BOXES, NO_POINTS, Name
 from ..utils.stacks import MaskStack
 from ..utils.text import counted
 from .common import (
@@ -39,28 +38,36 @@ from .common import (
     Result,
     Shown,
     ShowsResult,
+    with_tooltip,
 )
-from .predict import BOX_FORM_INPUT, META_BATCH_INPUT, OPTION_INPUTS, PROMPT_INPUTS, refuse_shares
+from .predict import OPTION_INPUTS
+from .prompt_inputs import (
+    BOX_FORM_INPUT,
+    FRAME_OFFSET_INPUT,
+    META_BATCH_INPUT,
+    PROMPT_INPUTS,
+    parse_prompts,
+    refuse_nothing,
+    refuse_shares,
+)
 
 _FRAMES = " In a list of such lists, each list is a frame's, and an empty list means no prompt there. One list is frame 0's."
 _POINTS = "Points {}, as JSON: a list of objects with x and y in image pixels. Points with the same object key mark one object."
 TRACK_TYPE = "SAMKIT_TRACK"
-_FRAME_OFFSET_INPUT: tuple[Any, ...] = (
-    "INT",
-    {
-        "default": -1,
-        "min": -1,
-        "max": 1_000_000_000,
-        "tooltip": "For frames that are a part of a film: the number of the first one in the film, from 0. Prompts per frame "
-        "and mask_frame are then those of the whole film, and track is that of the part before. -1: these are all frames.",
-    },
+_PROMPTS = {
+    "positive_coords": _POINTS.format("on the object") + _FRAMES,
+    "negative_coords": _POINTS.format("that are not on the object") + _FRAMES,
+    "bboxes": "Boxes around objects: ComfyUI's boxes, (x1, y1, x2, y2), or Impact Pack's SEGS." + _FRAMES,
+    "mask_prompt": "Masks of objects on the frame mask_frame, one per object in order of the objects. A mask alone is used "
+    "as it is. An empty mask is ignored.",
+}
+_FRAME_OFFSET = (
+    "For frames that are a part of a film: the number of the first one in the film, from 0. Prompts per frame and mask_frame "
+    "are then those of the whole film, and track is that of the part before. -1: these are all frames."
 )
-_META_BATCH_INPUT: tuple[Any, ...] = (
-    META_BATCH_INPUT[0],
-    {
-        "tooltip": "VideoHelperSuite's Meta Batch Manager that splits the film. frame_offset then follows each part, prompts "
-        "are those of the whole film, and each part goes on where the one before has ended. The direction must be forward."
-    },
+_META_BATCH = (
+    "VideoHelperSuite's Meta Batch Manager that splits the film. frame_offset then follows each part, prompts are those of the "
+    "whole film, and each part goes on where the one before has ended. The direction must be forward."
 )
 
 
@@ -109,25 +116,7 @@ class TrackObjects(ShowsResult):
                 "image": ("IMAGE", {"tooltip": "The frames of the film, in order. Alpha is ignored."}),
             },
             "optional": {
-                "positive_coords": ("STRING", {"forceInput": True, "tooltip": _POINTS.format("on the object") + _FRAMES}),
-                "negative_coords": (
-                    "STRING",
-                    {"forceInput": True, "tooltip": _POINTS.format("that are not on the object") + _FRAMES},
-                ),
-                "bboxes": (
-                    PROMPT_INPUTS["bboxes"][0],
-                    {
-                        "forceInput": True,
-                        "tooltip": "Boxes around objects: ComfyUI's boxes, (x1, y1, x2, y2), or Impact Pack's SEGS." + _FRAMES,
-                    },
-                ),
-                "mask_prompt": (
-                    "MASK",
-                    {
-                        "tooltip": "Masks of objects on the frame mask_frame, one per object in order of the objects. A mask "
-                        "alone is used as it is. An empty mask is ignored."
-                    },
-                ),
+                **{name: with_tooltip(PROMPT_INPUTS[name], tooltip) for name, tooltip in _PROMPTS.items()},
                 "track": (
                     TRACK_TYPE,
                     {
@@ -168,8 +157,8 @@ class TrackObjects(ShowsResult):
                 "device_mode": DEVICE_MODE_INPUT,
                 "box_form": BOX_FORM_INPUT,
                 "show_result": SHOW_RESULT_INPUT,
-                "frame_offset": _FRAME_OFFSET_INPUT,
-                "meta_batch": _META_BATCH_INPUT,
+                "frame_offset": with_tooltip(FRAME_OFFSET_INPUT, _FRAME_OFFSET),
+                "meta_batch": with_tooltip(META_BATCH_INPUT, _META_BATCH),
             },
             "hidden": {"prompt": "PROMPT"},
         }
@@ -198,16 +187,9 @@ class TrackObjects(ShowsResult):
         if track is not None and not isinstance(track, Track):
             raise SAMError(f"track is of type {type(track).__name__}: connect the track output of SAM Track.")
         offset = frame_offset if meta_batch is None else first_frame(meta_batch, prompt, frames, frame_offset)
-        given = PromptInputs(
-            None if positive_coords is None else points_per_frame(positive_coords, frames, "positive_coords", offset, True),
-            None if negative_coords is None else points_per_frame(negative_coords, frames, "negative_coords", offset, True),
-            None if bboxes is UNCONNECTED else boxes_per_frame(bboxes, frames, box_form, offset, True),
-            None if mask_prompt is None else as_masks(mask_prompt),
-        )
-        if given.is_empty and track is None:
-            raise SAMError(
-                "No prompt connected. Connect at least one of positive_coords, negative_coords, bboxes or mask_prompt."
-            )
+        given = parse_prompts(frames, positive_coords, negative_coords, bboxes, mask_prompt, None, box_form, offset, True)
+        if track is None:
+            refuse_nothing(given, "positive_coords, negative_coords, bboxes or mask_prompt")
         refuse_shares(given, tuple(size))
         known, first = track, max(0, offset)
         prompts = film_prompts(
@@ -249,9 +231,10 @@ def film_prompts(
     Raises:
         SAMError: a point outside the image, or masks of a frame that is not there.
     """
-    lists = {name: one for name in ("positive", "negative", "boxes") if (one := getattr(given, name))}
+    nothing = {"positive": NO_POINTS, "negative": NO_POINTS, "boxes": NO_BOXES}
+    lists = {name: one for name in nothing if (one := getattr(given, name))}
     count = max(map(len, lists.values()), default=0) if frames is None else frames
-    given = replace(given, **{name: [*one, *[one[0][:0]] * (count - len(one))] for name, one in lists.items()})
+    given = replace(given, **{name: [*one, *[nothing[name]] * (count - len(one))] for name, one in lists.items()})
     prompts: dict[Name, dict[int, FilmPrompt]] = {}
     for frame in range(count):
         for name, prompt in named_objects(given, frame, size).items():

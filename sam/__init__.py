@@ -7,10 +7,10 @@ masks, scores, logits = decode(model, embedding, [[click]])  # one list entry pe
 """
 
 from .errors import BusyError, SAMError
-from .models.base import PRECISIONS, Precision, Segmenter
+from .models.base import PRECISIONS, Precision, Segmenter, identity_of
 from .models.checkpoints import SAM_MODELS
 from .models.concept import Concept
-from .models.families import as_segmenter, identity_of, load_model
+from .models.families import as_segmenter, load_model
 from .models.in_transformers.grounding import GROUNDING_MODELS, GroundingModel, load_grounding
 from .models.in_transformers.matte import MATTE_MODELS, MatteModel, load_matte
 from .models.loaded import load_shared, recall, remember

@@ -1,7 +1,7 @@
 """Typed prompts: which of them make one object, and their way from source pixels into the model's frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ..utils.boxes import Boxes
 from ..utils.images import resize_masks
-from ..utils.names import Name, named, names_of, rows_where
+from ..utils.marks import NO_BOXES, NO_POINTS, Marks, Name
 from ..utils.text import counted
 from .errors import SAMError
 from .geometry import Frame, Size
 
-NO_POINTS = np.zeros((0, 2))
 # SAM 2's own scale and bias for a mask used as output (`_use_mask_as_output`): 0 at one half, -10 for "not here".
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
 ABSENT_LOGIT = _MASK_BIAS
@@ -32,8 +31,8 @@ class Prompt:
         logits: low-resolution mask logits float32 `[1, 4h, 4w]`, or None.
     """
 
-    points: np.ndarray
-    labels: np.ndarray
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     box: np.ndarray | None = None
     logits: Tensor | None = None
 
@@ -43,7 +42,7 @@ class Prompt:
         return len(self.points) == 1 and self.box is None and self.logits is None
 
 
-def group(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prompt]:
+def group(positive: Marks, negative: Marks, boxes: Marks) -> list[Prompt]:
     """Group the prompts of one image by the object that they belong to.
 
     All that name the same `object` are one (several boxes of it: the box around them), in the order in which the objects first
@@ -53,22 +52,21 @@ def group(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> list[Prom
     it, a stray one to all objects.
 
     Args:
-        positive, negative: `[P, 2]` (x, y), with or without names (see `utils.names`).
-        boxes: `[N, 4]` (x1, y1, x2, y2), with or without names.
+        positive, negative: points of the image.
+        boxes: boxes of it.
 
     Returns:
         One prompt per object; of those without a name boxes in their order, the object of stray points last; none where there
         is nothing.
     """
     given = positive, negative, boxes
-    names = dict.fromkeys(name for rows in given for name in names_of(rows))
-    prompts = [_prompt_of(*(_with_name(rows, name) for rows in given)) for name in names if name is not None]
-    return prompts + _group_unnamed(*(_with_name(rows, None) for rows in given))
+    prompts = [_prompt_of(*(marks.of_object(name) for marks in given)) for name in _names(given)]
+    return prompts + _group_unnamed(*(marks.of_object(None) for marks in given))
 
 
-def _with_name(rows: np.ndarray, name: str | float | None) -> np.ndarray:
-    keep = np.array([one is None if name is None else one == name for one in names_of(rows)], dtype=bool)
-    return np.asarray(rows_where(rows, keep))
+def _names(given: Sequence[Marks]) -> list[Name]:
+    """The objects that marks name, in the order in which they first appear."""
+    return [name for name in dict.fromkeys(name for marks in given for name in marks.names) if name is not None]
 
 
 def _prompt_of(positive: np.ndarray, negative: np.ndarray, boxes: Boxes) -> Prompt:
@@ -108,11 +106,11 @@ def _smallest_box_around(points: np.ndarray, boxes: Boxes) -> np.ndarray:
     return np.where(np.isfinite(areas).any(0), areas.argmin(0), -1)
 
 
-def clip_boxes(boxes: Boxes, size: Size) -> Boxes:
-    """Clip boxes `[N, 4]` to an image (H, W) and drop those with no area left: a detector that found nothing there."""
+def clip_boxes(boxes: Marks, size: Size) -> Marks:
+    """Clip boxes to an image (H, W) and drop those with no area left: a detector that found nothing there."""
     height, width = size
-    clipped = named(np.clip(boxes, 0.0, [width, height, width, height]), names_of(boxes), 4)
-    return rows_where(clipped, (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
+    corners = np.clip(boxes.rows, 0.0, [width, height, width, height])
+    return replace(boxes, rows=corners).where((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))
 
 
 def mask_to_logits(mask: Tensor, frame: Frame) -> Tensor | None:
@@ -190,15 +188,15 @@ class PromptInputs:
     """What a caller gave as prompts for B images; None where an input was not given at all.
 
     Attributes:
-        positive, negative: one array `[P, 2]` (x, y) per image.
-        boxes: one array `[N, 4]` (x1, y1, x2, y2) per image.
+        positive, negative: the points of each image.
+        boxes: the boxes of each image.
         mask: `[N, H, W]` in 0..1, one for all, one per image, or one per object in order.
         logits: `[N, 1, 4h, 4w]`, assigned like `mask`; logits, being exact, take precedence over it.
     """
 
-    positive: Sequence[np.ndarray] | None = None
-    negative: Sequence[np.ndarray] | None = None
-    boxes: Sequence[Boxes] | None = None
+    positive: Sequence[Marks] | None = None
+    negative: Sequence[Marks] | None = None
+    boxes: Sequence[Marks] | None = None
     mask: Tensor | None = None
     logits: Tensor | None = None
 
@@ -239,27 +237,26 @@ def named_objects(given: PromptInputs, index: int, original: Size) -> dict[Name,
         SAMError: a point outside the image.
     """
     marks = _marks(given, index, original)
-    prompts = group(*marks)
-    names = [name for name in dict.fromkeys(name for rows in marks for name in names_of(rows)) if name is not None]
+    prompts, names = group(*marks), _names(marks)
     names += [f"#{number}" for number in range(1, len(prompts) - len(names) + 1)]
     return dict(zip(names, prompts, strict=True))
 
 
-def _marks(given: PromptInputs, index: int, original: Size) -> tuple[np.ndarray, np.ndarray, Boxes]:
+def _marks(given: PromptInputs, index: int, original: Size) -> tuple[Marks, Marks, Marks]:
     """Positive points, negative points and boxes of one image, checked and clipped."""
     positive, negative = (
         _inside(points[index], original, name) if points else NO_POINTS
         for name, points in (("positive_coords", given.positive), ("negative_coords", given.negative))
     )
-    boxes = clip_boxes(given.boxes[index], original) if given.boxes else np.zeros((0, 4))
+    boxes = clip_boxes(given.boxes[index], original) if given.boxes else NO_BOXES
     return positive, negative, boxes
 
 
-def _inside(points: np.ndarray, size: Size, name: str) -> np.ndarray:
+def _inside(points: Marks, size: Size, name: str) -> Marks:
     height, width = size
-    outside = ((points < 0) | (points > [width, height])).any(1)
+    outside = ((points.rows < 0) | (points.rows > [width, height])).any(1)
     if outside.any():
-        x, y = points[outside][0]
+        x, y = points.rows[outside][0]
         raise SAMError(
             f"{name} has {counted(int(outside.sum()), 'point')} outside the image of {width}x{height} pixels (the first at "
             f"x={x:g}, y={y:g}). Coordinates are pixels of the source image."
@@ -307,5 +304,5 @@ def _share(each: list[Tensor | None], objects: list[int], name: str) -> list[Ten
 
 def _with_logits(prompt: Prompt | None, logits: Tensor | None) -> Prompt | None:
     if prompt is None:
-        return None if logits is None else Prompt(NO_POINTS, np.zeros(0, np.int32), None, logits)
+        return None if logits is None else Prompt(logits=logits)
     return replace(prompt, logits=logits)

@@ -11,6 +11,13 @@ VIT_B = {"embed_dim": 768, "depth": 12, "heads": 12, "global_blocks": (2, 5, 8, 
 VIT_H = {"embed_dim": 1280, "depth": 32, "heads": 16, "global_blocks": (7, 15, 23, 31)}
 
 
+def content_id(model):
+    """The identity of a model: ours, or segment_anything's own."""
+    from samkit.sam import as_segmenter, identity_of
+
+    return identity_of(as_segmenter(model))
+
+
 def random_sam(
     embed_dim,
     depth,

@@ -10,7 +10,7 @@ from conftest import make_image
 from fakes import FakeComfyUI, Interrupted, install
 from reference import random_sam
 from samkit.nodes.automask import AutoMask
-from samkit.sam import PRESETS, SAMError
+from samkit.sam import PRESETS, SAMError, as_segmenter
 from samkit.sam.kernels.nms import Suppression, best_first, non_maximum_suppression
 from samkit.sam.tasks import everything
 from samkit.sam.tasks.everything import AutoMaskOptions, FoundMask, as_dicts, remove_small_regions, segment_everything
@@ -25,7 +25,7 @@ LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "points_per_side
 
 def check_equal(model, photo, **options):
     """Same count, each mask matched at IoU >= 0.999, boxes within 1 px, scores within 1e-3."""
-    ours = segment_everything(model, photo, AutoMaskOptions(**options))
+    ours = segment_everything(as_segmenter(model), photo, AutoMaskOptions(**options))
     theirs = SamAutomaticMaskGenerator(model, **options).generate(photo)
     assert len(ours) == len(theirs)
     left = [mask.full(photo.shape[:2]) for mask in ours]

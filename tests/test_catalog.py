@@ -6,13 +6,14 @@ import pytest
 import samkit.sam.weights.catalog as module
 import torch
 from fakes import FakeComfyUI, install
+from reference import content_id
 from safetensors.torch import save_file
 from samkit.nodes.editor.jobs import RefusedError
 from samkit.nodes.editor.preview import on_this_machine
 from samkit.nodes.grounding import GroundingLoader
 from samkit.nodes.matte import MatteLoader
 from samkit.nodes.model import ModelLoader, SAMModelLoader
-from samkit.sam import GROUNDING_MODELS, MATTE_MODELS, SAM_MODELS, SAMError, identity_of, load_model, save_decoder
+from samkit.sam import GROUNDING_MODELS, MATTE_MODELS, SAM_MODELS, SAMError, load_model, save_decoder
 from samkit.sam.models.retrained import Retrained, with_decoder
 from samkit.sam.tasks.folders import FolderTask, Worker
 from samkit.sam.weights.catalog import Catalog, ModelFolders
@@ -155,7 +156,7 @@ def decoder(models, tiny_sam):
     save_file(tiny_sam.state_dict(), base)
     model, path = load_model(base), models.parent / "elsewhere" / "tuned.safetensors"
     path.parent.mkdir()
-    made = with_decoder(model, Retrained({"iou_token.weight": torch.randn(1, 32)}, identity_of(model), base.name), path)
+    made = with_decoder(model, Retrained({"iou_token.weight": torch.randn(1, 32)}, content_id(model), base.name), path)
     save_decoder(made, path)
     return path, made
 
@@ -164,7 +165,7 @@ def test_the_folder_command_takes_a_trained_decoder(decoder, models):
     path, made = decoder
     task = FolderTask("everything", "COCO RLE", path)
     before = task.settings()
-    assert identity_of(Worker(task).model) == identity_of(made) != identity_of(load_model(models / "sams" / "base.safetensors"))
+    assert content_id(Worker(task).model) == content_id(made) != content_id(load_model(models / "sams" / "base.safetensors"))
     save_file({"other": torch.zeros(1)}, models / "sams" / "base.safetensors")
     assert task.settings()["model"] != before["model"], "another base is another model"
 
@@ -191,11 +192,11 @@ def test_a_decoder_of_a_known_model_downloads_it(models, monkeypatch, tiny_sam):
     torch.save(tiny_sam.state_dict(), base)
     model, path = load_model(base), models / "sam_decoders" / "tuned.safetensors"
     path.parent.mkdir()
-    made = with_decoder(model, Retrained({"iou_token.weight": torch.randn(1, 32)}, identity_of(model), base.name), path)
+    made = with_decoder(model, Retrained({"iou_token.weight": torch.randn(1, 32)}, content_id(model), base.name), path)
     save_decoder(made, path)
     entry = SAM_MODELS.find("tuned.safetensors")
     assert entry.load("fp32").precision == "fp32", "the base is loaded as the decoder is asked for"
-    assert identity_of(entry.load()) == identity_of(made) and entry.base.path == base and entry.absence is None
+    assert content_id(entry.load()) == content_id(made) and entry.base.path == base and entry.absence is None
     elsewhere = base.rename(models / "kept.pth")
     monkeypatch.setattr(module, "fetch", lambda file, folders: elsewhere if file.name == base.name else None)
-    assert identity_of(entry.load()) == identity_of(made)
+    assert content_id(entry.load()) == content_id(made)

@@ -17,9 +17,9 @@ from collections import OrderedDict, defaultdict
 import numpy as np
 import pytest
 import torch
-from reference import random_sam
+from reference import content_id, random_sam
 from safetensors.torch import save_file
-from samkit.sam import SAMError, as_segmenter, identity_of, load_model
+from samkit.sam import SAMError, as_segmenter, load_model
 from samkit.sam.models.sam import ForeignSAM
 from samkit.sam.weights.checkpoint_reader import checkpoint_files, read_checkpoint
 from samkit.sam.weights.pickles import Opaque
@@ -46,7 +46,7 @@ def refusal(path):
 
 def check_same(sam, content, path):
     torch.save(content, path)
-    assert load_model(path).identity == identity_of(sam)
+    assert load_model(path).identity == content_id(sam)
 
 
 # Around the weights.
@@ -96,7 +96,7 @@ class Config(dict):
 def test_a_dict_of_a_class_of_its_own_is_a_dict(tiny_sam, tmp_path, kind, zipped):
     content = kind({"model": kind(tiny_sam.state_dict()), "epoch": 1})
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    assert load_model(tmp_path / "x.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "x.pth").identity == content_id(tiny_sam)
 
 
 def test_what_contains_itself_or_a_container_very_often_ends(tiny_sam, tmp_path):
@@ -283,7 +283,7 @@ def test_whatever_lies_beside_the_weights_in_a_pickle_does_not_matter(tiny_sam, 
     content = {"model": tiny_sam.state_dict(), "rest": OBJECTS[kind]}
     options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
     torch.save(content, tmp_path / "x.pth", **options)
-    assert load_model(tmp_path / "x.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "x.pth").identity == content_id(tiny_sam)
 
 
 def test_a_trainer_with_its_data_sets_loads(tiny_sam, tmp_path):
@@ -373,7 +373,7 @@ def test_shards_load_from_the_folder_the_index_and_any_shard(tiny_sam, tmp_path,
     entries = [tmp_path, *tmp_path.iterdir()]
     assert len(entries) == 4
     for entry in entries:
-        assert load_model(entry).identity == identity_of(tiny_sam)
+        assert load_model(entry).identity == content_id(tiny_sam)
         assert len(files := checkpoint_files(entry)) == 3 and files[0].name == index
 
 
@@ -432,7 +432,7 @@ def test_a_folder_of_peft_is_called_an_adapter_with_its_base(tmp_path):
 def test_a_whole_model_in_a_folder_with_an_adapters_configuration_loads(tiny_sam, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     save_file(tiny_sam.state_dict(), tmp_path / "model.safetensors")
-    assert load_model(tmp_path).identity == identity_of(tiny_sam)
+    assert load_model(tmp_path).identity == content_id(tiny_sam)
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_a_distributed_checkpoint_says_how_to_convert_it_and_then_loads(tiny_sam
     for path in (folder, *files):
         assert "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(" in refusal(path)
     dcp_to_torch_save(folder, tmp_path / "weights.pth")
-    assert load_model(tmp_path / "weights.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "weights.pth").identity == content_id(tiny_sam)
 
 
 def test_a_program_of_torch_export_is_refused(tmp_path):
@@ -548,7 +548,7 @@ def test_types_of_quantized_files_are_named(tmp_path, dtype):
 def test_whole_numbers_beside_the_weights_load_and_as_a_weight_are_named(tiny_sam, tmp_path, dtype):
     count = torch.zeros(1, 32, dtype=dtype)
     save_file(tiny_sam.state_dict() | {"seen": count}, tmp_path / "x.safetensors")
-    assert load_model(tmp_path / "x.safetensors").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "x.safetensors").identity == content_id(tiny_sam)
     save_file(tiny_sam.state_dict() | {"mask_decoder.iou_token.weight": count}, tmp_path / "x.safetensors")
     text = refusal(tmp_path / "x.safetensors")
     assert "mask_decoder.iou_token.weight holds uint" in text and "damaged" not in text

@@ -10,7 +10,7 @@ from conftest import as_image, make_image
 from PIL import Image
 from samkit.nodes.embedding import GetSAMEmbedding, SAMEmbeddingToImage
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMEmbedding, SAMError, encode
+from samkit.sam import SAMEmbedding, SAMError, as_segmenter, encode
 from samkit.sam.models.sam import run_encoder
 from samkit.sam.store.keys import image_key
 from samkit.sam.store.memory import ByteCache
@@ -129,7 +129,7 @@ def test_only_new_images_of_a_batch_are_encoded(tiny_model, runs):
 def test_the_cache_knows_weights_from_each_other(tiny_sam, tiny_model, runs):
     photo = make_image(60, 80)
     encode(tiny_model, [photo])
-    encode(tiny_sam, [photo])
+    encode(as_segmenter(tiny_sam), [photo])
     assert runs == [1], "the same weights in two objects are one model"
     with torch.no_grad():
         tiny_model.image_encoder.neck[0].weight[0] += 1

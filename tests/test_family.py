@@ -3,7 +3,6 @@
 import asyncio
 import json
 
-import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
@@ -14,7 +13,7 @@ from samkit.nodes.editor.preview import Preview, parse_question
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.prompt_editor import PromptEditor
-from samkit.sam import SAMError, Segmenter, encode
+from samkit.sam import SAMError, Segmenter
 from samkit.sam.geometry import Frame
 from samkit.sam.models.base import Decoded
 from torch import nn
@@ -107,4 +106,4 @@ def test_it_answers_the_editor_and_the_preview_alike(model, comfy):
 def test_what_is_no_model_is_refused_by_name():
     for wrong in (None, "sam_vit_b", {"model": 1}, torch.nn.Linear(2, 2)):
         with pytest.raises(SAMError, match=f"sam_model is a {type(wrong).__name__}"):
-            encode(wrong, [np.zeros((4, 4, 3), np.uint8)])
+            GetSAMEmbedding().get_sam_embedding(sam_model=wrong, image=torch.zeros(1, 4, 4, 3))

@@ -15,6 +15,7 @@ import torch
 from conftest import make_image
 from load_pack import ROOT
 from PIL import Image
+from reference import content_id
 from samkit import segment_folder as command
 from samkit.sam import (
     AutoMaskOptions,
@@ -32,7 +33,6 @@ from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.journal import Journal
 from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import encode_mask
-from samkit.sam.models.families import identity_of
 from samkit.sam.tasks import folders
 from samkit.sam.tasks.folders import FolderTask, Worker, find_images, read_prompts, run_here, segment_folder
 from samkit.sam.tasks.words import FoundBoxes
@@ -460,7 +460,7 @@ def test_neither_yes_nor_no_is_refused(capsys):
 
 def test_a_concept_says_which_object_is_meant(checkpoint, photos, tmp_path):
     model = load_model(checkpoint)
-    concept = Concept(torch.randn(4, 32) * 5, identity_of(model), "tiny.pth")
+    concept = Concept(torch.randn(4, 32) * 5, content_id(model), "tiny.pth")
     save_concept(concept, tmp_path / "concept.safetensors")
     (tmp_path / "prompts.json").write_text(json.dumps({"a.png": PROMPTS["a.png"][:1]}))
     arguments = [photos, "--prompts", tmp_path / "prompts.json", "--coco", tmp_path / "out.json", "--model", checkpoint]

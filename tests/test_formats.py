@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
-from reference import random_sam
+from reference import content_id, random_sam
 from safetensors.torch import save_file
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask
-from samkit.sam import SAMError, identity_of, load_model
+from samkit.sam import SAMError, load_model
 from samkit.sam.weights.formats import to_sam_names
 
 transformers = pytest.importorskip("transformers")
@@ -151,7 +151,7 @@ def test_wrapped_and_prefixed_fine_tunes_are_the_same_model(tiny_sam, tmp_path, 
     state = {prefix + name: value for name, value in tiny_sam.state_dict().items()}
     content = state if wrapper is None else {wrapper: state, "optimizer": {"lr": 0.1}, "epoch": 3}
     torch.save(content, tmp_path / "tuned.pth")
-    assert load_model(tmp_path / "tuned.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "tuned.pth").identity == content_id(tiny_sam)
 
 
 def test_split_attention_weights_are_joined(tiny_sam, tmp_path):
@@ -163,14 +163,14 @@ def test_split_attention_weights_are_joined(tiny_sam, tmp_path):
         else:
             state[name] = value
     save_file(state, tmp_path / "split.safetensors")
-    assert load_model(tmp_path / "split.safetensors").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "split.safetensors").identity == content_id(tiny_sam)
 
 
 def test_saved_pixel_constants_are_checked_and_dropped(tiny_sam, tmp_path):
     state = dict(tiny_sam.state_dict())
     state |= {"pixel_mean": tiny_sam.pixel_mean.clone(), "pixel_std": tiny_sam.pixel_std.clone()}
     torch.save(state, tmp_path / "saved.pth")
-    assert load_model(tmp_path / "saved.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "saved.pth").identity == content_id(tiny_sam)
     torch.save(state | {"pixel_mean": torch.zeros(3, 1, 1)}, tmp_path / "other.pth")
     with pytest.raises(SAMError, match="other.pth normalizes pixels with pixel_mean"):
         load_model(tmp_path / "other.pth")

@@ -21,7 +21,7 @@ import torch
 import transformers
 from conftest import as_image, make_image
 from load_pack import inputs_of
-from reference import random_sam
+from reference import content_id, random_sam
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.save_masks import SaveMasks
 from samkit.sam import (
@@ -30,7 +30,6 @@ from samkit.sam import (
     Retrained,
     SAMError,
     encode,
-    identity_of,
     load_grounding,
     load_matte,
     load_model,
@@ -55,9 +54,9 @@ def world(tmp_path_factory):
     torch.save(small.state_dict(), folder / "small.pth")
     model = load_model(folder / "small.pth", "fp32")
     weights = {"iou_token.weight": torch.zeros(1, 32)}
-    taught = with_decoder(model, Retrained(weights, identity_of(model), "small.pth"), folder / "taught")
+    taught = with_decoder(model, Retrained(weights, content_id(model), "small.pth"), folder / "taught")
     embeddings = [encode(model, image(size, count)) for size, count in (((40, 56), 1), ((48, 3), 2))]
-    concept = Concept(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), identity_of(model), "small.pth")
+    concept = Concept(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), content_id(model), "small.pth")
     box, score = {"x": 3, "y": 4, "width": 20, "height": 20}, {"score": 0.5, "label": "cat"}
     point, shares = '[{"x": 9, "y": 12}]', [[(0.1, 0.2, 0.8, 0.9)]]
     (folder / "output" / "sam_concepts").mkdir(parents=True)
@@ -68,7 +67,7 @@ def world(tmp_path_factory):
         "SAMKIT_GROUNDING_MODEL": [load_grounding(words)],
         "SAMKIT_MATTE_MODEL": [load_matte(test_matte.folder.__wrapped__(tmp_path_factory))],
         "SAM_EMBEDDING": [*embeddings, np.array(embeddings[0])],
-        "SAMKIT_CONCEPT": [concept, Concept(torch.zeros(0, 32), identity_of(model), "small.pth")],
+        "SAMKIT_CONCEPT": [concept, Concept(torch.zeros(0, 32), content_id(model), "small.pth")],
         "SAMKIT_LOGITS": [torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 4.0)],
         "BOUNDING_BOX": [None, [], box, [box], [[{**box, **score}]], (3, 4, 20, 30), np.array([[3.0, 4, 9, 9]]), shares],
         "VHS_BatchManager": [BatchManager()],

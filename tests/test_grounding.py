@@ -160,7 +160,7 @@ def test_the_node_gives_the_same_as_core_writes_boxes(folder, grounding, frames)
         corners, scores, words = reference(folder, frame, TEXT, box_threshold, text_threshold)
         assert [box["label"] for box in boxes] == words
         assert np.allclose([box["score"] for box in boxes], scores, atol=1e-5)
-        assert np.allclose(boxes_per_frame(boxes, 1)[0], corners, atol=1e-3)
+        assert np.allclose(boxes_per_frame(boxes, 1)[0].rows, corners, atol=1e-3)
         assert all(type(box[key]) is float for box in boxes for key in ("x", "y", "width", "height", "score"))
     assert labels == [box["label"] for boxes in bboxes for box in boxes]
 
@@ -586,7 +586,7 @@ def seg(bbox, confidence=0.75, label="face"):
 def test_impact_packs_segs_are_boxes():
     segs = ((60, 90), [seg((10, 12, 40, 50)), seg(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.5]), "hand")])
     for frames in (1, 3):
-        assert [boxes.tolist() for boxes in boxes_per_frame(segs, frames)] == [[[10, 12, 40, 50], [1, 2, 3, 4]]] * frames
+        assert [boxes.rows.tolist() for boxes in boxes_per_frame(segs, frames)] == [[[10, 12, 40, 50], [1, 2, 3, 4]]] * frames
     assert nested_boxes(segs)[0] == [
         {"x": 10, "y": 12, "width": 30, "height": 38, "score": 0.75, "label": "face"},
         {"x": 1, "y": 2, "width": 2, "height": 2, "score": 0.5, "label": "hand"},
@@ -596,8 +596,8 @@ def test_impact_packs_segs_are_boxes():
 
 def test_segs_without_an_object_and_segs_per_frame():
     nothing, one = ((60, 90), []), ((60, 90), [seg((10, 12, 40, 50))])
-    assert [boxes.shape for boxes in boxes_per_frame(nothing, 2)] == [(0, 4)] * 2
-    assert [boxes.tolist() for boxes in boxes_per_frame([nothing, one], 2)] == [[], [[10, 12, 40, 50]]]
+    assert [boxes.rows.shape for boxes in boxes_per_frame(nothing, 2)] == [(0, 4)] * 2
+    assert [boxes.rows.tolist() for boxes in boxes_per_frame([nothing, one], 2)] == [[], [[10, 12, 40, 50]]]
     with pytest.raises(SAMError, match=r"bboxes\[1\]\[0\].bbox is None"):
         boxes_per_frame(((60, 90), [seg(None)]), 1)
 

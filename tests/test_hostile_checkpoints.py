@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reference import content_id
 from safetensors.torch import save, save_file
 from samkit.nodes.model import SAMModelLoader
-from samkit.sam import SAM_MODELS, SAMError, identity_of, load_model, load_shared
+from samkit.sam import SAM_MODELS, SAMError, load_model, load_shared
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = "mask_decoder.iou_token.weight"
@@ -74,7 +75,7 @@ def test_a_file_that_changes_under_a_loaded_model_changes_nothing(tiny_sam, tmp_
     lines = ran.stdout.splitlines()
     assert len(lines) == len(paths) and len(set(lines)) == 1
     identity, total = lines[0].split()
-    assert identity == identity_of(tiny_sam)
+    assert identity == content_id(tiny_sam)
     assert float(total) == pytest.approx(float(sum(value.sum() for value in tiny_sam.parameters())))
 
 
@@ -251,7 +252,7 @@ def test_a_pickle_that_would_run_code_beside_the_weights_loads_and_does_not(tiny
     content = {"first": Touch(str(target)), "model": tiny_sam.state_dict(), "memory": Bytes(), "last": [Touch(str(target))]}
     torch.save(content, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
     tracemalloc.start()
-    assert load_model(tmp_path / "bomb.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "bomb.pth").identity == content_id(tiny_sam)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
     assert not target.exists()
@@ -271,7 +272,7 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(tiny_sam, tmp_path):
         torch.save(state, tmp_path / "wide.pth", _use_new_zipfile_serialization=zipped)
         assert f"would need {(1 << 42) + held} bytes of memory" in refusal_of(tmp_path / "wide.pth")
     torch.save({"model": tiny_sam.state_dict(), "wide": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "beside.pth")
-    assert load_model(tmp_path / "beside.pth").identity == identity_of(tiny_sam), "what is not used takes none"
+    assert load_model(tmp_path / "beside.pth").identity == content_id(tiny_sam), "what is not used takes none"
 
 
 # The machine that reads pickles, on programs that no pickler writes.
@@ -451,7 +452,7 @@ def test_a_big_endian_file_loads(tiny_sam, tmp_path):
             if "/data/" in member.filename:
                 content = np.frombuffer(content, "<f4").astype(">f4").tobytes()
             new.writestr(member.filename, b"big" if member.filename.endswith("byteorder") else content)
-    assert load_model(tmp_path / "big.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "big.pth").identity == content_id(tiny_sam)
 
 
 NAMES = {
@@ -488,7 +489,7 @@ BESIDE = {"a number as name": 0, "a very long name": "x" * 100_000, "a line brea
 @pytest.mark.parametrize("kind", BESIDE)
 def test_absurd_names_beside_a_model_are_ignored(tiny_sam, tmp_path, kind):
     torch.save(dict(tiny_sam.state_dict()) | {BESIDE[kind]: torch.zeros(1)}, tmp_path / "absurd.pth")
-    assert load_model(tmp_path / "absurd.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "absurd.pth").identity == content_id(tiny_sam)
 
 
 SHAPES = [(), (1,), (3, 5), (1, 1, 1, 1), (2, 3, 4, 5, 6)]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
+from reference import content_id
 from reference_hq import hugging_face_hq, sam_hq, upscale_what_came_out
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
-from samkit.sam import SAMError, identity_of, load_model
+from samkit.sam import SAMError, load_model
 from samkit.sam.models.hq import HQMaskDecoder
 from test_formats import pixels_of
 from test_teach import check_taught
@@ -107,7 +108,7 @@ def test_both_layouts_are_one_model(ours, tmp_path):
     torch.save({"module." + name: value for name, value in ours.state_dict().items()}, tmp_path / "sam_hq_vit_b.pth")
     again = load_model(tmp_path / "sam_hq_vit_b.pth", "fp32")
     assert isinstance(again.mask_decoder, HQMaskDecoder)
-    assert identity_of(again) == identity_of(ours)
+    assert content_id(again) == content_id(ours)
 
 
 def test_the_embedding_carries_the_fine_features(ours):

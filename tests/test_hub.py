@@ -10,9 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from reference import content_id
 from safetensors.torch import save_file
 from samkit.nodes.model import SAMHubLoader
-from samkit.sam import SAMError, identity_of, load_model
+from samkit.sam import SAMError, load_model
 from samkit.sam.weights import download, hub, hub_file
 from samkit.sam.weights.registry import RemoteFile
 from test_download import checkpoints_in
@@ -173,7 +174,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("repo_id", [REPO, f"hf://{REPO}", f" {REPO}/ "])
 def test_the_hub_loader_loads_a_repository_once(content, server, folder, tiny_sam, repo_id):
     (model,) = SAMHubLoader().execute(repo_id)
-    assert identity_of(model) == identity_of(tiny_sam)
+    assert content_id(model) == content_id(tiny_sam)
     assert checkpoints_in(folder) == [f"{REPO}/{FILE}"]
     server.asked.clear()
     assert SAMHubLoader().execute(repo_id)[0] is model
@@ -183,14 +184,14 @@ def test_the_hub_loader_loads_a_repository_once(content, server, folder, tiny_sa
 def test_a_revision_and_a_file_have_their_own_place(content, server, folder, tiny_sam):
     server.files["other/sam.safetensors"] = content
     (model,) = SAMHubLoader().execute(REPO, COMMIT, "other/sam.safetensors")
-    assert identity_of(model) == identity_of(tiny_sam)
+    assert content_id(model) == content_id(tiny_sam)
     assert checkpoints_in(folder) == [f"{REPO}@{COMMIT}/other/sam.safetensors"]
 
 
 def test_the_only_weights_are_found_and_several_are_asked_about(content, server, folder, tiny_sam):
     server.files["tuned.safetensors"] = server.files.pop(FILE)
     server.files["config.json"] = b"{}"
-    assert identity_of(SAMHubLoader().execute(REPO)[0]) == identity_of(tiny_sam)
+    assert content_id(SAMHubLoader().execute(REPO)[0]) == content_id(tiny_sam)
     server.files["another.pth"] = b"?"
     with pytest.raises(SAMError, match=r"has 2 files that may be weights: set filename to one of .*another.pth"):
         SAMHubLoader().execute(REPO, COMMIT)
@@ -215,10 +216,10 @@ def test_shards_arrive_and_load(server, folder, tiny_sam, tmp_path):
         server.files[file] = (tmp_path / file).read_bytes()
     server.files["model.safetensors.index.json"] = json.dumps(index).encode()
     (model,) = SAMHubLoader().execute(REPO)
-    assert identity_of(model) == identity_of(tiny_sam)
+    assert content_id(model) == content_id(tiny_sam)
     place = folder / REPO
     for path in (place, place / "model.safetensors.index.json", place / "model-00002-of-00002.safetensors"):
-        assert identity_of(load_model(path)) == identity_of(tiny_sam), "any of them stands for all"
+        assert content_id(load_model(path)) == content_id(tiny_sam), "any of them stands for all"
     (place / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(SAMError, match="the shard model-00001-of-00002.safetensors is missing"):
         load_model(place)
@@ -297,7 +298,7 @@ def test_shards_in_a_folder_of_the_repository_arrive_beside_their_index(server, 
         server.files[f"deep/er/{file}"] = (tmp_path / file).read_bytes()
     server.files["deep/er/model.safetensors.index.json"] = json.dumps(index).encode()
     (model,) = SAMHubLoader().execute(REPO, COMMIT, "deep/er/model.safetensors.index.json")
-    assert identity_of(model) == identity_of(tiny_sam)
+    assert content_id(model) == content_id(tiny_sam)
     assert len(checkpoints_in(folder / f"{REPO}@{COMMIT}/deep/er")) == 2
 
 

@@ -13,6 +13,7 @@ import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
 from PIL import Image
+from reference import content_id
 from safetensors.numpy import load_file
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.embedding_file import LoadEmbedding, SaveEmbedding
@@ -20,7 +21,6 @@ from samkit.nodes.save_masks import SaveMasks
 from samkit.nodes.teach import SaveConcept
 from samkit.sam import AutoMaskOptions, Concept, SAMEmbedding, SAMError
 from samkit.sam.datasets.formats import FORMATS
-from samkit.sam.models.families import identity_of
 from samkit.sam.tasks.folders import FolderTask, find_images, segment_folder
 from samkit.utils.comfy_files import locked
 from samkit.utils.files import whole
@@ -191,7 +191,7 @@ def test_save_embedding_killed_at_twenty_sizes_of_its_part(output):
 
 
 def test_save_concept_killed_at_any_step_leaves_whole_files_only(output, tiny_model):
-    concept, step = Concept(torch.randn(4, 32), identity_of(tiny_model), "tiny.pth"), 0
+    concept, step = Concept(torch.randn(4, 32), content_id(tiny_model), "tiny.pth"), 0
     while killed_at(step, lambda: SaveConcept().execute(concept)):
         SaveConcept().execute(concept)
         for one in files(output):

@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 from conftest import as_image, make_image
+from reference import content_id
 from safetensors.torch import save_file
 from samkit.nodes.model import SAMModelLoader
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMError, identity_of, load_shared
+from samkit.sam import SAMError, load_shared
 from samkit.sam.weights.checkpoint_reader import checkpoint_files
 
 
@@ -58,7 +59,7 @@ def test_a_file_that_changed_is_loaded_anew(file, tiny_sam):
     torch.save(state, file)
     os.utime(file, ns=(1, 1))
     again = load_shared(file)
-    assert again is not model and identity_of(again) != identity_of(model)
+    assert again is not model and content_id(again) != content_id(model)
 
 
 def test_a_model_that_nobody_holds_goes(file):
@@ -98,7 +99,7 @@ def test_a_checkpoint_in_shards_is_all_its_files(tiny_sam, tmp_path, entry, othe
     equal = SHARDS[1 - other]
     assert (first / equal).read_bytes() == (second / equal).read_bytes()
     one, two = load_shared(first / entry), load_shared(second / entry)
-    assert identity_of(one) == identity_of(tiny_sam) != identity_of(two)
+    assert content_id(one) == content_id(tiny_sam) != content_id(two)
     copy = shutil.copytree(first, tmp_path / "a copy")
     assert load_shared(copy / entry) is one
 
@@ -111,7 +112,7 @@ def test_a_replaced_shard_is_noticed(tiny_sam, tmp_path, entry, other):
     newer = save_shards(changed(tiny_sam.state_dict(), other), tmp_path / "b")
     (newer / SHARDS[other]).replace(folder / SHARDS[other])
     again = load_shared(folder / entry)
-    assert identity_of(again) != identity_of(model)
+    assert content_id(again) != content_id(model)
 
 
 @pytest.mark.parametrize("entry", [INDEX, *SHARDS])
@@ -136,7 +137,7 @@ def test_a_file_of_the_same_size_and_time_is_still_noticed(file):
     file.write_bytes(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
-    assert identity_of(load_shared(file)) != identity_of(model)
+    assert content_id(load_shared(file)) != content_id(model)
 
 
 def test_the_files_of_a_checkpoint(file, tiny_sam, tmp_path):

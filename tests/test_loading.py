@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import random_sam
+from reference import content_id, random_sam
 from safetensors.torch import save_file
-from samkit.sam import SAMError, SAMModel, identity_of, load_model
+from samkit.sam import SAMError, SAMModel, load_model
 from samkit.sam.models.architecture import read_architecture
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 
@@ -25,12 +25,12 @@ def test_both_formats_load_whatever_the_name(tiny_sam, tmp_path, name):
     assert isinstance(model, SAMModel) and model.checkpoint == path
     for key, value in tiny_sam.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
-    assert model.identity == identity_of(tiny_sam)
+    assert model.identity == content_id(tiny_sam)
 
 
 def test_a_legacy_pickle_of_tensors_loads(tiny_sam, tmp_path):
     torch.save(tiny_sam.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert load_model(tmp_path / "old.pth").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "old.pth").identity == content_id(tiny_sam)
 
 
 def test_a_safetensors_file_whose_first_byte_is_a_pickles_loads(tiny_sam, tmp_path):
@@ -38,7 +38,7 @@ def test_a_safetensors_file_whose_first_byte_is_a_pickles_loads(tiny_sam, tmp_pa
         save_file(tiny_sam.state_dict(), tmp_path / "sam.safetensors", metadata={"note": "x" * 8 * padding})
         if (tmp_path / "sam.safetensors").read_bytes()[0] == 0x80:
             break
-    assert load_model(tmp_path / "sam.safetensors").identity == identity_of(tiny_sam)
+    assert load_model(tmp_path / "sam.safetensors").identity == content_id(tiny_sam)
     assert (tmp_path / "sam.safetensors").read_bytes()[0] == 0x80
 
 
@@ -192,7 +192,7 @@ def test_only_a_dict_of_tensors_counts(tmp_path, content):
 
 
 def test_the_identity_is_of_the_content(tiny_sam, tiny_model):
-    assert tiny_model.identity == identity_of(tiny_sam)
+    assert tiny_model.identity == content_id(tiny_sam)
     before = tiny_model.identity
     with torch.no_grad():
         tiny_model.mask_decoder.iou_token.weight[0, 0] += 1
@@ -205,6 +205,6 @@ def test_a_model_loaded_in_inference_mode_can_be_moved_and_used_outside_it(tiny_
     with torch.inference_mode():
         model = load_model(tmp_path / "tiny.pth")
     assert not any(parameter.is_inference() for parameter in model.parameters())
-    assert model.identity == identity_of(tiny_sam)
+    assert model.identity == content_id(tiny_sam)
     with torch.no_grad():
         model.double().float().image_encoder(torch.zeros(1, 3, 128, 128))

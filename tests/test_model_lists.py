@@ -11,11 +11,12 @@ import torch
 from conftest import make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
+from reference import content_id
 from safetensors.torch import save_file
 from samkit.nodes import NODE_CLASS_MAPPINGS
 from samkit.nodes.editor.preview import Preview, RefusedError, look_up, parse_subject
 from samkit.nodes.model import SAMHubLoader, SAMModelLoader
-from samkit.sam import SAM_MODELS, SAMError, identity_of, load_decoder, load_model, save_decoder
+from samkit.sam import SAM_MODELS, SAMError, load_decoder, load_model, save_decoder
 from samkit.sam.models.retrained import Retrained, with_decoder
 from samkit.sam.weights.registry import KNOWN
 from samkit.utils.comfy_folders import CHECKPOINT_SUFFIXES
@@ -200,7 +201,7 @@ def test_the_folders_of_other_packs_are_listed_and_loaded_from(root, kind, tiny_
     path.parent.mkdir(exist_ok=True)
     torch.save(tiny_sam.state_dict(), path)
     assert listed() == ["theirs.pth"] and SAM_MODELS.find("theirs.pth").fetch() == path
-    assert SAMModelLoader().load_model("theirs.pth")[0].identity == identity_of(tiny_sam)
+    assert SAMModelLoader().load_model("theirs.pth")[0].identity == content_id(tiny_sam)
 
 
 @pytest.mark.parametrize(("stem", "kind"), [("model", "safetensors"), ("pytorch_model", "bin")])
@@ -213,7 +214,7 @@ def test_a_checkpoint_in_shards_is_one_row_and_old_names_of_shards_load(root, ti
     assert SAM_MODELS.find(first.replace("/", os.sep)).label == f"{first.replace('/', os.sep)} ({size / 1e6:,.0f} MB)"
     for name in (first, second, third):
         assert SAMModelLoader.VALIDATE_INPUTS(name) is True
-        assert SAM_MODELS.find(name).load().identity == identity_of(tiny_sam)
+        assert SAM_MODELS.find(name).load().identity == content_id(tiny_sam)
     (folder / f"{stem}-00002-of-00003.{kind}").unlink()
     assert "(missing)" not in SAM_MODELS.find(first).label and SAMModelLoader.IS_CHANGED(first) == ""
     with pytest.raises(SAMError, match=f"the shard {stem}-00002-of-00003.{kind} is missing"):
@@ -258,7 +259,7 @@ def test_the_hub_loader_finds_local_folders_of_every_form(root, tiny_sam, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = root / "models" / "sams" / "me" / "tuned"
     folder.mkdir(parents=True)
-    expected = identity_of(tiny_sam)
+    expected = content_id(tiny_sam)
     if kind == "sharded .bin":
         in_shards(tiny_sam.state_dict(), folder, "pytorch_model", "bin")
     elif kind == "a variant":
@@ -346,8 +347,8 @@ def test_the_preview_loads_what_a_run_loads(trained, image, root, tiny_sam):
     in_shards(tiny_sam.state_dict(), root / "models" / "sams" / "sub", "model", "safetensors")
     names = ("tuned.safetensors", "base.safetensors", "sam_vit_b (375MB)", "ViT-B", "sub\\model-00002-of-00002.safetensors")
     for name in names:
-        assert identity_of(prepared(name).model) == SAM_MODELS.find(name).load().identity, name
-    assert identity_of(prepared("tuned.safetensors").model) != identity_of(tiny_sam)
+        assert content_id(prepared(name).model) == SAM_MODELS.find(name).load().identity, name
+    assert content_id(prepared("tuned.safetensors").model) != content_id(tiny_sam)
 
 
 @IN_COMFYUI

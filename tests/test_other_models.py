@@ -10,11 +10,12 @@ import torch
 from conftest import as_image, make_image
 from load_pack import inputs_of
 from PIL import Image
+from reference import content_id
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL
 from samkit import NODE_CLASS_MAPPINGS
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMError, as_segmenter, identity_of, load_model, recall, remember
+from samkit.sam import SAMError, as_segmenter, load_model, recall, remember
 from samkit.sam.models.families import load_model as load
 from samkit.sam.tasks import embed
 from segment_anything import SamPredictor
@@ -243,15 +244,15 @@ def test_a_foreign_sam_hq_runs_on_our_code(hq_pair, photo):
     assert torch.equal(masks_of(theirs, photo), expected) and expected.any()
     assert torch.equal(masks_of(in_wrapper(theirs), photo), expected)
     assert as_segmenter(theirs) is as_segmenter(theirs) and as_segmenter(theirs).family == "SAM-HQ"
-    assert identity_of(theirs) == identity_of(ours)
-    assert as_segmenter(recall(remember(theirs))) is as_segmenter(theirs)
+    assert content_id(theirs) == content_id(ours)
+    assert as_segmenter(recall(remember(as_segmenter(theirs)))) is as_segmenter(theirs)
 
 
 def test_impacts_sam_is_the_sam_that_it_wraps(tiny_sam, photo):
     expected = masks_of(tiny_sam, photo)
     wrapped = types.SimpleNamespace(sam_wrapper=Impact(tiny_sam))
     assert torch.equal(masks_of(wrapped, photo), expected)
-    assert recall(remember(wrapped)) is tiny_sam
+    assert recall(remember(as_segmenter(wrapped))) is tiny_sam
 
 
 class SAM2ImagePredictor:
@@ -275,7 +276,7 @@ class SAM2Base(nn.Module):
 def test_a_foreign_sam_2_in_a_dict_with_a_predictor_runs(sam2_model, photo):
     kijai = {"model": SAM2ImagePredictor(SAM2Base(sam2_model)), "dtype": torch.float16, "segmentor": "single_image"}
     assert torch.equal(masks_of(kijai, photo), masks_of(sam2_model, photo))
-    assert recall(remember(kijai)) is as_segmenter(kijai)
+    assert recall(remember(as_segmenter(kijai))) is as_segmenter(kijai)
 
 
 def from_a_pack(monkeypatch, folder, **contents):

@@ -51,7 +51,7 @@ def test_small_ones_are_left_out_and_unknown_ones_are_sure():
 
 def test_our_segs_are_boxes_for_our_own_nodes():
     segs = masks_to_segs(squares(), 2.0, 1, [SCORED])
-    assert boxes_per_frame(segs, 1)[0].tolist() == [[0, 5, 12, 17], [35, 1, 38, 4], [15, 12, 22, 19]]
+    assert boxes_per_frame(segs, 1)[0].rows.tolist() == [[0, 5, 12, 17], [35, 1, 38, 4], [15, 12, 22, 19]]
 
 
 @pytest.mark.parametrize(

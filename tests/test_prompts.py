@@ -12,19 +12,16 @@ from samkit.sam.models.families import as_segmenter
 from samkit.sam.prompts import mask_to_logits
 from samkit.utils.boxes import boxes_per_frame, nested_boxes
 from samkit.utils.images import resize_masks
-from samkit.utils.names import named
+from samkit.utils.marks import NO_BOXES, NO_POINTS, Marks
 from samkit.utils.points import points_per_frame
-
-NONE = np.zeros((0, 2))
-NO_BOXES = np.zeros((0, 4))
 
 
 def points(*pairs):
-    return np.array(pairs, dtype=float).reshape(-1, 2)
+    return Marks.of(pairs, [None] * len(pairs), 2)
 
 
 def boxes(*corners):
-    return np.array(corners, dtype=float).reshape(-1, 4)
+    return Marks.of(corners, [None] * len(corners), 4)
 
 
 def shape(prompt):
@@ -33,7 +30,7 @@ def shape(prompt):
 
 
 def test_nothing_is_no_object():
-    assert group(NONE, NONE, NO_BOXES) == []
+    assert group(NO_POINTS, NO_POINTS, NO_BOXES) == []
 
 
 def test_without_a_box_all_points_are_one_object():
@@ -42,7 +39,7 @@ def test_without_a_box_all_points_are_one_object():
 
 
 def test_negative_points_alone_are_an_object():
-    (prompt,) = group(NONE, points((5, 6)), NO_BOXES)
+    (prompt,) = group(NO_POINTS, points((5, 6)), NO_BOXES)
     assert shape(prompt) == ([(5, 6, False)], None)
 
 
@@ -63,9 +60,9 @@ def test_with_several_boxes_each_is_an_object_and_points_find_theirs():
 
 
 def test_marks_that_name_an_object_are_one_object_whatever_boxes_lie_around_them():
-    positive = named([(15, 15), (1, 1), (16, 15), (90, 90)], ["cup", 2, 2, None], 2)
-    negative = named([(12, 12), (13, 13)], [None, "cup"], 2)
-    given = named([(0, 0, 100, 100), (10, 10, 20, 20), (30, 30, 40, 50), (80, 80, 99, 99)], [None, 2, 2, "late"], 4)
+    positive = Marks.of([(15, 15), (1, 1), (16, 15), (90, 90)], ["cup", 2, 2, None], 2)
+    negative = Marks.of([(12, 12), (13, 13)], [None, "cup"], 2)
+    given = Marks.of([(0, 0, 100, 100), (10, 10, 20, 20), (30, 30, 40, 50), (80, 80, 99, 99)], [None, 2, 2, "late"], 4)
     assert [shape(prompt) for prompt in group(positive, negative, given)] == [
         ([(15, 15, True), (13, 13, False)], None),
         ([(1, 1, True), (16, 15, True)], (10, 10, 40, 50)),
@@ -75,8 +72,8 @@ def test_marks_that_name_an_object_are_one_object_whatever_boxes_lie_around_them
 
 
 def test_numbers_and_texts_are_other_objects_and_1_is_1_point_0():
-    positive = named([(1, 1), (2, 2), (3, 3)], [1, "1", 1.0], 2)
-    assert [len(prompt.points) for prompt in group(positive, NONE, NO_BOXES)] == [2, 1]
+    positive = Marks.of([(1, 1), (2, 2), (3, 3)], [1, "1", 1.0], 2)
+    assert [len(prompt.points) for prompt in group(positive, NO_POINTS, NO_BOXES)] == [2, 1]
 
 
 def test_objects_come_by_name_through_the_sockets(tiny_model):
@@ -110,9 +107,9 @@ def test_names_are_kept_with_boxes_that_are_selected():
 
 
 def test_a_single_click_is_one_point_and_nothing_else():
-    assert group(points((1, 1)), NONE, NO_BOXES)[0].is_single_click
-    assert not group(points((1, 1), (2, 2)), NONE, NO_BOXES)[0].is_single_click
-    assert not group(points((1, 1)), NONE, boxes((0, 0, 5, 5)))[0].is_single_click
+    assert group(points((1, 1)), NO_POINTS, NO_BOXES)[0].is_single_click
+    assert not group(points((1, 1), (2, 2)), NO_POINTS, NO_BOXES)[0].is_single_click
+    assert not group(points((1, 1)), NO_POINTS, boxes((0, 0, 5, 5)))[0].is_single_click
 
 
 @pytest.mark.parametrize("size", [(100, 178), (111, 34), (150, 200), (128, 128)])

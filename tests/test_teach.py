@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
+from reference import content_id
 from safetensors.torch import save
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.teach import LoadConcept, SaveConcept, Teach
-from samkit.sam import Concept, SAMError, TeachOptions, as_segmenter, encode, identity_of, load_model, teach
+from samkit.sam import Concept, SAMError, TeachOptions, as_segmenter, encode, load_model, teach
 from samkit.sam.models.features import Features
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.training import loop
@@ -82,7 +83,7 @@ def test_a_concept_joins_the_prompts_tokens(tiny_sam, tiny_model):
     tokens = torch.randn(8, 32, generator=torch.Generator().manual_seed(2))
     image = as_image(make_image(128, 128))
     embedding = encode(tiny_model, image)
-    concept = Concept(tokens, identity_of(tiny_model), "tiny.pth")
+    concept = Concept(tokens, content_id(tiny_model), "tiny.pth")
     point = json.dumps([{"x": 40, "y": 70}])
     prompts = PromptTensors((torch.tensor([[[40.0, 70.0]]]), torch.ones(1, 1, dtype=torch.int)), None, None)
     with torch.no_grad():
@@ -96,7 +97,7 @@ def test_a_concept_joins_the_prompts_tokens(tiny_sam, tiny_model):
 
 def test_without_a_concept_or_with_an_empty_one_nothing_changes(tiny_model):
     image, mask = as_image(make_image(60, 80)), disc(30, 25)
-    nothing = Concept(torch.zeros(0, 32), identity_of(tiny_model), "tiny.pth")
+    nothing = Concept(torch.zeros(0, 32), content_id(tiny_model), "tiny.pth")
     loose = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     for run in (
         lambda **more: Segment().execute(tiny_model, image, CLICK, **more),
@@ -112,7 +113,7 @@ def same(one, other):
 
 def test_every_node_takes_the_concept(tiny_model):
     image, mask = as_image(make_image(60, 80)), disc(30, 25)
-    concept = Concept(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), identity_of(tiny_model), "tiny.pth")
+    concept = Concept(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), content_id(tiny_model), "tiny.pth")
     plain, taught = (Segment().execute(tiny_model, image, CLICK, concept=one)[3] for one in (None, concept))
     assert not torch.equal(plain, taught)
     loose = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
@@ -128,12 +129,12 @@ OPTIONS = TeachOptions(steps=16, rate=0.05)
 def test_teaching_is_repeatable_and_leaves_the_base_alone(tiny_model, count):
     images, masks = lesson_of(count)
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    identity = identity_of(tiny_model)
+    identity = content_id(tiny_model)
     with torch.inference_mode():  # as ComfyUI runs nodes
         concept, lesson = teach(tiny_model, images, masks, None, OPTIONS)
         again, _ = teach(tiny_model, images, masks, None, OPTIONS)
     assert torch.equal(concept.tokens, again.tokens) and not concept.tokens.is_inference()
-    assert concept.base == identity_of(tiny_model) == identity
+    assert concept.base == content_id(tiny_model) == identity
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
     assert not tiny_model.training and all(p.grad is None and not p.requires_grad for p in tiny_model.parameters())
     assert len(lesson.rows) == {1: 1, 3: 3, 6: 1}[count] and lesson.held_out == (count > 1)
@@ -246,7 +247,7 @@ def test_cancel_keeps_the_best_so_far(tiny_model, monkeypatch, tmp_path, count):
 
 def test_saved_and_loaded_it_is_the_same(tiny_model, tmp_path, monkeypatch):
     install(monkeypatch, FakeComfyUI(tmp_path))
-    concept = Concept(torch.randn(8, 32), identity_of(tiny_model), "tiny.pth")
+    concept = Concept(torch.randn(8, 32), content_id(tiny_model), "tiny.pth")
     assert SaveConcept().execute(concept) == ("concept_00001_.safetensors",)
     (name,) = LoadConcept.INPUT_TYPES()["required"]["concept_name"][0]
     (loaded,) = LoadConcept().execute(name)
@@ -314,7 +315,7 @@ def test_files_that_are_not_whole_concepts_are_refused_by_name(tmp_path, monkeyp
 def test_a_concept_of_another_model_is_refused_by_name(tiny_model, tiny_sam, tmp_path):
     other = {name: value * 1.5 for name, value in tiny_sam.state_dict().items()}
     torch.save(other, tmp_path / "other.pth")
-    concept = Concept(torch.randn(8, 32), identity_of(load_model(tmp_path / "other.pth", "fp32")), "other.pth")
+    concept = Concept(torch.randn(8, 32), content_id(load_model(tmp_path / "other.pth", "fp32")), "other.pth")
     with pytest.raises(SAMError, match="made for other.pth, but tiny.pth is connected"):
         Segment().execute(tiny_model, as_image(make_image(60, 80)), CLICK, concept=concept)
 
@@ -329,12 +330,12 @@ def test_a_decoder_of_another_pack_is_named(tiny_sam):
     plain = copy.deepcopy(tiny_sam)
     plain.mask_decoder.__class__ = type("Foreign", (type(plain.mask_decoder),), {})
     with pytest.raises(SAMError, match="This mask decoder .Foreign. cannot be trained"):
-        teach(plain, *lesson_of(1), options=TeachOptions(steps=1))
+        teach(as_segmenter(plain), *lesson_of(1), options=TeachOptions(steps=1))
 
 
 def test_a_plain_sam_of_another_pack_is_taught(tiny_sam):
-    concept, lesson = teach(tiny_sam, *lesson_of(3), options=TeachOptions(steps=4, rate=0.05))
-    assert concept.base == identity_of(tiny_sam) and lesson.losses and "another pack" in concept.base_name
+    concept, lesson = teach(as_segmenter(tiny_sam), *lesson_of(3), options=TeachOptions(steps=4, rate=0.05))
+    assert concept.base == content_id(tiny_sam) and lesson.losses and "another pack" in concept.base_name
 
 
 def check_taught(model):
@@ -354,6 +355,6 @@ def check_taught(model):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     tracked.logits.mean().backward()
     assert float(tokens.grad.abs().max()) > 0
-    concept = Concept(tokens.detach(), identity_of(model), "it")
+    concept = Concept(tokens.detach(), content_id(model), "it")
     logits = Segment().execute(model, as_image(make_image(60, 80)), CLICK, concept=concept)[3]
     torch.testing.assert_close(logits[0, 0], fast.logits[0, 0], atol=1e-4, rtol=1e-4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
+from reference import content_id
 from safetensors.torch import load_file, save
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.model import SAMModelLoader
@@ -23,7 +24,6 @@ from samkit.sam import (
     SAMError,
     as_segmenter,
     encode,
-    identity_of,
     train_decoder,
     with_decoder,
 )
@@ -50,7 +50,7 @@ def changed(model, sure=0.9, replaces=False):
     last, name = head.get_submodule(place), f"iou_prediction_head.{place}"
     bias = math.log(sure / (1 - sure)) if getattr(head, "sigmoid_output", False) else sure
     weights |= {f"{name}.weight": torch.zeros_like(last.weight), f"{name}.bias": torch.full_like(last.bias, bias)}
-    return Retrained(weights, identity_of(model), "tiny.pth", replaces)
+    return Retrained(weights, content_id(model), "tiny.pth", replaces)
 
 
 def stock_decoder(sam, change, features, point):
@@ -64,29 +64,28 @@ def stock_decoder(sam, change, features, point):
 
 def check_trained(model, tmp_path):
     """Of any family: the trained decoder's single mask where it is sure, else what the base gives, bit for bit."""
-    image = as_image(make_image(60, 80))
+    image, segmenter = as_image(make_image(60, 80)), as_segmenter(model)
 
-    def logits(model, score, **more):
-        other = with_decoder(model, changed(model, score), tmp_path / "taught")
-        new = as_segmenter(other)
+    def logits(score, **more):
+        new = with_decoder(segmenter, changed(model, score), tmp_path / "taught")
         assert new.encoder_identity == segmenter.encoder_identity and new.decoder_identity != segmenter.decoder_identity
-        return Segment().execute(other, image, CLICK, **more)[3]
+        return Segment().execute(new.network, image, CLICK, **more)[3]
 
-    segmenter, change = as_segmenter(model), changed(model, 0.51)
+    change = changed(model, 0.51)
     trainable, frame = Trainable(segmenter, CPU), segmenter.frame((60, 80))
     trainable.decoder.load_state_dict(dict(change.weights), strict=False)
     trainable.plan = trainable.planned()
-    embedding = encode(model, image)
+    embedding = encode(segmenter, image)
     maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
     scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
     prompts = PromptTensors((torch.tensor([[[30.0, 25.0]]]) * scale, torch.ones(1, 1, dtype=torch.int)), None, None)
     with torch.no_grad():
         expected = trainable.run(trainable.share(Features(maps, "", CPU)), prompts, slice(0, 1)).logits
     base = {hq: Segment().execute(model, image, CLICK, hq=hq)[3] for hq in (True, False)}
-    torch.testing.assert_close(logits(model, 0.51), expected, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(base[True], expected) and torch.equal(logits(model, 0.49), base[True])
+    torch.testing.assert_close(logits(0.51), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(base[True], expected) and torch.equal(logits(0.49), base[True])
     if getattr(segmenter, "is_hq", False):
-        assert torch.equal(logits(model, 0.51, hq=False), base[False])
+        assert torch.equal(logits(0.51, hq=False), base[False])
 
 
 @pytest.mark.parametrize("model", ["tiny_model", "tiny_sam"], ids=["ours", "another pack's"])
@@ -151,7 +150,7 @@ def test_with_a_concept_the_concept_answers(tiny_model, tmp_path):
     sure = with_decoder(tiny_model, changed(tiny_model), tmp_path / "taught")
     tokens = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
     plain, taught = (
-        Segment().execute(model, image, CLICK, concept=Concept(tokens, identity_of(model), "tiny.pth"))[3]
+        Segment().execute(model, image, CLICK, concept=Concept(tokens, content_id(model), "tiny.pth"))[3]
         for model in (tiny_model, sure)
     )
     assert torch.equal(plain, taught)
@@ -165,7 +164,7 @@ def test_a_second_decoder_joins_the_first(tiny_model, tmp_path):
     image = as_image(make_image(60, 80))
     scores = [Segment().execute(model, image, CLICK)[2] for model in (one, two, blind)]
     assert scores == [pytest.approx([0.6]), pytest.approx([0.7]), pytest.approx([0.6])]
-    assert len({identity_of(model) for model in (tiny_model, one, two, blind)}) == 4
+    assert len({content_id(model) for model in (tiny_model, one, two, blind)}) == 4
 
 
 def test_another_decoder_makes_a_model_beside_the_base(tiny_model, tmp_path):
@@ -195,7 +194,7 @@ def test_a_decoder_of_an_earlier_version_takes_the_place_of_the_bases(comfy, tmp
     """Its file gives the masks and the identity that it always gave."""
     (base,) = SAMModelLoader().load_model("tiny.pth", "fp32")
     change = changed(base)
-    metadata = {"samkit": "decoder-1", "base": identity_of(base), "base_name": "tiny.pth"}
+    metadata = {"samkit": "decoder-1", "base": content_id(base), "base_name": "tiny.pth"}
     (tmp_path / "models" / "sams" / "old.safetensors").write_bytes(save(dict(change.weights), metadata))
     (old,) = SAMModelLoader().load_model("old.safetensors", "fp32")
     features = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -205,10 +204,10 @@ def test_a_decoder_of_an_earlier_version_takes_the_place_of_the_bases(comfy, tmp
     torch.testing.assert_close(found.logits, expected[:, 1:], atol=1e-4, rtol=1e-4)
     theirs = copy.deepcopy(tiny_sam)
     theirs.mask_decoder.load_state_dict(dict(change.weights), strict=False)
-    assert identity_of(old) == identity_of(theirs)
+    assert content_id(old) == content_id(theirs)
     SaveDecoder().execute(old, "sam_decoders/again")
     (again,) = SAMModelLoader().load_model("again_00001_.safetensors", "fp32")
-    assert identity_of(again) == identity_of(old)
+    assert content_id(again) == content_id(old)
 
 
 def test_a_decoder_for_another_base_is_refused_by_name(tiny_model, tmp_path):
@@ -221,13 +220,14 @@ def test_a_decoder_for_another_base_is_refused_by_name(tiny_model, tmp_path):
 @pytest.mark.parametrize("weights", [{"nothing": torch.ones(2)}, {"iou_token.weight": torch.ones(2)}])
 def test_weights_that_do_not_fit_are_named(tiny_model, tmp_path, weights):
     with pytest.raises(SAMError, match=f"taught does not fit the mask decoder: {next(iter(weights))}"):
-        with_decoder(tiny_model, Retrained(weights, identity_of(tiny_model), "tiny.pth"), tmp_path / "taught")
+        with_decoder(tiny_model, Retrained(weights, content_id(tiny_model), "tiny.pth"), tmp_path / "taught")
 
 
 def test_a_plain_sam_of_another_pack_takes_a_decoder(tiny_sam, tmp_path):
-    change = Retrained(changed(tiny_sam).weights, identity_of(tiny_sam), "theirs")
-    other = with_decoder(tiny_sam, change, tmp_path / "taught")
-    assert type(other) is type(tiny_sam) and identity_of(other) != identity_of(tiny_sam)
+    theirs = as_segmenter(tiny_sam)
+    change = Retrained(changed(theirs).weights, content_id(theirs), "theirs")
+    other = with_decoder(theirs, change, tmp_path / "taught")
+    assert type(other.network) is type(tiny_sam) and content_id(other) != content_id(tiny_sam)
 
 
 OPTIONS = DecoderOptions(steps=6, rate=1e-3)
@@ -246,7 +246,7 @@ def test_training_is_repeatable_and_leaves_the_base_alone(tiny_model):
     with torch.inference_mode():  # as ComfyUI runs nodes
         taught, lesson = train_decoder(tiny_model, images, masks, options=OPTIONS)
         again, _ = train_decoder(tiny_model, images, masks, options=OPTIONS)
-    assert identity_of(taught) == identity_of(again) != identity_of(tiny_model)
+    assert content_id(taught) == content_id(again) != content_id(tiny_model)
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
     assert not tiny_model.training and all(p.grad is None and not p.requires_grad for p in tiny_model.parameters())
     assert not any(p.requires_grad or p.is_inference() for p in taught.parameters())
@@ -329,13 +329,13 @@ def test_saved_it_is_listed_and_applied_to_its_base(comfy, tmp_path):
     embedding = encode(base, as_image(make_image(60, 80)))
     for one, two in zip(*(PredictMask().execute(model, embedding, CLICK)[::3] for model in (taught, loaded)), strict=True):
         assert torch.equal(one, two)
-    assert identity_of(loaded) == identity_of(taught) and not list(tmp_path.rglob("*.part"))
+    assert content_id(loaded) == content_id(taught) and not list(tmp_path.rglob("*.part"))
     further = with_decoder(
-        loaded, Retrained(changed(loaded).weights, identity_of(loaded), loaded.checkpoint.name), tmp_path / "2"
+        loaded, Retrained(changed(loaded).weights, content_id(loaded), loaded.checkpoint.name), tmp_path / "2"
     )
     SaveDecoder().execute(further, "sam_decoders/second")
     (second,) = SAMModelLoader().load_model("second_00001_.safetensors", "fp32")
-    assert identity_of(second) == identity_of(further), "a decoder that was trained from a trained one"
+    assert content_id(second) == content_id(further), "a decoder that was trained from a trained one"
 
 
 def test_the_base_must_be_there_and_the_same(comfy, tmp_path, tiny_sam):
@@ -355,7 +355,7 @@ def test_files_that_are_not_whole_are_refused_by_name(comfy, tmp_path):
     SaveDecoder().execute(with_decoder(base, changed(base), tmp_path / "taught"))
     (path,) = (tmp_path / "output").rglob("*.safetensors")
     whole, tensors = path.read_bytes(), {name: value.clone() for name, value in load_file(path).items()}
-    metadata = {"samkit": "decoder-2", "base": identity_of(base), "base_name": "tiny.pth"}
+    metadata = {"samkit": "decoder-2", "base": content_id(base), "base_name": "tiny.pth"}
     path.write_bytes(whole[:-7])
     with pytest.raises(SAMError, match="decoder_00001_.safetensors.*truncated or damaged"):
         SAMModelLoader().load_model(path.name)

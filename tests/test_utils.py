@@ -15,8 +15,8 @@ BOX = {"x": 1, "y": 2, "width": 3, "height": 4}
 CORNERS = [1.0, 2.0, 4.0, 6.0]
 
 
-def lists(arrays):
-    return [array.tolist() for array in arrays]
+def lists(per_frame):
+    return [marks.rows.tolist() for marks in per_frame]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import SAMError
-from .names import name_in, named
+from .marks import NO_BOXES, Marks, name_in
 from .text import shown
 
 
@@ -47,8 +47,8 @@ _FORMS = "{x, y, width, height}, (x1, y1, x2, y2), a list of them, a list of lis
 
 def boxes_per_frame(
     value: Any, frames: int, form: BoxForm = "auto", frame_offset: int = -1, is_film: bool = False
-) -> list[Boxes]:
-    """Parse BOUNDING_BOX or BBOX into one array of boxes per frame.
+) -> list[Marks]:
+    """Parse BOUNDING_BOX or BBOX into the boxes of each frame.
 
     Args:
         value: a box (dict, or a sequence of four numbers), a list of boxes (the same for every frame), or a list of such
@@ -59,7 +59,7 @@ def boxes_per_frame(
         frame_offset, is_film: see `spread`; in a film a list of boxes is that of the first frame.
 
     Returns:
-        B arrays `[N_b, 4]`, corners in order, boxes in their order.
+        The boxes of B frames, corners in order, boxes in their order.
 
     Raises:
         SAMError: anything else, with the item and its place.
@@ -72,7 +72,7 @@ def boxes_per_frame(
         each = spread(value, frames, "bboxes", frame_offset, is_film)
         return [_parse(boxes, f"bboxes[{i}]", form) for i, boxes in enumerate(each)]
     boxes = _parse(value, "bboxes", form)
-    return [boxes, *[boxes[:0]] * (max(0, frame_offset) + frames - 1)] if is_film else [boxes] * frames
+    return [boxes, *[NO_BOXES] * (max(0, frame_offset) + frames - 1)] if is_film else [boxes] * frames
 
 
 def _is_one_per_frame(value: Sequence[Any], frames: int) -> bool:
@@ -145,9 +145,9 @@ def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int =
     return per_frame
 
 
-def _parse(boxes: Sequence[Any], place: str, form: BoxForm) -> Boxes:
+def _parse(boxes: Sequence[Any], place: str, form: BoxForm) -> Marks:
     corners = [_corners(box, f"{place}[{i}]", form) for i, box in enumerate(boxes)]
-    return named(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
+    return Marks.of(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
 
 
 def _corners(box: Any, place: str, form: BoxForm = "auto") -> tuple[float, float, float, float]:

@@ -9,15 +9,15 @@ import numpy as np
 from .boxes import spread
 from .checks import is_coordinate
 from .errors import SAMError
-from .names import name_in, named
+from .marks import NO_POINTS, Marks, name_in
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
 _SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are not unusual
 _SLACK = 0.02  # a detector's boxes may end a little outside of the image
 
 
-def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, is_film: bool = False) -> list[np.ndarray]:
-    """Parse coordinates into one array of points per frame.
+def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, is_film: bool = False) -> list[Marks]:
+    """Parse coordinates into the points of each frame.
 
     Args:
         text: JSON `[{"x":, "y":}, ...]` in source pixels (the same points for every frame), or a list of such lists (one per
@@ -28,7 +28,7 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, 
         frame_offset, is_film: see `spread`; in a film a list of points is that of the first frame.
 
     Returns:
-        B float64 arrays `[P, 2]` (x, y); see `names_of` for the objects.
+        The points of B frames.
 
     Raises:
         SAMError: not JSON, or JSON of another form.
@@ -43,7 +43,7 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, 
         each = spread(value, frames, name, frame_offset, is_film)
         return [_parse(points, f"{name}[{i}]") for i, points in enumerate(each)]
     points = _parse(value, name)
-    return [points, *[points[:0]] * (max(0, frame_offset) + frames - 1)] if is_film else [points] * frames
+    return [points, *[NO_POINTS] * (max(0, frame_offset) + frames - 1)] if is_film else [points] * frames
 
 
 def _without_nothing(value: Any) -> Any:
@@ -55,19 +55,19 @@ def _without_nothing(value: Any) -> Any:
     return [_without_nothing(item) if isinstance(item, list) else item for item in value if item != {}]
 
 
-def refuse_normalised(marks: Mapping[str, Sequence[np.ndarray]], size: tuple[int, int]) -> None:
+def refuse_normalised(given: Mapping[str, Sequence[np.ndarray]], size: tuple[int, int]) -> None:
     """Refuse coordinates that another node has divided by the image's size.
 
     All marks are judged together: one click in the first pixel says nothing where other marks are far away.
 
     Args:
-        marks: by the input's name, for each frame points `[P, 2]` (x, y) or boxes `[N, 4]` (x1, y1, x2, y2).
+        given: by the input's name, for each frame points `[P, 2]` (x, y) or boxes `[N, 4]` (x1, y1, x2, y2).
         size: (H, W) of the image in pixels.
 
     Raises:
         SAMError: all of them lie within 0 and 1 on an image that is larger, and not all on whole pixels.
     """
-    given = {name: [rows for rows in frames if len(rows)] for name, frames in marks.items()}
+    given = {name: [rows for rows in frames if len(rows)] for name, frames in given.items()}
     given = {name: frames for name, frames in given.items() if frames}
     if not given or min(size) <= _SMALLEST:
         return
@@ -83,12 +83,12 @@ def refuse_normalised(marks: Mapping[str, Sequence[np.ndarray]], size: tuple[int
     )
 
 
-def _parse(points: list[Any], place: str) -> np.ndarray:
+def _parse(points: list[Any], place: str) -> Marks:
     for index, point in enumerate(points):
         if not _is_point(point):
             raise SAMError(f"{place}[{index}] is {str(point)[:80]!r}: it must be an object with finite numbers x and y.")
     names = [name_in(point, f"{place}[{index}]") for index, point in enumerate(points)]
-    return named([(point["x"], point["y"]) for point in points], names, 2)
+    return Marks.of([(point["x"], point["y"]) for point in points], names, 2)
 
 
 def _is_point(point: Any) -> bool:

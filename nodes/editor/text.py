@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from ...sam import Candidate, PromptInputs, SAMError
 from ...utils.boxes import BoundingBox
 from ...utils.checks import one_of
 from ...utils.finish import Finish
-from ...utils.names import named, names_of
+from ...utils.marks import Marks
 from ...utils.patches import Patch
 from .contract import BOX_KEYS, COLOUR, EDITOR_CANDIDATES, KEYS, LIMITS, OBJECT_KEYS, POINT_KEYS, VERSIONS
 from .finishing import check_paint, parse_finish, parse_paint
@@ -205,19 +203,19 @@ def _is_inside(mark: Mark, size: Size) -> bool:
     return 0 <= x <= width and 0 <= y <= height
 
 
-def _points(marks: list[tuple[int | None, Mark]], label: int) -> np.ndarray:
+def _points(marks: list[tuple[int | None, Mark]], label: int) -> Marks:
     found = [(name, (mark["x"], mark["y"])) for name, mark in marks if mark.get("label") == label]
-    return named([place for _, place in found], [name for name, _ in found], 2)
+    return Marks.of([place for _, place in found], [name for name, _ in found], 2)
 
 
-def _boxes(marks: list[tuple[int | None, Mark]]) -> np.ndarray:
+def _boxes(marks: list[tuple[int | None, Mark]]) -> Marks:
     found = [(name, (m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"])) for name, m in marks if "width" in m]
-    return named([corners for _, corners in found], [name for name, _ in found], 4)
+    return Marks.of([corners for _, corners in found], [name for name, _ in found], 4)
 
 
-def _as_dicts(rows: np.ndarray, form: Any) -> list[dict[str, Any]]:
+def _as_dicts(marks: Marks, form: Any) -> list[dict[str, Any]]:
     """Points or boxes as JSON objects, each with its `object` where it has one."""
-    pairs = zip(rows.tolist(), names_of(rows), strict=True)
+    pairs = zip(marks.rows.tolist(), marks.names, strict=True)
     return [{**form(*row), **({} if name is None else {"object": name})} for row, name in pairs]
 
 

@@ -136,3 +136,14 @@ Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh",
 def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:
     """An optional member of a `Segmenter` or its network; None where it has none."""
     return getattr(owner, name, None)
+
+
+def identity_of(model: Segmenter) -> str:
+    """Content hash of a model's weights, the same wherever they are and whatever file they came from.
+
+    It is computed once, and again when the weights have been changed since (see `weights_changed`).
+
+    Raises:
+        SAMError: a weight is NaN or infinite.
+    """
+    return f"{model.encoder_identity}-{model.decoder_identity}"

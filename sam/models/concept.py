@@ -1,13 +1,12 @@
 """What was taught of an object: learned tokens that follow those of a prompt into the mask decoder."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SAMError
-from .families import as_segmenter, identity_of
+from .base import Segmenter, identity_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Concept:
     base: str
     base_name: str
 
-    def tokens_for(self, model: Any) -> Tensor | None:
+    def tokens_for(self, model: Segmenter) -> Tensor | None:
         """The tokens, or None where there are none.
 
         Raises:
@@ -38,14 +37,13 @@ class Concept:
         return self.tokens if len(self.tokens) else None
 
 
-def name_of(model: Any) -> str:
+def name_of(model: Segmenter) -> str:
     """What messages call a model: its file, or its family where it came from no file."""
-    segmenter = as_segmenter(model)
-    checkpoint = getattr(segmenter.network, "checkpoint", None)
-    return f"a {segmenter.family} model of another pack" if checkpoint is None else checkpoint.name
+    checkpoint = getattr(model.network, "checkpoint", None)
+    return f"a {model.family} model of another pack" if checkpoint is None else checkpoint.name
 
 
-def checked_concept(concept: object, model: Any) -> Tensor | None:
+def checked_concept(concept: object, model: Segmenter) -> Tensor | None:
     """Tokens of what came through a socket, for `model`; None where nothing is connected or nothing was learned.
 
     Raises:

@@ -86,18 +86,6 @@ def _weights_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     return weights_in(state, name)
 
 
-def identity_of(model: Any) -> str:
-    """Content hash of a model's weights, the same wherever they are and whatever file they came from.
-
-    It is computed once, and again when the weights have been changed since (see `weights_changed`).
-
-    Raises:
-        SAMError: `model` is not a SAM model, or a weight is NaN or infinite.
-    """
-    segmenter = as_segmenter(model)
-    return f"{segmenter.encoder_identity}-{segmenter.decoder_identity}"
-
-
 def load_model(path: str | Path, precision: Precision = "auto", adapter: str | Path | None = None) -> Loaded:
     """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
 

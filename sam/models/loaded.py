@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 from ..errors import SAMError
 from ..weights.checkpoint_reader import adapter_files, checkpoint_files, file_stamp
-from .base import Precision, Segmenter
-from .families import as_segmenter, identity_of, load_model
+from .base import Precision, Segmenter, identity_of
+from .families import load_model
 from .sam import ForeignSAM, SAMModel
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
@@ -55,9 +55,9 @@ _turn = threading.Lock()
 
 def remember(model: Segmenter) -> str:
     """Make a model, wherever it came from, known to `recall` for as long as it is in use. Returns its identity."""
-    identity, segmenter = identity_of(model), as_segmenter(model)
+    identity = identity_of(model)
     # What is made for a call only is gone after it; what it was made for is not.
-    _remembered[identity] = segmenter.network if isinstance(segmenter, ForeignSAM) else segmenter
+    _remembered[identity] = model.network if isinstance(model, ForeignSAM) else model
     return identity
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import SAMError
 from ..store.weights import original_of
+from .base import Segmenter, identity_of
 from .concept import name_of
-from .families import as_segmenter, identity_of
+from .families import as_segmenter
 from .taught import add_taught_decoder
 
 _ATTRIBUTE = "samkit_retrained"
@@ -43,12 +44,12 @@ class Retrained:
     replaces: bool = False
 
 
-def retrained_from(model: Any) -> Retrained | None:
+def retrained_from(model: Segmenter) -> Retrained | None:
     """What `with_decoder` made of a model; None for any other model."""
-    return getattr(as_segmenter(model).network, _ATTRIBUTE, None)
+    return getattr(model.network, _ATTRIBUTE, None)
 
 
-def with_decoder(model: Any, change: Retrained, checkpoint: Path) -> Any:
+def with_decoder(model: Segmenter, change: Retrained, checkpoint: Path) -> Segmenter:
     """A model like `model` with a trained decoder; all other weights are the same memory, until one is moved.
 
     Args:
@@ -59,22 +60,21 @@ def with_decoder(model: Any, change: Retrained, checkpoint: Path) -> Any:
     Raises:
         SAMError: it was made for another model; or a weight that the decoder has not, or that embeddings depend on.
     """
-    network = as_segmenter(model).network
     if identity_of(model) != change.base:
         raise SAMError(
             f"{checkpoint.name} was made for {change.base_name} with other weights than {name_of(model)} has. Put the file "
             "that it was made for back in its place."
         )
     with torch.inference_mode(False), torch.no_grad():
-        other = _alike(network)
-        if hasattr(other, "checkpoint"):
-            other.checkpoint = checkpoint
-        decoder = as_segmenter(other).decoder_parts().decoder
+        other = as_segmenter(_alike(model.network))
+        if hasattr(other.network, "checkpoint"):
+            other.network.checkpoint = checkpoint
+        decoder = other.decoder_parts().decoder
         trained = decoder if change.replaces else _alike(decoder)
         _fill(trained, change.weights, checkpoint.name)
         if not change.replaces:
-            add_taught_decoder(other, trained)
-    setattr(other, _ATTRIBUTE, change)
+            add_taught_decoder(other.network, trained)
+    setattr(other.network, _ATTRIBUTE, change)
     return other
 
 

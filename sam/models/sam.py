@@ -20,7 +20,7 @@ from .base import DecoderParts, Precision, Wanted, with_concept
 from .features import IMAGE, Features
 from .hq import FINE, FastHQDecoder, HQMaskDecoder
 from .taught import combined, of_taught, taught_decoders, taught_parts
-from .tiny_vit import TinyViT
+from .tiny_vit import TinyViT, run_tiny_vit
 
 _DECODERS: dict[type, type[FastDecoder]] = {MaskDecoder: FastDecoder, HQMaskDecoder: FastHQDecoder}
 _decoder_plans: dict[type, Plans[FastDecoder]] = {kind: Plans() for kind in _DECODERS.values()}
@@ -220,10 +220,9 @@ def run_encoder(
     """
     if fast_encoder.supports(encoder) and encoder_works_on(images.device):
         return fast_encoder.plan_for(encoder, images.device, dtype)(images, early)
+    if isinstance(encoder, TinyViT):
+        return run_tiny_vit(encoder, images, dtype)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        if isinstance(encoder, TinyViT):
-            features, seen = encoder.run(images)
-            return features.float(), seen.float()
         return _run_stock(encoder, images, early)
 
 

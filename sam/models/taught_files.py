@@ -1,7 +1,6 @@
 """What was taught, as `.safetensors` files: written whole or not at all, read with every doubt."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -10,6 +9,7 @@ from torch import Tensor
 from ...utils.files import write_whole
 from ..errors import SAMError
 from ..weights.safetensors_file import read_metadata, read_with_metadata
+from .base import Segmenter
 from .concept import Concept, name_of
 from .retrained import Retrained, retrained_from
 
@@ -48,7 +48,7 @@ def load_concept(path: Path) -> Concept:
     return Concept(tokens, metadata["base"], metadata["base_name"])
 
 
-def save_decoder(model: Any, path: Path) -> None:
+def save_decoder(model: Segmenter, path: Path) -> None:
     """Write the trained decoder of a model, and what it was made for.
 
     Raises:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SAMError
-from ..kernels.self_test import difference, works_on
+from ..kernels.convolution import cpu_convolution
+from ..kernels.linear import cpu_linear
+from ..kernels.plans import Plans
+from ..kernels.self_test import difference, livelier, works_on
+from ..kernels.tiny_vit import FastTinyViT
 
 _NORM_EPS = 1e-5  # of the folded batch norms: PyTorch's default
 _WATCHED = 1  # the stage whose output gives Light HQ-SAM its early features
@@ -154,10 +158,10 @@ class _Attention(nn.Module):
         # A head's queries, keys and values lie together, unlike SAM's own.
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
         attend = _attend if works_on(x.device, _attention_error) else _attend_plainly
-        x = attend(q, k, v, self._bias()).transpose(1, 2).reshape(batch, down, across, n, n, channels)
+        x = attend(q, k, v, self.bias()).transpose(1, 2).reshape(batch, down, across, n, n, channels)
         return self.proj(x.transpose(2, 3).reshape(batch, down * n, across * n, channels)[:, :height, :width])
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """`[heads, n*n, n*n]`: one value for each pair of absolute row and column distances, in the order of first use."""
         place = torch.arange(self.window, device=self.attention_biases.device)
         apart = (place[:, None] - place).abs()
@@ -180,6 +184,40 @@ def _attention_error(device: torch.device) -> float:
     qkv, bias = torch.randn(3, 6, 2, 49, 8), torch.randn(2, 49, 49)
     q, k, v = qkv.to(device).unbind(0)
     return difference(_attend(q, k, v, bias.to(device)), _attend_plainly(*qkv.unbind(0), bias))
+
+
+_plans: Plans[FastTinyViT] = Plans()
+
+
+def run_tiny_vit(encoder: TinyViT, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`TinyViT.run`, on a CPU by the fast forward where it is right.
+
+    Args:
+        encoder: with its weights on the device of `images`.
+        images: float32 `[B, 3, S, S]`.
+        dtype: what to compute in.
+
+    Returns:
+        Embeddings float32 `[B, C, S/16, S/16]`, and the early features float32 `[B, h, w, E]`.
+    """
+    if images.is_cpu and works_on(images.device, _error_on_cpu, always=True):
+        return _plans.get(encoder, dtype, lambda: _plan(encoder, dtype))(images)
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        features, early = encoder.run(images)
+    return features.float(), early.float()
+
+
+def _plan(encoder: TinyViT, dtype: torch.dtype) -> FastTinyViT:
+    return FastTinyViT(encoder, dtype, cpu_linear(dtype), cpu_convolution(dtype), _WATCHED)
+
+
+def _error_on_cpu(_: torch.device) -> float:
+    """The largest difference between the fast forward and the encoder's own, both on the CPU."""
+    stages = Stage(16, 1, 0, 0, 2), Stage(24, 1, 2, 7, 2), Stage(32, 1, 2, 3, 1), Stage(48, 1, 3, 7, 0)
+    encoder = livelier(TinyViT(160, stages, 2.0, 2.0, 16).eval())
+    images = torch.randn(1, 3, 160, 160)
+    (fast, early), (plain, watched) = _plan(encoder, torch.float32)(images), encoder.run(images)
+    return max(difference(fast, plain), difference(early, watched))
 
 
 def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
 from ..models.base import Segmenter, optional_member
-from ..models.families import as_segmenter
 from ..models.features import IMAGE, Features, all_finite
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
@@ -93,11 +92,11 @@ def _disk_cache(folder: str, limit: str) -> DiskCache | None:
     return DiskCache(parent / "embeddings", int(size * 1e9))
 
 
-def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
+def encode(model: Segmenter, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode = "AUTO") -> SAMEmbedding:
     """Embed images; those whose embedding by these weights is in the cache are not encoded again.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         images: an IMAGE tensor `[B, H, W, C]` in 0..1, or B uint8 arrays `[H, W, 3]` of one size.
         device_mode: see `placed`.
 
@@ -108,7 +107,7 @@ def encode(model: Any, images: Tensor | Sequence[np.ndarray], device_mode: Devic
         SAMError: images of another form (see `Frames`) or of different sizes, weights or embeddings with values that
             are not finite, or not a model.
     """
-    run = EncoderRun(as_segmenter(model), images, device_mode)
+    run = EncoderRun(model, images, device_mode)
     maps = _Maps(run)
     with one_run():
         run.each(list(run.places), Progress(len(images)), maps.take)
@@ -189,16 +188,16 @@ class EncoderRun:
 
 
 @contextlib.contextmanager
-def stay_loaded(model: Any) -> Iterator[None]:
+def stay_loaded(model: Segmenter) -> Iterator[None]:
     """In the body, calls in the mode `AUTO` leave a model on the GPU from one to the next, also outside ComfyUI.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
 
     Raises:
         SAMError: not a model.
     """
-    with devices.stay_loaded(as_segmenter(model).network):
+    with devices.stay_loaded(model.network):
         yield
 
 
@@ -325,7 +324,7 @@ def _common_size(frames: Sequence[np.ndarray]) -> Size:
     raise SAMError("There are no images to encode. Pass at least one.")
 
 
-def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None) -> SAMEmbedding:
+def as_embedding(embedding: np.ndarray, model: Segmenter, images: Tensor | None = None) -> SAMEmbedding:
     """Make sure that an embedding is one of `model` (and of `images`), and complete another pack's bare array.
 
     Args:
@@ -336,8 +335,7 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
     Raises:
         SAMError: the embedding is another model's or other images', has another shape, or is bare with no `images`.
     """
-    segmenter = as_segmenter(model)
-    expected = segmenter.map_shapes[IMAGE]
+    expected = model.map_shapes[IMAGE]
     if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or embedding.shape[1:] != expected:
         seen = embedding.shape if isinstance(embedding, np.ndarray) else f"a {type(embedding).__name__}"
         raise SAMError(
@@ -350,11 +348,11 @@ def as_embedding(embedding: np.ndarray, model: Any, images: Tensor | None = None
             "Connect the embedded image."
         )
     if knows_its_image(embedding):
-        return _checked(embedding, segmenter, keys)
+        return _checked(embedding, model, keys)
     if images is None:
         raise SAMError("This embedding comes from another pack and lacks its image's size. Connect the image as well.")
     size = (int(images.shape[1]), int(images.shape[2]))
-    return SAMEmbedding(embedding, size, segmenter.frame(size).resized, segmenter.encoder_identity, keys)
+    return SAMEmbedding(embedding, size, model.frame(size).resized, model.encoder_identity, keys)
 
 
 def _checked(embedding: SAMEmbedding, model: Segmenter, keys: list[str] | None) -> SAMEmbedding:

@@ -27,7 +27,6 @@ from ..kernels.nms import Suppression, best_first, non_maximum_suppression
 from ..kernels.upsample import Reach, axes, extents
 from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
-from ..models.families import as_segmenter
 from ..placement import devices
 from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
@@ -86,18 +85,19 @@ PRESETS: dict[str, AutoMaskOptions] = {
 """Parameters by what they find; "balanced" is SAM's defaults."""
 
 
-def preset_options(name: str, model: Any) -> AutoMaskOptions:
+def preset_options(name: str, model: Segmenter) -> AutoMaskOptions:
     """The parameters of a preset for a model; "balanced" is what the generator of its own family has by default.
 
     Args:
         name: one of `PRESETS`.
-        model: ours or any `segment_anything` Sam. SAM 2's `SAM2AutomaticMaskGenerator` has a pred_iou_thresh of 0.8.
+        model: see `load_model`, or `as_segmenter` for another pack's. SAM 2's `SAM2AutomaticMaskGenerator` has a
+            pred_iou_thresh of 0.8.
 
     Raises:
         SAMError: there is no such preset, or not a model.
     """
     options = PRESETS[one_of(name, [*PRESETS], "preset")]
-    own = optional_member(as_segmenter(model), "pred_iou_thresh") if name == "balanced" else None
+    own = optional_member(model, "pred_iou_thresh") if name == "balanced" else None
     return options if own is None else replace(options, pred_iou_thresh=own)
 
 
@@ -179,7 +179,7 @@ def _sides(box: Box) -> list[int]:
 
 
 def segment_everything(
-    model: Any,
+    model: Segmenter,
     image: np.ndarray,
     options: AutoMaskOptions,
     region: np.ndarray | None = None,
@@ -188,7 +188,7 @@ def segment_everything(
     """Every mask that a grid of clicks finds in an image, duplicates removed.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         image: uint8 `[H, W, 3]`.
         options: see `AutoMaskOptions`.
         region: bool `[H, W]`; only grid points inside it are clicked. None: everywhere.
@@ -201,7 +201,7 @@ def segment_everything(
 
 
 def segment_every_image(
-    model: Any,
+    model: Segmenter,
     images: Sequence[np.ndarray],
     options: AutoMaskOptions,
     regions: Sequence[np.ndarray | None],
@@ -218,7 +218,7 @@ def segment_every_image(
 
 @torch.no_grad()
 def everything_each(
-    model: Any,
+    model: Segmenter,
     images: Sequence[np.ndarray],
     options: AutoMaskOptions,
     regions: Sequence[np.ndarray | None],
@@ -233,12 +233,11 @@ def everything_each(
         images: uint8 `[H, W, 3]`.
         regions: of each image, bool `[H, W]` or None.
     """
-    segmenter = as_segmenter(model)
     sizes = [images.size] * len(images) if isinstance(images, Frames) else [image.shape[:2] for image in images]
     crops = (_points_of_crops(size, options, region) for size, region in zip(sizes, regions, strict=True))
     batches = sum(math.ceil(len(points) / options.points_per_batch) for each in crops for _, points in each)
-    generator = _MaskGenerator(segmenter, options, device_mode, Progress(batches))
-    staying = devices.stay_loaded(segmenter.network) if device_mode == "AUTO" else contextlib.nullcontext()
+    generator = _MaskGenerator(model, options, device_mode, Progress(batches))
+    staying = devices.stay_loaded(model.network) if device_mode == "AUTO" else contextlib.nullcontext()
     with staying, one_run(), passing(len(images)):
         for index, (image, region) in enumerate(zip(images, regions, strict=True)):
             take(index, generator.generate(image, region))

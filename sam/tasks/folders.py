@@ -17,18 +17,20 @@ from PIL import Image
 from ...utils.boxes import boxes_per_frame
 from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
+from ...utils.marks import NO_BOXES, Marks
 from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
 from ..datasets.images import IMAGE_SUFFIXES, is_turned, read_image, upright
 from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
 from ..errors import SAMError
+from ..geometry import Frame
 from ..models.base import Precision
 from ..models.checkpoints import SAM_MODELS
 from ..models.concept import Concept
 from ..models.in_transformers.grounding import load_grounding
 from ..placement.devices import DeviceMode
-from ..prompts import NO_POINTS, Prompt, PromptInputs, objects_per_frame
+from ..prompts import Prompt, PromptInputs, objects_per_frame
 from .embed import encode
 from .everything import AutoMaskOptions, segment_everything
 from .predict import PredictOptions, decode
@@ -169,7 +171,7 @@ class Worker:
         try:
             pixels = read_image(image.path)
             frame = self.model.frame(pixels.shape[:2])
-            prompts = [_prompt(one, lambda given: objects_per_frame(given, 1, frame)[0]) for one in image.prompts]
+            prompts = [_prompt(one, frame) for one in image.prompts]
             read = True
             objects = self._segment(pixels, prompts, [str(one.get("label") or self.task.label) for one in image.prompts])
             labeled = LabeledImage(image.file_name, pixels.shape[:2], objects)
@@ -191,7 +193,7 @@ class Worker:
         return [LabeledMask(*each) for each in zip(masks, labels, scores, strict=True)]
 
     def _in_boxes(self, pixels: np.ndarray, found: FoundBoxes) -> list[LabeledMask]:
-        prompts = [Prompt(NO_POINTS, np.zeros(0, np.int32), box) for box in found.boxes]
+        prompts = [Prompt(box=box) for box in found.boxes]
         masks, _ = self._decode(pixels, prompts)
         labels = [label or self.task.label for label in found.labels]
         return [LabeledMask(*each) for each in zip(masks, labels, found.scores, strict=True)]
@@ -205,14 +207,14 @@ class Worker:
         return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
 
 
-def _prompt(one: Mapping[str, Any], checked: Callable[[PromptInputs], list[Prompt]]) -> Prompt:
-    """One object of the prompts file; everything that it has is one object."""
-    parts = {name: one.get(name, []) for name in ("positive_coords", "negative_coords")}
-    points = {name: points_per_frame(json.dumps(value), 1, name)[0] for name, value in parts.items()}
+def _prompt(one: Mapping[str, Any], frame: Frame) -> Prompt:
+    """One object of the prompts file; everything that it has is one object, whatever it names."""
+    names = ("positive_coords", "negative_coords")
+    points = [Marks(points_per_frame(json.dumps(one.get(name, [])), 1, name)[0].rows) for name in names]
     if isinstance(one.get("bbox"), list):  # corners for one reader, a corner and a size for another
         raise SAMError(f'bbox is {str(one["bbox"])[:80]}: write it as {{"x", "y", "width", "height"}}.')
-    boxes = boxes_per_frame(one["bbox"], 1)[0] if "bbox" in one else np.zeros((0, 4))
-    objects = checked(PromptInputs([np.asarray(points["positive_coords"])], [np.asarray(points["negative_coords"])], [boxes]))
+    boxes = boxes_per_frame(one["bbox"], 1)[0] if "bbox" in one else NO_BOXES
+    (objects,) = objects_per_frame(PromptInputs(*([marks] for marks in (*points, boxes))), 1, frame)
     if len(objects) != 1:
         raise SAMError(f"An object of the prompts file has no prompt inside the image, or several boxes: {str(one)[:80]}.")
     return objects[0]

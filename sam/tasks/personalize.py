@@ -9,7 +9,7 @@ objects.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from ..kernels.resemblance import color_distance, match, mean_color, parts_of
 from ..kernels.upsample import resize_logits
 from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
-from ..models.families import as_segmenter
 from ..models.features import IMAGE
 from ..placement.devices import DeviceMode, placed, result_device
 from ..prompts import Prompt, on_grid
@@ -131,7 +130,7 @@ class FoundObjects(NamedTuple):
 
 
 def personalize(
-    model: Any,
+    model: Segmenter,
     references: Tensor | Sequence[np.ndarray],
     reference_masks: Tensor,
     images: Tensor | Sequence[np.ndarray],
@@ -141,7 +140,7 @@ def personalize(
     """Find in images the object that the references show.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         references, images: see `encode`; R and B images, the two of different sizes if you like.
         reference_masks: `[R, h, w]` in 0..1, the object in each reference; resized where its size is another.
         options: see `PersonalizeOptions`; None: its defaults.
@@ -150,7 +149,7 @@ def personalize(
     Raises:
         SAMError: a mask is empty, their number is not that of the references, or the model's decoder cannot be guided.
     """
-    run, found = EncoderRun(_segmenter(model), images, device_mode), {}
+    run, found = EncoderRun(_guidable(model), images, device_mode), {}
     _find_each(run, references, reference_masks, found.__setitem__, options or PersonalizeOptions())
     each = [found[index] for index in range(len(run.frames))]
     maps = torch.stack([one.similarity for one in each]) if each else torch.zeros(0, *run.size)
@@ -160,7 +159,7 @@ def personalize(
 
 
 def personalize_each(
-    model: Any,
+    model: Segmenter,
     references: Tensor | Sequence[np.ndarray],
     reference_masks: Tensor,
     images: Tensor | Sequence[np.ndarray],
@@ -174,26 +173,25 @@ def personalize_each(
         take: gets the index of each image and what was found; equal images come together, the others in order.
         model, references, reference_masks, images, options, device_mode: see `personalize`, as for what is raised.
     """
-    run = EncoderRun(_segmenter(model), images, device_mode)
+    run = EncoderRun(_guidable(model), images, device_mode)
     _find_each(run, references, reference_masks, take, options or PersonalizeOptions())
 
 
-@torch.no_grad()
-def _segmenter(model: Any) -> Segmenter:
+def _guidable(model: Segmenter) -> Segmenter:
     """The model, if its masks can be refined by its own masks.
 
     Raises:
         SAMError: it takes no mask prompts.
     """
-    segmenter = as_segmenter(model)
-    if optional_member(segmenter, "takes_masks") is False:
+    if optional_member(model, "takes_masks") is False:
         raise SAMError(
-            f"SAM Personalize does not support {segmenter.family}: it refines masks by mask prompts, which {segmenter.family} "
-            "does not take. Use a SAM or SAM 2 model."
+            f"SAM Personalize does not support {model.family}: it refines masks by mask prompts, which {model.family} does not "
+            "take. Use a SAM or SAM 2 model."
         )
-    return segmenter
+    return model
 
 
+@torch.no_grad()
 def _find_each(
     run: EncoderRun,
     references: Tensor | Sequence[np.ndarray],

@@ -4,7 +4,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from ..kernels.decoder import Decoded, Guidance
 from ..kernels.upsample import resize_logits
 from ..models.base import Segmenter, Wanted
 from ..models.concept import Concept, checked_concept
-from ..models.families import as_segmenter
 from ..models.features import IMAGE, Features
 from ..placement.devices import DeviceMode, placed, result_device
 from ..placement.memory import fitting, in_batches
@@ -94,7 +93,7 @@ Take: TypeAlias = Callable[[int, FramePrediction], None]
 
 
 def decode(
-    model: Any,
+    model: Segmenter,
     embedding: SAMEmbedding,
     prompts: Sequence[Sequence[Prompt]],
     options: PredictOptions | None = None,
@@ -120,7 +119,7 @@ def decode(
 
 @torch.no_grad()
 def decode_each(
-    model: Any,
+    model: Segmenter,
     embedding: SAMEmbedding,
     prompts: Sequence[Sequence[Prompt]],
     take: Take,
@@ -133,18 +132,16 @@ def decode_each(
         take: gets the index and the masks of each image, in order.
         model, embedding, prompts, options, device_mode: see `decode`, as for what is raised.
     """
-    segmenter, embedding = as_segmenter(model), as_embedding(embedding, model)
+    embedding = as_embedding(embedding, model)
     check_count(prompts, len(embedding))
     options = options or PredictOptions()
     progress = Progress(len(prompts))
-    with placed(segmenter.network, device_mode, prompt_bytes(prompts)) as device, passing(len(prompts)):
+    with placed(model.network, device_mode, prompt_bytes(prompts)) as device, passing(len(prompts)):
         for index, objects in enumerate(prompts):
             progress.check_interrupted()
             take(
                 index,
-                ImagePredictor(segmenter, features_of(embedding, index, device), embedding.original_size, options).predict(
-                    objects
-                ),
+                ImagePredictor(model, features_of(embedding, index, device), embedding.original_size, options).predict(objects),
             )
             progress.advance()
 
@@ -267,7 +264,7 @@ class ReadyImage:
     """An image that is encoded now and prompted again and again: what a device has of it stays there from one time to the next.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         image: uint8 `[H, W, 3]`.
         device_mode: see `placed`.
 
@@ -279,8 +276,8 @@ class ReadyImage:
         SAMError: what `encode` raises.
     """
 
-    def __init__(self, model: Any, image: np.ndarray, device_mode: DeviceMode = "AUTO") -> None:
-        self._model, self._device_mode = as_segmenter(model), device_mode
+    def __init__(self, model: Segmenter, image: np.ndarray, device_mode: DeviceMode = "AUTO") -> None:
+        self._model, self._device_mode = model, device_mode
         self._identity = self._model.encoder_identity
         self.key, self._encoded = encode_one(self._model, [image], device_mode)
         self.size: Size = image.shape[:2]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...utils.comfy import Progress
 from ..models.base import Segmenter
-from ..models.families import as_segmenter
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import chunk
@@ -28,7 +27,7 @@ Use: TypeAlias = Callable[[int, ImagePredictor], None]
 
 @torch.no_grad()
 def segment_each(
-    model: Any,
+    model: Segmenter,
     images: Tensor | Sequence[np.ndarray],
     prompts: Sequence[Sequence[Prompt]],
     take: Take,
@@ -47,14 +46,14 @@ def segment_each(
     Raises:
         SAMError: what `encode` and `decode` raise.
     """
-    segmenter, options = as_segmenter(model), options or PredictOptions()
-    run = EncoderRun(segmenter, images, device_mode)
+    options = options or PredictOptions()
+    run = EncoderRun(model, images, device_mode)
     check_count(prompts, len(run.frames))
     each_image(run, lambda index, image: take(index, image.predict(prompts[index])), options, prompt_bytes(prompts))
 
 
 @torch.no_grad()
-def prompt_each(model: Any, images: Tensor | Sequence[np.ndarray], use: Use, device_mode: DeviceMode = "AUTO") -> None:
+def prompt_each(model: Segmenter, images: Tensor | Sequence[np.ndarray], use: Use, device_mode: DeviceMode = "AUTO") -> None:
     """Encode a batch of any length; each image is handed on ready to be prompted, by one object at a time, and dropped.
 
     Args:
@@ -65,7 +64,7 @@ def prompt_each(model: Any, images: Tensor | Sequence[np.ndarray], use: Use, dev
     Raises:
         SAMError: what `encode` raises.
     """
-    each_image(EncoderRun(as_segmenter(model), images, device_mode), use, PredictOptions(), PROMPT_BYTES)
+    each_image(EncoderRun(model, images, device_mode), use, PredictOptions(), PROMPT_BYTES)
 
 
 def each_image(run: EncoderRun, use: Use, options: PredictOptions, working_bytes: int = 0) -> None:

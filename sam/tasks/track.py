@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from torch import Tensor
 
 from ...utils.checks import one_of
 from ...utils.comfy import Progress
-from ...utils.names import Name
+from ...utils.marks import Name
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Frame, Size
 from ..kernels.upsample import resize_logits
 from ..models.base import Segmenter, optional_member
-from ..models.families import as_segmenter
 from ..models.features import IMAGE, Features
 from ..models.sam2 import SAM2Model
 from ..models.sam2.film import FilmFrame, memory_of
@@ -207,7 +206,7 @@ class TrackedFrame(NamedTuple):
 
 @torch.no_grad()
 def track(
-    model: Any,
+    model: Segmenter,
     images: Tensor | Sequence[np.ndarray],
     prompts: Mapping[Name, Mapping[int, FilmPrompt]],
     take: Callable[[TrackedFrame], None],
@@ -226,7 +225,7 @@ def track(
     share of the film's length, which is not known before its end.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         images: the frames, see `encode`.
         prompts: by object and frame. Beside a `known` track, those that are new; they replace the object's own on that frame.
         take: gets each frame once. Frames on which nothing is to be computed come first, the others in the order of the work.
@@ -244,9 +243,9 @@ def track(
             belongs to another film, model or method, or images of earlier parts are needed: for another direction than forward,
             or for prompts there that the track does not know; and what `encode` raises.
     """
-    segmenter, options = as_segmenter(model), options or TrackOptions()
-    by_memory = options.method == "memory" or (options.method == "auto" and bool(optional_member(segmenter, "tracks")))
-    run, first = EncoderRun(segmenter, images, device_mode), first_frame or 0
+    options = options or TrackOptions()
+    by_memory = options.method == "memory" or (options.method == "auto" and bool(optional_member(model, "tracks")))
+    run, first = EncoderRun(model, images, device_mode), first_frame or 0
     if first_frame is not None and options.direction != "forward":
         raise SAMError(
             f"direction is {options.direction!r}, but the film comes in parts, and an earlier part is gone when a later one "
@@ -254,10 +253,10 @@ def track(
         )
     end = first + len(run.keys)
     if by_memory:
-        method: _Method = _ByMemory(segmenter, end if first_frame is None else max(end, MOST_POINTERS), run.size)
+        method: _Method = _ByMemory(model, end if first_frame is None else max(end, MOST_POINTERS), run.size)
     else:
-        method = _ByFollowing(segmenter, run, first)
-    identity = "-".join((segmenter.encoder_identity, segmenter.decoder_identity, method.identity))
+        method = _ByFollowing(model, run, first)
+    identity = "-".join((model.encoder_identity, model.decoder_identity, method.identity))
     keys = tuple(run.keys)
     if known is not None:
         _check_known(known, identity, run, first_frame)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...utils.boxes import Boxes
 from ...utils.comfy import Progress
 from ...utils.images import resize_pil
+from ...utils.marks import Marks
 from ..errors import SAMError
 from ..geometry import Size
 from ..kernels.nms import non_maximum_suppression
@@ -184,4 +185,4 @@ def _best(result: dict[str, Any], size: Size, options: GroundingOptions) -> Foun
 
 
 def _shows(box: Tensor, size: Size) -> bool:
-    return len(clip_boxes(box.double().numpy()[None], size)) > 0
+    return len(clip_boxes(Marks(box.double().numpy()[None]), size)) > 0

@@ -9,7 +9,6 @@ the same images and on others: there the decoder is to predict an IoU of 0, so t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from torch.nn import functional as F
 from ...utils.comfy import Progress
 from ..errors import SAMError
 from ..kernels.decoder import SharedImage
-from ..models.base import Segmenter
+from ..models.base import Segmenter, identity_of
 from ..models.concept import name_of
-from ..models.families import as_segmenter, identity_of
 from ..models.retrained import Retrained, is_trainable, with_decoder
 from ..models.taught import SURE
 from ..placement.devices import DeviceMode, placed
@@ -67,17 +65,17 @@ class DecoderOptions:
 
 
 def train_decoder(
-    model: Any,
+    model: Segmenter,
     images: Sequence[Tensor],
     masks: Sequence[Tensor],
     others: Sequence[Tensor] = (),
     options: DecoderOptions | None = None,
     device_mode: DeviceMode = "AUTO",
-) -> tuple[Any, Lesson]:
+) -> tuple[Segmenter, Lesson]:
     """Train a copy of a model's mask decoder.
 
     Args:
-        model: ours or any `segment_anything` Sam; it is not changed.
+        model: see `load_model`, or `as_segmenter` for another pack's; it is not changed.
         images, masks: see `make_examples`.
         others: IMAGE tensors of anything else, where the model's own decoder is to answer; they need no masks.
         options: see `DecoderOptions`; None: its defaults.
@@ -90,15 +88,15 @@ def train_decoder(
     Raises:
         SAMError: see `make_examples`; or the model's decoder cannot be trained.
     """
-    segmenter, options = as_segmenter(model), options or DecoderOptions()
+    options = options or DecoderOptions()
     with torch.inference_mode(False):
-        examples = make_examples(segmenter, images, masks, None, device_mode)
-        elsewhere = make_others(segmenter, others, device_mode)
-        with placed(segmenter.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
-            weights, lesson = _Trainer(segmenter, examples, elsewhere, options, device).learn()
+        examples = make_examples(model, images, masks, None, device_mode)
+        elsewhere = make_others(model, others, device_mode)
+        with placed(model.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
+            weights, lesson = _Trainer(model, examples, elsewhere, options, device).learn()
     if not lesson.helped:
         return model, lesson
-    change = Retrained({name: weight.cpu() for name, weight in weights.items()}, identity_of(segmenter), name_of(segmenter))
+    change = Retrained({name: weight.cpu() for name, weight in weights.items()}, identity_of(model), name_of(model))
     return with_decoder(model, change, Path(f"{change.base_name} with a trained decoder")), lesson
 
 

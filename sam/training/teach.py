@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from ...utils.comfy import Progress
 from ..errors import SAMError
-from ..models.base import Segmenter
+from ..models.base import Segmenter, identity_of
 from ..models.concept import Concept, name_of
-from ..models.families import as_segmenter, identity_of
 from ..placement.devices import DeviceMode, placed
 from .drawing import Drawer
 from .examples import Example, ReadyExamples, make_examples
@@ -84,7 +83,7 @@ class Lesson:
 
 
 def teach(
-    model: Any,
+    model: Segmenter,
     images: Sequence[Tensor],
     masks: Sequence[Tensor],
     negatives: Sequence[Tensor] | None = None,
@@ -94,7 +93,7 @@ def teach(
     """Learn tokens with which a click on the object gives the object's mask.
 
     Args:
-        model: ours or any `segment_anything` Sam.
+        model: see `load_model`, or `as_segmenter` for another pack's.
         images, masks, negatives: see `make_examples`.
         options: see `TeachOptions`; None: its defaults.
         device_mode: see `placed`.
@@ -105,14 +104,14 @@ def teach(
     Raises:
         SAMError: see `make_examples`; or the model's decoder cannot be trained.
     """
-    segmenter, options = as_segmenter(model), options or TeachOptions()
+    options = options or TeachOptions()
     with torch.inference_mode(False):
-        examples = make_examples(segmenter, images, masks, negatives, device_mode)
-        with placed(segmenter.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
-            tokens, lesson = _Teacher(segmenter, examples, options, device).learn()
+        examples = make_examples(model, images, masks, negatives, device_mode)
+        with placed(model.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
+            tokens, lesson = _Teacher(model, examples, options, device).learn()
     if not lesson.helped:
         tokens = tokens[:0]
-    return Concept(tokens.detach().cpu(), identity_of(segmenter), name_of(segmenter)), lesson
+    return Concept(tokens.detach().cpu(), identity_of(model), name_of(model)), lesson
 
 
 class _Teacher:
