@@ -169,6 +169,12 @@ def test_all_forms_of_a_file_load_to_equal_weights(model, state, form, tmp_path)
     [
         (lambda state: state.pop("image_encoder.blocks.1.mlp.fc1.weight"), "blocks.1.mlp.fc1.weight"),
         (lambda state: state.pop("image_encoder.pos_embed"), "image_encoder.pos_embed"),
+        (lambda state: state.update({"image_encoder.pos_embed": torch.ones(1, 12, 64)}), "image_encoder.pos_embed"),
+        (
+            lambda state: state.update({"image_encoder.patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}),
+            "patch_embed.proj.weight",
+        ),
+        (lambda state: state.update({"image_encoder.patch_embed.proj.weight": torch.ones(100, 3, 16, 16)}), "patch_embed.proj"),
         (lambda state: state.pop("mask_decoder.iou_token.weight"), "iou_token.weight"),
         (lambda state: state.update({"mask_decoder.new.weight": torch.ones(1)}), "sam_mask_decoder.new.weight"),
         (lambda state: state.update({"prompt_encoder.invalid_points.weight": torch.ones(1, 31)}), "invalid_points.weight"),

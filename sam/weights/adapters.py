@@ -40,8 +40,8 @@ _WITHIN = (
     "", "image_encoder.", "vision_encoder.", "mask_decoder.", "sam_mask_decoder.", "prompt_encoder.", "sam_prompt_encoder.",
     "image_encoder.trunk.", "vision_encoder.backbone.",
 )  # fmt: skip
-_MOST_PATTERNS, _LONGEST_PATTERN = 1000, 200
-_SLOW_PATTERN = re.compile(r"\)[*+?{]|(?:[*+{].*){3}|\\\d|\(\?")
+_MOST_PATTERNS, _LONGEST_PATTERN, _LARGEST_ALPHA = 1000, 200, 1e9
+_SLOW_PATTERN = re.compile(r"\)[*+?{]|(?:[*+?{].*){3}|\\\d|\(\?")
 _POSITIONS = ("positional_embedding", "positional_encoding_gaussian_matrix")
 _INNER_LAYER = re.compile(r"^(?:sam_)?(mask_decoder\.[\w.]+|obj_ptr_proj)\.layers\.(\d+)\.weight$")
 
@@ -153,7 +153,7 @@ def _scaling(config: Mapping[str, Any], name: str) -> Callable[[str, int], float
             f"{name} was not loaded: alpha_pattern or use_rslora in its adapter_config.json is not what peft writes."
         )
     for key, value in (("lora_alpha", alpha), *patterns.items()):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_ALPHA:
             raise SAMError(
                 f"{name} was not loaded: {shortened(key)} in its adapter_config.json is {value!r:.100}, not a number."
             )

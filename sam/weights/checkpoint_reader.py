@@ -161,14 +161,17 @@ def adapter_files(path: Path) -> tuple[Path, Path] | None:
 
     The weights may be missing.
     """
-    folder = path if path.is_dir() else path.parent
-    config = folder / "adapter_config.json"
-    if not config.is_file() or (folder == path and weights_of_folder(path) is not None):
+    try:
+        folder = path if path.is_dir() else path.parent
+        config = folder / "adapter_config.json"
+        if not config.is_file() or (folder == path and weights_of_folder(path) is not None):
+            return None
+        if folder != path:
+            return (path, config) if path.name in _ADAPTER_NAMES else None
+        weights = [folder / name for name in _ADAPTER_NAMES]
+        return next(filter(Path.is_file, weights), weights[0]), config
+    except OSError:  # a folder that may not be entered; whoever reads it says so
         return None
-    if folder != path:
-        return (path, config) if path.name in _ADAPTER_NAMES else None
-    weights = [folder / name for name in _ADAPTER_NAMES]
-    return next(filter(Path.is_file, weights), weights[0]), config
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What makes EfficientSAM a Segmenter. The parity reference is yformer/EfficientSAM's `efficient_sam.py`."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from .self_test import decoder_error, encoder_error
 
 _MEAN, _STD, _GREY_LEVELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 255.0
 _HEAD = 64  # channels of a head; the checkpoint does not show how many there are
-_GRID = 64  # nor the side of the input, which is SAM's: 1024 pixels in patches of 16
+_PATCH, _GRID = 16, 64  # nor the side of the input, which is SAM's: 1024 pixels in patches of 16
 _OWN = "prompt_encoder.bbox_top_left_embeddings.weight"
 
 
@@ -219,6 +220,11 @@ def build_efficient_sam(state: Mapping[str, Tensor], checkpoint: Path, precision
 def _read_encoder(shapes: Mapping[str, torch.Size]) -> PlainViTShape:
     root = "image_encoder."
     width, _, patch, _ = shapes[root + "patch_embed.proj.weight"]
+    places = shapes[root + "pos_embed"][1]
+    if patch != _PATCH or (width > _HEAD and width % _HEAD):
+        raise ValueError(root + "patch_embed.proj.weight")
+    if math.isqrt(places - 1) ** 2 != places - 1:
+        raise ValueError(root + "pos_embed")
     return PlainViTShape(
         width=width,
         depth=_count(shapes, rf"{root}blocks\.(\d+)\."),
@@ -226,7 +232,7 @@ def _read_encoder(shapes: Mapping[str, torch.Size]) -> PlainViTShape:
         hidden=shapes[root + "blocks.0.mlp.fc1.weight"][0],
         patch=patch,
         grid=_GRID,
-        places=shapes[root + "pos_embed"][1],
+        places=places,
         channels=shapes[root + "neck.0.weight"][0],
     )
 
