@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The developer's commands: python dev.py {demo,test,bench,lint,comfyui}. Needs nothing but Python 3.10 or newer.
 
-The first run makes `.venv` and installs into it (torch included: some gigabytes, once); later runs start at once.
+The first run makes `.venv` and installs into it (torch included: some gigabytes, once); later runs start at once. SAMKIT_VENV
+names another folder for it, outside of the pack.
 """
 
 import argparse
@@ -65,14 +66,20 @@ COMMANDS = {command.__name__: command for command in (demo, test, bench, lint, c
 
 def python() -> Path:
     """The interpreter of `.venv`, made and filled where that has not been done for these requirements."""
-    folder = ROOT / ".venv"
+    folder = venv_folder()
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + (ROOT / "requirements.txt").read_bytes()).hexdigest()
     stamp = folder / "samkit-installed"
     if not stamp.is_file() or stamp.read_text() != wanted:
-        print("Setting up .venv: this takes some minutes, once.", flush=True)
+        print(f"Setting up {folder}: this takes some minutes, once.", flush=True)
         make_venv(folder, "-r", str(REQUIREMENTS))
         stamp.write_text(wanted)
     return interpreter_in(folder)
+
+
+def venv_folder() -> Path:
+    """Where the virtual environment is: SAMKIT_VENV, or `.venv` in the pack."""
+    named = os.environ.get("SAMKIT_VENV")
+    return Path(named).expanduser().resolve() if named else ROOT / ".venv"
 
 
 def make_venv(folder: Path, *packages: str) -> None:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Segments folders of images with SAM, and writes the masks as a data set: COCO, YOLO or PNGs.
+"""Segments folders of images with SAM, and writes the masks as a data set: COCO, YOLO, PNGs, or an annotation tool's files.
 
     python segment_folder.py photos --everything --coco masks.json
     python segment_folder.py photos --words "cat. dog." --yolo cats_and_dogs
     python segment_folder.py photos --prompts boxes.json --png masks
+    python segment_folder.py photos --boxes-from labels.xml --cvat corrected
 
 A run that was stopped or killed goes on where it was when it is started again. An image that cannot be segmented is reported
 and skipped. The exit status is 0 if every image was segmented, 1 if some were skipped, 2 if nothing could be done, and 130
@@ -21,6 +22,16 @@ from types import ModuleType
 from typing import Any
 
 NAME = "samkit"
+OUTPUTS = {
+    "coco": "COCO RLE",
+    "yolo": "YOLO",
+    "png": "PNG",
+    "labelme": "labelme",
+    "cvat": "CVAT",
+    "label_studio": "Label Studio",
+    "index_png": "index PNG",
+}
+"""The options that say what to write, and the format of each."""
 
 
 def load_pack() -> ModuleType:
@@ -64,11 +75,20 @@ def make_parser() -> argparse.ArgumentParser:
     modes.add_argument("--everything", action="store_true", help="all objects")
     modes.add_argument("--words", metavar="TEXT", help='the objects that a text names: "cat. dog."')
     modes.add_argument("--prompts", type=Path, metavar="FILE", help="points and boxes per image, see docs/scale.md")
+    modes.add_argument(
+        "--boxes-from",
+        type=Path,
+        metavar="PATH",
+        help="the objects that a data set has boxes or masks of, in any form that is read",
+    )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
     outputs.add_argument("--png", type=Path, metavar="FOLDER", help="a PNG per mask, and a manifest")
     outputs.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme's files, with copies of the images")
+    outputs.add_argument("--cvat", type=Path, metavar="FOLDER", help="CVAT's XML, with copies of the images")
+    outputs.add_argument("--label-studio", type=Path, metavar="FOLDER", help="Label Studio's tasks, with copies of the images")
+    outputs.add_argument("--index-png", type=Path, metavar="FOLDER", help="a palette PNG per image, with copies of the images")
     parser.add_argument("--upright", type=Path, metavar="FOLDER", help="with --coco, --png: upright copies of the images")
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
@@ -110,19 +130,22 @@ def _is_yes(text: str) -> bool:
 def run(chosen: argparse.Namespace) -> int:
     """Segment what was chosen, and say how it went."""
     folders = part("sam.tasks.folders")
-    output = chosen.coco or chosen.yolo or chosen.png or chosen.labelme
+    output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
-    task, unknown = make_task(chosen, folders), []
+    task, left_out = make_task(chosen, folders), {}
     if chosen.prompts:
         images, unknown = folders.read_prompts(chosen.prompts, images)
+        left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+    elif chosen.boxes_from:
+        images, left_out = folders.read_boxes(chosen.boxes_from, images, root)
     runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
     with Bar(len(images)) as bar:
         summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart, chosen.upright)
     errors = summary.errors | dict.fromkeys(unread, "images of this kind cannot be read: convert it to PNG or JPEG")
-    errors |= dict.fromkeys(unknown, "it is in the prompts, but not among the images")
+    errors |= left_out
     for name, error in errors.items():
         say(f"{name}: skipped. {error}")
-    if chosen.upright is None and not (chosen.yolo or chosen.labelme) and (found := folders.turned(images)):
+    if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):
         names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
@@ -131,9 +154,9 @@ def run(chosen: argparse.Namespace) -> int:
 
 def form_of(chosen: argparse.Namespace) -> str:
     """The name of the data set's format."""
-    if chosen.coco:
-        return "COCO polygons" if chosen.polygons else "COCO RLE"
-    return "YOLO" if chosen.yolo else "PNG" if chosen.png else "labelme"
+    if chosen.coco and chosen.polygons:
+        return "COCO polygons"
+    return next(name for option, name in OUTPUTS.items() if getattr(chosen, option))
 
 
 def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:

@@ -45,7 +45,8 @@ class ModelLoader:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         names = cls.MODELS.names()
         labels = {name: cls.MODELS.find(name).label for name in names}
-        return {"required": {"model_name": (names, {"samkit_labels": labels, "tooltip": cls.TOOLTIP})}}
+        ready = {"names": cls.MODELS.ready(), "bundled": list(cls.MODELS.bundled)}
+        return {"required": {"model_name": (names, {"samkit_labels": labels, "samkit_ready": ready, "tooltip": cls.TOOLTIP})}}
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, **_: Any) -> str:

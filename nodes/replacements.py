@@ -1,7 +1,8 @@
 """Nodes of other packs that ours replace in old graphs, as ComfyUI's node replacement (0.25) takes it.
 
-Values can only be copied or set. ComfyUI acts only where the old node is missing. An output that keeps its place is not listed
-for loaders: ComfyUI fails on it where the node behind has been replaced before, with other input names.
+Values can only be copied or set. ComfyUI acts only where the old node is missing. In a graph for `POST /prompt` it needs every
+input that is copied, optional ones too; ComfyUI before 0.38 also needs the graph's `_meta`. An output that keeps its place is
+not listed for loaders: ComfyUI fails on it where the node behind has been replaced before, with other input names.
 """
 
 from dataclasses import dataclass, field

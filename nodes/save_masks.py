@@ -28,8 +28,8 @@ class SaveMasks:
     """`SAMKit_SaveMasks`."""
 
     DESCRIPTION = (
-        "Saves images and their masks as a data set in the output folder: COCO instance JSON, YOLO segmentation text, labelme, "
-        "or PNGs with a manifest. Several runs with the same prefix add to one data set."
+        "Saves images and their masks as a data set in the output folder: COCO instance JSON, YOLO segmentation text, files "
+        "of labelme, CVAT or Label Studio, or PNGs. Several runs with the same prefix add to one data set."
     )
     SEARCH_ALIASES = [
         "coco",
@@ -42,6 +42,10 @@ class SaveMasks:
         "instance segmentation",
         "save mask",
         "labels",
+        "labelme",
+        "cvat",
+        "label studio",
+        "index mask",
     ]
     CATEGORY = CATEGORY
     RETURN_TYPES = ()
@@ -57,7 +61,7 @@ class SaveMasks:
         form = (
             "COCO RLE: exact masks in one JSON file. COCO polygons: the same, for tools that edit polygons. YOLO: one text "
             "file per image, for training with Ultralytics. PNG: one image per mask, and a manifest. labelme: a file beside "
-            "each image, with exact masks."
+            "each image, with exact masks. CVAT, Label Studio: files to import there. index PNG: one palette image per image."
         )
         label = (
             "The categories of the masks: one for all masks, one per mask, or one per object. If empty, the labels "

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+FRONT_ENDS = "SAMKIT_FRONTENDS"  # folders with an index.html, beside the front end that ComfyUI pins
 NEEDS = ("torch", "segment_anything", "safetensors", "huggingface_hub")  # in ComfyUI's own Python
 
 
@@ -156,9 +157,16 @@ def error_of(entry):
     return next((said for event, said in entry["status"]["messages"] if event == "execution_error"), None)
 
 
+def front_ends():
+    """The front ends to test with: None for the one that ComfyUI pins, and the folders in SAMKIT_FRONTENDS."""
+    return [None, *filter(None, os.environ.get(FRONT_ENDS, "").split(os.pathsep))]
+
+
 @contextlib.contextmanager
-def comfyui(base, start_timeout=120, threads="1", device="cpu", more=()):
+def comfyui(base, start_timeout=120, threads="1", device="cpu", front_end=None, more=()):
     """Start a server whose folders lie in `base`, with `more` options; it ends with the block.
+
+    `front_end` is a folder with the `index.html` of another front end than the one that ComfyUI pins.
 
     It computes with one thread, which a busy machine has; with `threads=None`, with as many as it likes.
 
@@ -169,7 +177,8 @@ def comfyui(base, start_timeout=120, threads="1", device="cpu", more=()):
     port = _free_port()
     options = f"{'--cpu ' * (device == 'cpu')}--disable-api-nodes --verbose DEBUG --listen 127.0.0.1 --port {port}".split()
     folders = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
-    command = [python, str(home / "main.py"), *options, *folders, *more]
+    shown = ["--front-end-root", str(Path(front_end).expanduser())] if front_end else []
+    command = [python, str(home / "main.py"), *options, *folders, *shown, *more]
     environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

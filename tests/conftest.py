@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in ("tools", "tests"):
     sys.path.append(str(ROOT / folder))
 
+from comfyui_server import front_ends  # noqa: E402
 from load_pack import load_pack  # noqa: E402
 
 load_pack()
@@ -93,9 +94,9 @@ def small_files():
     return limited
 
 
-@pytest.fixture(scope="session")
-def editor_server(tmp_path_factory):
-    """A real ComfyUI with the pack and its scene, for all tests in a browser."""
+@pytest.fixture(scope="session", params=front_ends(), ids=lambda folder: folder or "pinned")
+def editor_server(request, tmp_path_factory):
+    """A real ComfyUI with the pack and its scene, for all tests in a browser, with each front end."""
     from comfyui_server import OTHER_PACK, Unavailable, comfyui
     from world import unavailable
 
@@ -106,7 +107,7 @@ def editor_server(tmp_path_factory):
     (base / "custom_nodes" / "other_pack.py").write_text(OTHER_PACK)
     shutil.copy(ROOT / "example_workflows" / "samkit_scene.png", base / "input")
     try:
-        with comfyui(base) as running:
+        with comfyui(base, front_end=request.param) as running:
             yield running
     except Unavailable as reason:
         unavailable("comfyui", reason)

@@ -394,6 +394,7 @@ def test_an_adapter_is_listed_once_and_is_no_base(named):
     declared = SAMModelLoader.INPUT_TYPES()
     (names, _), (bases, _) = declared["required"]["model_name"], declared["optional"]["base_model"]
     assert [name.replace("\\", "/") for name in names if "adapter" in name] == [NAME]
+    assert SAM_MODELS.ready()[0] == "base.safetensors"  # though the adapter's file is smaller
     assert bases[0] == "auto" and "base.safetensors" in bases and not [name for name in bases if "adapter" in name]
 
 

@@ -123,6 +123,16 @@ def test_what_the_preview_refuses_a_run_downloads_or_refuses(catalog, models, mo
     assert not asked
 
 
+def test_what_needs_no_download_is_listed_from_small_to_large_and_what_ships_comes_last(models):
+    for name, size in (("large.pth", 90), ("small.pth", 10), ("middle.pth", 50)):
+        file = models / "sams" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(size))
+    _, options = SAMModelLoader.INPUT_TYPES()["required"]["model_name"]
+    assert options["samkit_ready"]["names"] == ["small.pth", "middle.pth", "large.pth", "samkit_demo.safetensors"]
+    assert options["samkit_ready"]["bundled"] == ["samkit_demo.safetensors"]
+
+
 def test_the_list_reads_no_file(models, monkeypatch):
     """Every page of ComfyUI asks for it, and a folder may have a hundred files on a disk far away."""
     put(SAM_MODELS, models, "one.safetensors")

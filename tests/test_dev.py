@@ -75,6 +75,18 @@ def test_comfyui_is_found_by_its_path(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a junction there")
+def test_the_environment_may_lie_outside_the_pack(monkeypatch, tmp_path):
+    import dev
+
+    monkeypatch.delenv("SAMKIT_VENV", raising=False)
+    assert dev.venv_folder() == ROOT / ".venv"
+    monkeypatch.setenv("SAMKIT_VENV", str(tmp_path / "elsewhere"))
+    made = []
+    monkeypatch.setattr(dev, "make_venv", lambda folder, *packages: (folder.mkdir(), made.append(folder)))
+    assert tmp_path / "elsewhere" in dev.python().parents and made == [tmp_path / "elsewhere"]
+    assert dev.python() and len(made) == 1, "it is made once"
+
+
 def test_the_link_stands_for_the_pack(tmp_path):
     import dev
 

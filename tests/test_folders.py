@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,16 +325,23 @@ def test_the_data_set_is_that_of_the_images_that_are_there(fate, name, task, pho
     assert again(["b.jpg"] if fate != "broken" else labels, restart=fate == "restarted").errors.keys() == (
         {"a.png"} if fate == "broken" else set()
     )
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.startswith("a")]
-    listing = {"PNG": "out/manifest.json", "YOLO": "out/data.yaml", "labelme": "out/images/b.json"}.get(name, "out")
-    text = (tmp_path / listing).read_text()
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stem.partition("_")[0] == "a"]
+    listing = {
+        "PNG": "out/manifest.json",
+        "YOLO": "out/data.yaml",
+        "labelme": "out/images/b.json",
+        "CVAT": "out/annotations.xml",
+        "Label Studio": "out/tasks.json",
+        "index PNG": "out/masks/b.png",
+    }.get(name, "out")
+    text = (tmp_path / listing).read_text(errors="replace")
     assert "a.png" not in text
     if name == "YOLO":
         (line,) = (tmp_path / "out" / "labels" / "b.txt").read_text().splitlines()
         number = int(line.split()[0])
         assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[number] == "cat"
         assert number == (0 if fate == "restarted" else 1)
-    elif name not in ("PNG", "labelme"):
+    elif name.startswith("COCO"):
         document = json.loads(text)
         (category,) = {one["category_id"] for one in document["annotations"]}
         assert category == (1 if fate == "restarted" else 2)
@@ -379,6 +387,79 @@ def test_categories_of_a_coco_file_keep_their_ids(checkpoint, photos, tmp_path):
     assert command.main([str(one) for one in [*arguments, "--yolo", tmp_path / "out"]]) == 0
     assert (tmp_path / "out" / "classes.txt").read_text() == "cup\nbowl\nobject\n"
     assert (tmp_path / "out" / "labels" / "a.txt").read_text().splitlines()[1].startswith("2 ")
+
+
+@pytest.mark.parametrize("form", ["CVAT", "YOLO", "COCO", "masks"])
+def test_boxes_of_a_data_set_become_masks(form, photos, checkpoint, tmp_path):
+    """One box each on two of the images, in the forms that annotators export; a label keeps its name."""
+    boxes = {"a.png": (10, 10, 40, 30), "b.jpg": (5, 8, 25, 28)}
+    sizes = {name: Image.open(photos / name).size for name in boxes}
+    path = tmp_path / ("boxes.xml" if form == "CVAT" else "boxes.json" if form == "COCO" else "boxes")
+    if form == "CVAT":
+        listed = "".join(
+            f'<image id="{number}" name="{name}" width="{sizes[name][0]}" height="{sizes[name][1]}">'
+            f'<box label="cat" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/></image>'
+            for number, (name, (x1, y1, x2, y2)) in enumerate(boxes.items())
+        )
+        path.write_text(f"<annotations>{listed}<image id='9' name='gone.png' width='1' height='1'/></annotations>")
+    elif form == "YOLO":
+        (path / "labels").mkdir(parents=True)
+        (path / "classes.txt").write_text("dog\ncat\n")
+        for name, (x1, y1, x2, y2) in boxes.items():
+            width, height = sizes[name]
+            line = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+            (path / "labels" / f"{Path(name).stem}.txt").write_text(f"1 {' '.join(map(str, line))}\n")
+    elif form == "COCO":
+        images = [
+            {"id": i, "file_name": name, "width": sizes[name][0], "height": sizes[name][1]} for i, name in enumerate(boxes)
+        ]
+        annotations = [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 3,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+            }
+            for i, (x1, y1, x2, y2) in enumerate(boxes.values())
+        ]
+        categories = [{"id": 3, "name": "cat"}]
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    else:
+        (path / "masks").mkdir(parents=True)
+        for name, (x1, y1, x2, y2) in boxes.items():
+            mask = np.zeros(sizes[name][::-1], np.uint8)
+            mask[y1:y2, x1:x2] = 255
+            Image.fromarray(mask).save(path / "masks" / f"{Path(name).stem}.png")
+    command_line = [photos, "--boxes-from", path, "--model", checkpoint, "--coco", tmp_path / "out.json"]
+    assert command.main([str(one) for one in command_line]) == (1 if form == "CVAT" else 0)
+    (tmp_path / "prompts.json").write_text(
+        json.dumps(
+            {
+                name: [{"label": "cat", "bbox": {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}}]
+                for name, (x1, y1, x2, y2) in boxes.items()
+            }
+        )
+    )
+    command_line[1:3] = ["--prompts", tmp_path / "prompts.json"]
+    command_line[-1] = tmp_path / "expected.json"
+    assert command.main([str(one) for one in command_line]) == 0
+    found, expected = (json.loads((tmp_path / name).read_bytes()) for name in ("out.json", "expected.json"))
+    names = [one["file_name"] for one in found["images"]]
+    # In YOLO's form, an image without a file of labels is one without objects.
+    assert names == sorted(names if form == "YOLO" else boxes) and len(names) == (5 if form == "YOLO" else 2)
+    if form == "masks":
+        assert [one["name"] for one in found["categories"]] == ["object"]
+    else:
+        assert found["categories"] == expected["categories"]
+    assert [one["segmentation"] for one in found["annotations"]] == [one["segmentation"] for one in expected["annotations"]]
+
+
+def test_a_data_set_of_other_images_is_refused(photos, checkpoint, tmp_path, capsys):
+    (tmp_path / "boxes.xml").write_text("<annotations><image id='0' name='gone.png' width='1' height='1'/></annotations>")
+    arguments = [photos, "--boxes-from", tmp_path / "boxes.xml", "--model", checkpoint, "--coco", tmp_path / "out.json"]
+    assert command.main([str(one) for one in arguments]) == 2
+    assert "has none of the images" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
 
 
 def test_labelmes_files_have_their_images_beside_them(photos, checkpoint, tmp_path):

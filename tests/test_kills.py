@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -86,10 +87,13 @@ def save_masks(name):
 
 
 def recorded(root, name):
-    """The images that a data set records; for YOLO and labelme, those with a file."""
-    if name in ("YOLO", "labelme"):
-        place = "labels/*.txt" if name == "YOLO" else "images/*.json"
-        return sorted(path.stem + ".png" for path in root.glob(place))
+    """The images that a data set records; of forms without a list, those with a file."""
+    places = {"YOLO": "labels/*.txt", "labelme": "images/*.json", "index PNG": "masks/*.png"}
+    if name in places:
+        return sorted(path.stem + ".png" for path in root.glob(places[name]))
+    if name in ("CVAT", "Label Studio"):
+        path = root / ("annotations.xml" if name == "CVAT" else "tasks.json")
+        return sorted(re.findall(r"(?:name=\"|images/)([^\"/]+\.png)\"", path.read_text())) if path.is_file() else []
     path = root / ("manifest.json" if name == "PNG" else "annotations.json")
     return sorted(one["file_name"] for one in json.loads(path.read_bytes())["images"]) if path.is_file() else []
 

@@ -2,9 +2,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { addLoadImage, complain, HOST, noteChange, uploadMask, warn } from "./comfyui.js";
 import { setContract } from "./editor/contract.js";
+import { EditorDialog } from "./editor/dialog.js";
 import { PromptEditor } from "./editor/editor.js";
-import { groundingOf, imageGraph, imageOf, imageSignature, modelOf, only } from "./editor/source.js";
+import { groundingOf, hasModel, imageGraph, imageOf, imageSignature, modelOf, nameOf, only, usesMasks } from "./editor/source.js";
+import { ModelChoice } from "./model_choice.js";
 
 const NODE = "SAMKit_PromptEditor";
 const WIDGET = "SAMKIT_PROMPTS";
@@ -23,35 +26,9 @@ const live = new Set();
 const left = new Map();
 
 /** Ids, as the API form has them ("3", or "5:3" inside a subgraph), of the places where a node's graph is used. */
-function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
+export function idsOf(node, graph = app.rootGraph ?? app.graph, prefix = "") {
   if (graph === node.graph) return [`${prefix}${node.id}`];
   return (graph?.nodes ?? []).filter((one) => one.subgraph).flatMap((one) => idsOf(node, one.subgraph, `${prefix}${one.id}:`));
-}
-
-const query = ({ filename, subfolder, type }, more) => type === "example"
-  ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
-  : `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
-
-/** ComfyUI's name of an image, for its own routes: an example image is copied to the temp folder for them. */
-async function inComfyUI(image) {
-  if (image.type !== "example") return image;
-  const body = new FormData();
-  body.append("image", await (await api.fetchApi(query(image))).blob(), image.filename);
-  body.append("type", "temp");
-  body.append("overwrite", "true");
-  const saved = await (await api.fetchApi("/upload/image", { method: "POST", body })).json();
-  return { filename: saved.name, subfolder: saved.subfolder, type: saved.type };
-}
-
-/** What the server says of a file's content; nothing where it does not say, or where the name says it already. */
-async function identify(image) {
-  if (image.type === "temp" && image.filename.startsWith("samkit_")) return "";
-  try {
-    const response = await api.fetchApi(query(image), { method: "HEAD", cache: "no-store" });
-    return response.headers.get("ETag") ?? response.headers.get("Last-Modified") ?? "";
-  } catch {
-    return ""; // the server is gone: what is shown stays
-  }
 }
 
 /** The graph of a run in its API form, by its id: of the queue while it runs, of the history afterwards. */
@@ -66,43 +43,121 @@ async function graphOfRun(id) {
   }
 }
 
-/** The editor of one node, and its ties to the graph. */
+/**
+ * The editor of one node, and its ties to the graph. Dialogs of the node are views beside it.
+ * @typedef {object} View
+ * @property {string} within  the place of the node's graph that is shown, as the ids in it begin
+ * @property {EditorDialog} [dialog]
+ * @property {ModelChoice} [choice]  of the model where none is connected
+ * @property {{value: string}} [holder]  who has the text that is shown, where that is not the node
+ * @property {string} [seen]  what the holder had when it was read last
+ */
 class Binding {
   #timer = 0;
   #models = new Map(); // signature of what is connected -> the identity that a run gave it
+  #views = new Map(); // editor -> View
 
   constructor(node, name) {
     this.node = node;
     this.editor = new PromptEditor({
-      send: (path, init) => api.fetchApi(path, init),
-      url: (image, version) => api.apiURL(query(image, version && { samkit: version })),
-      identify,
+      ...HOST,
+      ...this.#onGraph(node),
       committed: () => this.#save(),
-      complain: (detail) => app.extensionManager.toast.add({ severity: "error", summary: "SAM Prompt Editor", detail, life: 8000 }),
-      loadImage: () => this.#run(imageGraph),
-      loadAll: () => this.#run(only),
-      sendToMaskEditor: (alpha, image) => this.#sendToMaskEditor(alpha, image),
-      needed: () => this.look(),
     });
-    this.widget = node.addDOMWidget(name, WIDGET, this.editor.element, {
-      getValue: () => this.editor.text,
-      // A subgraph that hands on another widget's value to the wrong one must not wipe the marks.
-      setValue: (text) => { if (typeof text === "string") this.editor.text = text; },
-      getMinHeight: () => LEAST_HEIGHT,
-      hideOnZoom: false,
-    });
+    this.#views.set(this.editor, { within: "" });
+    this.widget = addEditor(node, name, this.editor);
     this.widget.serializeValue = () => this.editor.state.runText;
-    // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
-    Object.defineProperty(this.widget, "width", { get: () => undefined, set: () => {}, configurable: true });
     live.add(this);
     lookAll(); // the others, too: a graph that is loaded takes the place of another
   }
 
+  get editors() {
+    return [...this.#views.keys()];
+  }
+
+  /** What an editor on a node of the graph can do there. */
+  #onGraph(node, within = "", holder = null) {
+    return {
+      loadImage: () => this.#run(imageGraph, within),
+      loadAll: () => this.#run(only, within),
+      sendToMaskEditor: async (alpha, image) => openMaskEditor(node, await uploadMask(alpha, image)),
+      needed: () => this.look(),
+      openDialog: () => this.openDialog({ within, holder }),
+      // Nodes 2.0 gives it to the graph itself, the classic canvas lies behind the editor.
+      passWheel: (event) => {
+        if (window.LiteGraph.vueNodesMode) return;
+        event.preventDefault();
+        app.canvas.processMouseWheel(event);
+      },
+    };
+  }
+
+  /**
+   * An editor on a subgraph's node that has the text itself: newer frontends show nothing for an editor's input there.
+   * @param {object} host  the subgraph's node
+   * @param {string} within  the place of this node's graph, as its ids begin
+   * @param {{name: string, value: string}} holder
+   * @returns {object} its widget
+   */
+  showOn(host, within, holder) {
+    const editor = new PromptEditor({
+      ...HOST,
+      ...this.#onGraph(host, within, holder),
+      committed: () => {
+        holder.value = this.#views.get(editor).seen = editor.text;
+        noteChange(host);
+      },
+    });
+    this.#views.set(editor, { within, holder });
+    const widget = addEditor(host, `${holder.name}: editor`, editor);
+    const { onRemove } = widget;
+    widget.onRemove = () => {
+      onRemove?.call(widget);
+      this.#views.delete(editor);
+      editor.dispose();
+    };
+    this.look();
+    return widget;
+  }
+
   #save() {
     this.widget?.callback?.(this.editor.text);
-    this.node.graph?.setDirtyCanvas?.(true, false);
-    const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the older name serves older frontends
+    noteChange(this.node);
+  }
+
+  /**
+   * The editor over the whole window; its OK is one step of undo here.
+   * @param {object} [from]
+   * @param {string} [from.within]  the place of the node's graph, as its ids begin
+   * @param {{value: string} | null} [from.holder]  who has the text that a run takes, where that is not this node
+   */
+  openDialog({ within = "", holder = null } = {}) {
+    const choice = new ModelChoice(() => this.look());
+    const dialog = new EditorDialog({
+      host: {
+        ...HOST,
+        loadImage: () => this.#run(imageGraph, within),
+        loadAll: () => this.#run(only, within),
+        needed: () => this.look(),
+      },
+      title: this.node.title,
+      text: holder ? holder.value : this.editor.text,
+      more: [choice.element],
+      accept: async ({ text, state: { current } }) => {
+        if (holder) {
+          holder.value = text;
+          noteChange(this.node);
+          this.look();
+        } else {
+          this.editor.state.adopt(text, current);
+        }
+        return true;
+      },
+      closed: () => this.#views.delete(dialog.editor),
+    });
+    this.#views.set(dialog.editor, { within, dialog, choice });
+    this.look();
+    return dialog;
   }
 
   /** Look soon at what is connected; many changes at once are one. */
@@ -117,19 +172,31 @@ class Binding {
     if (!idsOf(this.node).length) return this.editor.dispose();
     this.editor.attach();
     this.#takePlace();
-    const found = await this.#graph();
-    if (!found || !live.has(this)) return;
-    const { graph, id } = found;
+    const output = (await this.#graph())?.output;
+    if (!output || !live.has(this)) return;
+    for (const [editor, view] of this.#views) {
+      const id = this.#idIn(output, view.within);
+      if (id) await this.#show(editor, view, output, id);
+    }
+  }
+
+  /** Give an editor the image and the model of a place in the graph. */
+  async #show(editor, view, graph, id) {
+    const { choice, holder } = view;
+    if (holder && holder.value !== view.seen) editor.text = view.seen = holder.value;
     const signature = imageSignature(graph, id);
     const file = imageOf(graph, id);
     const { [IMAGES]: ran = this.node.properties[IMAGES_BEFORE], [SIGNATURE]: before } = this.node.properties;
-    const made = signature && Array.isArray(ran) ? ran : [];
+    const made = signature && Array.isArray(ran) ? ran.map(nameOf) : [];
     const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
-    this.editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder });
-    this.editor.words.connect(groundingOf(graph, id));
+    const givesEmptyMasks = usesMasks(graph, id) && !hasModel(graph, id);
+    editor.setSource({ images: file ? [file] : made, isConnected: signature !== null, isOlder, givesEmptyMasks });
+    editor.words.connect(groundingOf(graph, id));
     const model = modelOf(graph, id);
     const identity = this.#models.get(model?.signature);
-    this.editor.setModel(model?.name ?? (identity ? { identity } : null));
+    const isChosen = choice && !hasModel(graph, id);
+    if (isChosen) await choice.show("Nothing is connected to sam_model: this model is for the preview only.");
+    editor.setModel(isChosen ? choice.model : model?.name ?? (identity ? { identity } : null));
   }
 
   #takePlace() {
@@ -138,58 +205,51 @@ class Binding {
     if (before?.isConnected && !this.editor.element.isConnected) before.replaceWith(this.editor.element);
   }
 
-  /** The graph in its API form and our id in it; null where the graph is not complete, or we are not part of it. */
+  /** The graph in its API form, {output, workflow}; null where it is not complete. */
   async #graph() {
     try {
-      const { output, workflow } = await app.graphToPrompt();
-      const id = idsOf(this.node).find((one) => one in output);
-      return id ? { graph: output, workflow, id } : null;
+      return await app.graphToPrompt();
     } catch {
       return null; // incomplete graphs are normal while somebody works
     }
   }
 
+  /** Our id in a graph, at one place of ours; nothing where we are not part of it. */
+  #idIn(graph, within = "") {
+    return idsOf(this.node).find((one) => one.startsWith(within) && one in graph);
+  }
+
   /** What a run has shown: images, and the model that it used. They belong to the graph that ran, which may not be today's. */
   async executed({ prompt_id: run, output: { samkit_images: images, samkit_model: identities } }) {
-    this.editor.setSource({ isRunning: false });
+    for (const editor of this.editors) editor.setSource({ isRunning: false });
     const graph = await graphOfRun(run);
-    const id = graph && idsOf(this.node).find((one) => one in graph);
+    const id = graph && this.#idIn(graph);
     if (Array.isArray(images) && images.length) {
-      this.node.properties[IMAGES] = images;
+      this.node.properties[IMAGES] = images.map(nameOf);
       delete this.node.properties[IMAGES_BEFORE];
       if (id) this.node.properties[SIGNATURE] = imageSignature(graph, id);
     }
     const model = id && modelOf(graph, id);
+    const isEmpty = id && usesMasks(graph, id) && !hasModel(graph, id) && this.editor.state.marks.length > 0;
+    if (isEmpty) warn("This run had marks and no model, so their masks are empty. Connect Load SAM Model to sam_model.");
     if (identities?.[0] && model) this.#models.set(model.signature, identities[0]);
     this.look();
-    this.editor.wake();
+    for (const editor of this.editors) editor.wake();
   }
 
   /** Run a part of the graph: what the image needs, or what the model needs too. */
-  async #run(part) {
+  async #run(part, within = "") {
     const found = await this.#graph();
-    if (!found) return;
-    const output = part(found.graph, found.id);
+    const id = found && this.#idIn(found.output, within);
+    if (!id) return;
+    const tell = (isRunning) => this.editors.forEach((editor) => editor.setSource({ isRunning }));
     try {
-      this.editor.setSource({ isRunning: true });
-      await api.queuePrompt(0, { output, workflow: found.workflow });
+      tell(true);
+      await api.queuePrompt(0, { output: part(found.output, id), workflow: found.workflow });
     } catch (error) {
-      this.editor.setSource({ isRunning: false });
-      this.editor.host.complain(error.response?.error?.message ?? error.message);
+      tell(false);
+      complain(error.response?.error?.message ?? error.message);
     }
-  }
-
-  async #sendToMaskEditor(alpha, image) {
-    const body = new FormData();
-    const filename = `samkit-mask-${Date.now()}.png`;
-    body.append("image", alpha, filename);
-    body.append("original_ref", JSON.stringify(await inComfyUI(image)));
-    body.append("type", "input");
-    body.append("subfolder", "clipspace");
-    const response = await api.fetchApi("/upload/mask", { method: "POST", body });
-    if (!response.ok) throw new Error(`ComfyUI did not take the mask: ${response.status} ${response.statusText}`);
-    const saved = await response.json();
-    await openMaskEditor(this.node, `${saved.subfolder}/${saved.name} [${saved.type}]`);
   }
 
   /** The node is in a graph again: undo of some frontends puts the same one back. */
@@ -205,20 +265,32 @@ class Binding {
     for (const [id, element] of left) if (!element.isConnected) left.delete(id);
     left.set(String(this.node.id), this.editor.element);
     clearTimeout(this.#timer);
-    this.editor.dispose();
+    for (const [editor, { dialog }] of [...this.#views]) dialog ? dialog.close() : editor.dispose();
   }
+}
+
+/** A widget that is an editor. */
+function addEditor(node, name, editor) {
+  const widget = node.addDOMWidget(name, WIDGET, editor.element, {
+    getValue: () => editor.text,
+    // A subgraph that hands on another widget's value to the wrong one must not wipe the marks.
+    setValue: (text) => { if (typeof text === "string") editor.text = text; },
+    getMinHeight: () => LEAST_HEIGHT,
+    hideOnZoom: false,
+  });
+  // The side panel of newer frontends measures the widget and leaves the panel's width on it: the node's is right.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
+  return widget;
+}
+
+/** The binding of a node, or nothing where it has none. */
+export function bindingOf(node) {
+  return [...live].find((one) => one.node === node);
 }
 
 /** A Load Image beside the node, with the image and its mask, in ComfyUI's own mask editor. */
 async function openMaskEditor(node, name) {
-  const loader = window.LiteGraph.createNode("LoadImage");
-  loader.title = "Load Image: mask of SAM Prompt Editor";
-  loader.pos = [node.pos[0] + node.size[0] + 40, node.pos[1]];
-  node.graph.add(loader);
-  const widget = loader.widgets.find((one) => one.name === "image");
-  if (Array.isArray(widget.options?.values) && !widget.options.values.includes(name)) widget.options.values.push(name);
-  widget.value = name;
-  widget.callback?.(name);
+  const loader = addLoadImage(node, name, "Load Image: mask of SAM Prompt Editor");
   for (let tries = 0; tries < 50 && !loader.imgs?.length; tries += 1) await new Promise((done) => setTimeout(done, 100));
   app.canvas.selectNode(loader);
   await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
@@ -230,7 +302,7 @@ function lookAll() {
 
 /** A run is over, or the server is back. */
 function wakeAll() {
-  for (const { editor } of live) {
+  for (const editor of [...live].flatMap(({ editors }) => editors)) {
     editor.setSource({ isRunning: false, progress: null });
     editor.wake();
   }
@@ -245,7 +317,7 @@ app.registerExtension({
   async setup() {
     api.addEventListener("graphChanged", lookAll);
     api.addEventListener("progress", ({ detail: { value, max } }) => {
-      for (const { editor } of live) editor.setSource({ progress: max ? value / max : null });
+      for (const editor of [...live].flatMap(({ editors }) => editors)) editor.setSource({ progress: max ? value / max : null });
     });
     for (const end of ENDS) api.addEventListener(end, wakeAll);
     api.addEventListener("executed", ({ detail }) => {

@@ -1,20 +1,24 @@
-"""CVAT's own XML ("CVAT for images 1.1"): masks, polygons, boxes and ellipses.
+"""CVAT's own XML ("CVAT for images 1.1"): read with masks, polygons, boxes and ellipses, and written with masks, exact.
 
 Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/, and files that datumaro 1.13 writes in this form.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
+from ...utils.files import write_whole
 from ..errors import SAMError
 from ..geometry import Size
 from .drawing import ellipse_mask, polygon_mask, turned_box_mask
-from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
+from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
 from .reading import ReadImage, check_size, find_image, reading
 
+_VERSION = "1.1"
+# XML 1.0 has no form for these, whatever they are escaped to.
+_NOT_IN_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535], " ")
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 _MOST_RUNS = 1 << 24
 
@@ -81,3 +85,91 @@ def _mask_of(kind: str, shape: Mapping[str, str], size: Size) -> np.ndarray:
     if kind == "polygon":
         return polygon_mask([float(number) for point in shape["points"].split(";") for number in point.split(",")], size)
     raise SAMError(f"it is a {kind!r}: only masks, polygons, boxes and ellipses can be read.")
+
+
+class Cvat:
+    """A folder with `annotations.xml`, and `images` with copies of the images. The form has no scores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._file = folder, folder / "annotations.xml"
+        self.image_folder: Path | None = folder / "images"
+
+    def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
+        """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
+        return record_of(image, [_runs(one.mask) for one in visible(image)]), {}
+
+    def files_of(self, record: Record) -> set[str]:
+        """The copy of the image."""
+        return {f"images/{record['file_name']}"}
+
+    def names(self) -> set[str]:
+        """The images that the file lists.
+
+        Raises:
+            SAMError: the file is not one of CVAT.
+        """
+        return {one.get("name", "") for one in self._read().findall("image")}
+
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
+        """Write the file with these images only. Labels have no numbers in it."""
+        self._write(_empty(), records)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add images to the file, which need not be there; what it holds stays, also of these images.
+
+        Raises:
+            SAMError: the file is not one of CVAT.
+        """
+        root, known = self._read(), self.names()
+        self._write(root, [record for record in records if record["file_name"].translate(_NOT_IN_XML) not in known])
+
+    def _read(self) -> ElementTree.Element:
+        if not self._file.exists():
+            return _empty()
+        try:
+            root = ElementTree.parse(self._file).getroot()
+        except ElementTree.ParseError as error:
+            raise SAMError(f"{self._file} is not XML, and was left as it is: choose another name. ({error})") from error
+        if root.tag != "annotations":
+            raise SAMError(f"{self._file} is not a file of CVAT, and was left as it is: choose another name.")
+        return root
+
+    def _write(self, root: ElementTree.Element, records: Sequence[Record]) -> None:
+        first = 1 + max((int(one.get("id", -1)) for one in root.findall("image")), default=-1)
+        for number, record in enumerate(records, first):
+            sides = {"width": str(record["width"]), "height": str(record["height"])}
+            name = record["file_name"].translate(_NOT_IN_XML)
+            image = ElementTree.SubElement(root, "image", {"id": str(number), "name": name, **sides})
+            for one in record["objects"]:
+                box = {key: str(int(side)) for key, side in zip(("left", "top", "width", "height"), one["bbox"], strict=True)}
+                label = one["label"].translate(_NOT_IN_XML)
+                what = {"label": label, "source": "auto", "occluded": "0", "rle": one["segmentation"], **box, "z_order": "0"}
+                ElementTree.SubElement(image, "mask", what)
+        listed = root.find("meta/task/labels")  # without them, datumaro refuses a file
+        if listed is not None:
+            known = {one.findtext("name") for one in listed}
+            for label in dict.fromkeys(shape.get("label", "") for image in root.findall("image") for shape in image):
+                if label not in known:
+                    entry = ElementTree.SubElement(listed, "label")
+                    ElementTree.SubElement(entry, "name").text = label
+                    ElementTree.SubElement(entry, "attributes")
+        ElementTree.indent(root)
+        write_whole(self._file, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+
+
+def _empty() -> ElementTree.Element:
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = _VERSION
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    ElementTree.SubElement(task, "mode").text = "annotation"
+    ElementTree.SubElement(task, "labels")
+    return root
+
+
+def _runs(mask: np.ndarray) -> str:
+    """Run lengths of the mask `[H, W]` inside its box, row by row, the first of them of background."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].ravel()
+    ends = np.flatnonzero(np.diff(inside)) + 1
+    lengths = np.diff([0, *ends, len(inside)]).tolist()
+    return ", ".join(map(str, [0, *lengths] if inside[0] else lengths))

@@ -6,12 +6,15 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 from ...utils.checks import one_of
 from .coco import Coco
+from .cvat import Cvat
+from .index_pngs import IndexPngs
+from .label_studio import LabelStudio
 from .labelme import Labelme
 from .objects import Category, LabeledImage, Record
 from .pngs import Pngs
 from .yolo import Yolo
 
-FormatName: TypeAlias = Literal["COCO RLE", "COCO polygons", "YOLO", "PNG", "labelme"]
+FormatName: TypeAlias = Literal["COCO RLE", "COCO polygons", "YOLO", "PNG", "labelme", "CVAT", "Label Studio", "index PNG"]
 FORMATS: tuple[str, ...] = get_args(FormatName)
 
 
@@ -35,7 +38,7 @@ class Format(Protocol):
         ...
 
     def names(self) -> set[str]:
-        """The images that the data set lists; none where it has no list, as YOLO and labelme.
+        """The images that the data set lists; none where it has no list, as YOLO, labelme and index PNGs.
 
         Raises:
             SAMError: a file in its place is of another kind.
@@ -66,4 +69,5 @@ def data_set(name: str, path: Path) -> Format:
     one_of(name, FORMATS, "format")
     if name.startswith("COCO"):
         return Coco(path, polygons=name.endswith("polygons"))
-    return {"YOLO": Yolo, "PNG": Pngs, "labelme": Labelme}[name](path)
+    folders = {"YOLO": Yolo, "PNG": Pngs, "labelme": Labelme, "CVAT": Cvat, "Label Studio": LabelStudio, "index PNG": IndexPngs}
+    return folders[name](path)

@@ -1,24 +1,30 @@
-"""Label Studio's JSON export: brushes, polygons, rectangles and ellipses.
+"""Label Studio's JSON: its export read, with brushes, polygons, rectangles and ellipses, and its import written, with brushes.
 
-Source: https://labelstud.io/guide/export, and the run lengths of label-studio-sdk 2.1.2 (`label_studio_sdk.converter.brush`).
+Source: https://labelstud.io/guide/export, https://labelstud.io/guide/tasks, and the run lengths of label-studio-sdk 2.1.2
+(`label_studio_sdk.converter.brush`), whose `decode_rle` reads what is written here.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.etree import ElementTree
 
 import numpy as np
 
+from ...utils.files import write_whole
 from ...utils.text import shown
 from ..errors import SAMError
 from ..geometry import Size
 from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .images import IMAGE_SUFFIXES
-from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
-from .reading import ReadImage, check_size, find_image, reading
+from .json_file import as_json
+from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
+from .reading import ReadImage, check_size, find_image, loaded_json, reading
 
-_CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask
+_CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask; written with 255 in all of them
+_SIZES, _VALUE_BITS = (3, 4, 8, 16), 8  # as written: bits of a length less 1, and of a value
 _UPLOADED = 8  # hexadecimal digits and a dash, which Label Studio puts before the name of an uploaded file
 _HEADER = 32, 5, 4  # bits of the number of values, of the size of a value less 1, of each of four sizes of a length less 1
 
@@ -148,3 +154,102 @@ def decode_brush(rle: Sequence[int], size: Size) -> np.ndarray:
             values[at:end] = [min(read(width), 255) for _ in range(end - at)]
         at = end
     return values.reshape(*size, _CHANNELS)[..., -1] > 0
+
+
+class LabelStudio:
+    """A folder with `tasks.json`, `labels.xml` and `images` with copies of the images. The form has no scores for regions.
+
+    `tasks.json` is to be imported; `labels.xml` is the labeling configuration of the project. The images are those of local
+    storage: `LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT` is the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._file = folder, folder / "tasks.json"
+        self.image_folder: Path | None = folder / "images"
+
+    def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
+        """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
+        return record_of(image, [encode_brush(one.mask) for one in visible(image)]), {}
+
+    def files_of(self, record: Record) -> set[str]:
+        """The copy of the image."""
+        return {f"images/{record['file_name']}"}
+
+    def names(self) -> set[str]:
+        """The images that the file lists.
+
+        Raises:
+            SAMError: the file is not a list of tasks.
+        """
+        return {_name_of(task) for task in self._tasks()}
+
+    def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
+        """Write the file with these images only. Labels have no numbers in it."""
+        self._write([], records)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add images to the file, which need not be there; what it holds stays, also of these images.
+
+        Raises:
+            SAMError: the file is not a list of tasks.
+        """
+        tasks, names = self._tasks(), self.names()
+        self._write(tasks, [record for record in records if record["file_name"] not in names])
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        tasks = loaded_json(self._file) if self._file.exists() else []
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) and "data" in task for task in tasks):
+            raise SAMError(f"{self._file} is not a list of Label Studio's tasks, and was left as it is: choose another name.")
+        return tasks
+
+    def _write(self, tasks: list[dict[str, Any]], records: Sequence[Record]) -> None:
+        tasks = [*tasks, *map(_task, records)]
+        results = (result for task in tasks for one in task.get("annotations", []) for result in one["result"])
+        labels = dict.fromkeys(label for result in results for label in result["value"].get("brushlabels", []))
+        view = ElementTree.Element("View")
+        ElementTree.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
+        brushes = ElementTree.SubElement(view, "BrushLabels", {"name": "label", "toName": "image"})
+        for label in labels:
+            ElementTree.SubElement(brushes, "Label", {"value": label})
+        ElementTree.indent(view)
+        write_whole(self.path / "labels.xml", ElementTree.tostring(view, encoding="utf-8") + b"\n")
+        write_whole(self._file, as_json(tasks))
+
+
+def _task(record: Record) -> dict[str, Any]:
+    results = []
+    for number, one in enumerate(record["objects"]):
+        # Regions of one id are one region, so it is not the number alone.
+        region = hashlib.sha256(f"{record['file_name']} {number}".encode()).hexdigest()[:10]
+        value = {"format": "rle", "rle": one["segmentation"], "brushlabels": [one["label"]]}
+        sides = {"original_width": record["width"], "original_height": record["height"], "image_rotation": 0}
+        where = {"id": region, "from_name": "label", "to_name": "image", "type": "brushlabels", "origin": "manual"}
+        results.append({**where, **sides, "value": value})
+    image = f"/data/local-files/?d={quote('images/' + record['file_name'])}"
+    return {"data": {"image": image}, "annotations": [{"result": results}]}
+
+
+def _name_of(task: dict[str, Any]) -> str:
+    query = parse_qs(urlsplit(str(task["data"].get("image", ""))).query)
+    return query.get("d", [""])[0].removeprefix("images/")
+
+
+def encode_brush(mask: np.ndarray) -> list[int]:
+    """Label Studio's run lengths of a mask bool `[H, W]`, see `label_studio.decode_brush`: bytes of a stream of bits.
+
+    Every run is one of equal values. A length of more than 65,536 is cut.
+    """
+    values = np.repeat(mask.ravel(), _CHANNELS)
+    ends = [*(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    most, begin = 1 << _SIZES[-1], 0
+    bits = [f"{len(values):032b}{_VALUE_BITS - 1:05b}", *(f"{size - 1:04b}" for size in _SIZES)]
+    for end in ends:
+        value = f"{255 * int(values[begin]):08b}"
+        while begin < end:
+            length = min(end - begin, most)
+            index = next(place for place, size in enumerate(_SIZES) if length <= 1 << size)
+            bits.append(f"1{index:02b}{length - 1:0{_SIZES[index]}b}{value}")
+            begin += length
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8, "big"))

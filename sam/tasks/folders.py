@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ...utils.boxes import boxes_per_frame
+from ...utils.boxes import boxes_per_frame, tight_box
 from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
 from ...utils.marks import NO_BOXES, Marks
@@ -23,6 +23,7 @@ from ..datasets.formats import FormatName, data_set
 from ..datasets.images import IMAGE_SUFFIXES, is_turned, read_image, upright
 from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
+from ..datasets.read import open_data_set
 from ..errors import SAMError
 from ..geometry import Frame
 from ..models.base import Precision
@@ -317,6 +318,39 @@ def _boxes_of_coco(path: Path, document: Mapping[str, Any]) -> dict[str, list[di
         return prompts
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SAMError(f"{path} is not a COCO file with boxes: {type(error).__name__} {error}.") from error
+
+
+def read_boxes(path: Path, images: Sequence[ImageFile], root: Path) -> tuple[list[ImageFile], dict[str, str]]:
+    """Give images the boxes of a data set as prompts; of an object that has a mask, the box around it.
+
+    Args:
+        path: of the data set, in any form that `open_data_set` reads.
+        images: see `find_images`.
+        root: the folder that their names are relative to.
+
+    Returns:
+        The images that the data set has, and why others of it were left out, by name.
+
+    Raises:
+        SAMError: the data set cannot be read, or none of its images is among them.
+    """
+    data, known = open_data_set(path, root), {image.file_name: image for image in images}
+    chosen: list[ImageFile] = []
+    errors: dict[str, str] = {}
+    for index, name in enumerate(data.names):
+        if name not in known:
+            errors[name] = f"it is in {path.name}, but not among the images"
+            continue
+        try:
+            objects = data.read(index).labeled.objects
+        except SAMError as error:
+            errors[name] = str(error)
+            continue
+        boxes = [{"label": one.label, "bbox": dict(box)} for one in objects if (box := tight_box(one.mask))]
+        chosen.append(known[name]._replace(prompts=tuple(boxes)))
+    if not chosen:
+        raise SAMError(f"{path} has none of the images in {root}: its names are relative to that folder.")
+    return sorted(chosen, key=lambda image: image.file_name), errors
 
 
 def read_categories(path: Path) -> tuple[Category, ...]:

@@ -71,13 +71,21 @@ class Entry(Generic[Model]):
         return Entry(self.catalog, wanted, None, None, above)
 
     @property
+    def size(self) -> int:
+        """Bytes of its own files, or of the download; 0 where that is not known."""
+        if self.path is None:
+            return (self.known.size if self.known else None) or 0
+        try:
+            return sum(file.stat().st_size for file in self.catalog.files_of(self.path))
+        except (SAMError, OSError):  # it has just gone, or a shard is missing
+            return 0
+
+    @property
     def label(self) -> str:
         """What the list in the browser shows: the name with the size, and whether a run downloads it or it has gone."""
         if not self.exists:
             return f"{self.name} ({self.catalog.gone})"
-        size = self.known.size if self.path is None else None
-        with contextlib.suppress(SAMError, OSError):  # it has just gone, or a shard is missing
-            size = sum(file.stat().st_size for file in self.catalog.files_of(self.path)) if self.path else size
+        size = self.size
         notes = [f"{size / 1e6:,.0f} MB"] if size else []
         notes += ["not downloaded"] if self.path is None else []
         return f"{self.name} ({', '.join(notes)})" if notes else self.name
@@ -207,6 +215,17 @@ class Catalog(Generic[Model]):
         """What a loader lists: what is there, sorted, then what ships in the pack, then known models; each once."""
         present = self.present()
         return present + [name for name in (*self.bundled, *self.known) if name not in present]
+
+    def ready(self) -> list[str]:
+        """Names of what is on this machine, from the smallest file to the largest; what ships in the pack comes last.
+
+        No file is read: a trained decoder has its own size, and what it was made for may be missing. Adapters are left out:
+        they are the smallest files, and no models.
+        """
+        return sorted(
+            (name for name in self.names() if not is_adapter_name(name) and self.find(name).path),
+            key=lambda name: (name in self.bundled, self.find(name).size),
+        )
 
     def find(self, name: str, base: str = "") -> Entry[Model]:
         """What a name means; of an adapter, with the model that it is merged into, if that is chosen. Nothing raises here."""

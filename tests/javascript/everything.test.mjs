@@ -24,6 +24,8 @@ beforeEach(() => {
     state,
     foot: element(),
     canvas: element("canvas"),
+    image: { width: 100, height: 80 },
+    get shownImage() { return editor.subject.image; },
     subject: { image: { filename: "a.png" }, model: { model_name: "m" } },
     brush: { isActive: false },
     gestures: { active: false, place: ({ x, y }) => ({ x, y }) },
@@ -34,6 +36,7 @@ beforeEach(() => {
     hover: () => {},
     addObjects: (objects) => state.addObjects(objects),
     host: { complain: (text) => editor.complaints.push(text) },
+    exact: { ask: (question) => new Promise((answer, fail) => asked.push({ question, answer, fail })) },
     client: {
       segments: (subject) => new Promise((answer, fail) => asked.push({ subject, answer, fail })),
       cancel: async (work) => { editor.cancelled.push(work); },
@@ -73,6 +76,19 @@ test("the segment under the pointer is known, and there is none beside it", asyn
   assert.equal(everything.under, 0);
   press(50, 50);
   assert.equal(everything.under, null);
+});
+
+test("where there is no segment, a click asks for SAM's mask of that point, and beside the image for nothing", async () => {
+  await ready();
+  assert.equal(press(120, 15), true);
+  assert.equal(press(50, 60), true);
+  await settled();
+  const { image, model } = editor.subject;
+  const prompts = { version: 2, objects: [{ candidate: "best", marks: [{ x: 50, y: 60, label: 1 }] }] };
+  assert.deepEqual(asked.slice(1).map(({ question }) => question), [{ image, model, prompts, object: 0, form: "mask" }]);
+  asked[1].fail(new Error("the server is busy"));
+  await settled();
+  assert.deepEqual([editor.complaints, everything.state], [["the server is busy"], "ready"]);
 });
 
 test("with a key held, a brush or another button the click is the editor's own", async () => {

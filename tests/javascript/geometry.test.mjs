@@ -207,6 +207,39 @@ test("marks that are not shown are not hit", () => {
   assert.deepEqual(found([point(10, 10), point(10, 10)], 10, 10, 2, [0]), { index: 0, part: "point" });
 });
 
+// --- which object is worked on
+
+const of = (object, mark) => ({ ...mark, object });
+const worked = (object, isEmpty = false) => ({ object, isEmpty });
+const NEAR = [of(0, box(20, 30, 40, 40)), of(0, point(80, 50)), of(1, point(30, 90))];
+const at = (x, y, one, reach = 10) => hit(NEAR, [...NEAR.keys()], { x, y }, reach, one);
+
+test("marks of the object that is worked on are reached from nearby, those of others where they are drawn", () => {
+  assert.deepEqual([at(11, 50, worked(0)), at(11, 50, worked(1))], [{ index: 0, part: "w" }, null]);
+  assert.deepEqual([at(18, 50, worked(0)), at(18, 50, worked(1))], [{ index: 0, part: "w" }, { index: 0, part: "w" }]);
+  assert.deepEqual([at(89, 50, worked(0)), at(89, 50, worked(1))], [{ index: 1, part: "point" }, null]);
+  assert.deepEqual(at(87, 50, worked(1)), { index: 1, part: "point" }, "on its disc");
+});
+
+test("an object that waits for its first mark takes a click on another's box, but not one on another's point", () => {
+  assert.equal(at(20, 50, worked(2, true)), null);
+  assert.equal(at(40, 50, worked(2, true)), null);
+  assert.deepEqual(at(40, 50, worked(1)), { index: 0, part: "body" });
+  assert.deepEqual(at(80, 50, worked(2, true)), { index: 1, part: "point" });
+});
+
+test("a mark of the object that is worked on comes before another's that is nearer", () => {
+  const marks = [of(0, point(50, 50)), of(1, point(54, 50))];
+  const hits = [0, 1].map((object) => hit(marks, [0, 1], { x: 52, y: 50 }, 10, worked(object)).index);
+  assert.deepEqual(hits, [0, 1]);
+});
+
+test("a box keeps an inside, however far the reach", () => {
+  assert.equal(found([box(10, 10, 8, 8)], 13, 14, 10).part, "body");
+  assert.equal(found([box(10, 10, 8, 8)], 11, 14, 10).part, "w");
+  assert.equal(found([box(10, 10, 8, 8)], 1, 14, 10).part, "w");
+});
+
 // --- drags
 
 const MARK = box(20, 30, 40, 20);

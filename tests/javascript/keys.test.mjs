@@ -144,3 +144,16 @@ test("- and + are the browser's while no brush is taken up", () => {
   editor.brush.isActive = false;
   assert.deepEqual([press("-"), press("+"), press("=")], [false, false, false]);
 });
+
+for (const [key, step] of [["[", -1], ["]", 1]]) {
+  test(`${key} typed with AltGr`, () => {
+    const held = { altKey: true, ctrlKey: true, getModifierState: (name) => name === "AltGraph" };
+    assert.equal(press(key, held), true);
+    assert.deepEqual(calls, [["selectNextObject", step]]);
+  });
+}
+
+test("other keys with AltGr are left to others", () => {
+  assert.equal(press("z", { altKey: true, ctrlKey: true, getModifierState: () => true }), false);
+  assert.deepEqual(calls, []);
+});

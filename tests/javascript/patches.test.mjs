@@ -4,7 +4,7 @@ import "./contract.mjs";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ADD, cleanPatch, decode, encode, LEAVE, over, REMOVE, scaled, stroke } from "../../web/editor/patches.js";
+import { ADD, cleanPatch, decode, encode, LEAVE, over, patchOf, REMOVE, scaled, stroke } from "../../web/editor/patches.js";
 
 let seed = 1;
 const random = (below) => Math.floor(((seed = (seed * 48271) % 2147483647) / 2147483647) * below);
@@ -87,3 +87,15 @@ for (const [what, change] of [
 }
 
 test("what is not even an object is no patch", () => assert.deepEqual([null, 5, "x", undefined, []].map(cleanPatch), Array(5).fill(null)));
+
+test("a mask's patch is its pixels, in the smallest box around them", () => {
+  const mask = Uint8Array.from({ length: IMAGE.width * IMAGE.height }, (_, i) => Number(i % IMAGE.width > 4 && i % IMAGE.width < 30 && i > 200 && random(2)));
+  const patch = patchOf((pixel) => mask[pixel] === 1, IMAGE);
+  assert.deepEqual(whole(decode(patch)), mask.map((one) => (one ? ADD : LEAVE)));
+  const { x, y, width, height } = decode(patch);
+  const has = (test) => mask.some((one, i) => one && test(i % IMAGE.width, Math.floor(i / IMAGE.width)));
+  assert.ok(has((column) => column === x) && has((column) => column === x + width - 1));
+  assert.ok(has((_, row) => row === y) && has((_, row) => row === y + height - 1));
+});
+
+test("a mask without a pixel has no patch", () => assert.equal(patchOf(() => false, IMAGE), null));

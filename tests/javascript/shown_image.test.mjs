@@ -37,6 +37,15 @@ async function show(name, version, how) {
   return load;
 }
 
+test("what will be shown is known before it has been loaded, and forgotten where it cannot be", async () => {
+  shown.load(A);
+  assert.equal(shown.coming, null);
+  await identified("1");
+  assert.deepEqual([shown.coming, shown.image], [{ name: JSON.stringify(A), version: "1" }, null]);
+  loading.at(-1).onerror();
+  assert.equal(shown.coming, null);
+});
+
 test("an image's address carries what tells its content", async () => {
   await show(A, "1");
   assert.deepEqual([shown.image.src, shown.name, shown.version], ["a.png?1", JSON.stringify(A), "1"]);

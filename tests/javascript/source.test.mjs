@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { fileOf, imageGraph, imageOf, imageSignature, modelOf, only } from "../../web/editor/source.js";
+import { fileOf, hasModel, imageGraph, imageOf, imageSignature, modelOf, nameOf, only, usesMasks } from "../../web/editor/source.js";
 
 const EDITOR = "9";
 const node = (kind, inputs = {}) => ({ class_type: kind, inputs });
@@ -13,7 +13,30 @@ const editor = (image, model) =>
 const loader = (name = "sam_vit_b.pth", more = {}) => node("AV_SAMLoader", { model_name: name, ...more });
 const file = (filename, subfolder = "", type = "input") => ({ filename, subfolder, type });
 
+// --- masks without a model
+
+for (const [output, isUsed] of [[0, false], [1, false], [2, false], [3, true], [4, false], [5, false], [6, true]]) {
+  test(`output ${output} is ${isUsed ? "" : "not "}made by the model`, () => {
+    assert.equal(usesMasks({ 9: editor(["1", 0]), 10: node("SaveImage", { images: ["9", output] }) }, EDITOR), isUsed);
+  });
+}
+
+test("another node's masks are not the editor's", () => {
+  assert.equal(usesMasks({ 8: editor(), 9: editor(["1", 0]), 10: node("MaskToImage", { mask: ["8", 3] }) }, EDITOR), false);
+});
+
+test("a model is connected, whatever node it comes from", () => {
+  assert.equal(hasModel({ 2: node("Anything"), 9: editor(null, ["2", 0]) }, EDITOR), true);
+  assert.equal(hasModel({ 9: editor() }, EDITOR), false);
+});
+
 // --- ComfyUI's names of files
+
+test("a file's name has nothing but what ComfyUI's routes take", () => {
+  const said = { filename: "a.png", subfolder: "b", type: "temp", metadata: { width: 8 }, id: "x", preview_id: "y" };
+  assert.deepEqual(nameOf(said), file("a.png", "b", "temp"));
+  assert.deepEqual(nameOf({ filename: "a.png", type: "temp" }), file("a.png", "", "temp"));
+});
 
 for (const [name, expected] of [
   ["a.png", file("a.png")],

@@ -681,3 +681,58 @@ test("marks outside of the image can be removed, one step", () => {
   stateOf(point(150, 80), point(20, 20)).clearOutside({ width: 100, height: 50 });
   assert.deepEqual([state.marks, commits], [[point(20, 20)], 1]);
 });
+
+// --- marks that follow their image
+
+function madeOn(size, ...marks) {
+  const state = new EditorState();
+  state.load(JSON.stringify({ version: 2, size, objects: [{ ...first(), marks }] }));
+  return state;
+}
+
+for (const [from, to, expected] of [
+  [[512, 512], { width: 1024, height: 1024 }, { x: 20, y: 40, label: 1 }],
+  [[1000, 667], { width: 500, height: 333 }, { x: 5, y: 9.99, label: 1 }],
+  [[1000, 667], { width: 500, height: 334 }, { x: 5, y: 10.01, label: 1 }],
+]) {
+  test(`marks of ${from.join(" x ")} follow to ${to.width} x ${to.height}, as a step of undo`, () => {
+    const state = madeOn(from, { x: 10, y: 20, label: 1 });
+    assert.deepEqual(state.follow(to), { width: from[0], height: from[1] });
+    assert.deepEqual(state.marks.map(bare), [expected]);
+    assert.deepEqual(state.size, to);
+    state.undo();
+    assert.deepEqual(state.marks.map(bare), [{ x: 10, y: 20, label: 1 }]);
+  });
+}
+
+for (const [what, to] of [["the same size", { width: 512, height: 512 }], ["other proportions", { width: 1024, height: 512 }]]) {
+  test(`marks stay where they are on ${what}`, () => {
+    const state = madeOn([512, 512], { x: 10, y: 20, label: 1 });
+    assert.equal(state.follow(to), null);
+    assert.deepEqual([state.marks.map(bare), state.canUndo], [[{ x: 10, y: 20, label: 1 }], false]);
+  });
+}
+
+test("paint does not follow by itself, and neither do the marks beside it", () => {
+  const state = madeOn([512, 512], { x: 10, y: 20, label: 1 });
+  state.paint({ x: 0, y: 0, width: 1, height: 1, kinds: new Uint8Array([1]) });
+  assert.equal(state.follow({ width: 1024, height: 1024 }), null);
+  assert.deepEqual(state.marks.map(bare), [{ x: 10, y: 20, label: 1 }]);
+});
+
+test("what was made elsewhere is taken over as one step, with the object that was worked on", () => {
+  const committed = [];
+  const state = new EditorState({ onCommit: () => committed.push(state.text) });
+  state.add({ x: 10, y: 20, label: 1 });
+  const other = new EditorState();
+  other.load(state.text);
+  other.newObject();
+  other.add({ x: 30, y: 40, label: 0 });
+  other.add({ x: 50, y: 60, label: 1 });
+  state.adopt(other.text, other.current);
+  assert.deepEqual([state.marks.length, state.current, committed.length, committed.at(-1)], [3, 1, 2, other.text]);
+  state.adopt(other.text, 0);
+  assert.deepEqual([state.current, committed.length], [1, 2], "the same again is no step");
+  state.undo();
+  assert.deepEqual([state.marks.length, state.objects.length], [1, 1]);
+});

@@ -16,6 +16,7 @@ for (const [what, more, said] of [
   ["no marks", {}, "640 × 480"],
   ["an object without marks among several", { object: "cup" }, "cup · 640 × 480"],
   ["a mask", { answer: ANSWER }, "score 0.912 · 30,720 px (10.0 %) · 21 ms · 640 × 480"],
+  ["paint alone, which SAM gives no score", { answer: { ...ANSWER, score: 0 } }, "30,720 px (10.0 %) · 21 ms · 640 × 480"],
   ["encoding", { preview: { ...IDLE, name: "preparing" } }, "Encoding the image… · 640 × 480"],
   ["a run", { preview: { ...IDLE, name: "stale", busy: "x" } }, "ComfyUI is running a prompt. The preview continues when it is done."],
   ["a failure, not what was true before it", { preview: { ...IDLE, name: "failed", message: "Gone." }, answer: ANSWER }, "Gone."],
@@ -23,7 +24,7 @@ for (const [what, more, said] of [
   test(`the status of ${what}`, () => assert.equal(statusOf({ ...VIEW, ...more }), said));
 }
 
-const NOTE = { image: {}, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, isNewer: false, outside: 0, canScale: false, lacks: null, progress: null };
+const NOTE = { image: { width: 1024, height: 768 }, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, isNewer: false, outside: 0, made: null, followed: null, needsModel: false, lacks: null, progress: null };
 
 for (const [what, more, said, actions] of [
   ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
@@ -41,7 +42,11 @@ for (const [what, more, said, actions] of [
     "These marks were made with a newer version of SAM Kit. Update the pack to see and to change them.",
     ["anew"],
   ],
-  ["marks outside", { outside: 3, canScale: true }, "3 marks lie outside this image and are ignored.", ["scale", "clear", "keep"]],
+  ["marks of another size", { made: { width: 512, height: 512 } }, "The marks were made on an image of 512 × 512 pixels.", ["scale", "keep"]],
+  ["no model", { needsModel: true }, "No model is connected to sam_model: the masks of a run are empty. Connect Load SAM Model.", []],
+  ["marks that were scaled", { made: { width: 1024, height: 768 }, followed: { width: 512, height: 384 } },
+    "The marks were scaled with the image, from 512 × 384 pixels. Earlier runs used their old places.", ["undo", "close"]],
+  ["marks outside", { outside: 3, made: { width: 2048, height: 768 } }, "3 marks lie outside this image and are ignored.", ["scale", "clear", "keep"]],
 ]) {
   test(`the note on ${what}`, () => {
     const note = noteOf({ ...NOTE, ...more });

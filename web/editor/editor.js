@@ -1,7 +1,7 @@
 /** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
 import { Brush } from "./brush.js";
-import { PreviewClient } from "./client.js";
+import { PreviewClient, pollFor } from "./client.js";
 import { contract } from "./contract.js";
 import { Everything } from "./everything.js";
 import { makeFinish } from "./finish.js";
@@ -14,12 +14,13 @@ import { Preview } from "./preview.js";
 import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
-import { make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
+import { keepKeys, make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 import { INSIDE, paintLayer, ViewMode } from "./views.js";
 import { Words } from "./words.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
+const PINCH = { speed: 0.01, most: 0.3 }; // a trackpad's steps are small; a wheel's with Ctrl are large, and must not zoom too far
 const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
 let editors = 0;
 
@@ -29,6 +30,7 @@ let editors = 0;
  * @property {ImageName[]} images  one per frame
  * @property {boolean} isConnected  whether something is connected to `image`
  * @property {boolean} isOlder  whether the graph has changed since a run has made them
+ * @property {boolean} givesEmptyMasks  whether other nodes take the masks, and no model is connected
  * @property {boolean} isRunning  whether they are being made, or the model
  * @property {number | null} progress  of that, 0 to 1
  * @typedef {object} Host  what the editor needs of ComfyUI
@@ -37,10 +39,13 @@ let editors = 0;
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
- * @property {() => void} loadImage  run what is upstream of the image
- * @property {() => void} loadAll  run what is upstream of the image and of the model
- * @property {(alpha: Blob, image: ImageName) => Promise<void>} sendToMaskEditor
- * @property {() => void} needed  the user has come: find out what is connected
+ * @property {() => void} [loadImage]  run what is upstream of the image
+ * @property {() => void} [loadAll]  run what is upstream of the image and of the model
+ * @property {(alpha: Blob, image: ImageName) => Promise<void>} [sendToMaskEditor]
+ * @property {() => void} [needed]  the user has come: find out what is connected
+ * @property {(event: WheelEvent) => void} [passWheel]  the wheel is the graph's; absent where the editor lies on none
+ * @property {() => void} [openDialog]  the same in a window of its own
+ * @property {() => void} [leave]  Escape, when there is nothing else to leave
  */
 export class PromptEditor {
   hidden = false;
@@ -53,7 +58,7 @@ export class PromptEditor {
   unit = 1;
   stageSize = { width: 1, height: 1 };
   view = new View();
-  #source = { images: [], isConnected: false, isOlder: false, isRunning: false, progress: null };
+  #source = { images: [], isConnected: false, isOlder: false, givesEmptyMasks: false, isRunning: false, progress: null };
   #model = null;
   #isSeen = false;
   #isVisited = false;
@@ -68,6 +73,9 @@ export class PromptEditor {
   #complained = null;
   #refused = null;
   #alive = null;
+  #zoom = null;
+  #drawnZoom = null;
+  #followed = null; // the text that scaling the marks to another image has made, and what is said of it
 
   /** @param {Host} host */
   constructor(host) {
@@ -77,7 +85,7 @@ export class PromptEditor {
     this.client = new PreviewClient({ send: host.send, editor });
     this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
-    this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change) });
+    this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
     this.brush = new Brush(this);
     this.#build();
     this.attach();
@@ -89,15 +97,14 @@ export class PromptEditor {
     const legend = makeLegend();
     this.stage = make("div", { className: "samkit-stage", tabIndex: 0, role: "application" }, this.canvas, this.note.element, legend);
     this.stage.setAttribute("aria-label", "Image to mark: left click on the object, right click off it, drag a box");
-    // ComfyUI leaves Ctrl+Z to whatever looks like a text field, and takes it from everything else.
-    this.stage.type = "textarea";
+    keepKeys(this.stage);
     this.finish = makeFinish(this);
     this.toolbar = makeToolbar(this);
     this.objects = makeObjects(this);
     this.statusLine = make("div", { className: "samkit-status", role: "status" });
     const middle = make("div", { className: "samkit-middle" }, this.stage, this.objects.element);
     this.foot = make("div", { className: "samkit-foot" }, this.statusLine);
-    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.foot);
+    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.foot, this.toolbar.candidates);
     this.element.samkit = this;
     this.everything = new Everything(this);
     this.words = new Words(this);
@@ -113,9 +120,11 @@ export class PromptEditor {
     this.everything.attach(signal);
     this.gestures = new Gestures(stage, this, signal);
     this.#watch(signal);
-    on(stage, "wheel", (event) => this.#wheel(event), { passive: false });
-    on(stage, "focus", () => this.#focused(true));
-    on(stage, "blur", () => this.#focused(false));
+    // Nodes 2.0 and the canvas take wheel and fingers from above, before the event comes down to the stage.
+    on(window, "wheel", (event) => this.#wheel(event), { capture: true, passive: false });
+    for (const type of ["touchstart", "touchmove", "touchend", "touchcancel"]) on(window, type, (event) => this.#touch(event), { capture: true });
+    on(stage, "blur", () => this.#left());
+    on(document, "pointerdown", (event) => this.#pressed(event), { capture: true });
     on(element, "keydown", (event) => this.#key(event));
     on(element, "keyup", (event) => this.#keyUp(event));
     on(element, "mousedown", (event) => this.#keepFocus(event));
@@ -132,7 +141,21 @@ export class PromptEditor {
     const sight = new IntersectionObserver((entries) => this.#seen(entries.at(-1).isIntersecting));
     size.observe(this.stage);
     sight.observe(this.stage);
-    signal.addEventListener("abort", () => [size, sight].forEach((one) => one.disconnect()));
+    this.#zoom = new MutationObserver(() => this.#zoomed());
+    signal.addEventListener("abort", () => [size, sight, this.#zoom].forEach((one) => one.disconnect()));
+  }
+
+  /** The graph's zoom is a style of an element around the editor: which one depends on the renderer, and may change. */
+  #watchZoom() {
+    this.#zoom.disconnect();
+    for (let one = this.element.parentElement; one; one = one.parentElement) this.#zoom.observe(one, { attributeFilter: ["style"] });
+    this.#zoomed();
+  }
+
+  /** Marks keep their size on the screen: draw them again when it would be another one. */
+  #zoomed() {
+    const zoom = this.stage.getBoundingClientRect().width / this.stageSize.width;
+    if (zoom && zoom !== this.#drawnZoom) this.redraw();
   }
 
   /** Let go of everything that outlives the node: listeners, masks, the image. */
@@ -147,24 +170,30 @@ export class PromptEditor {
   }
 
   #seen(isSeen) {
-    if (isSeen && !this.#isSeen) this.host.needed();
+    if (isSeen && !this.#isSeen) this.host.needed?.();
+    if (isSeen) this.#watchZoom();
     this.#isSeen = isSeen;
     this.#refresh();
   }
 
   #come() {
     this.#isVisited = true;
-    this.host.needed();
+    this.#watchZoom();
+    this.host.needed?.();
     this.#loadImage({ check: true });
     this.#refresh();
   }
 
-  #focused(has) {
-    // Nodes 2.0 gives the wheel to the graph unless this says otherwise.
-    if (has) this.stage.setAttribute("data-capture-wheel", "true");
-    else this.stage.removeAttribute("data-capture-wheel");
-    this.panning &&= has;
-    if (!has) this.showBefore(false);
+  #left() {
+    this.panning = false;
+    this.showBefore(false);
+  }
+
+  /** A press beside SAM's candidates closes them, and does nothing else to the image. */
+  #pressed(event) {
+    const { candidates, element } = this.toolbar;
+    if (candidates.contains(event.target) || element.contains(event.target)) return;
+    if (this.toolbar.closeCandidates() && this.stage.contains(event.target)) event.stopPropagation();
   }
 
   /** Whatever is pressed in the editor, the keys stay the editor's: a button would take them along when it is disabled. */
@@ -289,9 +318,11 @@ export class PromptEditor {
   }
 
   escape() {
+    if (this.toolbar.closeCandidates()) return;
     if (this.gestures.active) this.gestures.abandon();
     else if (this.brush.isActive) this.brush.toggle(this.brush.tool);
     else if (this.state.selected !== null) this.state.select(null);
+    else if (this.host.leave) this.host.leave();
     else if (!document.fullscreenElement) this.stage.blur();
   }
 
@@ -312,11 +343,13 @@ export class PromptEditor {
   #act(action) {
     const { state, image } = this;
     if (action === "load") this.loadImage();
-    if (action === "download") this.host.loadAll();
+    if (action === "download") this.host.loadAll?.();
     if (action === "load" || action === "download" || !image) return;
     if (action === "scale") state.scaleTo(image);
     if (action === "clear") state.clearOutside(image);
     if (action === "anew") state.startAnew();
+    if (action === "undo") state.undo();
+    if (action === "close") this.#followed = null;
     if (action === "keep") {
       this.#kept = this.shown.name;
       state.keepFor(image);
@@ -324,24 +357,48 @@ export class PromptEditor {
     this.#changed();
   }
 
-  /** The masks to ComfyUI's mask editor, as the alpha that its upload puts on the image: clear is masked. */
-  async sendToMaskEditor() {
-    const { image, masks } = this;
-    const subject = this.subject;
-    if (!masks.length || !image || !subject) return;
+  /** Whether there is a mask to make: an object that is not hidden, with marks or paint in this frame. */
+  get hasMask() {
+    return this.#items().length > 0;
+  }
+
+  /**
+   * The masks that are seen, merged and exact, as ComfyUI's upload of masks takes them: a PNG whose alpha is 0 where the mask is full.
+   * Waits while ComfyUI runs a prompt.
+   * @param {() => boolean} [isWanted]
+   * @param {(progress: null) => void} [waits]  ComfyUI runs a prompt
+   * @returns {Promise<Blob | null>}  null where there is no mask, or it is not wanted any longer
+   */
+  async alpha(isWanted = () => true, waits = () => {}) {
+    const { image, subject } = this;
+    const items = this.#items();
+    if (!items.length) return null;
+    if (!image || !subject) throw new Error(image ? "There is no model to make the mask." : "The image is not there yet.");
     const { width, height } = image;
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    const alpha = new ImageData(width, height);
+    for (let i = 3; i < alpha.data.length; i += 4) alpha.data[i] = 255;
+    for (const { object } of items) {
+      const question = { image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" };
+      const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
+      if (!answer) return null;
+      const bitmap = await createImageBitmap(answer.png);
+      context.clearRect(0, 0, width, height);
+      context.drawImage(bitmap, 0, 0, width, height);
+      bitmap.close();
+      const { data } = context.getImageData(0, 0, width, height);
+      for (let i = 3; i < data.length; i += 4) alpha.data[i] = Math.min(alpha.data[i], 255 - data[i]); // where masks meet, the stronger one
+    }
+    context.putImageData(alpha, 0, 0);
+    return context.canvas.convertToBlob({ type: "image/png" });
+  }
+
+  /** The masks to ComfyUI's own mask editor. */
+  async sendToMaskEditor() {
     const name = this.images[this.state.frame];
     try {
-      const context = new OffscreenCanvas(width, height).getContext("2d");
-      for (const { object } of masks) {
-        const { png } = await this.exact.ask({ image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" });
-        context.drawImage(await createImageBitmap(png), 0, 0, width, height);
-      }
-      const pixels = context.getImageData(0, 0, width, height);
-      for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = 255 - pixels.data[i];
-      context.putImageData(pixels, 0, 0);
-      const alpha = await context.canvas.convertToBlob({ type: "image/png" });
-      await this.host.sendToMaskEditor(alpha, name);
+      const alpha = await this.alpha();
+      if (alpha) await this.host.sendToMaskEditor(alpha, name);
     } catch (error) {
       this.host.complain(error.message);
     }
@@ -359,6 +416,7 @@ export class PromptEditor {
   #draw() {
     const bounds = this.stage.getBoundingClientRect();
     const zoom = bounds.width / this.stageSize.width || 1;
+    this.#drawnZoom = zoom;
     this.unit = Math.min(4, Math.max(0.25, 1 / zoom));
     const ratio = window.devicePixelRatio * Math.min(3, Math.max(1, zoom));
     const [width, height] = [this.stageSize.width, this.stageSize.height].map((side) => Math.max(1, Math.round(side * ratio)));
@@ -373,7 +431,7 @@ export class PromptEditor {
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
   #layers() {
     const items = this.#items();
-    if (this.hidden || !this.image || (!items.length && !this.#place)) return [];
+    if (this.hidden || !this.shownImage || (!items.length && !this.#place)) return [];
     const isMissing = items.some(({ key }) => !this.preview.find(key));
     this.#staleSince = isMissing ? this.#staleSince ?? performance.now() : null;
     const fresh = 1 - (performance.now() - (this.#staleSince ?? Infinity) - FADE.after) / FADE.during;
@@ -407,22 +465,47 @@ export class PromptEditor {
 
   // --- events
 
+  /** The wheel over the editor: the image's while the editor has the focus, else the graph's. A pinch on a trackpad is Ctrl + wheel. */
   #wheel(event) {
-    if (document.activeElement !== this.stage || !this.image) return;
+    if (!this.element.contains(event.target)) return;
+    const list = this.objects.element;
+    if (list.contains(event.target) && list.scrollHeight > list.clientHeight && !event.ctrlKey) return event.stopPropagation();
+    const bar = this.toolbar.element;
+    if (bar.contains(event.target) && bar.scrollWidth > bar.clientWidth) {
+      bar.scrollLeft += event.deltaX || event.deltaY;
+      event.preventDefault();
+      return event.stopPropagation();
+    }
+    const hasFocus = !this.host.passWheel || this.element.contains(document.activeElement) || document.fullscreenElement === this.element;
+    if (!hasFocus || !this.stage.contains(event.target) || !this.image) return this.host.passWheel(event);
     event.preventDefault();
     event.stopPropagation();
-    if (!event.ctrlKey) {
-      this.view.zoomAt(this.gestures.place(event), Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)));
-      this.redraw();
-    } else if (event.timeStamp - this.#wheeled > WHEEL_PAUSE) {
+    const isSideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
+    if (event.altKey) {
+      if (event.timeStamp - this.#wheeled <= WHEEL_PAUSE) return;
       if (this.brush.isActive) return this.brush.resize(event.deltaY > 0 ? 0.8 : 1.25);
       this.#wheeled = event.timeStamp;
       this.state.cycleCandidate(event.deltaY > 0 ? 1 : -1);
+    } else if (isSideways && !event.ctrlKey) {
+      this.view.pan(-(event.deltaX || event.deltaY), 0);
+      this.redraw();
+    } else {
+      const speed = event.deltaMode ? 0.05 : event.ctrlKey ? PINCH.speed : 0.0015;
+      const step = -event.deltaY * speed;
+      const most = event.ctrlKey ? PINCH.most : Infinity;
+      this.view.zoomAt(this.gestures.place(event), Math.exp(Math.max(-most, Math.min(most, step))));
+      this.redraw();
     }
+  }
+
+  /** Fingers on the image are the image's: pointer events say what they do, and ComfyUI's zoom of the graph must not hear of them. */
+  #touch(event) {
+    if (this.stage.contains(event.target)) event.stopPropagation();
   }
 
   #key(event) {
     const { key, target } = event;
+    if (MODIFIERS.has(key)) this.gestures.modified(event);
     const isButton = target.tagName === "BUTTON";
     if (isField(target)) {
       event.stopPropagation(); // Delete in a name is no word to the graph
@@ -438,6 +521,7 @@ export class PromptEditor {
   }
 
   #keyUp(event) {
+    if (MODIFIERS.has(event.key)) this.gestures.modified(event);
     if (event.key === " ") this.panning = false;
     if (event.key === "a" || event.key === "A" || event.code === "KeyA") this.showBefore(false);
   }
@@ -493,7 +577,7 @@ export class PromptEditor {
 
   #describe() {
     const { image, state, preview } = this;
-    const { images, isConnected, isOlder, isRunning, progress } = this.#source;
+    const { images, isConnected, isOlder, givesEmptyMasks, isRunning, progress } = this.#source;
     const answer = this.#find(state.current)?.answer ?? null;
     const object = state.objects.length > 1 ? state.object.name : null;
     const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object });
@@ -501,7 +585,10 @@ export class PromptEditor {
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
     const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, isOlder, isRunning, progress };
-    this.note.update(noteOf({ ...source, isNewer: state.isNewer, outside, canScale: state.size !== null, lacks }));
+    const made = state.marks.length ? state.size : null;
+    const followed = this.#followed?.text === state.text ? this.#followed.from : null;
+    const needsModel = givesEmptyMasks && state.marks.length > 0;
+    this.note.update(noteOf({ ...source, isNewer: state.isNewer, outside, made, followed, needsModel, lacks }));
   }
 
   // --- the image
@@ -510,15 +597,23 @@ export class PromptEditor {
     this.shown.load(this.images[this.state.frame] ?? null, how);
   }
 
+  /** What will be shown is known: the server can encode it while the browser loads it. */
+  #coming() {
+    this.#known.clear();
+    this.#refresh();
+  }
+
   /** The image has come, or has gone. */
   #imageChanged(before, isOtherFile) {
-    const { image } = this;
+    const { image, state } = this;
     const isOther = image && (before?.width !== image.width || before?.height !== image.height);
-    if (isOther && before && !this.state.size) this.state.keepFor({ width: before.width, height: before.height });
+    if (isOther && before && !state.size) state.keepFor({ width: before.width, height: before.height });
     if (isOtherFile) this.#kept = null;
     if (!image) this.gestures.abandon();
-    this.state.image = image && { width: image.width, height: image.height };
+    state.image = image && { width: image.width, height: image.height };
     if (isOther) this.fit();
+    const from = image && state.follow(image);
+    if (from) this.#followed = { text: state.text, from };
     this.#known.clear();
     this.#refresh();
     this.#update();
@@ -528,14 +623,17 @@ export class PromptEditor {
 
   /** What to tell the server of the image and the model; null where one of them is missing. */
   get subject() {
-    const image = this.shownImage;
-    return image && this.#model && { image, model: this.#model, version: this.shown.version };
+    const image = this.images[this.state.frame];
+    const { coming } = this.shown;
+    const isKnown = image && coming?.name === JSON.stringify(image);
+    return isKnown && this.#model ? { image, model: this.#model, version: coming.version } : null;
   }
 
   /** ComfyUI's name of the image that is shown; null where none is, or another than should be. */
   get shownImage() {
     const image = this.images[this.state.frame];
-    return image && this.image && this.shown.name === JSON.stringify(image) ? image : null;
+    const { name, version, coming } = this.shown;
+    return image && this.image && name === JSON.stringify(image) && (!coming || coming.version === version) ? image : null;
   }
 
   /** Whether masks are wanted: somebody looks, and has marked something or has come to do so. */
@@ -579,12 +677,14 @@ export class PromptEditor {
 
   /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order. */
   get masks() {
+    if (!this.shownImage) return []; // they are of an image that is still being loaded
     const found = [...this.state.objects.keys()].map((object) => ({ object, ...this.#find(object) }));
     return found.filter(({ bitmap }) => bitmap);
   }
 
   /** The selected object's mask, where it is up to date. */
   get mask() {
+    if (!this.shownImage) return null;
     return this.#find(this.state.current)?.bitmap ?? null;
   }
 
@@ -620,6 +720,8 @@ export class PromptEditor {
     return this.client.candidates({ image: subject.image, model: subject.model, ...state.question(state.current) });
   }
 }
+
+const MODIFIERS = new Set(["Shift", "Alt", "Control", "Meta"]);
 
 const slotOf = ({ name, colour }) => `${name}\n${colour}`;
 

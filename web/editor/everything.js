@@ -1,10 +1,14 @@
 /** Everything under the pointer: all segments of the image, found once; then the one under the pointer lights up, and a click
- * makes it an object. A layer of its own above the editor's canvas, so that a move draws no more than one segment. */
+ * makes it an object. Where no segment is, a click takes SAM's mask for that point. A layer of its own above the editor's canvas, so that a move draws no more than one segment. */
 
 import { pollFor } from "./client.js";
+import { isInside } from "./geometry.js";
+import { patchOf } from "./patches.js";
 import { makeProgress } from "./progress.js";
 import { Segments } from "./segments.js";
+import { rounded, VERSION } from "./text.js";
 import { button, make } from "./toolbar.js";
+import { INSIDE } from "./views.js";
 
 const MOST_SIDE = 1024; // pixels of a segment as it is drawn
 const MOST_DRAWN = 16 << 20; // pixels of segments that stay drawn
@@ -28,6 +32,7 @@ export class Everything {
   #shown = null;
   #drawing = 0;
   #work = 0;
+  #asked = Promise.resolve(); // the masks of points, one after another: each click gets its own
 
   /** @param {import("./editor.js").PromptEditor} editor */
   constructor(editor) {
@@ -72,8 +77,8 @@ export class Everything {
   }
 
   async #begin() {
-    const { subject } = this.editor;
-    if (!subject) return;
+    const { subject, image } = this.editor;
+    if (!subject || !image) return;
     const key = JSON.stringify(subject);
     const work = (this.#work += 1);
     this.state = "working";
@@ -105,14 +110,14 @@ export class Everything {
     this.#drawn.clear();
     this.state = "ready";
     const count = found.list.length;
-    this.progress.say(count ? `Found ${count === 1 ? "1 segment" : `${count} segments`}. Click one to make it an object.` : "There are no segments in this image.");
+    this.progress.say(count ? `Found ${count === 1 ? "1 segment" : `${count} segments`}. Click one to make it an object. Elsewhere, a click takes SAM's mask for that point.` : "Found no segments. A click takes SAM's mask for that point.");
     this.update();
   }
 
   /** The editor has changed: segments are those of one image and one model. */
   update() {
     const { editor } = this;
-    const subject = editor.subject && JSON.stringify(editor.subject);
+    const subject = editor.shownImage && editor.subject && JSON.stringify(editor.subject);
     if (this.state !== "off" && subject !== this.#subject) return this.end();
     const isOn = this.state !== "off";
     this.button.disabled = !isOn && !subject;
@@ -134,17 +139,43 @@ export class Everything {
     if (!this.#isOurs(event) || event.buttons) return this.#light(null);
     event.stopImmediatePropagation();
     this.editor.hover(null);
-    this.editor.stage.style.cursor = "pointer";
-    this.#light(this.#segments.at(this.editor.view.toImage(this.editor.gestures.place(event))));
+    const index = this.#segments.at(this.editor.view.toImage(this.editor.gestures.place(event)));
+    this.editor.stage.style.cursor = index === null ? "crosshair" : "pointer";
+    this.#light(index);
   }
 
   #down(event) {
     if (!this.#isOurs(event) || event.button !== 0) return;
-    const index = this.#segments.at(this.editor.view.toImage(this.editor.gestures.place(event)));
+    const at = this.editor.view.toImage(this.editor.gestures.place(event));
+    const index = this.#segments.at(at);
     event.stopImmediatePropagation();
     event.preventDefault();
     this.editor.stage.focus({ preventScroll: true });
     if (index !== null) this.#choose(this.#segments.list[index]);
+    else if (isInside(at, this.editor.image)) this.#asked = this.#asked.then(() => this.#point(at));
+  }
+
+  /** Make SAM's mask for a point an object: its pixels, as those of a segment. */
+  async #point({ x, y }) {
+    const { editor } = this;
+    const { subject, image } = editor;
+    const isWanted = () => this.state === "ready" && JSON.stringify(editor.subject) === this.#subject;
+    if (!isWanted()) return;
+    const prompts = { version: VERSION, objects: [{ candidate: "best", marks: [{ x: rounded(x), y: rounded(y), label: 1 }] }] };
+    try {
+      const { png } = await editor.exact.ask({ image: subject.image, model: subject.model, prompts, object: 0, form: "mask" });
+      const bitmap = await createImageBitmap(png);
+      const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
+      context.drawImage(bitmap, 0, 0);
+      bitmap.close();
+      const { data } = context.getImageData(0, 0, image.width, image.height);
+      const patch = patchOf((pixel) => data[4 * pixel + 3] >= INSIDE.mask, image);
+      if (!isWanted()) return;
+      this.progress.say(patch ? "There is no segment here. This is SAM's mask for the point." : "SAM found nothing at this point.");
+      if (patch) this.#choose(patch);
+    } catch (error) {
+      if (isWanted()) editor.host.complain(error.message);
+    }
   }
 
   /** Make a segment an object, or select the one that it is. */

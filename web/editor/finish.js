@@ -12,6 +12,7 @@ export function makeFinish(editor) {
   const { state } = editor;
   const opener = button("sliders-h", "Finish: grow, smooth, feather and clean the masks", () => {
     element.hidden = !element.hidden;
+    editor.toolbar.closeCandidates(); // they lie over the panel
     update();
   });
   const scope = make("select", { "aria-label": "Which objects", title: "Which objects" });

@@ -4,6 +4,10 @@ import { isBox } from "./state.js";
 
 const LEAST_SCALE = 0.02;
 const MOST_SCALE = 64;
+// Parts of the reach at which a point is drawn as a disc, and a box as a line.
+const DISC = 0.8;
+const LINE = 0.3;
+const INSIDE_OF_BOX = 4; // a box is reached from its edge as far as this part of its side: the rest stays its inside
 
 /** How the image lies in the editor: editor pixel = image pixel * scale + offset. */
 export class View {
@@ -76,32 +80,47 @@ function partOf(box, at, reach) {
 
 function nearer(value, low, high, reach, lowName, highName) {
   const [toLow, toHigh] = [Math.abs(value - low), Math.abs(value - high)];
-  if (Math.min(toLow, toHigh) > reach) return "";
+  const isInside = value > low && value < high;
+  if (Math.min(toLow, toHigh) > (isInside ? Math.min(reach, (high - low) / INSIDE_OF_BOX) : reach)) return "";
   return toLow <= toHigh ? lowName : highName;
 }
 
 /**
- * What lies under the pointer: points before edges and corners, those before insides; of several the last drawn.
+ * What lies under the pointer: points before edges and corners, those before insides; of several the last drawn. The marks of
+ * the object that is worked on come before all others and are reached from nearby. Those of other objects are reached where
+ * they are drawn, and their boxes not at all while the object waits for its first mark.
  * @param {import("./state.js").Mark[]} marks
  * @param {number[]} shown  indices of the marks that can be hit
  * @param {{x: number, y: number}} at  in image pixels
  * @param {number} reach  in image pixels
+ * @param {{object: number, isEmpty: boolean} | null} [worked]  the object that is worked on; null: all are alike
  * @returns {{index: number, part: string} | null}
  */
-export function hit(marks, shown, at, reach) {
+export function hit(marks, shown, at, reach, worked = null) {
   const order = [...shown].reverse();
-  for (const index of order) {
-    const mark = marks[index];
-    if (!isBox(mark) && Math.hypot(mark.x - at.x, mark.y - at.y) <= reach) return { index, part: "point" };
-  }
-  const parts = order.filter((index) => isBox(marks[index])).map((index) => ({ index, part: partOf(marks[index], at, reach) }));
-  const found = parts.filter(({ part }) => part);
-  return found.find(({ part }) => part !== "body") ?? smallestBody(found, marks);
+  const isOwn = (index) => worked === null || marks[index].object === worked.object;
+  const own = order.filter(isOwn);
+  const others = order.filter((index) => !isOwn(index));
+  const points = others.filter((index) => !isBox(marks[index]));
+  return (
+    hitEdge(marks, own, at, reach, reach) ??
+    hitEdge(marks, worked?.isEmpty ? points : others, at, reach * DISC, reach * LINE) ??
+    smallestBody((worked?.isEmpty ? own : order).filter((index) => isBox(marks[index]) && partOf(marks[index], at, 0)), marks)
+  );
+}
+
+/** A point, or a corner or an edge of a box, at a place. */
+function hitEdge(marks, order, at, disc, line) {
+  const point = order.find((index) => !isBox(marks[index]) && Math.hypot(marks[index].x - at.x, marks[index].y - at.y) <= disc);
+  if (point !== undefined) return { index: point, part: "point" };
+  const parts = order.filter((index) => isBox(marks[index])).map((index) => ({ index, part: partOf(marks[index], at, line) }));
+  return parts.find(({ part }) => part && part !== "body") ?? null;
 }
 
 function smallestBody(found, marks) {
-  const area = ({ index }) => marks[index].width * marks[index].height;
-  return found.reduce((best, one) => (best && area(best) <= area(one) ? best : one), null);
+  const area = (index) => marks[index].width * marks[index].height;
+  const smallest = found.reduce((best, one) => (best !== null && area(best) <= area(one) ? best : one), null);
+  return smallest === null ? null : { index: smallest, part: "body" };
 }
 
 /**

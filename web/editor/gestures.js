@@ -6,6 +6,7 @@ import { isOutside } from "./state.js";
 
 const SLACK = 4; // screen pixels that a click may move
 const DOUBLE_CLICK = 350; // milliseconds
+const MOST_REACH = 1 / 16; // of the image's shorter side: in a small image there is room between the marks
 
 const CURSORS = { n: "ns-resize", s: "ns-resize", e: "ew-resize", w: "ew-resize", nw: "nwse-resize", se: "nwse-resize" };
 Object.assign(CURSORS, { ne: "nesw-resize", sw: "nesw-resize", point: "move" });
@@ -14,6 +15,7 @@ export class Gestures {
   #pointers = new Map();
   #gesture = null;
   #lastClick = { index: null, time: -Infinity };
+  #pointer = null; // where the pointer was seen last, while it is on the image
 
   /**
    * @param {HTMLElement} stage  takes the events
@@ -53,6 +55,7 @@ export class Gestures {
   }
 
   #leave() {
+    this.#pointer = null;
     if (this.#gesture) return;
     this.editor.hover(null);
     if (this.editor.brush.at) this.editor.brush.hover(null);
@@ -65,8 +68,15 @@ export class Gestures {
   }
 
   #hit(at) {
-    const { state, view, unit } = this.editor;
-    return hit(this.#marks(), state.touchable, at, ((POINT_RADIUS + 2) * unit) / view.scale);
+    const { state, view, unit, image } = this.editor;
+    const most = Math.min(image.width, image.height) * MOST_REACH;
+    const reach = Math.min(most, ((POINT_RADIUS + 2) * unit) / view.scale);
+    return hit(this.#marks(), state.touchable, at, reach, { object: state.current, isEmpty: !state.hasContent(state.current) });
+  }
+
+  /** A key that changes what a click means was pressed or released: the pointer shows it without being moved. */
+  modified({ shiftKey, altKey, ctrlKey, metaKey }) {
+    if (this.#pointer && !this.#gesture && this.editor.image) this.#hover({ shiftKey, altKey, ctrlKey, metaKey }, this.place(this.#pointer));
   }
 
   #down(event) {
@@ -104,6 +114,7 @@ export class Gestures {
   #move(event) {
     const { editor } = this;
     if (!editor.image) return;
+    this.#pointer = event.pointerType === "touch" ? null : { clientX: event.clientX, clientY: event.clientY };
     const here = this.place(event);
     const before = this.#pointers.get(event.pointerId);
     if (before) this.#pointers.set(event.pointerId, here);
@@ -136,7 +147,8 @@ export class Gestures {
     const onMark = found && found.part !== "body" && !editor.boxTool;
     const negative = event.shiftKey || event.altKey || editor.negative;
     const other = onMark || negative || event.ctrlKey || event.metaKey ? null : editor.objectAt(at);
-    const cursor = other === null ? "crosshair" : "pointer";
+    const isRefused = editor.state.object.locked && other === null && isInside(at, editor.image);
+    const cursor = isRefused ? "not-allowed" : other === null ? "crosshair" : "pointer";
     this.stage.style.cursor = editor.panning ? "grab" : onMark ? CURSORS[found.part] : cursor;
     const nothing = onMark || other !== null || editor.panning || !isInside(at, editor.image);
     editor.hover(nothing ? null : { ...at, label: negative ? 0 : 1 });

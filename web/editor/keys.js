@@ -16,10 +16,10 @@ export const LEGEND = [
   ["0, 1, 2, 3", "how much of the object"],
   ["B", "box tool"],
   ["P, E", "brush, eraser"],
-  ["- and +, Ctrl + wheel", "size of the brush"],
+  ["- and +, Alt + wheel", "size of the brush"],
   ["H, V", "hide the masks, next view"],
   ["A, held down", "the image alone"],
-  ["Wheel, Space + drag, F", "zoom, pan, fit"],
+  ["Wheel or pinch, Space + drag, F", "zoom, pan, fit"],
   ["Delete, arrows, Tab", "remove, move, next mark"],
   ["Ctrl + Z, Ctrl + Y", "undo, redo"],
 ];
@@ -30,7 +30,9 @@ export const LEGEND = [
  * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView()
  */
 export function onKey(event, editor) {
-  const action = event.altKey ? null : actionOf(event, editor);
+  // Where [ and ] are typed with AltGr, browsers report Alt, and on Windows Ctrl too.
+  const isTyped = event.getModifierState?.("AltGraph") && (event.key === "[" || event.key === "]");
+  const action = isTyped ? actionOf({ key: event.key }, editor) : event.altKey ? null : actionOf(event, editor);
   if (!action) return false;
   // A drag holds a mark by its place in the list: that must not change until the pointer is up.
   if (editor.gestures.active && event.key !== "Escape") return true;

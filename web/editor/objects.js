@@ -10,6 +10,7 @@ import { button, make } from "./toolbar.js";
 export function makeObjects(editor) {
   const element = make("div", { className: "samkit-objects", role: "listbox", "aria-label": "Objects" });
   const rows = [];
+  let [shown, count] = [null, 0];
   const update = () => {
     if (editor.gestures.active) return; // the stage must not change its size under a drag
     const { objects, current } = editor.state;
@@ -20,6 +21,15 @@ export function makeObjects(editor) {
       element.append(rows.at(-1).element);
     }
     rows.forEach((row, index) => row.update(objects[index], index === current, objects.length));
+    if (current !== shown || objects.length !== count) show(rows[current].element);
+    [shown, count] = [current, objects.length];
+  };
+  /** Scroll no further than to see a row whole: `scrollIntoView` would move what is around the editor too. */
+  const show = (row) => {
+    const top = row.offsetTop - element.offsetTop;
+    if (top < element.scrollTop) element.scrollTop = top;
+    const below = top + row.offsetHeight - element.clientHeight;
+    if (below > element.scrollTop) element.scrollTop = below;
   };
   return { element, update };
 }

@@ -138,6 +138,28 @@ function segment(area, a, b, radius, kind) {
   }
 }
 
+/**
+ * The patch that adds the pixels of a mask.
+ * @param {(pixel: number) => boolean} isIn  whether a pixel is in the mask, by its number, row by row
+ * @param {{width: number, height: number}} image
+ * @returns {Patch | null}  null where no pixel is
+ */
+export function patchOf(isIn, { width: across, height: down }) {
+  let [left, top, right, bottom] = [across, down, -1, -1];
+  for (let pixel = 0; pixel < across * down; pixel += 1) {
+    if (!isIn(pixel)) continue;
+    const [x, y] = [pixel % across, Math.floor(pixel / across)];
+    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
+  }
+  if (right < 0) return null;
+  const [width, height] = [right - left + 1, bottom - top + 1];
+  const kinds = new Uint8Array(width * height);
+  for (let i = 0; i < kinds.length; i += 1) {
+    if (isIn((top + Math.floor(i / width)) * across + left + (i % width))) kinds[i] = ADD;
+  }
+  return encode({ x: left, y: top, width, height, kinds });
+}
+
 /** A patch scaled to another image by the nearest pixel. @param {Patch} patch */
 export function scaled(patch, across, down) {
   const area = decode(patch);

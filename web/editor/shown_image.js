@@ -7,19 +7,23 @@ export class ShownImage {
   name = null; // of the file whose image is shown, as a key
   version = null;
   isLost = false;
+  coming = null; // {name, version} of the file that is shown or being loaded, as soon as it is known
   #asked = { name: undefined, time: 0 };
   #loads = 0;
   #identify;
   #url;
   #onChange;
+  #onComing;
 
   /**
    * @param {object} options
    * @param {(name: object) => Promise<string>} options.identify  a text that changes with the file's content
    * @param {(name: object, version: string) => string} options.url
    * @param {(before: HTMLImageElement | null, isOtherFile: boolean) => void} options.onChange
+   * @param {() => void} [options.onComing]  it is known what will be shown
    */
-  constructor({ identify, url, onChange }) {
+  constructor({ identify, url, onChange, onComing = () => {} }) {
+    this.#onComing = onComing;
     this.#identify = identify;
     this.#url = url;
     this.#onChange = onChange;
@@ -43,6 +47,8 @@ export class ShownImage {
     const isSame = key === this.name && said === this.version;
     if (load !== this.#loads || (isSame && !again)) return;
     const version = isSame ? `${said}+${load}` : said;
+    this.coming = { name: key, version };
+    this.#onComing();
     const image = new Image();
     const end = (shown) => { if (load === this.#loads) this.#show(shown, key, version); };
     image.onload = () => end(image);
@@ -52,7 +58,7 @@ export class ShownImage {
 
   #show(image, name, version) {
     const { image: before, name: nameBefore } = this;
-    Object.assign(this, { image, name, version, isLost: name !== null && image === null });
+    Object.assign(this, { image, name, version, isLost: name !== null && image === null, coming: image && { name, version } });
     this.#onChange(before, name !== nameBefore);
   }
 
@@ -60,6 +66,6 @@ export class ShownImage {
   dispose() {
     this.#loads += 1;
     this.#asked = { name: undefined, time: 0 };
-    Object.assign(this, { image: null, name: null, version: null, isLost: false });
+    Object.assign(this, { image: null, name: null, version: null, isLost: false, coming: null });
   }
 }

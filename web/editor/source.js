@@ -1,7 +1,7 @@
 /** Where the editor's image and model come from, read from the API form of the graph (subgraphs, reroutes and bypassed
  * nodes are resolved in it). No DOM. */
 
-const LOADERS = { LoadImage: "input", LoadImageOutput: "output", SAMKit_ExampleImage: "example" };
+export const LOADERS = { LoadImage: "input", LoadImageOutput: "output", SAMKit_ExampleImage: "example" };
 const SAME_IMAGE = { SAMKit_PromptEditor: "image" };
 const FILE = /^(?:(.*)[/\\])?([^/\\]+?)(?: \[(input|output|temp)\])?$/;
 
@@ -82,6 +82,25 @@ export function groundingOf(graph, id) {
   if (!from) return null;
   const { class_type: kind, inputs } = from.node;
   return kind === "SAMKit_GroundingLoader" && typeof inputs.model_name === "string" ? inputs.model_name : "";
+}
+
+// Places of the editor's outputs that a model makes: masks and cutout.
+const MADE_BY_MODEL = new Set([3, 6]);
+
+/** Whether another node takes the editor's masks. */
+export function usesMasks(graph, id) {
+  const isTaken = (value) => Array.isArray(value) && String(value[0]) === String(id) && MADE_BY_MODEL.has(value[1]);
+  return Object.values(graph).some(({ inputs }) => Object.values(inputs ?? {}).some(isTaken));
+}
+
+/** Whether something is connected to the editor's `sam_model`. */
+export function hasModel(graph, id) {
+  return feeding(graph, id, "sam_model") !== null;
+}
+
+/** A file's name as ComfyUI's routes take it, without what newer servers add to it: that grows, and is of one server only. */
+export function nameOf({ filename, subfolder = "", type }) {
+  return { filename, subfolder, type };
 }
 
 /** The part of a graph that a node needs, itself included. */

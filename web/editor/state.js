@@ -153,6 +153,15 @@ export class EditorState {
     this.onChange();
   }
 
+  /** Take over what was made of this state elsewhere, as one step of undo. */
+  adopt(text, current = 0) {
+    if (text === this.text) return;
+    this.#loaded = null;
+    this.#take(readText(text));
+    this.current = Math.min(current, this.objects.length - 1);
+    this.commit();
+  }
+
   #take({ objects, marks, size, finish }, ids = objects.map(() => Symbol("object"))) {
     this.#ids = ids;
     Object.assign(this, { objects, marks, size, finish, selected: null });
@@ -447,6 +456,20 @@ export class EditorState {
     this.commit();
   }
 
+  /**
+   * Another image is shown. Marks of one with the same proportions are scaled to it, as a step of undo; paint is not, for it
+   * would lose pixels without a word.
+   * @returns {import("./text.js").Size}  the size that they had, where they were scaled
+   */
+  follow(image) {
+    const { size } = this;
+    if (!size || this.isNewer || !this.marks.length || this.objects.some(({ paint }) => paint)) return null;
+    const isSame = size.width === image.width && size.height === image.height;
+    if (isSame || !hasSameProportions(size, image)) return null;
+    this.scaleTo(image);
+    return size;
+  }
+
   /** The image that marks are made on from now. */
   keepFor({ width, height }) {
     this.size = { width, height };
@@ -519,6 +542,13 @@ export class EditorState {
 export function isOutside(mark, { width, height }) {
   if (isBox(mark)) return mark.x >= width || mark.y >= height || mark.x + mark.width <= 0 || mark.y + mark.height <= 0;
   return mark.x < 0 || mark.y < 0 || mark.x > width || mark.y > height;
+}
+
+/** Whether one size is the other scaled, but for the rounding to whole pixels. */
+export function hasSameProportions(one, other) {
+  const [small, large] = one.width < other.width ? [one, other] : [other, one];
+  const scale = large.width / small.width;
+  return Math.abs(large.height - small.height * scale) <= scale;
 }
 
 /** A number of the image's pixels as it is stored. */

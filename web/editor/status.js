@@ -20,7 +20,8 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
   if (preview.name === "preparing") return `Encoding the image… · ${size}`;
   if (!answer) return object ? `${object} · ${size}` : size;
   const share = ((100 * answer.area) / (image.width * image.height)).toFixed(1);
-  const parts = [`score ${answer.score.toFixed(3)}`, `${answer.area.toLocaleString("en")} px (${share} %)`];
+  const score = answer.score ? [`score ${answer.score.toFixed(3)}`] : []; // paint has none
+  const parts = [...score, `${answer.area.toLocaleString("en")} px (${share} %)`];
   return [...(object ? [object] : []), ...parts, `${Math.round(answer.milliseconds)} ms`, size].join(" · ");
 }
 
@@ -35,13 +36,17 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
  * @param {boolean} view.isRunning  whether the image is being made
  * @param {boolean} view.isNewer  whether the marks are of a later version of the pack
  * @param {number} view.outside  how many marks lie outside of the image
- * @param {boolean} view.canScale  whether it is known on what size of image they were made
+ * @param {{width: number, height: number} | null} view.made  the size of image that the marks were made on, where it is known
+ * @param {{width: number, height: number} | null} view.followed  the size that they had before they were scaled to this image
+ * @param {boolean} view.needsModel  whether a run's masks are used, there are marks, and no model is connected
  * @param {string | null} view.lacks  what to say of the checkpoint that a run would download
  * @param {number | null} view.progress  of the run, 0 to 1
  * @returns {{text: string, actions: string[], covers: boolean} | null}
  */
-export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, isNewer, outside, canScale, lacks, progress }) {
+export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, isNewer, outside, made, followed, needsModel, lacks, progress }) {
   const over = (text, ...actions) => ({ text, actions, covers: true });
+  const on = (text, ...actions) => ({ text, actions, covers: false });
+  const sizeOf = ({ width, height }) => `${width} × ${height}`;
   if (!image) {
     if (!isConnected) return over("Connect an image to this node.");
     if (isRunning) return over("Running what the image needs…");
@@ -49,15 +54,17 @@ export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning
     return isNamed ? over("Loading the image…") : over("The image comes from other nodes. Run them to see it.", "load");
   }
   if (isNewer) return over("These marks were made with a newer version of SAM Kit. Update the pack to see and to change them.", "anew");
-  if (lacks && isRunning) return { text: `Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`, actions: [], covers: false };
-  if (lacks) return { text: lacks, actions: ["download"], covers: false };
+  if (lacks && isRunning) return on(`Downloading and loading the model…${progress === null ? "" : ` ${Math.round(100 * progress)} %`}`);
+  if (lacks) return on(lacks, "download");
   if (outside) {
     const text = `${plural(outside, "mark lies", "marks lie")} outside this image and ${outside === 1 ? "is" : "are"} ignored.`;
-    return { text, actions: [...(canScale ? ["scale"] : []), "clear", "keep"], covers: false };
+    return on(text, ...(made ? ["scale"] : []), "clear", "keep");
   }
-  if (!isOlder) return null;
-  if (isRunning) return { text: "Running what the image needs…", actions: [], covers: false };
-  return { text: "This image is older than the graph.", actions: ["load"], covers: false };
+  if (made && sizeOf(made) !== sizeOf(image)) return on(`The marks were made on an image of ${sizeOf(made)} pixels.`, "scale", "keep");
+  if (isOlder) return isRunning ? on("Running what the image needs…") : on("This image is older than the graph.", "load");
+  if (needsModel) return on("No model is connected to sam_model: the masks of a run are empty. Connect Load SAM Model.");
+  if (followed) return on(`The marks were scaled with the image, from ${sizeOf(followed)} pixels. Earlier runs used their old places.`, "undo", "close");
+  return null;
 }
 
 export const ACTIONS = {
@@ -66,5 +73,7 @@ export const ACTIONS = {
   scale: "Scale them to this image",
   clear: "Remove them",
   keep: "Keep them",
+  undo: "Undo",
+  close: "Close",
   anew: "Remove them and start anew",
 };

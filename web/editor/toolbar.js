@@ -15,10 +15,20 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/**
+ * Make ComfyUI leave the keys to an element while it has the focus. ComfyUI's undo listens on the window before anything else,
+ * and spares text fields only: older frontends ask for the element's type, newer ones whether its content can be edited.
+ */
+export function keepKeys(element) {
+  const is = (value) => ({ get: () => value, configurable: true });
+  Object.defineProperties(element, { type: is("textarea"), isContentEditable: is(true) });
+  return element;
+}
+
 /** A button with an icon of PrimeIcons, which every ComfyUI frontend has. */
 export function button(icon, title, onclick) {
   const face = make("i", { className: `pi pi-${icon}`, "aria-hidden": "true" });
-  return make("button", { type: "button", title, onclick, "aria-label": title }, face);
+  return keepKeys(make("button", { type: "button", title, onclick, "aria-label": title }, face));
 }
 
 const CANDIDATE_NAMES = { best: "Best guess", smallest: "1 Part", middle: "2 Middle", largest: "3 Whole" };
@@ -52,6 +62,7 @@ export function makeToolbar(editor) {
   const views = makeViews(editor);
   const fit = button("arrows-alt", "Fit the image (F)", () => editor.fit());
   const full = button("window-maximize", "Full screen, and back", () => editor.toggleFullScreen());
+  const dialog = button("external-link", "Open in a dialog over the whole window, with OK and Cancel", () => editor.host.openDialog());
   const load = button("play", "Load image: run only what is upstream of it", () => editor.loadImage());
   const frames = makeFrames(editor);
   const group = (label, ...parts) => make("span", { className: "samkit-group", role: "group", "aria-label": label }, ...parts);
@@ -60,10 +71,14 @@ export function makeToolbar(editor) {
     group("Marks", object, negative, box, remove, clear, clearAll),
     group("Mask", candidate, choose.element, hover, send, editor.finish.opener),
     brush.element,
-    group("View", hide, ...views.parts, fit, full, load),
+    group("View", hide, ...views.parts, fit, dialog, full, load),
     frames.element,
   ];
   const element = make("div", { className: "samkit-toolbar", role: "toolbar", "aria-label": "SAM Prompt Editor" }, ...groups);
+  dialog.hidden = !editor.host.openDialog;
+  full.hidden = Boolean(editor.host.leave); // its window is as large
+  send.hidden = !editor.host.sendToMaskEditor;
+  load.hidden = !editor.host.loadImage;
   const pressed = (one, value) => one.setAttribute("aria-pressed", String(value));
   const name = (one, text) => { one.title = text; one.setAttribute("aria-label", text); };
   const update = () => {
@@ -87,14 +102,14 @@ export function makeToolbar(editor) {
     name(hover, hoverTitle(editor));
     frames.update();
   };
-  return { element, update };
+  return { element, update, candidates: choose.list, closeCandidates: choose.close };
 }
 
 /** Brush and eraser; their size and what removes the paint are out of sight while neither is taken up. */
 function makeBrush(editor) {
   const add = button("circle-fill", "Brush (P): paint what belongs to the mask; right button: erase", () => editor.brush.toggle("add"));
   const erase = button("circle", "Eraser (E): erase what does not; right button: paint", () => editor.brush.toggle("erase"));
-  const size = make("input", { type: "range", min: 0, max: 100, title: "Size of the brush (-, +, Ctrl + wheel)", "aria-label": "Size of the brush" });
+  const size = make("input", { type: "range", min: 0, max: 100, title: "Size of the brush (-, +, Alt + wheel)", "aria-label": "Size of the brush" });
   const clear = button("filter-slash", "Remove the object's paint", () => editor.state.clearPaint());
   const element = make("span", { className: "samkit-group", role: "group", "aria-label": "Brush" }, add, erase, size, clear);
   const [least, most] = [1, 256]; // pixels, the ends of the slider
@@ -140,34 +155,42 @@ function hoverTitle(editor) {
   return `${title}: paused, as a mask takes ${Math.round(editor.preview.pace.median)} ms here. Press to preview all the same`;
 }
 
-/** SAM's candidates as small images, one press to take. */
+/** SAM's candidates as small images, one press to take. The list lies over the editor, which puts it there. */
 function makeChooser(editor) {
-  const open = button("images", "Show SAM's candidates", () => (list.hidden ? show() : hide()));
+  const open = button("images", "Show SAM's candidates", () => (list.hidden ? show() : close()));
   const list = make("div", { className: "samkit-candidates", role: "group", "aria-label": "SAM's candidates", hidden: true });
-  const element = make("span", { className: "samkit-chooser" }, open, list);
+  const element = make("span", { className: "samkit-chooser" }, open);
   let asked = 0;
-  const hide = () => { list.hidden = true; };
+  /** Returns whether it was open. */
+  const close = () => {
+    const wasOpen = !list.hidden;
+    asked += 1;
+    list.hidden = true;
+    open.setAttribute("aria-pressed", "false");
+    return wasOpen;
+  };
   const show = async () => {
     const number = (asked += 1);
     list.replaceChildren("…");
+    list.style.top = `${editor.toolbar.element.offsetHeight}px`;
     list.hidden = false;
+    open.setAttribute("aria-pressed", "true");
     try {
       const found = await editor.candidates();
-      if (number === asked) list.replaceChildren(...(found ?? []).map((one) => thumbnail(editor, one, hide)));
-      if (number === asked && !found) hide();
+      if (number === asked) list.replaceChildren(...(found ?? []).map((one) => thumbnail(editor, one, close)));
+      if (number === asked && !found) close();
     } catch (error) {
-      hide();
+      if (number === asked) close();
       editor.host.complain(error.message);
     }
   };
   const update = () => {
     const key = JSON.stringify([editor.state.current, editor.state.frame, editor.state.runText]);
-    if (element.dataset.key !== key) hide(); // they were another question's
+    if (element.dataset.key !== key) close(); // they were another question's
     element.dataset.key = key;
     open.disabled = !editor.mask;
-    open.setAttribute("aria-pressed", String(!list.hidden));
   };
-  return { element, update };
+  return { element, list, close, update };
 }
 
 function thumbnail(editor, { candidate, score, png }, taken) {

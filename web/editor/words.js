@@ -21,7 +21,8 @@ export class Words {
     this.progress = makeProgress(() => this.cancel());
     this.field.addEventListener("keydown", (event) => { if (event.key === "Enter") this.find(); });
     editor.stage.append(this.progress.element);
-    editor.foot.append(make("span", { className: "samkit-group", role: "group", "aria-label": "Words" }, this.field, this.button));
+    this.group = make("span", { className: "samkit-group", role: "group", "aria-label": "Words" }, this.field, this.button);
+    editor.foot.append(this.group);
     this.update();
   }
 
@@ -29,6 +30,11 @@ export class Words {
   connect(name) {
     this.#name = name;
     this.update();
+  }
+
+  /** For where nothing can be connected. */
+  hide() {
+    this.group.hidden = true;
   }
 
   update() {
