@@ -93,6 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
     parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
+    parser.add_argument(
+        "--score", type=Path, metavar="PATH", help="compare the masks with a data set of true ones, in any form"
+    )
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run has done")
     models = parser.add_argument_group("models and devices")
     models.add_argument(
@@ -148,8 +151,24 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):
         names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
+    if chosen.score:
+        say_score(part("sam.datasets.score").score(open_set(output, root), open_set(chosen.score, root)))
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
     return 1 if errors else 0
+
+
+def open_set(path: Path, root: Path) -> Any:
+    """A data set of the images in a folder."""
+    return part("sam.datasets.read").open_data_set(path, root)
+
+
+def say_score(rows: Sequence[Any]) -> None:
+    """The scores as a table, on the standard output."""
+    width = max(8, *(len(row.category) for row in rows))
+    sys.stdout.write(f"{'category':<{width}}  objects     AP   AP50    IoU  boundary F\n")
+    for row in rows:
+        numbers = f"{row.ap:7.3f}{row.ap50:7.3f}{row.iou:7.3f}{row.boundary:12.3f}"
+        sys.stdout.write(f"{row.category:<{width}}  {row.objects:7}{numbers}\n")
 
 
 def form_of(chosen: argparse.Namespace) -> str:

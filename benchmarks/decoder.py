@@ -40,7 +40,7 @@ def _compare(
     place = stock.prompt_encoder.get_dense_pe()
     points = torch.rand(count, 1, 2, device=device) * 1024, torch.ones(count, 1, device=device)
     sparse, dense = stock.prompt_encoder(points=points, boxes=None, masks=None)
-    fast = decoder_plan(stock, device)
+    fast = decoder_plan(stock.mask_decoder, stock.prompt_encoder, device)
     shared = fast.share(features[0])
 
     def by_segment_anything() -> torch.Tensor:

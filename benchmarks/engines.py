@@ -217,7 +217,7 @@ def _decoder(folder: Path, report: Report) -> Table:
     table = Table("Mask decoder of SAM, float32, three candidates each", head)
     sam = random_sam(**MODELS["vit_b"])
     features, module = torch.randn(1, 256, 64, 64), _Decoder(sam)
-    plan = decoder_plan(sam, torch.device("cpu"))
+    plan = decoder_plan(sam.mask_decoder, sam.prompt_encoder, torch.device("cpu"))
     shared = plan.share(features[0])
     for count in PROMPTS:
         points = torch.rand(count, 1, 2) * 1024, torch.ones(count, 1)

@@ -11,7 +11,8 @@ ENCODE = {
 }
 DECODE = {
     "segment_anything": "run = lambda: model.mask_decoder.predict_masks(x, place, sparse, dense)",
-    "ours": "from samkit.sam.models.sam import decoder_plan\nfast = decoder_plan(model, x.device)\n"
+    "ours": "from samkit.sam.models.sam import decoder_plan\n"
+    "fast = decoder_plan(model.mask_decoder, model.prompt_encoder, x.device)\n"
     "run = lambda: fast(fast.share(x[0]), sparse, None, slice(1, None))",
 }
 PROMPTS = """

@@ -135,18 +135,18 @@ def test_an_embedding_that_was_changed_in_place_is_noticed(tiny_model):
 def test_runs_on_a_cpu_share_a_plan(tiny_model):
     device = torch.device("cpu")
     for mode in ("AUTO", "CPU"):
-        plan = decoder_plan(tiny_model, device)
+        plan = decoder_plan(tiny_model.mask_decoder, tiny_model.prompt_encoder, device)
         encoder = plan_for(tiny_model.image_encoder, device, torch.float32)
         for seed in range(2):
             Segment().execute(tiny_model, as_image(make_image(60, 80, seed)), '[{"x": 30, "y": 25}]', device_mode=mode)
-        assert decoder_plan(tiny_model, device) is plan
+        assert decoder_plan(tiny_model.mask_decoder, tiny_model.prompt_encoder, device) is plan
         assert plan_for(tiny_model.image_encoder, device, torch.float32) is encoder
 
 
 def test_changed_weights_are_seen(tiny_model):
     device = torch.device("cpu")
-    plan = decoder_plan(tiny_model, device)
-    assert decoder_plan(tiny_model, device) is plan
+    plan = decoder_plan(tiny_model.mask_decoder, tiny_model.prompt_encoder, device)
+    assert decoder_plan(tiny_model.mask_decoder, tiny_model.prompt_encoder, device) is plan
     with torch.no_grad():
         tiny_model.prompt_encoder.no_mask_embed.weight.add_(1)
-    assert decoder_plan(tiny_model, device) is not plan
+    assert decoder_plan(tiny_model.mask_decoder, tiny_model.prompt_encoder, device) is not plan

@@ -455,6 +455,22 @@ def test_boxes_of_a_data_set_become_masks(form, photos, checkpoint, tmp_path):
     assert [one["segmentation"] for one in found["annotations"]] == [one["segmentation"] for one in expected["annotations"]]
 
 
+def test_the_masks_are_scored_against_true_ones(photos, checkpoint, tmp_path, capsys):
+    """Against themselves they are perfect; against boxes they are not."""
+    prompts = {"a.png": PROMPTS["a.png"][:1], "b.jpg": PROMPTS["a.png"][:1]}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    arguments = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint, "--coco", tmp_path / "out.json"]
+    assert command.main([str(one) for one in arguments]) == 0
+    shutil.copy(tmp_path / "out.json", tmp_path / "truth.json")
+    assert command.main([str(one) for one in [*arguments, "--score", tmp_path / "truth.json"]]) == 0
+    heading, row, every = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["category", "objects", "AP", "AP50", "IoU", "boundary", "F"]
+    assert row.split() == [PROMPTS["a.png"][0].get("label", "object"), "2", "1.000", "1.000", "1.000", "1.000"]
+    assert every.split()[0] == "all"
+    assert command.main([str(one) for one in [*arguments, "--score", tmp_path / "gone.json"]]) == 2
+    assert "no file or folder" in capsys.readouterr().err
+
+
 def test_a_data_set_of_other_images_is_refused(photos, checkpoint, tmp_path, capsys):
     (tmp_path / "boxes.xml").write_text("<annotations><image id='0' name='gone.png' width='1' height='1'/></annotations>")
     arguments = [photos, "--boxes-from", tmp_path / "boxes.xml", "--model", checkpoint, "--coco", tmp_path / "out.json"]

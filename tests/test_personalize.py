@@ -71,7 +71,7 @@ def test_guided_logits_are_transformers(theirs, ours, count, points, masks, mult
             target_embedding=guidance.target[None, :, None],
         )
         sparse, dense = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=logits)
-        fast = decoder_plan(ours, CPU)
+        fast = decoder_plan(ours.mask_decoder, ours.prompt_encoder, CPU)
         wanted = slice(1, None) if multimask else slice(0, 1)
         dense = dense.expand(count, -1, -1, -1) if masks else None
         pixels = fast.share(features[0])
@@ -86,7 +86,7 @@ def test_one_row_of_guidance_counts_for_all(ours):
     numbers = torch.Generator().manual_seed(0)
     coords, labels = torch.rand(5, 2, 2, generator=numbers) * 128, torch.ones(5, 2, dtype=torch.int)
     width = ours.prompt_encoder.embed_dim
-    guidance, fast = guidance_for(1, numbers, width), decoder_plan(ours, CPU)
+    guidance, fast = guidance_for(1, numbers, width), decoder_plan(ours.mask_decoder, ours.prompt_encoder, CPU)
     with torch.no_grad():
         sparse, _ = ours.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
         pixels = fast.share(torch.randn(width, 8, 8, generator=numbers))

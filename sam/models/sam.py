@@ -125,7 +125,7 @@ class SAMFamily:
         tokens = slice(1, None) if wanted.several and decoder.num_mask_tokens > 1 else slice(0, 1)
         if not supports_decoder(self.network):
             return self._decode_slowly(decoder, features, sparse, dense, tokens, wanted)
-        plan = _plan_of(decoder, self.network.prompt_encoder, features.device, hq)
+        plan = decoder_plan(decoder, self.network.prompt_encoder, features.device, hq)
         key, names = (self.decoder_identity, index, hq), (IMAGE, FINE) if hq else (IMAGE,)
         shared = features.shared(names, key, lambda maps: plan.share(maps[0], tuple(maps[1:])))
         return plan(shared, sparse, None if prompts.masks is None else dense, tokens, wanted.above, wanted.guidance)
@@ -253,15 +253,11 @@ def supports_decoder(network: Sam) -> bool:
     return type(network.mask_decoder) in _DECODERS and decoder_works_on(network.mask_decoder.iou_token.weight.device)
 
 
-def decoder_plan(network: Sam, device: torch.device, hq: bool = True) -> FastDecoder:
-    """The plan for these weights, cached until they change or move.
+def decoder_plan(decoder: nn.Module, prompts: nn.Module, device: torch.device, hq: bool = True) -> FastDecoder:
+    """The plan for the weights of a mask decoder and a prompt encoder, cached until they change or move.
 
     SAM-HQ keeps SAM's own weights as they were: with `hq` off, a plain decoder on them is plain SAM.
     """
-    return _plan_of(network.mask_decoder, network.prompt_encoder, device, hq)
-
-
-def _plan_of(decoder: nn.Module, prompts: nn.Module, device: torch.device, hq: bool) -> FastDecoder:
     linear = cpu_linear(torch.float32) if device.type == "cpu" else AtenLinear
     kind = _DECODERS[type(decoder)] if hq else FastDecoder
     return _decoder_plans[kind].get(decoder, (device, linear), lambda: kind(decoder, prompts, linear), also=prompts)
