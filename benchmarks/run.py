@@ -29,6 +29,7 @@ PARTS = (
     "result_images",
     "hover",
     "sam2",
+    "track",
     "gpu",
     "teach",
     "finish",

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""How well objects are followed through drawn films, from one click each on the first frame.
+"""Part `track`: SAM 2.1's memory beside transformers' Sam2VideoModel; as a script, how well objects are followed.
 
+    python dev.py bench track
     python benchmarks/track.py [--films 40] [--first-seed 1000000] [--checkpoint samkit_demo.safetensors] [--method auto]
 
-The films are those of `tools/films.py`: 24 frames of 320x320 pixels and three objects, of which one passes behind another.
+The part measures seconds per frame. The script follows objects through drawn films, from one click each on the first frame. The
+films are those of `tools/films.py`: 24 frames of 320x320 pixels and three objects, of which one passes behind another.
 Each object is clicked on at its most interior pixel of the first frame. Its masks are compared with what can be seen of it, by
 IoU; a frame on which nothing of it can be seen counts 1 for an empty mask and 0 for any other. Beside it is what the same click
 gives on every frame by itself.
@@ -13,12 +15,15 @@ The seeds below 1000 were used to choose the constants of `sam/tasks/follow.py`.
 
 import argparse
 import logging
+import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -29,7 +34,8 @@ from scenes import Mask, interior_point
 load_pack()
 
 from samkit.nodes.model import SAMModelLoader  # noqa: E402
-from samkit.sam import FilmPrompt, Prompt, TrackedFrame, TrackOptions, segment_each, track  # noqa: E402
+from samkit.sam import FilmPrompt, Prompt, TrackedFrame, TrackOptions, load_model, segment_each, track  # noqa: E402
+from samkit.sam.tasks.embed import cache  # noqa: E402
 
 log = logging.getLogger("benchmark")
 
@@ -42,7 +48,7 @@ def iou(one: Mask, other: Mask) -> float:
     return int((one & other).sum()) / union if union else 1.0
 
 
-def measure(model: Any, film: Film, method: str) -> tuple[np.ndarray, np.ndarray]:
+def followed_and_alone(model: Any, film: Film, method: str) -> tuple[np.ndarray, np.ndarray]:
     """IoU [T, N] of each object on each frame of a film, followed and not followed."""
     count, objects = film.masks.shape[:2]
     points = [np.array([interior_point(mask)]) for mask in film.masks[0]]
@@ -62,6 +68,54 @@ def measure(model: Any, film: Film, method: str) -> tuple[np.ndarray, np.ndarray
     return followed, alone
 
 
+FRAMES, OBJECTS, ROUNDS, SIDE = 8, (1, 3), 3, 1024
+
+
+@torch.no_grad()
+def measure(models: list[str], device: torch.device) -> Any:
+    """Seconds per frame of a film with one object and with three, by memory; `models` are SAM's and say nothing here."""
+    from harness import Report, Table, interleaved, ratio
+    from reference_sam2 import TINY
+    from reference_track import processor, random_video
+
+    theirs = random_video(TINY).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_model(folder, "fp32").to(device)
+    numbers = np.random.default_rng(0)
+    frames = [numbers.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(FRAMES)]
+    places = numbers.uniform(100, SIDE - 100, (max(OBJECTS), 1, 2))
+    report = Report("track")
+    head = ["objects", "transformers (sdpa)", "ours", "faster by"]
+    table = Table("SAM 2.1 tiny by memory, seconds per frame, float32", head)
+    reader = processor(SIDE)
+    for count in OBJECTS:
+
+        def by_transformers(count: int = count) -> None:
+            session = reader.init_video_session(video=frames, inference_device=device, dtype=torch.float32)
+            points = [[point.tolist() for point in places[:count]]]
+            reader.add_inputs_to_inference_session(
+                session, frame_idx=0, obj_ids=list(range(count)), input_points=points, input_labels=[[[1]] * count]
+            )
+            for _ in theirs.propagate_in_video_iterator(session, start_frame_idx=0):
+                pass
+
+        def by_us(count: int = count) -> None:
+            cache.clear()
+            prompts = {number: {0: FilmPrompt(places[number], np.array([1], np.int32))} for number in range(count)}
+            track(ours, frames, prompts, lambda found: None, TrackOptions(method="memory"))
+
+        seconds = interleaved({"transformers": by_transformers, "ours": by_us}, device, ROUNDS)
+        report.numbers[f"{count} objects"] = seconds
+        times = [f"{statistics.median(seconds[who]) / FRAMES:.2f} s" for who in ("transformers", "ours")]
+        table.rows.append([str(count), *times, f"**{ratio(seconds['transformers'], seconds['ours']):.2f}x**"])
+    table.note = (
+        f"A film of {FRAMES} frames of {SIDE}x{SIDE} pixels, one click on each object on the first frame. Encoding included."
+    )
+    report.tables.append(table)
+    return report
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +127,7 @@ def main() -> None:
     model, begun = SAMModelLoader().load_model(args.checkpoint)[0], time.monotonic()
     each = []
     for seed in range(args.first_seed, args.first_seed + args.films):
-        each.append(measure(model, make_film(seed), args.method))
+        each.append(followed_and_alone(model, make_film(seed), args.method))
         log.info("%d: %s, last frame %s", seed, each[-1][0].mean(0).round(2), each[-1][0][-1].round(2))
     followed, alone = np.array(each).swapaxes(0, 1)
     log.info("\n| %d films | all frames | last frame |\n|---|---|---|", args.films)

@@ -276,38 +276,35 @@ def test_masks_are_saved_as_a_data_set_that_grows(server):
     assert (pixels(root / "images" / "words_00002_.png") == opened("samkit_scene.png")).all()
 
 
-def test_a_data_set_is_loaded_and_saved_again(server):
+@pytest.mark.parametrize("form", ["COCO RLE", "CVAT", "Label Studio"])
+def test_a_data_set_is_loaded_and_saved_again(server, form):
     """Lists of images, masks, boxes and labels go from node to node as ComfyUI hands them on, also to nodes that take none."""
-    root = server.base / "output" / "samkit"
+    root, name = server.base / "output" / "samkit", form.replace(" ", "_").lower()
     everything = {
         "image": {"class_type": "SAMKit_ExampleImage", "inputs": {"image": "samkit_scene.png"}},
         "model": {"class_type": "AV_SAMLoader", "inputs": {"model_name": "samkit_demo.safetensors"}},
         "everything": {"class_type": "SAMKit_AutoMask", "inputs": _everything_inputs(server)},
-        "save": {
-            "class_type": "SAMKit_SaveMasks",
-            "inputs": {
-                "images": ["image", 0],
-                "masks": ["everything", 0],
-                "filename_prefix": "samkit/first",
-                "format": "COCO RLE",
-            },
-        },
     }
+    made = {"images": ["image", 0], "masks": ["everything", 0]}
+    for place, kind in (("direct", "COCO RLE"), ("between", form)):
+        where = {"filename_prefix": f"samkit/{name}_{place}", "format": kind}
+        everything[place] = {"class_type": "SAMKit_SaveMasks", "inputs": made | where}
     server.run(everything)
-    second = {"filename_prefix": "samkit/second", "format": "COCO RLE"}
+    last = {"filename_prefix": f"samkit/{name}_last", "format": "COCO RLE"}
+    path = {"path": f"samkit/{name}_between [output]", "individual_masks": True}
     load = {
-        "load": {"class_type": "SAMKit_LoadMasks", "inputs": {"path": "samkit/first [output]", "individual_masks": True}},
+        "load": {"class_type": "SAMKit_LoadMasks", "inputs": path},
         "save": {
             "class_type": "SAMKit_SaveMasks",
-            "inputs": {"images": ["load", 0], "masks": ["load", 1], "bboxes": ["load", 2], **second},
+            "inputs": {"images": ["load", 0], "masks": ["load", 1], "bboxes": ["load", 2], **last},
         },
         "image": {"class_type": "MaskToImage", "inputs": {"mask": ["load", 1]}},
         "shown": {"class_type": "SaveImage", "inputs": {"images": ["image", 0], "filename_prefix": "samkit/loaded"}},
     }
     entry = server.run(load)
-    first, second = (read(root / name / "annotations.json")["annotations"] for name in ("first", "second"))
-    assert [one["segmentation"] for one in first] == [one["segmentation"] for one in second] and len(first) > 1
-    assert len(entry["outputs"]["shown"]["images"]) == len(first)
+    direct, last = (read(root / f"{name}_{place}" / "annotations.json")["annotations"] for place in ("direct", "last"))
+    assert [one["segmentation"] for one in direct] == [one["segmentation"] for one in last] and len(direct) > 1
+    assert len(entry["outputs"]["shown"]["images"]) == len(direct)
 
 
 def _everything_inputs(server):
