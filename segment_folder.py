@@ -101,6 +101,9 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--model", default="sam_vit_b_01ec64.pth", help="a checkpoint's path or known name (default: %(default)s)"
     )
+    models.add_argument(
+        "--base-model", default="", metavar="NAME", help="with a LoRA adapter: the model that it was trained on"
+    )
     models.add_argument("--grounding", default="grounding-dino-tiny", help="with --words: a folder or a known name")
     models.add_argument("--precision", default="auto", choices=sam.PRECISIONS)
     models.add_argument("--device-mode", default="Prefer GPU", choices=sam.DEVICE_MODES)
@@ -191,6 +194,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         mode="everything" if chosen.everything else "words" if chosen.words is not None else "prompts",
         format=form_of(chosen),
         checkpoint=path.resolve() if path.is_file() else sam.SAM_MODELS.find(chosen.model).fetch(),
+        base_model=chosen.base_model,
         precision=chosen.precision,
         device_mode=chosen.device_mode,
         grounding=grounding and grounding.resolve(),

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from ..sam import PRECISIONS, SAM_MODELS, Precision, SAMModel, load_shared
-from ..sam.weights.catalog import Catalog
+from ..sam.weights.catalog import Catalog, is_adapter_name
 from ..sam.weights.hub import fetch_from_hub
 from ..utils.comfy_folders import model_folders
 from .common import CATEGORY, SAM_MODEL_TYPES
@@ -16,6 +16,15 @@ PRECISION_INPUT: tuple[Any, ...] = (
         "The prompt encoder and the mask decoder always run in fp32.",
     },
 )
+
+
+NAMED = "auto"
+"""The value of base_model that leaves the choice to the adapter's own configuration."""
+
+
+def chosen_base(base_model: str | None) -> str:
+    """The model of a value of base_model, empty for the one that the adapter names; a linked input has no value yet."""
+    return "" if base_model in (None, NAMED) else base_model
 
 
 class ModelLoader:
@@ -57,6 +66,7 @@ class SAMModelLoader(ModelLoader):
     """`AV_SAMLoader`: a checkpoint by name, from the `sams` folders, the pack itself, or its publisher."""
 
     MODELS = SAM_MODELS
+    LOOKED_UP = ("model_name", "base_model")
     TOOLTIP = (
         "A file in models/sams, or a known checkpoint, which is downloaded on first use. samkit_demo.safetensors is bundled: a "
         "small model for demonstrations, not a substitute for SAM."
@@ -64,7 +74,8 @@ class SAMModelLoader(ModelLoader):
 
     DESCRIPTION = (
         "Loads a SAM checkpoint from models/sams. The model type is detected from the weights, not from the file name. "
-        "Known checkpoints are downloaded and verified on first use."
+        "Known checkpoints are downloaded and verified on first use. A LoRA adapter of peft is merged into the model that it "
+        "was trained on."
     )
     SEARCH_ALIASES = [
         "sam",
@@ -78,6 +89,9 @@ class SAMModelLoader(ModelLoader):
         "sam loader",
         "load sam",
         "segmentation model",
+        "lora",
+        "adapter",
+        "peft",
     ]
     RETURN_TYPES = (SAM_MODEL_TYPES,)
     RETURN_NAMES = ("sam_model",)
@@ -86,10 +100,31 @@ class SAMModelLoader(ModelLoader):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {**super().INPUT_TYPES(), "optional": {"precision": PRECISION_INPUT}}
+        declared = super().INPUT_TYPES()
+        names = [name for name in declared["required"]["model_name"][0] if not is_adapter_name(name)]
+        base = (
+            [NAMED, *names],
+            {
+                "default": NAMED,
+                "tooltip": "The model that a LoRA adapter was trained on. auto: the one that its adapter_config.json names. "
+                "Ignored when model_name is not an adapter.",
+            },
+        )
+        return {**declared, "optional": {"precision": PRECISION_INPUT, "base_model": base}}
 
-    def load_model(self, model_name: str, precision: Precision = "auto") -> tuple[SAMModel]:
-        return (SAM_MODELS.find(model_name).load(precision),)
+    @classmethod
+    def IS_CHANGED(cls, model_name: str | None = None, base_model: str | None = NAMED, **_: Any) -> str:
+        return cls.MODELS.find(model_name, chosen_base(base_model)).stamp if model_name else ""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model_name: str | None = None, base_model: str | None = NAMED) -> bool | str:
+        """The list, and whatever else the catalog finds; a base that has gone is only missed by an adapter."""
+        found = cls.MODELS.is_listed(model_name)
+        needs_base = found is True and isinstance(model_name, str) and cls.MODELS.find(model_name).base is not None
+        return cls.MODELS.is_listed(base_model) if needs_base and base_model != NAMED else found
+
+    def load_model(self, model_name: str, precision: Precision = "auto", base_model: str = NAMED) -> tuple[SAMModel]:
+        return (self.MODELS.find(model_name, chosen_base(base_model)).load(precision),)
 
 
 class SAMHubLoader:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
+from reference_edgetam import SMALL as SMALL_BODY
+from reference_edgetam import random_edgetam
 from reference_hq import hugging_face_hq
 from reference_sam2 import SMALL, SMALL_SIDE, random_sam2
 from safetensors.torch import save_file
@@ -12,12 +14,14 @@ from samkit.nodes.predict import Segment
 from samkit.sam import AutoMaskOptions, SAMError, load_model, segment_everything
 from samkit.sam.kernels import self_test
 from samkit.sam.models import tiny_vit
+from samkit.sam.models.efficient_sam import self_test as efficient_sam
 from samkit.sam.models.sam import SAMModel
 from samkit.sam.models.sam2 import hiera
-from samkit.sam.models.sam2.self_test import decoder_error, encoder_error
+from samkit.sam.models.sam2.self_test import decoder_error, encoder_error, repvit_error
 from samkit.sam.models.tiny_vit import Stage, TinyViT
 from samkit.sam.tasks import embed
 from stand_in_device import DEVICE, StandIn, stand_in_device
+from test_efficient_sam import random_efficient_sam
 from torch import nn
 
 IMAGE = as_image(make_image(60, 80))
@@ -32,7 +36,7 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(params=["SAM", "SAM-HQ", "MobileSAM", "SAM 2"])
+@pytest.fixture(params=["SAM", "SAM-HQ", "MobileSAM", "SAM 2", "EfficientSAM", "EdgeTAM"])
 def model(request, tiny_model, tmp_path, monkeypatch):
     """Small models with random weights."""
     self_test._passes.cache_clear()
@@ -48,6 +52,13 @@ def model(request, tiny_model, tmp_path, monkeypatch):
         state = random_sam2(SMALL, SMALL_SIDE, 64).state_dict()
         save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path / "sam2.safetensors")
         yield load_model(tmp_path / "sam2.safetensors", "fp32")
+    elif request.param == "EdgeTAM":
+        monkeypatch.setattr("samkit.sam.models.sam2.repvit._SIDE", SMALL_SIDE)
+        torch.save(random_edgetam(SMALL_SIDE, 64, **SMALL_BODY).state_dict(), tmp_path / "edgetam.pt")
+        yield load_model(tmp_path / "edgetam.pt", "fp32")
+    elif request.param == "EfficientSAM":
+        monkeypatch.setattr("samkit.sam.models.efficient_sam.model._GRID", 8)  # a side of 128 pixels
+        yield random_efficient_sam(tmp_path / "efficient.pt")
     else:
         yield tiny_model
 
@@ -70,6 +81,8 @@ def everything(model):
 
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 def test_prompts_give_what_they_give_on_the_cpu(prompts, model, forward, monkeypatch):
+    if model.family == "EfficientSAM":
+        prompts = {name: value for name, value in prompts.items() if name != "mask_prompt"}
     expected = Segment().execute(model, IMAGE, **prompts)
     embed.cache.clear()
     with stand_in_device(monkeypatch) as device:
@@ -92,6 +105,10 @@ def test_segment_everything_finds_what_it_finds_on_the_cpu(model, forward, monke
 
 def test_personalize_finds_what_it_finds_on_the_cpu_or_says_that_it_cannot(model, forward, monkeypatch):
     options = {"method": "persam", "max_objects": 1}
+    if model.family == "EfficientSAM":
+        with pytest.raises(SAMError, match="SAM Personalize does not support EfficientSAM"):
+            Personalize().execute(model, IMAGE, MASK, IMAGE, **options)
+        return
     expected = Personalize().execute(model, IMAGE, MASK, IMAGE, **options)
     embed.cache.clear()
     with stand_in_device(monkeypatch):
@@ -104,10 +121,19 @@ def test_personalize_finds_what_it_finds_on_the_cpu_or_says_that_it_cannot(model
     assert (masks == expected[0]).float().mean() > 0.9
 
 
-FAST = [self_test._encoder_error, self_test._decoder_error, encoder_error, decoder_error, tiny_vit._attention_error]
+FAST = {
+    "SAM's encoder": self_test._encoder_error,
+    "SAM's decoder": self_test._decoder_error,
+    "SAM 2's encoder": encoder_error,
+    "SAM 2's decoder": decoder_error,
+    "EdgeTAM's encoder": repvit_error,
+    "TinyViT's": tiny_vit._attention_error,
+    "EfficientSAM's encoder": efficient_sam.encoder_error,
+    "EfficientSAM's decoder": efficient_sam.decoder_error,
+}
 
 
-@pytest.mark.parametrize("error_on", FAST, ids=["SAM's encoder", "its decoder", "SAM 2's encoder", "its decoder", "TinyViT's"])
+@pytest.mark.parametrize("error_on", FAST.values(), ids=FAST)
 def test_the_fast_forwards_need_nothing_that_such_a_device_lacks(error_on, monkeypatch):
     """Where one did, the plain one would run without a word, several times slower."""
     with stand_in_device(monkeypatch), torch.no_grad():

@@ -194,7 +194,6 @@ def test_a_pickled_model_is_refused_with_what_to_use(tiny_sam, tmp_path):
 @pytest.mark.parametrize(
     ("key", "family"),
     [
-        ("prompt_encoder.bbox_top_left_embeddings.weight", "EfficientSAM"),
         ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
         ("detector.backbone.vision_backbone.trunk.pos_embed", "SAM 3"),
     ],

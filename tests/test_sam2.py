@@ -404,10 +404,9 @@ class TestFiles:
                 lambda s: s.update({"sam_mask_decoder.hf_token.weight": torch.zeros(1, 8)}),
                 "SAM-HQ variant of SAM 2, .*use sam2.1_",
             ),
-            (lambda s: s.update({"spatial_perceiver.latents": torch.zeros(2)}), "EdgeTAM, .*use sam2.1_hiera_tiny"),
             (lambda s: s.update({"detector.backbone.x": torch.zeros(2)}), "SAM 3, .*use ComfyUI's own SAM3 nodes"),
         ],
-        ids=["no norm", "no conv_s0", "no iou token", "surplus", "depth", "HQ", "EdgeTAM", "mixed with SAM 3"],
+        ids=["no norm", "no conv_s0", "no iou token", "surplus", "depth", "HQ", "mixed with SAM 3"],
     )
     def test_what_is_not_whole_is_refused_in_a_sentence(self, small, tmp_path, change, message):
         save_file(self.changed(small, change), tmp_path / "x.safetensors")
@@ -421,14 +420,14 @@ class TestFiles:
         with pytest.raises(ValueError, match="two different tensors"):
             load_model(tmp_path / "x.safetensors")
 
-    @pytest.mark.parametrize("kind", ["Sam3Tracker", "Sam3Video", "EdgeTam"])
+    @pytest.mark.parametrize("kind", ["Sam3Tracker", "Sam3Video"])
     def test_relatives_of_transformers_are_named(self, kind, tmp_path):
         import transformers
 
         with torch.device("meta"):
             model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")())
         save_file({name: torch.zeros(1) for name in model.state_dict()}, tmp_path / "x.safetensors")
-        with pytest.raises(ValueError, match="EdgeTAM" if kind == "EdgeTam" else "SAM 3"):
+        with pytest.raises(ValueError, match="SAM 3"):
             load_model(tmp_path / "x.safetensors")
 
     def test_a_truncated_file_is_refused(self, small, tmp_path):

@@ -46,8 +46,9 @@ def changed(model, sure=0.9, replaces=False):
     parts = ("hypernetworks", "transformer.layers.0.cross")  # the second makes what the prompts of an image share
     weights = {name: value.detach() * 1.5 for name, value in decoder.named_parameters() if any(part in name for part in parts)}
     head = decoder.iou_prediction_head
-    last, name = head.layers[-1], f"iou_prediction_head.layers.{len(head.layers) - 1}"
-    bias = math.log(sure / (1 - sure)) if head.sigmoid_output else sure
+    place = "fc" if hasattr(head, "fc") else f"layers.{len(head.layers) - 1}"  # EfficientSAM's, or SAM's
+    last, name = head.get_submodule(place), f"iou_prediction_head.{place}"
+    bias = math.log(sure / (1 - sure)) if getattr(head, "sigmoid_output", False) else sure
     weights |= {f"{name}.weight": torch.zeros_like(last.weight), f"{name}.bias": torch.full_like(last.bias, bias)}
     return Retrained(weights, content_id(model), "tiny.pth", replaces)
 

@@ -18,7 +18,7 @@ Texts = dict[str, Any]
 
 LOCALES = ROOT / "locales"
 SOURCE = "en"
-FILE_LISTS = {"model_name", "concept_name", "name", "image"}
+FILE_LISTS = {"model_name", "base_model", "concept_name", "name", "image"}
 """Inputs whose values are files: these differ from machine to machine, and have no labels."""
 
 

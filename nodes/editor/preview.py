@@ -48,6 +48,7 @@ class Subject:
     model_name: str | None
     precision: str
     identity: str | None
+    base_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def parse_subject(body: Mapping[str, Any]) -> Subject:
     Raises:
         SAMError: a field is missing, unknown, or of another type or range.
     """
-    image, model = parse_image(body), object_of(body, "model", {"model_name", "precision", "identity"})
+    image, model = parse_image(body), object_of(body, "model", {"model_name", "precision", "identity", "base_model"})
     precision = choice_of(model, "model.precision", PRECISIONS, "auto")
     if ("model_name" in model) == ("identity" in model):
         raise SAMError("model must have either model_name or identity.")
     if "identity" in model:
         return replace(image, precision=precision, identity=text_of(model, "model.identity"))
-    return replace(image, precision=precision, model_name=name_of(model, "model.model_name", parts=16))
+    base = name_of(model, "model.base_model", parts=16, default="")
+    return replace(image, precision=precision, model_name=name_of(model, "model.model_name", parts=16), base_model=base)
 
 
 def parse_image(body: Mapping[str, Any]) -> Subject:
@@ -373,7 +375,7 @@ def _model(subject: Subject) -> tuple[object, Callable[[], Segmenter]]:
         if model is None:
             raise RefusedError(404, "the model of the last run is no longer loaded: run the graph once.")
         return subject.identity, lambda: model
-    entry = on_this_machine(SAM_MODELS.find(subject.model_name or ""))
+    entry = on_this_machine(SAM_MODELS.find(subject.model_name or "", subject.base_model))
     return (entry.path, entry.stamp, subject.precision), lambda: entry.load(subject.precision)
 
 

@@ -121,6 +121,7 @@ class FastDecoder:
         first, self.norm, _, second, _ = decoder.output_upscaling
         self.upscale_first, self.upscale_second = _as_linear(first, linear), _as_linear(second, linear)
         self.fine_channels = second.out_channels
+        self.attend_to_self = _attend_to_self  # a relative of SAM may have another
 
     def share(self, features: Tensor, finer: tuple[Tensor, ...] = ()) -> SharedImage:
         """Compute what the prompts of an image share, from its embedding `[C, h, w]` and finer maps."""
@@ -212,7 +213,7 @@ class FastDecoder:
         for index, layer in enumerate(self.transformer.layers):
             if target is not None and index:
                 queries = queries + target
-            queries = layer.norm1(_attend_to_self(layer, queries, prompt))
+            queries = layer.norm1(self.attend_to_self(layer, queries, prompt))
             into, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
             queries = layer.norm2(queries + attend.to_image(into, queries + prompt, self.key_places[index], bias))
             queries = layer.norm3(queries + layer.mlp(queries))

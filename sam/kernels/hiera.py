@@ -48,7 +48,7 @@ class FastHiera:
         self.order = first.order.to(self.device)
         self.places = trunk.places(shape.grids[0]).reshape(len(self.order), -1)[self.order]
         self.patches, self.dtype = trunk.patch_embed.proj, dtype
-        self.levels = _levels(encoder.neck, finer, no_memory, dtype, linear)
+        self.levels = pyramid_levels(encoder.neck, finer, no_memory, dtype, linear)
         self.inverses = [self.steps[end].inverse.to(self.device) for end in shape.stage_ends]
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
@@ -149,7 +149,7 @@ def _steps(shape: object, blocks: nn.ModuleList, dtype: torch.dtype, linear: Lin
     return steps, local
 
 
-def _levels(
+def pyramid_levels(
     neck: nn.Module, finer: Sequence[nn.Conv2d], no_memory: Tensor, dtype: torch.dtype, linear: LinearKind
 ) -> list[tuple[Linear, int]]:
     """For each stage the layer that makes its map of its tokens, and that map's channels.

@@ -63,6 +63,7 @@ class Segmenter(Protocol):
         working_bytes(dtype): what the encoder needs on a GPU beside its weights, in bytes: for any number of images, and for
             each.
         tracks: whether it can follow objects through a film by a memory, see `tasks.track`.
+        takes_masks: whether a mask may be a prompt; where it is False, `decode` raises SAMError for one.
         pred_iou_thresh: what the automatic mask generator of its own family keeps by default, 0..1.
 
     And of its `network`:
@@ -129,7 +130,7 @@ class Segmenter(Protocol):
         ...
 
 
-Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "tracks", "lowered_weights"]
+Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "takes_masks", "tracks", "lowered_weights"]
 
 
 def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:

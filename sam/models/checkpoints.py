@@ -1,10 +1,11 @@
-"""SAM, SAM 2 and their relatives by name. A trained decoder is loaded into the model that it was made for."""
+"""SAM, SAM 2 and their relatives by name. A trained decoder and a LoRA adapter are loaded into what they were made for."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ...utils.comfy_folders import DECODER_FOLDER
-from ..weights.catalog import Catalog
+from ..errors import SAMError
+from ..weights.adapters import named_base, read_adapter
+from ..weights.catalog import Catalog, Entry
 from ..weights.registry import BUNDLED, KNOWN, SAM_ALIASES
 from .base import Precision
 from .loaded import load_shared
@@ -13,9 +14,18 @@ from .sam import SAMModel
 from .taught_files import base_of_decoder, load_decoder
 
 
-def _load_onto(load_base: Callable[[Precision], SAMModel], path: Path, precision: Precision = "auto") -> SAMModel:
-    change = load_decoder(path)  # first: what is damaged downloads nothing
-    return with_decoder(load_base(precision), change, path)
+def _base_of(path: Path) -> str | None:
+    return base_of_decoder(path) if (base := named_base(path)) is None else base
+
+
+def _load_onto(base: Entry[SAMModel], path: Path, precision: Precision = "auto") -> SAMModel:
+    if named_base(path) is None:
+        change = load_decoder(path)  # first: what is damaged downloads nothing
+        return with_decoder(base.load(precision), change, path)
+    name = read_adapter(path).name
+    if base.base is not None:
+        raise SAMError(f"{name} cannot be merged into {base.name}, which is not a whole model. Choose a model in base_model.")
+    return load_shared(base.fetch(), precision, path)
 
 
 SAM_MODELS = Catalog(
@@ -25,6 +35,6 @@ SAM_MODELS = Catalog(
     aliases=SAM_ALIASES,
     bundled=BUNDLED,
     load=load_shared,
-    base_of=base_of_decoder,
+    base_of=_base_of,
     load_onto=_load_onto,
 )

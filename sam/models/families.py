@@ -3,7 +3,7 @@
 import logging
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from segment_anything.modeling import Sam
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ...utils.checks import one_of
 from ..errors import SAMError
+from ..weights.adapters import merged, read_adapter
 from ..weights.checkpoint_reader import read_checkpoint
 from ..weights.formats import find_model, sam_names, weights_in
 from ..weights.formats.sam2 import is_sam2, to_sam2_names, to_video_names, version_of
 from .architecture import build, read_architecture
 from .base import PRECISIONS, Precision, Segmenter
+from .efficient_sam import EfficientSAM, build_efficient_sam, is_efficient_sam
 from .foreign import described, is_plain, unwrapped
 from .sam import ForeignSAM, SAMFamily, SAMModel
 from .sam2 import SAM2Model, build_sam2
@@ -24,6 +26,8 @@ from .tiny_vit import fold_checkpoint
 log = logging.getLogger("samkit")
 
 _METHODS = ("frame", "features", "decode")
+Loaded: TypeAlias = SAMModel | SAM2Model | EfficientSAM
+"""The families that a checkpoint may be of."""
 
 
 def as_segmenter(model: Any) -> Segmenter:
@@ -51,7 +55,7 @@ def as_segmenter(model: Any) -> Segmenter:
 def _unknown(model: Any) -> str:
     return (
         f"sam_model is {described(model)}, not a SAM model that this pack can use. Connect Load SAM Model: it loads the "
-        "checkpoints of SAM, SAM-HQ, MobileSAM and SAM 2."
+        "checkpoints of SAM, SAM-HQ, MobileSAM, SAM 2 and EfficientSAM."
     )
 
 
@@ -82,32 +86,40 @@ def _weights_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     return weights_in(state, name)
 
 
-def load_model(path: str | Path, precision: Precision = "auto") -> SAMModel | SAM2Model:
+def load_model(path: str | Path, precision: Precision = "auto", adapter: str | Path | None = None) -> Loaded:
     """Load a SAM checkpoint on the CPU; its architecture is detected from its weights.
 
     Args:
         path: a file or folder as docs/checkpoints.md lists them, such as a `.pth` or `.safetensors` file in Meta's or Hugging
             Face's layout; whatever a trainer has put around or beside the weights is found and left out.
         precision: of the image encoder: `auto` (see `encoder_dtype`: mostly fp16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`.
+        adapter: a LoRA adapter of peft that was trained on this model, by its folder or its weights; it is merged in float32.
 
     Raises:
-        SAMError: the file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown.
+        SAMError: a file is missing, damaged, would run code, or is not a SAM's; `precision` is unknown; the adapter does not
+            fit the model, or is of a kind that cannot be merged.
     """
     one_of(precision, PRECISIONS, "precision")
     # ComfyUI runs nodes in inference mode; weights made there could not be moved or used outside it.
     with torch.inference_mode(False), torch.no_grad():
-        return _load(Path(path), precision)
+        return _load(Path(path), precision, None if adapter is None else Path(adapter))
 
 
-def _load(path: Path, precision: Precision) -> SAMModel | SAM2Model:
-    return _from_weights(weights_in(read_checkpoint(path), path.name), path, precision)
+def _load(path: Path, precision: Precision, adapter: Path | None) -> Loaded:
+    if adapter is None:
+        return _from_weights(weights_in(read_checkpoint(path), path.name), path, precision)
+    change = read_adapter(adapter)  # first: it is the smaller one
+    state = merged(weights_in(read_checkpoint(path), path.name), path.name, change)
+    return _from_weights(state, adapter, precision)
 
 
-def _from_weights(state: dict[str, Tensor], path: Path, precision: Precision) -> SAMModel | SAM2Model:
+def _from_weights(state: dict[str, Tensor], path: Path, precision: Precision) -> Loaded:
     try:
         if is_sam2(state):
             image, video = to_sam2_names(state, path.name), to_video_names(state, path.name)
             return build_sam2(image, path, precision, version_of(state), video)
+        if is_efficient_sam(state):
+            return build_efficient_sam(state, path, precision)
         return _build_sam(sam_names(state, path.name), path, precision)
     except SAMError:
         raise

@@ -58,7 +58,7 @@ class FolderTask:
     Attributes:
         mode: `everything`, `words` (see `find_boxes`) or `prompts`.
         format: of the data set, see `data_set`.
-        checkpoint: the path of a model, or of a trained decoder.
+        checkpoint: the path of a model, of a trained decoder, or of an adapter.
         precision: of the image encoder.
         device_mode: see `placed`.
         grounding: a folder, see `load_grounding`; for `words`.
@@ -67,6 +67,7 @@ class FolderTask:
         concept: see `PredictOptions`.
         categories: that the data set begins with, in COCO and YOLO.
         everything, found: options of the modes `everything` and `words`.
+        base_model: with an adapter, the name of the model that it was trained on; empty is the one that it names.
     """
 
     mode: Mode
@@ -81,6 +82,7 @@ class FolderTask:
     categories: tuple[Category, ...] = ()
     everything: AutoMaskOptions = field(default_factory=AutoMaskOptions)
     found: GroundingOptions = field(default_factory=GroundingOptions)
+    base_model: str = ""
 
     def __post_init__(self) -> None:
         if self.mode == "words":
@@ -98,7 +100,7 @@ class FolderTask:
             grounding = {"text": normalise_text(self.text), "grounding": _content(self.grounding.name, files)}
         if self.concept is not None:
             concept = {"concept": hashlib.sha256(self.concept.tokens.numpy().tobytes()).hexdigest()[:16]}
-        model = _content(self.checkpoint.name, SAM_MODELS.at(self.checkpoint).files)
+        model = _content(self.checkpoint.name, SAM_MODELS.at(self.checkpoint, self.base_model).files)
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
         categories = {"categories": [list(one) for one in self.categories]} if self.categories else {}
         return {**common, **grounding, **concept, **categories, **options}
@@ -161,7 +163,7 @@ class Worker:
 
     def __init__(self, task: FolderTask) -> None:
         self.task = task
-        self.model = SAM_MODELS.at(task.checkpoint).load(task.precision)
+        self.model = SAM_MODELS.at(task.checkpoint, task.base_model).load(task.precision)
         self.grounding = load_grounding(task.grounding) if task.grounding is not None else None
         self._format = data_set(task.format, Path())  # writes nothing
 

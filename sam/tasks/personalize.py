@@ -25,7 +25,7 @@ from ..geometry import Frame, Size
 from ..kernels.decoder import Guidance
 from ..kernels.resemblance import color_distance, match, mean_color, parts_of
 from ..kernels.upsample import resize_logits
-from ..models.base import Segmenter, Wanted
+from ..models.base import Segmenter, Wanted, optional_member
 from ..models.concept import Concept
 from ..models.features import IMAGE
 from ..placement.devices import DeviceMode, placed, result_device
@@ -149,7 +149,7 @@ def personalize(
     Raises:
         SAMError: a mask is empty, their number is not that of the references, or the model's decoder cannot be guided.
     """
-    run, found = EncoderRun(model, images, device_mode), {}
+    run, found = EncoderRun(_guidable(model), images, device_mode), {}
     _find_each(run, references, reference_masks, found.__setitem__, options or PersonalizeOptions())
     each = [found[index] for index in range(len(run.frames))]
     maps = torch.stack([one.similarity for one in each]) if each else torch.zeros(0, *run.size)
@@ -173,8 +173,22 @@ def personalize_each(
         take: gets the index of each image and what was found; equal images come together, the others in order.
         model, references, reference_masks, images, options, device_mode: see `personalize`, as for what is raised.
     """
-    run = EncoderRun(model, images, device_mode)
+    run = EncoderRun(_guidable(model), images, device_mode)
     _find_each(run, references, reference_masks, take, options or PersonalizeOptions())
+
+
+def _guidable(model: Segmenter) -> Segmenter:
+    """The model, if its masks can be refined by its own masks.
+
+    Raises:
+        SAMError: it takes no mask prompts.
+    """
+    if optional_member(model, "takes_masks") is False:
+        raise SAMError(
+            f"SAM Personalize does not support {model.family}: it refines masks by mask prompts, which {model.family} does not "
+            "take. Use a SAM or SAM 2 model."
+        )
+    return model
 
 
 @torch.no_grad()

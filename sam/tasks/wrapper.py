@@ -6,6 +6,7 @@ import numpy as np
 
 from ..errors import SAMError
 from ..models.base import Segmenter
+from ..models.efficient_sam import EfficientSAM
 from ..models.sam import SAMModel
 from ..models.sam2 import SAM2Model
 from ..prompts import Prompt
@@ -71,4 +72,4 @@ class SAMWrapper:
 
 # Here and not in the classes: a wrapper encodes and decodes, which is the floor above the models. As a property it makes no
 # circle of references, so a model is freed with its last user.
-SAMModel.sam_wrapper = SAM2Model.sam_wrapper = property(SAMWrapper)
+SAMModel.sam_wrapper = SAM2Model.sam_wrapper = EfficientSAM.sam_wrapper = property(SAMWrapper)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from ...utils.comfy_folders import model_folders, model_link, model_names, model_path
 from ...utils.text import shown
 from ..errors import SAMError
-from .checkpoint_reader import checkpoint_files, file_stamp, files_of_folder, shard_group
+from .checkpoint_reader import adapter_files, checkpoint_files, file_stamp, files_of_folder, shard_group
 from .download import fetch, fetch_folder
 from .registry import KnownCheckpoint, KnownFolder
 
@@ -34,7 +34,8 @@ class Entry(Generic[Model]):
         name: as it was asked for.
         path: the file or folder; None where it is not on this machine.
         known: what a run downloads where there is no path.
-        above: trained decoders; this is what the last of them was made for.
+        above: trained decoders and adapters; this is what the last of them was made for.
+        chosen: the model that an adapter is merged into, by its name; empty is the one that the adapter names.
     """
 
     catalog: "Catalog[Model]"
@@ -42,6 +43,7 @@ class Entry(Generic[Model]):
     path: Path | None
     known: Known | None
     above: tuple[Path, ...] = ()
+    chosen: str = ""
 
     @property
     def exists(self) -> bool:
@@ -50,16 +52,22 @@ class Entry(Generic[Model]):
 
     @property
     def base(self) -> "Entry[Model] | None":
-        """What a trained decoder was made for, by the name of its file; None for a model."""
+        """What a trained decoder or an adapter was made for; None for a model.
+
+        A decoder has the name of its file. An adapter is for the `chosen` model, and otherwise for the one that it names: a
+        file, a folder, or a repository of the hub.
+        """
         wanted = self.catalog.base_of(self.path) if self.path else None
         if wanted is None:
             return None
-        above, group = (*self.above, self.path), shard_group(wanted)
-        for name in self.catalog.names():
-            file = _file_name(name)
-            if file == wanted or (group and shard_group(file) == group):
-                found = self.catalog.find(name)
-                return Entry(self.catalog, wanted, found.path if found.path not in above else None, found.known, above)
+        above, is_adapter = (*self.above, self.path), adapter_files(self.path) is not None
+        if is_adapter and self.chosen:
+            names, wanted = [self.chosen], self.chosen
+        else:
+            names = self.catalog.called(wanted, in_folders=is_adapter)
+        for found in map(self.catalog.find, names):
+            path = found.path if found.path not in above else None
+            return Entry(self.catalog, wanted, path, found.known, above, self.chosen)
         return Entry(self.catalog, wanted, None, None, above)
 
     @property
@@ -109,6 +117,8 @@ class Entry(Generic[Model]):
             size = f" ({self.known.size / 1e6:,.0f} MB)" if self.known.size else ""
             return f"{self.name}{size} is not on this machine yet. A run downloads it."
         base = self.base
+        if base is not None and not base.name:
+            return f"{self.name} does not name the model that it was trained on. Choose it in base_model."
         if base is not None and base.absence is not None:
             return f"{self.name} was made for {base.name}, which is not on this machine yet. Run the graph once."
         return None
@@ -126,6 +136,14 @@ class Entry(Generic[Model]):
             return fetch_folder(self.known, folders)
         if self.known is not None:
             return fetch(self.known.file, folders)
+        if self.above and adapter_files(self.above[-1]) is not None:
+            adapter = "/".join(self.above[-1].parts[-2:])
+            model = (
+                f"for {shown(self.name)}, which is not in models/{self.catalog.kind}"
+                if self.name
+                else "that does not name its model"
+            )
+            raise SAMError(f"{adapter} is an adapter of peft {model}: choose the model that it was trained on in base_model.")
         if self.above:
             made = f"{self.above[-1].name} was made for {self.name}"
             raise SAMError(f"{made}, which is not in models/{self.catalog.kind}: put it there.")
@@ -135,7 +153,7 @@ class Entry(Generic[Model]):
         raise SAMError(f"there is no {self.catalog.what} {self.name!r} in {places}: {self.catalog.advice}.")
 
     def load(self, *options: Any) -> Model:
-        """The model, downloaded if it is known and not there; a trained decoder in the model that it was made for.
+        """The model, downloaded if it is known and not there; a trained decoder or an adapter in what it was made for.
 
         Args:
             options: of the kind, such as a precision.
@@ -144,12 +162,21 @@ class Entry(Generic[Model]):
             SAMError: as `fetch`, or it cannot be loaded.
         """
         path, base = self.fetch(), self.base
-        return self.catalog.load(path, *options) if base is None else self.catalog.load_onto(base.load, path, *options)
+        return self.catalog.load(path, *options) if base is None else self.catalog.load_onto(base, path, *options)
 
 
 def _file_name(name: str) -> str:
     """A listed name without its folders, which may be another system's."""
     return name.replace("\\", "/").rpartition("/")[2]
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether a listed name is that of an adapter of peft, by how peft names its file."""
+    return _file_name(name).startswith("adapter_model.")
+
+
+def _repository(known: Known) -> str:
+    return known.repo_id if isinstance(known, KnownFolder) else known.file.repo_id
 
 
 def _no_base(_: Path) -> None:
@@ -167,8 +194,8 @@ class Catalog(Generic[Model]):
         more: other folders in `models` with such files.
         aliases: the names that other packs' loaders have for known models.
         bundled: models that ship in the pack.
-        base_of: the name of the file that a trained decoder was made for; None for a model.
-        load_onto: loads a trained decoder. Its first argument loads what it was made for, with the options.
+        base_of: the name of what a trained decoder or an adapter was made for, empty where it does not say; None for a model.
+        load_onto: loads a trained decoder or an adapter. Its first argument is the entry that it was made for.
         what, advice, gone: words for messages.
     """
 
@@ -192,22 +219,45 @@ class Catalog(Generic[Model]):
     def ready(self) -> list[str]:
         """Names of what is on this machine, from the smallest file to the largest; what ships in the pack comes last.
 
-        No file is read: a trained decoder has its own size, and what it was made for may be missing.
+        No file is read: a trained decoder has its own size, and what it was made for may be missing. Adapters are left out:
+        they are the smallest files, and no models.
         """
         return sorted(
-            (name for name in self.names() if self.find(name).path),
+            (name for name in self.names() if not is_adapter_name(name) and self.find(name).path),
             key=lambda name: (name in self.bundled, self.find(name).size),
         )
 
-    def find(self, name: str) -> Entry[Model]:
-        """What a name means. Nothing raises here."""
+    def find(self, name: str, base: str = "") -> Entry[Model]:
+        """What a name means; of an adapter, with the model that it is merged into, if that is chosen. Nothing raises here."""
         other = self.aliases.get(name, name)
         path = self.path_of(name) or self.path_of(other) or self.bundled.get(other)
-        return Entry(self, name, path, self.known.get(other))
+        return Entry(self, name, path, self.known.get(other), chosen=base)
 
-    def at(self, path: Path) -> Entry[Model]:
-        """A model by its path, which need not be in a folder of models."""
-        return Entry(self, path.name, path, None)
+    def at(self, path: Path, base: str = "") -> Entry[Model]:
+        """A model by its path, which need not be in a folder of models; `base` as of `find`."""
+        return Entry(self, path.name, path, None, chosen=base)
+
+    def called(self, wanted: str, in_folders: bool) -> list[str]:
+        """The names in the list that a file's name, or a shard's, stands for.
+
+        Args:
+            wanted: the name of a file; with `in_folders` also of a folder, or a repository of the hub.
+            in_folders: whether it may be one.
+        """
+        group, parts = (
+            shard_group(wanted),
+            [part for part in wanted.replace("\\", "/").split("/") if part not in ("", ".", "..")],
+        )
+        names = self.names()
+        found = [name for name in names if _file_name(name) == wanted or (group and shard_group(_file_name(name)) == group)]
+        if in_folders and parts:
+            found += [name for name in names if _file_name(name) == parts[-1]]
+            for start in range(max(0, len(parts) - 2), len(parts)):  # owner/name, and then name alone
+                found += [
+                    name for name in names if name.replace("\\", "/").split("/")[:-1][-len(parts[start:]) :] == parts[start:]
+                ]
+            found += [name for name in names if name in self.known and _repository(self.known[name]) == wanted]
+        return [name for name in found if not in_folders or not is_adapter_name(name)]
 
     def is_listed(self, name: Any) -> bool | str:
         """ComfyUI's check of a value of the list: True, or what is wrong. None is a value that another node will give.
@@ -244,8 +294,8 @@ class Catalog(Generic[Model]):
         return next(filter(None, links), None)
 
     def files_of(self, path: Path) -> list[Path]:
-        """All files of a model."""
-        return checkpoint_files(path)
+        """All files of a model, or of an adapter alone."""
+        return [*found] if (found := adapter_files(path)) is not None else checkpoint_files(path)
 
 
 @dataclass(frozen=True, kw_only=True)

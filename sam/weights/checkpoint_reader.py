@@ -23,6 +23,7 @@ _SHARD = re.compile(r"^(?P<stem>.+?)(?:\.(?P<variant>\w+))?-\d{5}-of-\d{5}\.(?P<
 _SHARD_NAME = re.compile(r"[\w][\w .()+-]*")  # a plain file name: no folder, no drive
 _VARIANT = re.compile(r"^(?:model\.\w+\.safetensors|pytorch_model\.\w+\.bin)$")
 _MOST_INDEX = 16 << 20
+_ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFERRED = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", keras.WEIGHTS
 )  # fmt: skip
@@ -52,11 +53,11 @@ def read_checkpoint(path: Path) -> object:
     total = sum(file_stamp(file)[0] for file in files)
     if total > MOST_BYTES:
         raise SAMError(f"{files[0].name} was not loaded: it has {total / 1e9:.0f} GB; the largest SAM has less than 6.")
-    return _read_shards(files[0]) if is_index(files[0].name) else _read(files[0])
+    return _read_shards(files[0]) if is_index(files[0].name) else read_file(files[0])
 
 
-def _read(path: Path) -> object:
-    """What one file holds; the reader is chosen by its first bytes."""
+def read_file(path: Path) -> object:
+    """What one file holds; the reader is chosen by its first bytes. Result and errors as of `read_checkpoint`."""
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
@@ -142,13 +143,11 @@ def refuse_other_forms(path: Path) -> None:
             f"{path.name} was not loaded: it is a distributed checkpoint of PyTorch. Convert its folder to one file: "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'weights.pth')."
         )
-    adapter = folder / "adapter_config.json"
-    is_whole = folder == path and weights_of_folder(path) is not None
-    if adapter.is_file() and not is_whole and (folder == path or path.name.startswith("adapter_model.")):
+    if (adapter := adapter_files(path)) is not None:
+        base = str(read_json(adapter[1]).get("base_model_name_or_path") or "another model")
         raise SAMError(
-            f"{path.name} was not loaded: it is an adapter of peft (LoRA) for {_base_of(adapter)}, not a model. Load that "
-            "model in Python, apply the adapter with PeftModel.from_pretrained(model, folder), and save the result of its "
-            "merge_and_unload()."
+            f"{path.name} was not loaded: it is an adapter of peft for {shortened(base)}, not a model. Load SAM Model loads it "
+            f"together with its model from a folder in models/sams; in Python, load_model(model, adapter={path.name!r}) does."
         )
     if path.name.endswith(".weights.json") or re.search(r"_\d{5}\.weights\.h5$", path.name):
         raise SAMError(
@@ -157,13 +156,31 @@ def refuse_other_forms(path: Path) -> None:
         )
 
 
-def _base_of(adapter: Path) -> str:
-    """The model that an adapter was made for, in its own words."""
+def adapter_files(path: Path) -> tuple[Path, Path] | None:
+    """The weights and the configuration of an adapter of peft, by its folder or its weights; None for whatever else.
+
+    The weights may be missing.
+    """
     try:
-        config = json.loads(adapter.read_text(encoding="utf-8")) if adapter.stat().st_size <= _MOST_INDEX else {}
-        return shortened(str(config["base_model_name_or_path"] or "another model"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "another model"
+        folder = path if path.is_dir() else path.parent
+        config = folder / "adapter_config.json"
+        if not config.is_file() or (folder == path and weights_of_folder(path) is not None):
+            return None
+        if folder != path:
+            return (path, config) if path.name in _ADAPTER_NAMES else None
+        weights = [folder / name for name in _ADAPTER_NAMES]
+        return next(filter(Path.is_file, weights), weights[0]), config
+    except OSError:  # a folder that may not be entered; whoever reads it says so
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file beside weights; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MOST_INDEX else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def weights_of_folder(folder: Path) -> Path | None:
@@ -239,7 +256,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _read_shards(index: Path) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name in shard_names(index):
-        content = _read(index.parent / name)
+        content = read_file(index.parent / name)
         if not isinstance(content, dict):
             raise SAMError(
                 f"{name} was not loaded: it is a shard of {index.name}, but does not hold a dict of tensors by name."

@@ -105,6 +105,11 @@ def _choose(repo_id: str, revision: str, folders: list[Path]) -> str:
             f"file into {folders[0]} manually and use Load SAM Model."
         ) from error
     preferred = [name for name in PREFERRED if name in names]
+    if not preferred and "adapter_config.json" in names:
+        raise SAMError(
+            f"{repo_id} is an adapter of peft, not a model: download its adapter_model.safetensors and adapter_config.json "
+            f"into a folder in {folders[0]}, and choose it in Load SAM Model."
+        )
     found = preferred[:1] or [name for name in names if name.endswith(_SUFFIXES)]
     if len(found) == 1:
         return found[0]

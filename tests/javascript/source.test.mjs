@@ -128,10 +128,18 @@ test("a loader without a precision has auto", () => {
   assert.deepEqual(modelOf(graph, EDITOR).name, { model_name: "a.pth", precision: "auto" });
 });
 
+test("an adapter's base goes with its name, where one is chosen", () => {
+  for (const [base, more] of [["base.pth", { base_model: "base.pth" }], ["auto", {}]]) {
+    const graph = { 1: loader("t/adapter_model.safetensors", { base_model: base }), 9: editor(null, ["1", 0]) };
+    assert.deepEqual(modelOf(graph, EDITOR).name, { model_name: "t/adapter_model.safetensors", precision: "auto", ...more });
+  }
+});
+
 for (const [what, source] of Object.entries({
   "another node's": node("OtherSAMLoader", { model_name: "a.pth" }),
   "a connected name": node("AV_SAMLoader", { model_name: ["2", 0] }),
   "a connected precision": node("AV_SAMLoader", { model_name: "a.pth", precision: ["2", 0] }),
+  "a connected base": node("AV_SAMLoader", { model_name: "a.pth", base_model: ["2", 0] }),
 })) {
   test(`a model without a name that the server knows: ${what}`, () => {
     const found = modelOf({ 1: source, 2: node("String"), 9: editor(null, ["1", 0]) }, EDITOR);

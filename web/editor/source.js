@@ -65,14 +65,15 @@ function hash(text) {
 /**
  * What feeds `sam_model`: null where nothing does, else the server's name for it, if it has one, and a text that changes
  * whenever another model would come.
- * @returns {{name: {model_name: string, precision: string} | null, signature: string} | null}
+ * @returns {{name: {model_name: string, precision: string, base_model?: string} | null, signature: string} | null}
  */
 export function modelOf(graph, id) {
   const from = feeding(graph, id, "sam_model");
   if (!from) return null;
-  const { model_name: name, precision = "auto" } = from.node.inputs;
-  const isOurs = from.node.class_type === "AV_SAMLoader" && typeof name === "string" && typeof precision === "string";
-  return { name: isOurs ? { model_name: name, precision } : null, signature: signatureOf(graph, from) };
+  const { model_name: name, precision = "auto", base_model: base = "auto" } = from.node.inputs;
+  const isOurs = from.node.class_type === "AV_SAMLoader" && [name, precision, base].every((one) => typeof one === "string");
+  const model = base === "auto" ? { model_name: name, precision } : { model_name: name, precision, base_model: base };
+  return { name: isOurs ? model : null, signature: signatureOf(graph, from) };
 }
 
 /** The name of the Grounding DINO that is connected; "" where something else is, null where nothing is. @returns {string | null} */

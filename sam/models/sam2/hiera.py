@@ -84,6 +84,11 @@ class HieraShape:
     channels: int
 
     @property
+    def side(self) -> int:
+        """Pixels on a side of the input."""
+        return self.size.side
+
+    @property
     def grids(self) -> tuple[int, ...]:
         """Tokens on a side of the image, by stage."""
         return tuple(self.size.side // STRIDE // _POOL**stage for stage in range(len(self.stage_ends)))

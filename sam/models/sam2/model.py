@@ -1,4 +1,4 @@
-"""SAM 2 and 2.1: Hiera, SAM's prompt encoder and decoder with two finer maps, and what makes them a Segmenter and a tracker.
+"""SAM 2 and 2.1, and EdgeTAM: an image encoder, SAM's prompt encoder and decoder with two finer maps, and a memory for films.
 
 "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714). The image path is that of sam2's `SAM2ImagePredictor` and of
 transformers' `Sam2Model`, the parity reference; it does not touch the memory, which only films need and not every file has.
@@ -6,9 +6,10 @@ transformers' `Sam2Model`, the parity reference; it does not touch the memory, w
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from segment_anything.modeling import TwoWayTransformer
@@ -18,9 +19,12 @@ from torch.nn import functional as F
 from ....utils.text import counted
 from ...errors import SAMError
 from ...geometry import Frame, Size
-from ...kernels.hiera import FastHiera, lowered_weights
+from ...kernels import hiera as fast_hiera
+from ...kernels import repvit as fast_repvit
+from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
+from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import works_on
 from ...prompts import PromptTensors
 from ...store.identity import Identities
@@ -31,7 +35,8 @@ from .hiera import HieraShape, ImageEncoder, read_hiera
 from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .memory import Memory, build_memory
 from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
-from .self_test import decoder_error, encoder_error
+from .repvit import BODY, RepViTEncoder, RepViTShape, folded, read_repvit
+from .self_test import decoder_error, encoder_error, repvit_error
 
 log = logging.getLogger("samkit")
 
@@ -45,14 +50,14 @@ _GREY_LEVELS = 255.0
 
 
 class SAM2Model(nn.Module):
-    """A SAM 2 or 2.1 model; see `Segmenter` for what every family does.
+    """A SAM 2 or 2.1 model, or EdgeTAM's for images; see `Segmenter` for what every family does.
 
     Args:
         shape: of the image encoder.
         decoder: widths of the decoder, see `read_decoder`.
         checkpoint: the file that it was loaded from.
         precision: what the image encoder computes in; prompt encoder and mask decoder stay float32.
-        family: "SAM 2.1" or "SAM 2", for messages.
+        family: "SAM 2.1", "SAM 2" or "EdgeTAM", for messages.
 
     Attributes:
         memory: the video part; None where the file has none, or none that is whole.
@@ -66,16 +71,16 @@ class SAM2Model(nn.Module):
 
     def __init__(
         self,
-        shape: HieraShape,
+        shape: HieraShape | RepViTShape,
         decoder: Mapping[str, int],
         checkpoint: Path,
         precision: Precision = "auto",
         family: str = "SAM 2",
     ) -> None:
         super().__init__()
-        self.checkpoint, self.precision, self.family, self.side = checkpoint, precision, family, shape.size.side
+        self.checkpoint, self.precision, self.family, self.side = checkpoint, precision, family, shape.side
         grid = self.side // _STRIDE
-        self.image_encoder = ImageEncoder(shape)
+        self.image_encoder = ImageEncoder(shape) if isinstance(shape, HieraShape) else RepViTEncoder(shape)
         self.sam_prompt_encoder = SAM2PromptEncoder(
             shape.channels, (grid, grid), (self.side, self.side), decoder["mask_in_chans"]
         )
@@ -108,7 +113,7 @@ class SAM2Model(nn.Module):
 
     def lowered_weights(self) -> list[Tensor]:
         """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
-        return lowered_weights(self.image_encoder)
+        return _KINDS[type(self.image_encoder)].lowered(self.image_encoder)
 
     @property
     def encoder_identity(self) -> str:
@@ -127,7 +132,7 @@ class SAM2Model(nn.Module):
     def features(self, pixels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Segmenter.features`: normalised, encoded."""
         pixels = self._normalised(pixels)
-        if works_on(pixels.device, encoder_error):
+        if works_on(pixels.device, _KINDS[type(self.image_encoder)].error):
             fine, middle, image = self._encoder_plan(dtype)(pixels)
         else:
             with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -207,13 +212,14 @@ class SAM2Model(nn.Module):
         mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))
         return (pixels.float() - mean) / std
 
-    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera:
+    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera | FastRepViT:
         linear, no_memory = self._linear(dtype), self.no_mem_embed
         finer = (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
         key = no_memory.data_ptr(), no_memory._version, dtype, linear
 
-        def make() -> FastHiera:
-            return FastHiera(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
+        def make() -> FastHiera | FastRepViT:
+            kind = _KINDS[type(self.image_encoder)].plan
+            return kind(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
 
         return _encoders.get(self.image_encoder, key, make, also=self.sam_mask_decoder)
 
@@ -229,8 +235,20 @@ class SAM2Model(nn.Module):
         return cpu_linear(dtype) if self.no_mem_embed.device.type == "cpu" else AtenLinear
 
 
+class _Kind(NamedTuple):
+    """How an image encoder runs: its plan, the plan's self-test, and which weights it lowers."""
+
+    plan: type[FastHiera] | type[FastRepViT]
+    error: Callable[[torch.device], float]
+    lowered: Callable[[nn.Module], list[Tensor]]
+
+
+_KINDS: dict[type, _Kind] = {
+    ImageEncoder: _Kind(FastHiera, encoder_error, fast_hiera.lowered_weights),
+    RepViTEncoder: _Kind(FastRepViT, repvit_error, fast_repvit.lowered_weights),
+}
 _identities = Identities()
-_encoders: Plans[FastHiera] = Plans()
+_encoders: Plans[FastHiera | FastRepViT] = Plans()
 _decoders: Plans[FastSAM2Decoder] = Plans()
 
 
@@ -295,21 +313,27 @@ def build_sam2(
     Raises:
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
-    shapes = {name: tensor.shape for name, tensor in state.items()}
+    is_edge = any(name.startswith(BODY) for name in state)
     try:
-        hiera, decoder = read_hiera(shapes), read_decoder(shapes)
+        state = folded(state) if is_edge else state
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        encoder, decoder = read_repvit(shapes) if is_edge else read_hiera(shapes), read_decoder(shapes)
     except SAMError as error:
         raise SAMError(f"{checkpoint.name}: {error}") from error
     with torch.device("meta"):
-        model = SAM2Model(hiera, decoder, checkpoint, precision, family)
+        model = SAM2Model(encoder, decoder, checkpoint, precision, "EdgeTAM" if is_edge else family)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
+        what = "EdgeTAM checkpoint" if is_edge else f"SAM 2 checkpoint of size {encoder.size.name}"
         raise SAMError(
-            f"{checkpoint.name} is not a whole SAM 2 checkpoint of size {hiera.size.name}: {counted(len(wrong), 'tensor')} "
+            f"{checkpoint.name} is not a whole {what}: {counted(len(wrong), 'tensor')} "
             f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    if is_edge:
+        model.memory_fault = "this pack runs EdgeTAM on images alone"
+        return model.eval().requires_grad_(False)
     memory = build_memory(video or {})
     if isinstance(memory, str):
         model.memory_fault = f"its video part is not whole: {memory}"

@@ -5,9 +5,11 @@ from segment_anything.modeling import TwoWayTransformer
 
 from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear
+from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import difference, livelier, moved
 from .hiera import BlockShape, HieraShape, HieraSize, ImageEncoder
 from .mask_decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
+from .repvit import RepViTEncoder, RepViTShape
 
 
 def encoder_error(device: torch.device) -> float:
@@ -27,6 +29,18 @@ def encoder_error(device: torch.device) -> float:
     pixels, no_memory = torch.randn(2, 3, size.side, size.side), torch.randn(16)
     there = [moved(one, device) for one in convolutions]
     fast = FastHiera(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
+    fine, middle, image = encoder(pixels)
+    plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
+    return max(difference(one, other) for one, other in zip(fast, plain, strict=True))
+
+
+def repvit_error(device: torch.device) -> float:
+    """The same of EdgeTAM's encoder, `FastRepViT`."""
+    encoder = livelier(RepViTEncoder(RepViTShape((8, 8, 16, 16), (2, 2, 2, 1), (4, 4, 4, 4), 2, 16, 64)).eval())
+    convolutions = [torch.nn.Conv2d(16, width, 1) for width in (2, 4)]
+    pixels, no_memory = torch.randn(2, 3, 64, 64), torch.randn(16)
+    there = [moved(one, device) for one in convolutions]
+    fast = FastRepViT(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
     fine, middle, image = encoder(pixels)
     plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
     return max(difference(one, other) for one, other in zip(fast, plain, strict=True))

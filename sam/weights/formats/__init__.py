@@ -10,6 +10,7 @@ from torch import Tensor
 from ...errors import SAMError
 from .hugging_face import from_hugging_face, is_hugging_face
 from .meta import with_joined_attention, without_pixels
+from .micro_sam import with_merged_lora
 from .search import find_model
 from .tensors import to_weights
 
@@ -37,7 +38,7 @@ def weights_in(content: Any, file: str) -> dict[str, Tensor]:
     state = find_model(content, file).weights
     del content  # so that a tensor in float16 is gone as soon as it is one in float32
     to_weights(state, file)
-    return state
+    return with_merged_lora(state, file)
 
 
 def sam_names(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:

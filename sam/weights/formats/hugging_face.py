@@ -1,7 +1,7 @@
 """The names of Hugging Face's `SamModel` and `SamHQModel` -> SAM's."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -52,20 +52,26 @@ _MLP = re.compile(
 )
 
 
-def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of transformers' classes."""
-    return any(name.startswith("vision_encoder.") for name in state)
+def is_hugging_face(names: Collection[str]) -> bool:
+    """Whether a model's tensors have the names of transformers' classes."""
+    return any(name.startswith("vision_encoder.") for name in names)
 
 
-def from_hugging_face(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+def from_hugging_face(state: dict[str, Tensor], file: str, beside: Collection[str] = ()) -> dict[str, Tensor]:
     """The same tensors under SAM's names; a name that no rule knows stays.
+
+    Args:
+        state: all tensors of a model, or some of them.
+        file: its name, for messages.
+        beside: names of others of the same model, by which the layers of its MLPs are counted.
 
     Raises:
         SAMError: two tensors that are one in SAM differ.
     """
     renamed: dict[str, Tensor] = {}
+    names = {*state, *beside}
     for name, tensor in state.items():
-        new = _hugging_face_name(name, state)
+        new = _hugging_face_name(name, names)
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise SAMError(
                 f"{file} holds two different tensors for {new}, which must be equal in a SamModel: save or download it again."
@@ -74,19 +80,19 @@ def from_hugging_face(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _hugging_face_name(name: str, state: Mapping[str, Tensor]) -> str:
+def _hugging_face_name(name: str, names: Collection[str]) -> str:
     if match := _MLP.match(name):
-        return f"{match[1].replace('hq_mask_mlp', 'hf_mlp')}.layers.{_mlp_layer(match, state)}.{match[4]}"
+        return f"{match[1].replace('hq_mask_mlp', 'hf_mlp')}.layers.{_mlp_layer(match, names)}.{match[4]}"
     for pattern, replacement in _HUGGING_FACE:
         if pattern.match(name):
             return _POSITIONS if replacement == "POSITIONS" else pattern.sub(replacement, name)
     return name
 
 
-def _mlp_layer(match: re.Match[str], state: Mapping[str, Tensor]) -> int:
+def _mlp_layer(match: re.Match[str], names: Collection[str]) -> int:
     """SAM numbers an MLP's layers through; Hugging Face calls the first `proj_in` and the last `proj_out`."""
     if match[2] == "proj_in":
         return 0
     if match[3] is not None:
         return int(match[3]) + 1
-    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in state)
+    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in names)

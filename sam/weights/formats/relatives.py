@@ -8,9 +8,7 @@ _SAM3 = "ComfyUI's own SAM3 nodes, or sam2.1_hiera_base_plus.safetensors for cli
 _RELATIVES = tuple(
     (re.compile(rf"(?:{pattern})"), family, instead)
     for pattern, family, instead in (
-        (r"prompt_encoder\.bbox_top_left_embeddings", "EfficientSAM", "sam_vit_b_01ec64.pth"),
         (r"image_encoder\.backbone\.", "EfficientViT-SAM", "sam_vit_b_01ec64.pth"),
-        (r"spatial_perceiver\.|image_encoder\.trunk\.body\.|vision_encoder\.backbone\.timm_model\.", "EdgeTAM", _SAM2),
         (r"(?:detector|tracker|detector_model|tracker_model|detr_encoder|geometry_encoder)\.", "SAM 3", _SAM3),
         (r"vision_encoder\.(?:backbone\.layers|neck\.fpn_layers)\.", "SAM 3", _SAM3),
         (r"sam_mask_decoder\.(?:hf_token|hf_mlp|compress_vit_feat|embedding_encoder)\b", "a SAM-HQ variant of SAM 2", _SAM2),

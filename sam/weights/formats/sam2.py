@@ -6,7 +6,7 @@ which is strict, can name it.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ VIDEO = re.compile(
     r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc$|no_mem_pos_enc$|no_obj_ptr$|no_obj_embed_spatial$|obj_ptr_proj\.|"
     r"obj_ptr_tpos_proj\.|mask_downsample\.|memory_temporal_positional_encoding$|no_memory_positional_encoding$|"
     r"no_object_pointer$|occlusion_spatial_embedding_parameter$|object_pointer_proj\.|"
-    r"temporal_positional_encoding_projection_layer\."
+    r"temporal_positional_encoding_projection_layer\.|spatial_perceiver\."
 )
 # Only 2.1 has these, and only files that hold the video part too.
 _NEW_IN_2_1 = (
@@ -45,6 +45,7 @@ _FUSER = {"depthwise_conv": "dwconv", "layer_norm": "norm", "pointwise_conv1": "
 
 def _table() -> Iterable[tuple[str, str]]:
     trunk, decoder = r"vision_encoder\.backbone\.", r"mask_decoder\."
+    yield trunk + r"timm_model\.(.+)", r"image_encoder.trunk.body.\1"
     yield trunk + r"patch_embed\.projection\.(\w+)", r"image_encoder.trunk.patch_embed.proj.\1"
     yield trunk + r"blocks\.(\d+)\.layer_norm(\d)\.(\w+)", r"image_encoder.trunk.blocks.\1.norm\2.\3"
     yield trunk + r"blocks\.(\d+)\.mlp\.proj_in\.(\w+)", r"image_encoder.trunk.blocks.\1.mlp.layers.0.\2"
@@ -127,35 +128,46 @@ def to_video_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
 
 def _renamed_all(part: dict[str, Tensor], state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     """Some of a checkpoint's tensors, renamed where the whole is transformers'."""
-    return _from_hugging_face(part, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in state) else part
+    return from_sam2_model(part, file) if any(name.startswith(_HUGGING_FACE_ROOT) for name in state) else part
 
 
-def _from_hugging_face(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+def from_sam2_model(state: Mapping[str, Tensor], file: str, beside: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors with the names of transformers' `Sam2Model` under Meta's names; a name that no rule knows stays.
+
+    Args:
+        state: all tensors of a model, or some of them.
+        file: its name, for messages.
+        beside: names of others of the same model, by which the layers of its heads are counted.
+
+    Raises:
+        SAMError: two tensors make one.
+    """
     renamed: dict[str, Tensor] = {}
+    names = {*state, *beside}
     for name, tensor in state.items():
-        for new, part in _renamed(name, tensor, state):
+        for new, part in _renamed(name, tensor, names):
             if new in renamed and not torch.equal(renamed[new], part):
                 raise SAMError(f"{file} holds two different tensors for {new}: it is not a Sam2Model as it was saved.")
             renamed[new] = part
     return renamed
 
 
-def _renamed(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+def _renamed(name: str, tensor: Tensor, names: Collection[str]) -> Iterable[tuple[str, Tensor]]:
     if name == _POINTS:  # Meta has a table of one row for each kind of point
         return [(f"sam_prompt_encoder.point_embeddings.{kind}.weight", row[None]) for kind, row in enumerate(tensor)]
     if match := _HEAD.match(name):
         head = "obj_ptr_proj" if match[1] == "object_pointer_proj" else f"sam_{match[1]}"
-        return [(f"{head}.layers.{_head_layer(match, state)}.{match[4]}", tensor)]
+        return [(f"{head}.layers.{_head_layer(match, names)}.{match[4]}", tensor)]
     for pattern, replacement in _HUGGING_FACE:
         if pattern.match(name):
             return [(pattern.sub(replacement, name), tensor)]
     return [(name, tensor)]
 
 
-def _head_layer(match: re.Match[str], state: Mapping[str, Tensor]) -> int:
+def _head_layer(match: re.Match[str], names: Collection[str]) -> int:
     """Meta numbers a head's layers through; transformers calls the first `proj_in` and the last `proj_out`."""
     if match[2] == "proj_in":
         return 0
     if match[3] is not None:
         return int(match[3]) + 1
-    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in state)
+    return 1 + sum(name.startswith(f"{match[1]}.layers.") and name.endswith(".weight") for name in names)

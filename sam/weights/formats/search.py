@@ -35,7 +35,6 @@ _FIRST_LAYER = re.compile(
 )
 _ADAPTER = re.compile(r"(?:^|[._])(?:lora|adapter)", re.IGNORECASE)
 _PEFT = re.compile(r"(?:^|\.)(?:lora_[A-Z]\w*|base_layer|modules_to_save)\.")
-_MICRO_SAM = re.compile(r"\.qkv\.(?:qkv_proj|w_[ab]_linear_[qkv])\.")
 _QUANTIZED = re.compile(r"(?:^|\.)_packed_params(?:\.|$)")
 _QUANTIZERS = ("torchao.", "bitsandbytes.", "optimum.quanto.", "torch.ao.")
 _DECODER_ALONE = re.compile(r"(?:^|\.)iou_token\.weight$")
@@ -123,6 +122,13 @@ def _plain(path: tuple[str | int, ...]) -> str:
     return ".".join([*(part for part in above if part != "module" and not part.startswith("_")), last])
 
 
+def inside_model(name: str) -> str:
+    """A name as it is within a model, without what wrappers and whatever holds the model put before it."""
+    plain = _plain((name,))
+    place = _place_of(plain)
+    return plain if place is None else plain.removeprefix(place[0])
+
+
 def _place_of(name: str) -> tuple[str, str] | None:
     """What stands before the first part of a SAM in a name, with its dot, and which part it is; None where there is none."""
     pieces = name.split(".")
@@ -192,13 +198,9 @@ def _refuse_unmerged(leaves: list[tuple[tuple[str | int, ...], Tensor | Opaque]]
     names = [".".join(map(str, path)) for path, _ in leaves]
     if found := next(filter(_PEFT.search, names), None):
         raise SAMError(
-            f"{file} was not loaded: it holds LoRA weights of peft ({shortened(found)}), which are an adapter for a model and "
-            f"not one. Merge them into the model that they were trained with, and save that: {_MERGE}."
-        )
-    if found := next(filter(_MICRO_SAM.search, names), None):
-        raise SAMError(
-            f"{file} was not loaded: it holds LoRA layers of micro-sam ({shortened(found)}), which are not merged into the "
-            "weights. Add each of them to qkv.weight and save the result, or fine-tune without peft_kwargs."
+            f"{file} was not loaded: it holds LoRA weights of peft ({shortened(found)}), without the adapter_config.json that "
+            "says how to merge them. Put adapter_model.safetensors and adapter_config.json, as save_pretrained wrote them, "
+            f"into one folder, or merge them in Python and save that: {_MERGE}."
         )
     if found := next(filter(_QUANTIZED.search, names), None):
         raise SAMError(
