@@ -188,7 +188,6 @@ def test_what_is_not_whole_is_refused_by_name(state, change, said, tmp_path):
         load_model(tmp_path / "x.pt")
 
 
-def test_the_published_files_are_known():
-    for size, family in (("t", "EfficientSAM-Ti"), ("s", "EfficientSAM-S")):
-        known = KNOWN[f"efficient_sam_vit{size}.pt"]
-        assert (known.family, known.licence) == (family, "Apache-2.0")
+def test_the_published_file_is_known():
+    known = KNOWN["efficient_sam_vitt.pt"]
+    assert (known.family, known.licence) == ("EfficientSAM-Ti", "Apache-2.0")

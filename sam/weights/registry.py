@@ -72,11 +72,6 @@ def _hq(name: str, family: str) -> KnownCheckpoint:
     return KnownCheckpoint(RemoteFile(name, "lkeab/hq-sam", name), family)
 
 
-def _efficient(name: str, family: str) -> KnownCheckpoint:
-    """The author's files are in the git repository, one of them zipped; these are the hub's copies of the two."""
-    return KnownCheckpoint(RemoteFile(name, "merve/EfficientSAM", name), family)
-
-
 def _meta_2_1(size_name: str, family: str, size: int, sha256: str) -> KnownCheckpoint:
     """Meta's own file; sizes and sums are those by which other projects verify downloads from Meta's address."""
     name = f"sam2.1_hiera_{size_name}.pt"
@@ -126,8 +121,8 @@ KNOWN: dict[str, KnownCheckpoint] = {
         _hq("sam_hq_vit_l.pth", "SAM-HQ ViT-L"),
         _hq("sam_hq_vit_h.pth", "SAM-HQ ViT-H"),
         _hq("sam_hq_vit_tiny.pth", "Light HQ-SAM"),
-        _efficient("efficient_sam_vitt.pt", "EfficientSAM-Ti"),
-        _efficient("efficient_sam_vits.pt", "EfficientSAM-S"),
+        # The authors' EfficientSAM-S lies zipped in their git repository, which is nothing to download from here.
+        KnownCheckpoint(RemoteFile("efficient_sam_vitt.pt", "merve/EfficientSAM", "efficient_sam_vitt.pt"), "EfficientSAM-Ti"),
         _hub("yonigozlan/EdgeTAM-hf", "EdgeTAM"),
         _hub("wanglab/medsam-vit-base", "MedSAM ViT-B"),
         _meta_2_1(
