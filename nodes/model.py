@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from ..sam import PRECISIONS, SAM_MODELS, Precision, SAMModel, load_shared
+from ..sam import PRECISIONS, SAM_MODELS, Precision, Segmenter, load_shared
 from ..sam.weights.catalog import Catalog, is_adapter_name
 from ..sam.weights.hub import fetch_from_hub
 from ..utils.comfy_folders import model_folders
@@ -123,7 +123,7 @@ class SAMModelLoader(ModelLoader):
         needs_base = found is True and isinstance(model_name, str) and cls.MODELS.find(model_name).base is not None
         return cls.MODELS.is_listed(base_model) if needs_base and base_model != NAMED else found
 
-    def load_model(self, model_name: str, precision: Precision = "auto", base_model: str = NAMED) -> tuple[SAMModel]:
+    def load_model(self, model_name: str, precision: Precision = "auto", base_model: str = NAMED) -> tuple[Segmenter]:
         return (self.MODELS.find(model_name, chosen_base(base_model)).load(precision),)
 
 
@@ -163,6 +163,6 @@ class SAMHubLoader:
         revision: str = "",
         filename: str = "",
         precision: Precision = "auto",
-    ) -> tuple[SAMModel]:
+    ) -> tuple[Segmenter]:
         path = fetch_from_hub(repo_id, revision.strip(), filename.strip(), model_folders(SAM_MODELS.kind))
         return (load_shared(path, precision),)

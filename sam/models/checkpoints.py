@@ -7,10 +7,9 @@ from ..errors import SAMError
 from ..weights.adapters import named_base, read_adapter
 from ..weights.catalog import Catalog, Entry
 from ..weights.registry import BUNDLED, KNOWN, SAM_ALIASES
-from .base import Precision
+from .base import Precision, Segmenter
 from .loaded import load_shared
 from .retrained import with_decoder
-from .sam import SAMModel
 from .taught_files import base_of_decoder, load_decoder
 
 
@@ -18,7 +17,7 @@ def _base_of(path: Path) -> str | None:
     return base_of_decoder(path) if (base := named_base(path)) is None else base
 
 
-def _load_onto(base: Entry[SAMModel], path: Path, precision: Precision = "auto") -> SAMModel:
+def _load_onto(base: Entry[Segmenter], path: Path, precision: Precision = "auto") -> Segmenter:
     if named_base(path) is None:
         change = load_decoder(path)  # first: what is damaged downloads nothing
         return with_decoder(base.load(precision), change, path)

@@ -11,7 +11,7 @@ from ..errors import SAMError
 from ..weights.checkpoint_reader import adapter_files, checkpoint_files, file_stamp
 from .base import Precision, Segmenter, identity_of
 from .families import load_model
-from .sam import ForeignSAM, SAMModel
+from .sam import ForeignSAM
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _CHUNK = 1 << 20
@@ -22,7 +22,7 @@ Stamp: TypeAlias = tuple[tuple[int, ...], ...]
 class _Loaded:
     """A live model, and the checkpoint and the adapter that it came from, all files of them, as they were."""
 
-    model: "weakref.ref[SAMModel]"
+    model: "weakref.ref[Segmenter]"
     source: "_Source"
     stamp: Stamp
     precision: Precision
@@ -66,7 +66,7 @@ def recall(identity: str) -> Segmenter | None:
     return _remembered.get(identity)
 
 
-def load_shared(path: Path, precision: Precision = "auto", adapter: Path | None = None) -> SAMModel:
+def load_shared(path: Path, precision: Precision = "auto", adapter: Path | None = None) -> Segmenter:
     """`load_model`, or the model that is already loaded from a checkpoint of the same content, for as long as it is in use.
 
     A checkpoint is all its files: an index and its shards are one, and so are a checkpoint and an adapter that is merged into
@@ -79,7 +79,7 @@ def load_shared(path: Path, precision: Precision = "auto", adapter: Path | None 
         raise SAMError(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
-def _load_shared(source: _Source, precision: Precision) -> SAMModel:
+def _load_shared(source: _Source, precision: Precision) -> Segmenter:
     with _turn:
         _loaded[:] = [entry for entry in _loaded if entry.model() is not None]
         stamp, sample = source.stamp(), None
