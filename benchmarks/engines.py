@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 from harness import MODELS, Report, Table, interleaved, peak_memory, random_sam
+from samkit.sam import load_model
+from samkit.sam.models.efficient_sam.decoder import DecoderShape
+from samkit.sam.models.efficient_sam.encoder import PlainViTShape
+from samkit.sam.models.efficient_sam.model import EfficientSAM
 from samkit.sam.models.features import IMAGE
 from samkit.sam.models.sam import decoder_plan, run_encoder
 from samkit.sam.models.tiny_vit import Stage, TinyViT
@@ -24,7 +28,8 @@ from torch import Tensor, nn
 
 PACKAGES = {"openvino": "2026.4.1", "onnxruntime": "1.32.0", "onnx": "1.23.2"}
 ROUNDS, PROMPTS = 5, (1, 64, 256)
-CONFIGS = {"SAM ViT-B": "vit_b", "SlimSAM-77": "slimsam_77", "SAM 2.1 tiny": "tiny", "SAM 2.1 base+": "base+", "MobileSAM": ""}
+CONFIGS = {"SAM ViT-B": "vit_b", "SlimSAM-77": "slimsam_77", "SAM 2.1 tiny": "tiny", "SAM 2.1 base+": "base+"}
+ENCODERS = (*CONFIGS, "MobileSAM", "EfficientSAM-Ti", "EdgeTAM")
 IN_ONNX = ("SAM ViT-B", "MobileSAM")
 _BUSY = "while True: pass"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,6 +68,19 @@ def encoder_of(name: str) -> tuple[nn.Module, Callable[[torch.dtype], Tensor], T
         stages = Stage(64, 2, 0, 0, 2), Stage(128, 2, 4, 7, 2), Stage(160, 6, 5, 14, 1), Stage(320, 2, 10, 7, 0)
         encoder = TinyViT(1024, stages, 4.0, 4.0, 256).eval()
         return encoder, lambda dtype: run_encoder(encoder, pixels, dtype)[0], pixels
+    if name == "EfficientSAM-Ti":
+        torch.manual_seed(0)
+        shape = PlainViTShape(width=192, depth=12, heads=3, hidden=768, patch=16, grid=64, places=14 * 14 + 1, channels=256)
+        ours = EfficientSAM(shape, DecoderShape(256, 2, 2048, 2, 4, 64, 32, 3, 256, 3), Path("ti.pt"), "fp32").eval()
+        return ours.image_encoder, lambda dtype: ours.features(colours, dtype)[IMAGE], pixels
+    if name == "EdgeTAM":
+        from reference_edgetam import random_edgetam
+
+        theirs = random_edgetam()
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(folder)
+            ours = load_model(folder, "fp32")
+        return _Maps(theirs), lambda dtype: ours.features(colours, dtype)[IMAGE], pixels
     if not name.startswith("SAM 2"):
         encoder = random_sam(**MODELS[CONFIGS[name]]).image_encoder
         return encoder, lambda dtype: run_encoder(encoder, pixels, dtype)[0], pixels
@@ -155,7 +173,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     )
     memory = Table("Memory above the model, float32", ["encoder", "ours", "OpenVINO"])
     with tempfile.TemporaryDirectory() as folder:
-        for name in CONFIGS:
+        for name in ENCODERS:
             _encoder(name, Path(folder), (exact, lower, loaded, memory), report)
         decoder = _decoder(Path(folder), report)
     exact.note = f"Medians of {ROUNDS} rounds. Differences and errors are relative to the reference's largest value."
