@@ -246,9 +246,9 @@ class SegmentText(MakesLarge, ShowsResult):
         frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
         options = PredictOptions(mask_threshold=mask_threshold, hq=hq, logits=False)
-        frame = sam_model.frame(frames.size)
-        prompts = objects_per_frame(PromptInputs(boxes=[Marks(one.boxes) for one in found]), len(frames), frame)
-        results, merged = Results(prompts, frame, options, individual_masks), MaskStack(len(frames), frames.size)
+        geometry = sam_model.geometry(frames.size)
+        prompts = objects_per_frame(PromptInputs(boxes=[Marks(one.boxes) for one in found]), len(frames), geometry)
+        results, merged = Results(prompts, geometry, options, individual_masks), MaskStack(len(frames), frames.size)
         is_whole, has_cutout = self.wants("overlay"), self.wants("cutout")
         # The node itself shows the first frames of it.
         overlay = torch.empty(len(frames) if is_whole else min(len(frames), MOST_SHOWN), *frames.size, 3)

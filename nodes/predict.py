@@ -28,7 +28,7 @@ from ..sam import (
     result_device,
     segment_each,
 )
-from ..sam.geometry import Frame
+from ..sam.geometry import Geometry
 from ..utils.batch_manager import first_frame
 from ..utils.boxes import BoundingBox, BoxForm, tight_box
 from ..utils.stacks import MaskStack, joined
@@ -239,9 +239,9 @@ class Segment(_Predictor):
         refuse_nothing(given, _SOCKETS)
         refuse_shares(given, tuple(size))
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
-        frame = sam_model.frame(tuple(size))
-        prompts = objects_per_frame(given, frames, frame)
-        results = Results(prompts, frame, options, individual_masks)
+        geometry = sam_model.geometry(tuple(size))
+        prompts = objects_per_frame(given, frames, geometry)
+        results = Results(prompts, geometry, options, individual_masks)
         segment_each(sam_model, image, prompts, results.take, options, device_mode)
         return results.outputs(image)
 
@@ -256,9 +256,9 @@ def predict(
     image: Tensor | None = None,
 ) -> Outputs:
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
-    frame = model.frame(embedding.original_size)
-    prompts = objects_per_frame(given, len(embedding), frame)
-    results = Results(prompts, frame, options, individual_masks)
+    geometry = model.geometry(embedding.original_size)
+    prompts = objects_per_frame(given, len(embedding), geometry)
+    results = Results(prompts, geometry, options, individual_masks)
     decode_each(model, embedding, prompts, results.take, options, device_mode)
     return results.outputs(image)
 
@@ -268,23 +268,23 @@ class Results:
 
     Args:
         prompts: the objects of each frame.
-        frame: how each lies in the model's input.
+        geometry: how each lies in the model's input.
         options: what was asked for.
         individual_masks: see the nodes.
     """
 
     def __init__(
-        self, prompts: Sequence[Sequence[Prompt]], frame: Frame, options: PredictOptions, individual_masks: bool
+        self, prompts: Sequence[Sequence[Prompt]], geometry: Geometry, options: PredictOptions, individual_masks: bool
     ) -> None:
-        self.frame, self.options, self.apart = frame, options, individual_masks or options.candidate == "all"
-        self.masks, self.shown = MaskStack(len(prompts), frame.original), Shown(len(prompts))
+        self.geometry, self.options, self.apart = geometry, options, individual_masks or options.candidate == "all"
+        self.masks, self.shown = MaskStack(len(prompts), geometry.original), Shown(len(prompts))
         self.bboxes: list[list[BoundingBox]] = [[] for _ in prompts]
         self.scores: list[list[float]] = [[] for _ in prompts]
         # How many candidates an object has is only known once it is decoded; otherwise the output is filled as they come.
         self.parts = [torch.zeros(0)] * len(prompts) if options.candidate == "all" else []
         *self.places, count = accumulate((max(1, len(objects)) for objects in prompts), initial=0)
         count = count if options.logits and not self.parts else 0
-        self.logits = torch.empty(count, 1, *frame.grid, device=result_device())
+        self.logits = torch.empty(count, 1, *geometry.grid, device=result_device())
 
     def take(self, index: int, found: FramePrediction) -> None:
         """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
@@ -301,8 +301,8 @@ class Results:
             self.logits[self.places[index] : self.places[index] + len(found.logits)] = found.logits
 
     def _placeholder(self, found: FramePrediction) -> FramePrediction:
-        logits = found.logits.new_full((int(self.options.logits), 1, *self.frame.grid), ABSENT_LOGIT)
-        return FramePrediction(found.masks.new_zeros(1, *self.frame.original), found.scores.new_zeros(1), logits)
+        logits = found.logits.new_full((int(self.options.logits), 1, *self.geometry.grid), ABSENT_LOGIT)
+        return FramePrediction(found.masks.new_zeros(1, *self.geometry.original), found.scores.new_zeros(1), logits)
 
     def outputs(self, image: Tensor | None = None) -> Outputs:
         """The outputs, shown on `image`; there are no logits where nothing is connected to them."""

@@ -43,7 +43,7 @@ def segment_marks(image: ImagePredictor, prompts: EditorPrompts, frame: int, onl
         float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
     one = prompts.objects[only]
-    objects = objects_per_frame(prompts.given([frame], image.frame.original, only), 1, image.frame)[0]
+    objects = objects_per_frame(prompts.given([frame], image.geometry.original, only), 1, image.geometry)[0]
     options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
     masks, scores, _ = image.predict(objects, options)
     return finish_object(masks.any(0).float(), one, frame), min(scores.tolist(), default=0.0)

@@ -6,7 +6,7 @@ Size = tuple[int, int]
 """(height, width)."""
 
 
-class Frame(NamedTuple):
+class Geometry(NamedTuple):
     """Where an image is inside a model's input.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Typed prompts: which of them make one object, and their way from source pixels into the model's frame."""
+"""Typed prompts: which of them make one object, and their way from source pixels into the model's input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from ..utils.images import resize_masks
 from ..utils.marks import NO_BOXES, NO_POINTS, Marks, Name
 from ..utils.text import counted
 from .errors import SAMError
-from .geometry import Frame, Size
+from .geometry import Geometry, Size
 
 # SAM 2's own scale and bias for a mask used as output (`_use_mask_as_output`): 0 at one half, -10 for "not here".
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
@@ -113,7 +113,7 @@ def clip_boxes(boxes: Marks, size: Size) -> Marks:
     return replace(boxes, rows=corners).where((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))
 
 
-def mask_to_logits(mask: Tensor, frame: Frame) -> Tensor | None:
+def mask_to_logits(mask: Tensor, geometry: Geometry) -> Tensor | None:
     """A mask as SAM's mask prompt, aligned with the image inside the model's square.
 
     It is resized to the resized image's size, padded to the square, averaged down to the decoder's grid, and scaled to
@@ -121,43 +121,43 @@ def mask_to_logits(mask: Tensor, frame: Frame) -> Tensor | None:
 
     Args:
         mask: `[H, W]` in 0..1, of the image's proportions.
-        frame: how the image lies in the model's input.
+        geometry: how the image lies in the model's input.
 
     Returns:
         float32 `[1, 4h, 4w]`, or None for a mask with nothing in it (LoadImage's answer for "no alpha" is one).
     """
     if not bool((mask > 0).any()):
         return None
-    return on_grid(mask, frame, frame.grid) * _MASK_SCALE + _MASK_BIAS
+    return on_grid(mask, geometry, geometry.grid) * _MASK_SCALE + _MASK_BIAS
 
 
-def on_grid(values: Tensor, frame: Frame, grid: Size) -> Tensor:
+def on_grid(values: Tensor, geometry: Geometry, grid: Size) -> Tensor:
     """An image's map `[H, W]` averaged over a grid (h, w) on the model's square: `[1, h, w]`, 0 in the padding."""
-    resized = resize_masks(values[None], frame.resized)
-    padding = (0, frame.side - frame.resized[1], 0, frame.side - frame.resized[0])
+    resized = resize_masks(values[None], geometry.resized)
+    padding = (0, geometry.side - geometry.resized[1], 0, geometry.side - geometry.resized[0])
     return F.adaptive_avg_pool2d(F.pad(resized, padding), grid)
 
 
 @dataclass(frozen=True)
 class PromptTensors:
-    """Prompts of one shape in the model's frame, as `PromptEncoder` takes them."""
+    """Prompts of one shape in the model's input, as `PromptEncoder` takes them."""
 
     points: tuple[Tensor, Tensor] | None
     boxes: Tensor | None
     masks: Tensor | None
 
 
-def to_model_frame(prompts: Sequence[Prompt], frame: Frame, device: torch.device) -> PromptTensors:
+def to_model_input(prompts: Sequence[Prompt], geometry: Geometry, device: torch.device) -> PromptTensors:
     """Batch prompts that all have as many points, and all or none a box and logits (see `shape_of`).
 
     Coordinates are scaled in float64 and rounded once to float32, as `ResizeLongestSide.apply_coords` does.
 
     Args:
         prompts: N of them.
-        frame: how the image lies in the model's input; each axis has a scale of its own.
+        geometry: how the image lies in the model's input; each axis has a scale of its own.
         device: of the tensors.
     """
-    (height, width), (resized_height, resized_width) = frame.original, frame.resized
+    (height, width), (resized_height, resized_width) = geometry.original, geometry.resized
     scale = np.array([resized_width / width, resized_height / height])
     first = prompts[0]
     points = boxes = masks = None
@@ -206,13 +206,13 @@ class PromptInputs:
         return all(value is None for value in (self.positive, self.negative, self.boxes, self.mask, self.logits))
 
 
-def objects_per_frame(given: PromptInputs, count: int, frame: Frame) -> list[list[Prompt]]:
+def objects_per_frame(given: PromptInputs, count: int, geometry: Geometry) -> list[list[Prompt]]:
     """Validate what was given, and group it into objects.
 
     Args:
         given: the prompts, `count` entries in each list.
         count: number of images B.
-        frame: how each of the images lies in the model's input.
+        geometry: how each of the images lies in the model's input.
 
     Returns:
         For each image its objects; none where its prompts are empty.
@@ -220,12 +220,12 @@ def objects_per_frame(given: PromptInputs, count: int, frame: Frame) -> list[lis
     Raises:
         SAMError: a point outside the image, or masks or logits of a wrong number, shape or value.
     """
-    grouped = [_group_frame(given, index, frame.original) for index in range(count)]
-    dense = _dense_prompts(given, grouped, frame)
+    grouped = [_group_image(given, index, geometry.original) for index in range(count)]
+    dense = _dense_prompts(given, grouped, geometry)
     return [[prompt for prompt in map(_with_logits, *pair) if prompt] for pair in zip(grouped, dense, strict=True)]
 
 
-def _group_frame(given: PromptInputs, index: int, original: Size) -> list[Prompt | None]:
+def _group_image(given: PromptInputs, index: int, original: Size) -> list[Prompt | None]:
     """The objects of one image; a single None, for a mask to fill, where points and boxes make none."""
     return list(group(*_marks(given, index, original))) or [None]
 
@@ -264,12 +264,12 @@ def _inside(points: Marks, size: Size, name: str) -> Marks:
     return points
 
 
-def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], frame: Frame) -> list[list[Tensor | None]]:
+def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], geometry: Geometry) -> list[list[Tensor | None]]:
     """Mask logits `[1, 4h, 4w]`, or None, for each object of each image."""
     if given.logits is not None:
-        each = _checked_logits(given.logits, frame)
+        each = _checked_logits(given.logits, geometry)
     elif given.mask is not None:
-        each = [mask_to_logits(mask, frame) for mask in given.mask]
+        each = [mask_to_logits(mask, geometry) for mask in given.mask]
     else:
         each = []
     name = "logits" if given.logits is not None else "mask_prompt"
@@ -277,8 +277,8 @@ def _dense_prompts(given: PromptInputs, grouped: list[list[Prompt | None]], fram
     return [[next(shared) for _ in objects] for objects in grouped]
 
 
-def _checked_logits(logits: Tensor, frame: Frame) -> list[Tensor]:
-    expected = (1, *frame.grid)
+def _checked_logits(logits: Tensor, geometry: Geometry) -> list[Tensor]:
+    expected = (1, *geometry.grid)
     if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1:] != expected:
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else f"of a {type(logits).__name__}"
         raise SAMError(f"logits has the shape {seen}, but this model needs (N, {', '.join(map(str, expected))}).")

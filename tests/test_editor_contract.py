@@ -14,7 +14,7 @@ from samkit.nodes.editor.preview import text_of
 from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError, objects_per_frame
-from samkit.sam.geometry import Frame
+from samkit.sam.geometry import Geometry
 from samkit.utils.finish import Finish
 from samkit.utils.patches import encode_runs, parse_patch
 
@@ -139,7 +139,7 @@ def test_runs_are_read_as_the_browser_reads_them(runs, width, height, kinds):
 def test_marks_of_version_1_make_the_objects_that_the_browser_makes(marks, groups):
     """A run groups what goes out of the node by SAM Predict Mask's rule; the browser does it when it loads such a text."""
     parsed = parse_editor({"version": 1, "marks": marks})
-    (prompts,) = objects_per_frame(parsed.given([0], (60, 80)), 1, Frame((60, 80), (60, 80), 80, (20, 20), True))
+    (prompts,) = objects_per_frame(parsed.given([0], (60, 80)), 1, Geometry((60, 80), (60, 80), 80, (20, 20), True))
     assert sorted(sorted(places(one, marks)) for one in prompts) == sorted(map(sorted, groups))
 
 

@@ -14,7 +14,7 @@ from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.prompt_editor import PromptEditor
 from samkit.sam import SAMError, Segmenter
-from samkit.sam.geometry import Frame
+from samkit.sam.geometry import Geometry
 from samkit.sam.models.base import Decoded
 from torch import nn
 
@@ -30,8 +30,8 @@ class BoxModel:
     def __init__(self):
         self.network = nn.Module()
 
-    def frame(self, original):
-        return Frame(original, (64, 64), 64, (64, 64), False)
+    def geometry(self, original):
+        return Geometry(original, (64, 64), 64, (64, 64), False)
 
     def features(self, pixels, dtype):
         self.encoded += len(pixels)

@@ -9,7 +9,7 @@ from conftest import as_image, make_image
 from films import make_film
 from samkit.nodes.track import TrackObjects
 from samkit.sam.errors import SAMError
-from samkit.sam.geometry import Frame
+from samkit.sam.geometry import Geometry
 from samkit.sam.models.features import Features
 from samkit.sam.tasks import follow
 from samkit.sam.tasks import track as tracking
@@ -239,7 +239,7 @@ class TestParts:
     """What a frame is made of, on a model whose masks are known."""
 
     def frame(self, model=None):
-        image, frame = make_image(60, 80), Frame((60, 80), (64, 64), 64, (64, 64), False)
+        image, frame = make_image(60, 80), Geometry((60, 80), (64, 64), 64, (64, 64), False)
         features = {"image": np.random.default_rng(0).standard_normal((3, 16, 16)).astype(np.float32)}
         return FollowFrame(model or BoxModel(), Features(features, "", torch.device("cpu")), image, frame)
 
@@ -275,7 +275,7 @@ class TestParts:
 
     def test_padding_is_not_looked_at(self, tiny_model):
         """A tall image, whose right side is padding in SAM's square."""
-        frame = tiny_model.frame((80, 30))
+        frame = tiny_model.geometry((80, 30))
         features = Features({"image": np.ones(tiny_model.map_shapes["image"], np.float32)}, "", torch.device("cpu"))
         one = FollowFrame(tiny_model, features, make_image(80, 30), frame)
         assert one.valid[:, :10].all() and not one.valid[:, 13:].any()
@@ -284,7 +284,7 @@ class TestParts:
 
     def test_a_rating_is_of_overlap_looks_color_and_predicted_iou(self):
         """On an image and features that are the same everywhere, and then not."""
-        frame, image = Frame((64, 64), (64, 64), 64, (64, 64), False), np.full((64, 64, 3), 80, np.uint8)
+        frame, image = Geometry((64, 64), (64, 64), 64, (64, 64), False), np.full((64, 64, 3), 80, np.uint8)
         values = np.ones((3, 16, 16), np.float32)
         values[:, :, 8:] = np.array([1.0, -1, 0], np.float32)[:, None, None]  # at a right angle to the left half's
         image[:, 32:] = 130

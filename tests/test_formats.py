@@ -121,7 +121,7 @@ def pixels_of(model, image):
     """What SamProcessor (PIL) gives: the long side at the model's size, normalised, padded with zeros."""
     from samkit.utils.images import resize_pil
 
-    resized = torch.from_numpy(resize_pil(image, model.frame(image.shape[:2]).resized)).permute(2, 0, 1)[None]
+    resized = torch.from_numpy(resize_pil(image, model.geometry(image.shape[:2]).resized)).permute(2, 0, 1)[None]
     return model.preprocess(resized.float())
 
 

@@ -15,7 +15,7 @@ from fakes import FakeComfyUI, install
 from reference import content_id
 from samkit.sam import encode, load_model, stay_loaded
 from samkit.sam.errors import BusyError
-from samkit.sam.geometry import Frame
+from samkit.sam.geometry import Geometry
 from samkit.sam.kernels import self_test
 from samkit.sam.kernels.attention import attend_in_pieces, attend_with_bias, position_table
 from samkit.sam.kernels.decoder import Guidance
@@ -457,8 +457,8 @@ class FakeEncoder:
     def __init__(self):
         self.network, self.log, self.most = torch.nn.Linear(1, 1), [], 99
 
-    def frame(self, original):
-        return Frame(original, original, 128, (16, 16), True)
+    def geometry(self, original):
+        return Geometry(original, original, 128, (16, 16), True)
 
     def working_bytes(self, dtype):
         return 0, 1 << 30
@@ -613,7 +613,7 @@ class TestFakeCuda:
     @pytest.mark.parametrize("guided", [False, True], ids=["", "PerSAM"])
     def test_prompts_decoder_and_upsampling(self, tiny_model, hq, guided, monkeypatch):
         model = with_hq(tiny_model) if hq else tiny_model
-        frame = model.frame((60, 80))
+        frame = model.geometry((60, 80))
         with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), self.on_cuda(model), torch.no_grad():
             maps = model.features(torch.empty(1, 3, 96, 128, dtype=torch.uint8, device="cuda"), torch.float32)
             # Fake tensors have no values that could be checked.

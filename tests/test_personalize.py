@@ -157,7 +157,7 @@ def test_extremes_of_a_map_by_hand():
 
 
 def test_guidance_keeps_to_the_image(tiny_model):
-    frame = tiny_model.frame((60, 80))
+    frame = tiny_model.geometry((60, 80))
     target = learned(tiny_model, [make_image(60, 80)], disc(60, 80))
     rows = torch.linspace(-1, 1, 60)[:, None].expand(60, 80)
     attention = guide(rows, frame, (8, 8), target).attention.view(8, 8)

@@ -86,7 +86,7 @@ def test_objects_come_by_name_through_the_sockets(tiny_model):
         {"x": 5, "y": 5, "width": 30, "height": 30, "object": "b"},
     ]
     given = PromptInputs(positive=points_per_frame(clicks, 1, "positive_coords"), boxes=boxes_per_frame(outside, 1))
-    (found,) = objects_per_frame(given, 1, tiny_model.frame((60, 80)))
+    (found,) = objects_per_frame(given, 1, tiny_model.geometry((60, 80)))
     assert [shape(prompt) for prompt in found] == [
         ([(20, 20, True), (22, 20, True)], None),
         ([(60, 40, True)], (5, 5, 35, 35)),
@@ -119,7 +119,7 @@ def test_a_mask_prompt_lies_where_the_image_lies(tiny_sam, size):
     height, width = size
     rows, columns = np.mgrid[:height, :width]
     ellipse = torch.from_numpy(((rows / height - 0.45) / 0.3) ** 2 + ((columns / width - 0.55) / 0.25) ** 2 < 1)
-    frame = as_segmenter(sam).frame(size)
+    frame = as_segmenter(sam).geometry(size)
     logits = mask_to_logits(ellipse.float(), frame)
     back = sam.postprocess_masks(logits[None], frame.resized, size)[0, 0] > 0
     assert logits.shape == (1, 128, 128)
@@ -131,16 +131,16 @@ def test_a_mask_of_another_size_is_brought_to_the_images(tiny_model):
     mask = torch.zeros(30, 40)
     mask[5:20, 10:30] = 1
     same = resize_masks(mask[None], (60, 80))[0]
-    frame = tiny_model.frame((60, 80))
+    frame = tiny_model.geometry((60, 80))
     torch.testing.assert_close(mask_to_logits(mask, frame), mask_to_logits(same, frame), atol=2, rtol=0)
 
 
 def test_an_empty_mask_is_no_prompt(tiny_model):
-    assert mask_to_logits(torch.zeros(64, 64), tiny_model.frame((60, 80))) is None
+    assert mask_to_logits(torch.zeros(64, 64), tiny_model.geometry((60, 80))) is None
 
 
 def objects(model, frames, **given):
-    return objects_per_frame(PromptInputs(**given), frames, model.frame((60, 80)))
+    return objects_per_frame(PromptInputs(**given), frames, model.geometry((60, 80)))
 
 
 def test_masks_go_to_all_to_frames_or_to_objects(tiny_model):

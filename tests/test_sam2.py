@@ -19,7 +19,7 @@ from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import SAM2Model, hiera
 from samkit.sam.models.sam2.mask_decoder import is_stable
 from samkit.sam.models.sam2.model import HIGH_RES
-from samkit.sam.prompts import to_model_frame
+from samkit.sam.prompts import to_model_input
 from samkit.sam.tasks.embed import as_embedding
 from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment_everything
 from samkit.sam.tasks.predict import PredictOptions
@@ -113,8 +113,8 @@ def decoded(model, embedding, prompts, several, **wanted):
     """What `decode` is made of, without the choice among candidates."""
     maps = {"image": embedding.view(np.ndarray)[0]} | {name: values[0] for name, values in embedding.maps.items()}
     features = Features(maps, embedding.image_keys[0], torch.device("cpu"))
-    frame = model.frame(embedding.original_size)
-    return model.decode(features, to_model_frame(prompts, frame, torch.device("cpu")), Wanted(several, **wanted))
+    frame = model.geometry(embedding.original_size)
+    return model.decode(features, to_model_input(prompts, frame, torch.device("cpu")), Wanted(several, **wanted))
 
 
 def compare(pair, photo, names=CASES):

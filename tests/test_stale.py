@@ -74,7 +74,7 @@ def pixels(model, image):
     from samkit.utils.images import image_to_frames, resize_pil
 
     (frame,) = image_to_frames(image)
-    return torch.from_numpy(resize_pil(frame, model.frame(frame.shape[:2]).resized)).permute(2, 0, 1)[None].float()
+    return torch.from_numpy(resize_pil(frame, model.geometry(frame.shape[:2]).resized)).permute(2, 0, 1)[None].float()
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -342,7 +342,7 @@ def check_taught(model):
     """The tracked arithmetic of a family gives what its fast one gives, gradients flow, and a concept's mask is its token's."""
     embedding = encode(model, [make_image(60, 80)])
     maps = {"image": np.asarray(embedding)[0]} | {name: values[0] for name, values in embedding.maps.items()}
-    trainable, frame = Trainable(as_segmenter(model), CPU), model.frame((60, 80))
+    trainable, frame = Trainable(as_segmenter(model), CPU), model.geometry((60, 80))
     scale = torch.tensor([frame.resized[1] / 80, frame.resized[0] / 60])
     prompts = PromptTensors((torch.tensor([[[30.0, 25.0]]]) * scale, torch.ones(1, 1, dtype=torch.int)), None, None)
     shared = trainable.share(Features(maps, "", CPU))

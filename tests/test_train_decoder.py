@@ -72,7 +72,7 @@ def check_trained(model, tmp_path):
         return Segment().execute(new.network, image, CLICK, **more)[3]
 
     change = changed(model, 0.51)
-    trainable, frame = Trainable(segmenter, CPU), segmenter.frame((60, 80))
+    trainable, frame = Trainable(segmenter, CPU), segmenter.geometry((60, 80))
     trainable.decoder.load_state_dict(dict(change.weights), strict=False)
     trainable.plan = trainable.planned()
     embedding = encode(segmenter, image)

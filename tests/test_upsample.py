@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference import random_sam
-from samkit.sam.geometry import Frame
+from samkit.sam.geometry import Geometry
 from samkit.sam.kernels import upsample
 from samkit.sam.kernels.upsample import axes, extents
 from segment_anything.utils.amg import batched_mask_to_box
@@ -22,7 +22,7 @@ def of_size(sam, size):
     """The axes, and what the reference makes of logits `[4h, 4w]`, for an image of a size."""
     side = sam.image_encoder.img_size
     inside = ResizeLongestSide.get_preprocess_shape(*size, side)
-    down, across = axes(Frame(size, inside, side, sam.prompt_encoder.mask_input_size, True))
+    down, across = axes(Geometry(size, inside, side, sam.prompt_encoder.mask_input_size, True))
     return down, across, lambda logits: sam.postprocess_masks(logits[None, None], inside, size)[0, 0]
 
 

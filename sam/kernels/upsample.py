@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import Frame
+from ..geometry import Geometry
 
 _BAND = 128  # pixels made by one product: more take part in needless products with zeros, fewer in more calls
 _STRIP = 4  # logits in the breadth of which a mask's edge is searched
 
 
-def resize_logits(logits: Tensor, frame: Frame) -> Tensor:
+def resize_logits(logits: Tensor, geometry: Geometry) -> Tensor:
     """Low-resolution logits `[N, 4h, 4w]` -> `[N, H, W]`: `Sam.postprocess_masks`, or SAM 2's single resize."""
     logits = logits[:, None]
-    if frame.through_square:
-        logits = F.interpolate(logits, (frame.side, frame.side), mode="bilinear", align_corners=False)
-        logits = logits[..., : frame.resized[0], : frame.resized[1]]
-    return F.interpolate(logits, frame.original, mode="bilinear", align_corners=False)[:, 0]
+    if geometry.through_square:
+        logits = F.interpolate(logits, (geometry.side, geometry.side), mode="bilinear", align_corners=False)
+        logits = logits[..., : geometry.resized[0], : geometry.resized[1]]
+    return F.interpolate(logits, geometry.original, mode="bilinear", align_corners=False)[:, 0]
 
 
 class Axis:
     """One axis of the resize: its matrix float32 `[full, low]`, and which low-resolution logits reach which pixels."""
 
-    def __init__(self, frame: Frame, axis: int) -> None:
-        grid, side, inside, original = frame.grid[axis], frame.side, frame.resized[axis], frame.original[axis]
-        if frame.through_square:
+    def __init__(self, geometry: Geometry, axis: int) -> None:
+        grid, side, inside, original = geometry.grid[axis], geometry.side, geometry.resized[axis], geometry.original[axis]
+        if geometry.through_square:
             self.matrix = (_resize_matrix(inside, original) @ _resize_matrix(grid, side)[:inside]).float()
         else:
             self.matrix = _resize_matrix(grid, original).float()
@@ -122,9 +122,9 @@ def _extents_of_all(logits: Tensor, down: Reach, across: Reach, threshold: float
     )
 
 
-def axes(frame: Frame) -> tuple[Axis, Axis]:
+def axes(geometry: Geometry) -> tuple[Axis, Axis]:
     """Rows and columns of an image."""
-    return Axis(frame, 0), Axis(frame, 1)
+    return Axis(geometry, 0), Axis(geometry, 1)
 
 
 def _resize_matrix(count: int, wanted: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.decoder import Decoded, FastDecoder, Guidance
 from ..prompts import PromptTensors
 from .features import Features
@@ -105,7 +105,7 @@ class Segmenter(Protocol):
         """Content hash of the weights that make masks."""
         ...
 
-    def frame(self, original: Size) -> Frame:
+    def geometry(self, original: Size) -> Geometry:
         """How an image (H, W) lies in the model's input."""
         ...
 
@@ -113,7 +113,7 @@ class Segmenter(Protocol):
         """Encode images.
 
         Args:
-            pixels: uint8 `[b, 3, h, w]` on the network's device, resized to `frame(...).resized`.
+            pixels: uint8 `[b, 3, h, w]` on the network's device, resized to `geometry(...).resized`.
             dtype: what to compute in.
 
         Returns:

@@ -25,7 +25,7 @@ from .tiny_vit import fold_checkpoint
 
 log = logging.getLogger("samkit")
 
-_METHODS = ("frame", "features", "decode")
+_METHODS = ("geometry", "features", "decode")
 Loaded: TypeAlias = SAMModel | SAM2Model | EfficientSAM
 """The families that a checkpoint may be of."""
 

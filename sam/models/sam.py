@@ -8,7 +8,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, Sam
 from torch import Tensor, nn
 
 from ..errors import SAMError
-from ..geometry import Frame, Size, fit_long_side
+from ..geometry import Geometry, Size, fit_long_side
 from ..kernels import encoder as fast_encoder
 from ..kernels.decoder import Decoded, FastDecoder
 from ..kernels.linear import AtenLinear, cpu_linear
@@ -80,10 +80,10 @@ class SAMFamily:
         checkpoint = getattr(self.network, "checkpoint", None)
         return f"the weights of this {self.family} model" if checkpoint is None else checkpoint.name
 
-    def frame(self, original: Size) -> Frame:
+    def geometry(self, original: Size) -> Geometry:
         """SAM fits the long side and pads bottom and right."""
         side = self.network.image_encoder.img_size
-        return Frame(original, fit_long_side(original, side), side, self.network.prompt_encoder.mask_input_size, True)
+        return Geometry(original, fit_long_side(original, side), side, self.network.prompt_encoder.mask_input_size, True)
 
     def working_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
         """About what the image encoder needs on a GPU beside the weights: for any number of images, and for each."""

@@ -184,7 +184,7 @@ class EncoderRun:
     def embedding(self, maps: Mapping[str, np.ndarray], keys: Sequence[str]) -> SAMEmbedding:
         """Maps `[n, C, h, w]` of the images with these keys, with what is known of them."""
         others = {name: values for name, values in maps.items() if name != IMAGE}
-        return SAMEmbedding(maps[IMAGE], self.size, self.model.frame(self.size).resized, self.identity, keys, others)
+        return SAMEmbedding(maps[IMAGE], self.size, self.model.geometry(self.size).resized, self.identity, keys, others)
 
 
 @contextlib.contextmanager
@@ -270,7 +270,7 @@ def _begin(
     model: Segmenter, frames: list[np.ndarray], device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Download]:
     """Some images of one size through the encoder, from the resize on the CPU to the maps on the device and their way back."""
-    resized = np.stack([resize_pil(frame, model.frame(frame.shape[:2]).resized) for frame in frames])
+    resized = np.stack([resize_pil(frame, model.geometry(frame.shape[:2]).resized) for frame in frames])
     pixels = upload(np.ascontiguousarray(resized.transpose(0, 3, 1, 2)), device)
     maps = model.features(pixels, dtype)
     return maps, Download(maps)
@@ -352,7 +352,7 @@ def as_embedding(embedding: np.ndarray, model: Segmenter, images: Tensor | None 
     if images is None:
         raise SAMError("This embedding comes from another pack and lacks its image's size. Connect the image as well.")
     size = (int(images.shape[1]), int(images.shape[2]))
-    return SAMEmbedding(embedding, size, model.frame(size).resized, model.encoder_identity, keys)
+    return SAMEmbedding(embedding, size, model.geometry(size).resized, model.encoder_identity, keys)
 
 
 def _checked(embedding: SAMEmbedding, model: Segmenter, keys: list[str] | None) -> SAMEmbedding:

@@ -22,7 +22,7 @@ from ...utils.images import Frames
 from ...utils.regions import regions
 from ..datasets.rle import encode_mask
 from ..errors import SAMError
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.nms import Suppression, best_first, non_maximum_suppression
 from ..kernels.upsample import Reach, axes, extents
 from ..models.base import Segmenter, Wanted, optional_member
@@ -266,7 +266,7 @@ class _MaskGenerator:
         model, options, (x, y, right, bottom) = self.model, self.options, crop
         size = bottom - y, right - x
         key, encoded = encode_one(model, [image[y:bottom, x:right]], self.device_mode)
-        upsampler = _Upsampler(model.frame(size), model.mask_threshold, options)
+        upsampler = _Upsampler(model.geometry(size), model.mask_threshold, options)
         label, waiting = np.ones(1, np.int32), []
         with placed(model.network, self.device_mode, PROMPT_BYTES * min(len(points), options.points_per_batch)) as device:
             ready = ImagePredictor(model, encoded.features(key, device), size, PredictOptions(concept=options.concept))
@@ -361,9 +361,9 @@ class _Candidate:
 class _Upsampler:
     """Boxes and masks from the low-resolution logits of one crop, at its full size."""
 
-    def __init__(self, frame: Frame, threshold: float, options: AutoMaskOptions) -> None:
+    def __init__(self, geometry: Geometry, threshold: float, options: AutoMaskOptions) -> None:
         self.threshold, self.options = threshold, options
-        self.rows, self.columns = axes(frame)
+        self.rows, self.columns = axes(geometry)
 
     def outlined(self, logits: Tensor) -> Iterator["_Outlined | None"]:
         """Low-resolution logits `[n, 4h, 4w]` -> each mask, outlined; None if it is empty."""

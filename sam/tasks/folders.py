@@ -25,7 +25,7 @@ from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
 from ..datasets.read import open_data_set
 from ..errors import SAMError
-from ..geometry import Frame
+from ..geometry import Geometry
 from ..models.base import Precision
 from ..models.checkpoints import SAM_MODELS
 from ..models.concept import Concept
@@ -171,8 +171,8 @@ class Worker:
         read = False
         try:
             pixels = read_image(image.path)
-            frame = self.model.frame(pixels.shape[:2])
-            prompts = [_prompt(one, frame) for one in image.prompts]
+            geometry = self.model.geometry(pixels.shape[:2])
+            prompts = [_prompt(one, geometry) for one in image.prompts]
             read = True
             objects = self._segment(pixels, prompts, [str(one.get("label") or self.task.label) for one in image.prompts])
             labeled = LabeledImage(image.file_name, pixels.shape[:2], objects)
@@ -208,14 +208,14 @@ class Worker:
         return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
 
 
-def _prompt(one: Mapping[str, Any], frame: Frame) -> Prompt:
+def _prompt(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
     """One object of the prompts file; everything that it has is one object, whatever it names."""
     names = ("positive_coords", "negative_coords")
     points = [Marks(points_per_frame(json.dumps(one.get(name, [])), 1, name)[0].rows) for name in names]
     if isinstance(one.get("bbox"), list):  # corners for one reader, a corner and a size for another
         raise SAMError(f'bbox is {str(one["bbox"])[:80]}: write it as {{"x", "y", "width", "height"}}.')
     boxes = boxes_per_frame(one["bbox"], 1)[0] if "bbox" in one else NO_BOXES
-    (objects,) = objects_per_frame(PromptInputs(*([marks] for marks in (*points, boxes))), 1, frame)
+    (objects,) = objects_per_frame(PromptInputs(*([marks] for marks in (*points, boxes))), 1, geometry)
     if len(objects) != 1:
         raise SAMError(f"An object of the prompts file has no prompt inside the image, or several boxes: {str(one)[:80]}.")
     return objects[0]

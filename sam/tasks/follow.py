@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.decoder import Decoded
 from ..kernels.resemblance import match
 from ..models.base import Segmenter, Wanted
 from ..models.features import Features
-from ..prompts import Prompt, PromptTensors, on_grid, to_model_frame
+from ..prompts import Prompt, PromptTensors, on_grid, to_model_input
 
 # What a candidate's rating is the sum of. Chosen on `tools/films.py` 0 to 13, with the demonstration model.
 _OVERLAP, _LOOKS, _COLOR, _PREDICTED, _AREA = 1.0, 2.0, 1.0, 0.5, 0.1
@@ -101,17 +101,17 @@ class FollowFrame:
         model: that made the features.
         features: of the frame.
         image: the frame, uint8 `[H, W, 3]`.
-        frame: how it lies in the model's input.
+        geometry: how it lies in the model's input.
     """
 
-    def __init__(self, model: Segmenter, features: Features, image: np.ndarray, frame: Frame) -> None:
-        self.model, self.features, self.frame = model, features, frame
+    def __init__(self, model: Segmenter, features: Features, image: np.ndarray, geometry: Geometry) -> None:
+        self.model, self.features, self.geometry = model, features, geometry
         values = features.tensor()
         self.coarse: Size = (values.shape[1], values.shape[2])
         self.cells = F.normalize(values.flatten(1).T, dim=1)
         colors = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
-        self.colors = torch.cat([on_grid(channel, frame, frame.grid) for channel in colors]).to(values.device)
-        self.valid = on_grid(torch.ones(frame.original), frame, frame.grid)[0].to(values.device) > 0.5
+        self.colors = torch.cat([on_grid(channel, geometry, geometry.grid) for channel in colors]).to(values.device)
+        self.valid = on_grid(torch.ones(geometry.original), geometry, geometry.grid)[0].to(values.device) > 0.5
 
     @torch.no_grad()
     def prompted(self, prompt: Prompt, before: Tensor | None) -> Tensor:
@@ -122,7 +122,7 @@ class FollowFrame:
             before: logits `[4h, 4w]` of the mask that the prompts correct, if there is one.
         """
         several = prompt.is_single_click and before is None
-        tensors = to_model_frame([prompt], self.frame, self.valid.device)
+        tensors = to_model_input([prompt], self.geometry, self.valid.device)
         if before is not None and tensors.masks is None:
             tensors = replace(tensors, masks=_as_prompt(before))
         found = self._decoded(tensors, several)
@@ -130,7 +130,7 @@ class FollowFrame:
 
     def given(self, mask: Tensor) -> Tensor:
         """Logits `[4h, 4w]` of a mask `[H, W]` in 0..1 that is known."""
-        share = on_grid(mask.float().cpu(), self.frame, self.frame.grid)[0].to(self.valid.device)
+        share = on_grid(mask.float().cpu(), self.geometry, self.geometry.grid)[0].to(self.valid.device)
         return (2 * share - 1) * _CLIP
 
     def looks(self, logits: Tensor) -> Looks | None:
@@ -205,7 +205,7 @@ class FollowFrame:
             own = (self.cells @ F.normalize(one.local.mean(0), dim=0) + (self.cells @ one.local.T).amax(1)) / 2
             each.append(own - _SURROUNDINGS * (self.cells @ one.around.T).amax(1) if len(one.around) else own)
         coarse = torch.stack(each).mean(0).view(1, 1, *self.coarse)
-        fine = F.interpolate(coarse, self.frame.grid, mode="bilinear", align_corners=False)[0, 0]
+        fine = F.interpolate(coarse, self.geometry.grid, mode="bilinear", align_corners=False)[0, 0]
         fine = torch.where(self.valid, fine, fine.min())
         return (fine - fine.min()) / (fine.max() - fine.min()).clamp(min=1e-6)
 
@@ -224,14 +224,14 @@ class FollowFrame:
     @property
     def _pixels(self) -> float:
         """Pixels of the square for a cell of the logits."""
-        return self.frame.side / self.frame.grid[1]
+        return self.geometry.side / self.geometry.grid[1]
 
     def _box(self, mask: Tensor, margin: float = 0.0) -> Tensor:
         """The box `[1, 4]` around a mask that is not empty, in pixels of the square; `margin` of its sides is added at each."""
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         low, high = torch.stack([columns[0], rows[0]]).float(), torch.stack([columns[-1], rows[-1]]).float() + 1
         more = margin * (high - low)
-        return torch.cat([low - more, high + more]).mul(self._pixels).clamp(0, self.frame.side)[None]
+        return torch.cat([low - more, high + more]).mul(self._pixels).clamp(0, self.geometry.side)[None]
 
 
 def kept(logits: Tensor, index: int, last: Followed | None) -> Followed:

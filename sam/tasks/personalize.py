@@ -21,7 +21,7 @@ from ...utils.checks import one_of
 from ...utils.images import as_masks, resize_masks
 from ...utils.text import counted
 from ..errors import SAMError
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.decoder import Guidance
 from ..kernels.resemblance import color_distance, match, mean_color, parts_of
 from ..kernels.upsample import resize_logits
@@ -282,7 +282,7 @@ def _cells(image: ImagePredictor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Of an object too small for that, the cells that it covers most.
     """
     values = image.features.tensor(IMAGE)
-    share = on_grid(mask.float().cpu(), image.frame, values.shape[-2:]).flatten()
+    share = on_grid(mask.float().cpu(), image.geometry, values.shape[-2:]).flatten()
     numbers = (share >= min(0.5, float(share.max()))).nonzero()[:, 0].to(values.device)
     return values.flatten(1).T[numbers], numbers
 
@@ -298,7 +298,7 @@ def similarity_map(image: ImagePredictor, target: Target) -> Tensor:
     each = [(cells @ mean + (cells @ local.T).amax(1)) / 2 for mean, local in zip(target.means, target.local, strict=True)]
     grid = torch.stack(each).mean(0).view(1, 1, *values.shape[-2:])
     fine = F.interpolate(grid, scale_factor=4, mode="bilinear", align_corners=False)
-    return resize_logits(fine[0], image.frame)[0].cpu()
+    return resize_logits(fine[0], image.geometry)[0].cpu()
 
 
 def extremes(similarity: Tensor) -> np.ndarray:
@@ -324,7 +324,7 @@ def _objects(image: ImagePredictor, similarity: Tensor, target: Target, options:
             return
         misses += 1
         if target.mixture is None:
-            guidance = guide(left, image.frame, _grid(image), target) if options.guided else None
+            guidance = guide(left, image.geometry, _grid(image), target) if options.guided else None
             mask = _segment(image, np.stack([peak, lowest]), guidance).cpu()
         else:
             mask = _segment_mixed(image, peak, target.mixture).cpu()
@@ -362,8 +362,8 @@ def _segment_parts(image: ImagePredictor, found: _Object, lowest: np.ndarray, ta
     best, where = best.cpu(), numbers[where].cpu()
     kept = where[best >= best.mean() - best.std(correction=0)].unique().numpy()
     columns = _grid(image)[1]
-    (height, width), resized = image.frame.original, image.frame.resized
-    scale = np.array([width / resized[1], height / resized[0]]) * image.frame.side / columns
+    (height, width), resized = image.geometry.original, image.geometry.resized
+    scale = np.array([width / resized[1], height / resized[0]]) * image.geometry.side / columns
     points = np.stack([kept % columns + 0.5, kept // columns + 0.5], 1) * scale
     points = np.concatenate([found.point[None], np.minimum(points, [width, height]), lowest[None]])
     labels = np.array([1] * (len(points) - 1) + [0], np.int32)
@@ -403,10 +403,10 @@ def _around(point: np.ndarray, size: Size, cells: int) -> Tensor:
     return near
 
 
-def guide(similarity: Tensor, frame: Frame, grid: Size, target: Target) -> Guidance:
+def guide(similarity: Tensor, geometry: Geometry, grid: Size, target: Target) -> Guidance:
     """The decoder's guidance by a map `[H, W]`: standardised, squeezed into 0..1, and 0 outside the image."""
     level = (similarity - similarity.mean()) / similarity.std().clamp(min=1e-6)
-    attention = on_grid(level.sigmoid(), frame, grid)
+    attention = on_grid(level.sigmoid(), geometry, grid)
     return Guidance(attention.flatten(1).to(target.mean.device), target.mean[None])
 
 
@@ -424,11 +424,13 @@ def _segment(image: ImagePredictor, points: np.ndarray, guidance: Guidance | Non
 
 def _mixture(images: Sequence[ImagePredictor], masks: Tensor, target: Target) -> Tensor:
     """PerSAM-F's weights: what mixes the candidates of a click on each reference to its mask `[R, h, w]`."""
-    examples, frame = [], images[0].frame
-    height, width = (math.ceil(side * cells / frame.side) for side, cells in zip(frame.resized, frame.grid, strict=True))
+    examples, geometry = [], images[0].geometry
+    height, width = (
+        math.ceil(side * cells / geometry.side) for side, cells in zip(geometry.resized, geometry.grid, strict=True)
+    )
     for image, mask in zip(images, masks, strict=True):
         peak = extremes(similarity_map(image, target))[0]
-        wanted = (on_grid(mask, frame, frame.grid)[0] > 0.5).float().to(image.device)
+        wanted = (on_grid(mask, geometry, geometry.grid)[0] > 0.5).float().to(image.device)
         examples.append((_candidates(image, peak)[:, :height, :width], wanted[:height, :width]))
     return learn_mixture(examples)
 

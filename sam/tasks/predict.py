@@ -14,7 +14,7 @@ from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.text import counted
 from ..errors import SAMError
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.decoder import Decoded, Guidance
 from ..kernels.upsample import resize_logits
 from ..models.base import Segmenter, Wanted
@@ -22,7 +22,7 @@ from ..models.concept import Concept, checked_concept
 from ..models.features import IMAGE, Features
 from ..placement.devices import DeviceMode, placed, result_device
 from ..placement.memory import fitting, in_batches
-from ..prompts import Prompt, shape_of, to_model_frame
+from ..prompts import Prompt, shape_of, to_model_input
 from ..store.embedding import SAMEmbedding
 from ..store.memory import passing
 from .embed import OTHER_MODEL, Encoded, as_embedding, encode_one
@@ -175,7 +175,7 @@ class ImagePredictor:
         options: see `PredictOptions`; for prompts that come without their own.
 
     Attributes:
-        frame: how the image lies in the model's input.
+        geometry: how the image lies in the model's input.
         model, features, options: the same.
 
     Raises:
@@ -184,7 +184,7 @@ class ImagePredictor:
 
     def __init__(self, model: Segmenter, features: Features, size: Size, options: PredictOptions) -> None:
         self.model, self.features, self.options = model, features, options
-        self.frame: Frame = model.frame(size)
+        self.geometry: Geometry = model.geometry(size)
         self.device, self.result_device = features.device, result_device()
         tokens = checked_concept(options.concept, model)
         self.concept = None if tokens is None else tokens.to(self.device)
@@ -193,7 +193,7 @@ class ImagePredictor:
         """The same image on a device; itself, where it is there."""
         if device == self.device:
             return self
-        return ImagePredictor(self.model, self.features.on(device), self.frame.original, self.options)
+        return ImagePredictor(self.model, self.features.on(device), self.geometry.original, self.options)
 
     def predict(
         self, objects: Sequence[Prompt], options: PredictOptions | None = None, guidance: Guidance | None = None
@@ -203,7 +203,7 @@ class ImagePredictor:
         `options` takes precedence over those of the predictor, but for the concept.
         """
         options = options or self.options
-        nothing = torch.zeros(0, *self.frame.grid, device=self.device), torch.zeros(0, device=self.device)
+        nothing = torch.zeros(0, *self.geometry.grid, device=self.device), torch.zeros(0, device=self.device)
         chosen = [nothing] * (len(objects) or 1)
         for members in _batches(objects):
             some = [objects[i] for i in members]
@@ -227,7 +227,7 @@ class ImagePredictor:
         def decode(some: Sequence[int]) -> Decoded:
             part = slice(some[0], some[-1] + 1)
             guided = wanted._replace(guidance=wanted.guidance and wanted.guidance.of(part))
-            found = self.model.decode(self.features, to_model_frame(prompts[part], self.frame, self.device), guided)
+            found = self.model.decode(self.features, to_model_input(prompts[part], self.geometry, self.device), guided)
             return found._replace(rows=found.rows + part.start)
 
         at_once = fitting(self.device, PROMPT_BYTES, len(prompts))
@@ -247,13 +247,13 @@ class ImagePredictor:
     def upscale(self, logits: Tensor, options: PredictOptions | None = None) -> Tensor:
         """Low-resolution logits `[N, 4h, 4w]` -> masks bool `[N, H, W]`, a bounded number at a time."""
         options = options or self.options
-        height, width = self.frame.original
-        pixels = max(height * width, self.frame.side**2)
+        height, width = self.geometry.original
+        pixels = max(height * width, self.geometry.side**2)
         masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=self.result_device)
 
         def upscale(some: Sequence[int]) -> None:
             part = slice(some[0], some[-1] + 1)
-            masks[part] = (resize_logits(logits[part], self.frame) > options.mask_threshold).to(self.result_device)
+            masks[part] = (resize_logits(logits[part], self.geometry) > options.mask_threshold).to(self.result_device)
 
         at_once = fitting(self.device, _UPSCALED_BYTES * pixels, max(1, _UPSCALED_ELEMENTS // pixels))
         list(in_batches(range(len(logits)), at_once, upscale))

@@ -23,7 +23,7 @@ from ...utils.comfy import Progress
 from ...utils.marks import Name
 from ...utils.text import counted
 from ..errors import SAMError
-from ..geometry import Frame, Size
+from ..geometry import Geometry, Size
 from ..kernels.upsample import resize_logits
 from ..models.base import Segmenter, optional_member
 from ..models.features import IMAGE, Features
@@ -33,7 +33,7 @@ from ..models.sam2.memory import MOST_POINTERS, NO_OBJECT, Recalled
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed, result_device
 from ..placement.memory import chunk
-from ..prompts import Prompt, mask_to_logits, to_model_frame
+from ..prompts import Prompt, mask_to_logits, to_model_input
 from ..store.memory import one_run, passing
 from .embed import Encoded, EncoderRun
 from .follow import CERTAIN, Candidate, Followed, FollowFrame, Looks, kept
@@ -70,9 +70,9 @@ class FilmPrompt:
         """Whether the mask is given, and not to be found."""
         return self.mask is not None and not len(self.points) and self.box is None
 
-    def as_prompt(self, frame: Frame) -> Prompt:
+    def as_prompt(self, geometry: Geometry) -> Prompt:
         """The same for an image, its mask as logits; the mask is then a rough one."""
-        logits = None if self.mask is None else mask_to_logits(self.mask.float(), frame)
+        logits = None if self.mask is None else mask_to_logits(self.mask.float(), geometry)
         return Prompt(self.points, self.labels, self.box, logits)
 
     @property
@@ -485,7 +485,7 @@ class _ByMemory:
                 "checkpoint, such as sam2.1_hiera_tiny.pt."
             )
         shape = memory_of(model).shape
-        self.model, self.frames, self.frame, self.identity = model, frames, model.frame(size), model.memory_identity
+        self.model, self.frames, self.geometry, self.identity = model, frames, model.geometry(size), model.memory_identity
         self.window, self.map_bytes = shape.frames - 1, 2 * math.prod(model.map_shapes[IMAGE][1:]) * shape.width
 
     def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
@@ -504,7 +504,7 @@ class _ByMemory:
             elif prompt.is_mask:
                 seen = frame.given(prompt.mask.float())
             else:
-                tensors = to_model_frame([prompt.as_prompt(self.frame)], self.frame, features.device)
+                tensors = to_model_input([prompt.as_prompt(self.geometry)], self.geometry, features.device)
                 if conditioned is None:
                     seen = frame.begun(tensors)
                 else:
@@ -520,17 +520,17 @@ class _ByFollowing:
     identity, window, working_bytes = "follow", 1, _FOLLOWED_PROMPTS * PROMPT_BYTES
 
     def __init__(self, model: Segmenter, run: EncoderRun, first: int) -> None:
-        self.model, self.images, self.first, self.frame = model, run.frames, first, model.frame(run.size)
-        self.map_bytes = 2 * math.prod(self.frame.grid)
+        self.model, self.images, self.first, self.geometry = model, run.frames, first, model.geometry(run.size)
+        self.map_bytes = 2 * math.prod(self.geometry.grid)
 
     def step(self, index: int, backward: bool, works: Sequence[_Work], features: Features) -> list[_Found]:
         """See `_Method.step`."""
-        frame = FollowFrame(self.model, features, self.images[index - self.first], self.frame)
+        frame = FollowFrame(self.model, features, self.images[index - self.first], self.geometry)
         return [self._found(frame, index, work, work.before(index, backward)) for work in works]
 
     def _found(self, frame: FollowFrame, index: int, work: _Work, last: Followed | None) -> _Found:
         prompt, looks = work.prompts.get(index), work.looks()
-        nothing = torch.full(self.frame.grid, NO_OBJECT, device=frame.features.device)
+        nothing = torch.full(self.geometry.grid, NO_OBJECT, device=frame.features.device)
         if prompt is not None and prompt.is_mask:
             logits = frame.given(prompt.mask)
         else:
@@ -540,7 +540,7 @@ class _ByFollowing:
                 if seen.score <= 0:
                     return _Found(nothing, torch.tensor(seen.score), last, None)
                 return _Found(seen.logits, torch.tensor(seen.score), kept(seen.logits, index, last), None)
-            logits = frame.prompted(prompt.as_prompt(self.frame), seen.logits if seen.score > 0 else None)
+            logits = frame.prompted(prompt.as_prompt(self.geometry), seen.logits if seen.score > 0 else None)
         own = frame.looks(logits)
         if own is None:
             return _Found(nothing, torch.tensor(-CERTAIN), last, None)
@@ -561,7 +561,7 @@ class _Film:
     ) -> None:
         self.model, self.method, self.images, self.works, self.take, self.options = run.model, method, run, works, take, options
         self.keys = dict(enumerate(run.keys, first))
-        self.frame: Frame = self.model.frame(run.size)
+        self.geometry: Geometry = self.model.geometry(run.size)
         self.result_device = result_device()
 
     def run(self) -> None:
@@ -606,7 +606,7 @@ class _Film:
         score = float(found.score)
         if self.options.non_overlapping:
             return _Answer(np.zeros(0, np.uint8), score, found.logits.half().cpu())
-        mask = resize_logits(found.logits[None], self.frame)[0] > 0
+        mask = resize_logits(found.logits[None], self.geometry)[0] > 0
         return _Answer(np.packbits(mask.cpu().numpy()), score, None)
 
     def _hand_on(self, index: int, logits: Mapping[Name, Tensor]) -> None:
@@ -621,7 +621,7 @@ class _Film:
                 bits = np.unpackbits(answer.bits, count=height * width)
                 masks[row] = torch.from_numpy(bits).view(height, width)
             else:
-                full = resize_logits(answer.logits.float()[None], self.frame)[0]
+                full = resize_logits(answer.logits.float()[None], self.geometry)[0]
                 masks[row] = full > highest
                 masks[:row] &= ~masks[row]
                 highest = torch.maximum(highest, full)

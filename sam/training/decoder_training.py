@@ -115,7 +115,7 @@ class _Trainer:
         self.examples, self.options, self.device = ReadyExamples(examples, device), options, device
         checked = len(others) // _LEAST_TO_SPLIT
         self.checked, self.others = ReadyExamples(others[:checked], device), ReadyExamples(others[checked:], device)
-        self.drawer = Drawer(model.frame((1, 1)).side / len(examples[0].target), device)
+        self.drawer = Drawer(model.geometry((1, 1)).side / len(examples[0].target), device)
         self.before: dict[int, Tensor] = {}  # the base's masks of the held-out clicks on an example
         self.parameters = {
             name: weight.requires_grad_(True) for name, weight in self.trained.decoder.named_parameters() if is_trainable(name)

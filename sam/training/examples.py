@@ -13,7 +13,7 @@ from ...utils.comfy import Progress
 from ...utils.images import as_image, as_masks
 from ...utils.text import counted
 from ..errors import SAMError
-from ..geometry import Frame
+from ..geometry import Geometry
 from ..models.base import Segmenter
 from ..models.features import Features
 from ..placement.devices import DeviceMode, device_for
@@ -174,18 +174,20 @@ def _examples(
         key, encoded = encode_one(model, image, device_mode)
         stays = len(examples) < room(device, _READY * encoded.nbytes, MOST_EXAMPLES)
         features = encoded.features(key, device if stays else CPU)
-        frame = model.frame(tuple(image.shape[1:3]))
-        target = on_grid(mask[0], frame, frame.grid)[0]
-        wrong = None if other is None or not bool((other > 0.5).any()) else covered(on_grid(other[0], frame, frame.grid)[0])
-        examples.append(Example(features, target, _inside(frame), wrong, _depth(covered(target))))
+        geometry = model.geometry(tuple(image.shape[1:3]))
+        target = on_grid(mask[0], geometry, geometry.grid)[0]
+        wrong = (
+            None if other is None or not bool((other > 0.5).any()) else covered(on_grid(other[0], geometry, geometry.grid)[0])
+        )
+        examples.append(Example(features, target, _inside(geometry), wrong, _depth(covered(target))))
         progress.advance()
     return examples
 
 
-def _inside(frame: Frame) -> Tensor:
-    padded = torch.zeros(1, 1, frame.side, frame.side)
-    padded[..., : frame.resized[0], : frame.resized[1]] = 1
-    return F.adaptive_avg_pool2d(padded, frame.grid)[0, 0]
+def _inside(geometry: Geometry) -> Tensor:
+    padded = torch.zeros(1, 1, geometry.side, geometry.side)
+    padded[..., : geometry.resized[0], : geometry.resized[1]] = 1
+    return F.adaptive_avg_pool2d(padded, geometry.grid)[0, 0]
 
 
 def _depth(mask: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class _Teacher:
     def __init__(self, model: Segmenter, examples: list[Example], options: TeachOptions, device: torch.device) -> None:
         self.trainable, self.options, self.device = Trainable(model, device), options, device
         self.examples = ReadyExamples(examples, device)
-        self.drawer = Drawer(model.frame((1, 1)).side / len(examples[0].target), device)
+        self.drawer = Drawer(model.geometry((1, 1)).side / len(examples[0].target), device)
         self.before = [self._before(index) for index in range(len(examples))]
 
     def learn(self) -> tuple[Tensor, Lesson]:

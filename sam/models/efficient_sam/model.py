@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
-from ...geometry import Frame, Size
+from ...geometry import Geometry, Size
 from ...kernels.decoder import Decoded
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plain_vit import FastPlainViT, lowered_weights
@@ -65,10 +65,10 @@ class EfficientSAM(nn.Module):
         """What placement moves between devices: the model itself."""
         return self
 
-    def frame(self, original: Size) -> Frame:
+    def geometry(self, original: Size) -> Geometry:
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
         grid = 4 * self.image_encoder.grid
-        return Frame(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
+        return Geometry(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
 
     def lowered_weights(self) -> list[Tensor]:
         """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""

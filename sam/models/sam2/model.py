@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
-from ...geometry import Frame, Size
+from ...geometry import Geometry, Size
 from ...kernels import hiera as fast_hiera
 from ...kernels import repvit as fast_repvit
 from ...kernels.hiera import FastHiera
@@ -106,10 +106,10 @@ class SAM2Model(nn.Module):
         """Whether the checkpoint has the memory that follows objects through a film."""
         return self.memory is not None
 
-    def frame(self, original: Size) -> Frame:
+    def geometry(self, original: Size) -> Geometry:
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
         grid = 4 * self.side // _STRIDE
-        return Frame(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
+        return Geometry(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
 
     def lowered_weights(self) -> list[Tensor]:
         """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""

@@ -34,7 +34,7 @@ class PreparedImage(NamedTuple):
 def prepared(model: Segmenter, pixels: Tensor) -> PreparedImage:
     """Encode an image uint8 or float in 0..255 `[1, 3, h, w]`, its long side that of the model's square; in float32."""
     resized = (int(pixels.shape[2]), int(pixels.shape[3]))
-    square = model.frame(resized).resized
+    square = model.geometry(resized).resized
     stretched = F.interpolate(pixels.float(), square, mode="bilinear", antialias=True, align_corners=False)
     maps = model.features(stretched.round().clamp(0, _LEVELS), torch.float32)
     return PreparedImage(Features({name: values[0] for name, values in maps.items()}, "", pixels.device), resized)
@@ -68,7 +68,7 @@ class PredictorDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits `[n, W, 4h, 4w]` of the stretched image, and predicted IoUs `[n, W]`."""
         prompts, (height, width) = sparse_prompt_embeddings, image_embeddings.resized
-        side, points, boxes = self.model.frame((height, width)).side, prompts.points, prompts.boxes
+        side, points, boxes = self.model.geometry((height, width)).side, prompts.points, prompts.boxes
         if points is not None:
             points = points[0] * points[0].new_tensor([side / width, side / height]), points[1]
         if boxes is not None:
