@@ -13,7 +13,7 @@ from samkit.nodes.editor.preview import Preview, parse_question
 from samkit.nodes.embedding import GetSAMEmbedding
 from samkit.nodes.predict import PredictMask, Segment
 from samkit.nodes.prompt_editor import PromptEditor
-from samkit.sam import SAMError, Segmenter
+from samkit.sam import SAMError, Segmenter, as_embedding, as_segmenter, encode
 from samkit.sam.geometry import Geometry
 from samkit.sam.models.base import Decoded
 from torch import nn
@@ -101,6 +101,17 @@ def test_it_answers_the_editor_and_the_preview_alike(model, comfy):
     body = {"image": {"filename": "one.png"}, "model": {"identity": identity}, "prompts": marks, "editor": "a", "sequence": 1}
     answer = asyncio.run(Preview().ask(parse_question(body)))
     assert answer.area == masks.sum() == masks[0, 15:45, 20:40].sum() > 500
+
+
+def test_another_packs_model_from_python_is_told_apart(tiny_sam):
+    """The sockets of nodes wrap it; a script does so itself."""
+    for run in (
+        lambda: encode(tiny_sam, [np.zeros((4, 4, 3), np.uint8)]),
+        lambda: as_embedding(np.zeros((1, 32, 8, 8)), tiny_sam),
+    ):
+        with pytest.raises(SAMError, match=r"model is a Sam: pass as_segmenter\(model\)"):
+            run()
+    assert encode(as_segmenter(tiny_sam), [np.zeros((4, 4, 3), np.uint8)]).shape == (1, 32, 8, 8)
 
 
 def test_what_is_no_model_is_refused_by_name():

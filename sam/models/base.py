@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ..errors import SAMError
 from ..geometry import Geometry, Size
 from ..kernels.decoder import Decoded, FastDecoder, Guidance
 from ..prompts import PromptTensors
@@ -136,6 +137,17 @@ Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh",
 def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:
     """An optional member of a `Segmenter` or its network; None where it has none."""
     return getattr(owner, name, None)
+
+
+def checked_model(model: Segmenter) -> Segmenter:
+    """A model that a caller from Python gives, who may have forgotten what a node's socket does for everybody.
+
+    Raises:
+        SAMError: it does not follow the protocol.
+    """
+    if not hasattr(type(model), "encoder_identity"):
+        raise SAMError(f"model is a {type(model).__name__}: pass as_segmenter(model), which makes another pack's model usable.")
+    return model
 
 
 def identity_of(model: Segmenter) -> str:

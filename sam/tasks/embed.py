@@ -19,7 +19,7 @@ from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
 from ..errors import SAMError
 from ..geometry import Size
-from ..models.base import Segmenter, optional_member
+from ..models.base import Segmenter, checked_model, optional_member
 from ..models.features import IMAGE, Features, all_finite
 from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
@@ -136,7 +136,7 @@ class EncoderRun:
     """
 
     def __init__(self, model: Segmenter, images: Tensor | Sequence[np.ndarray], device_mode: DeviceMode) -> None:
-        self.model, self.device_mode, self.frames = model, device_mode, as_frames(images)
+        self.model, self.device_mode, self.frames = checked_model(model), device_mode, as_frames(images)
         self.size = _common_size(self.frames)
         self.identity, self.keys = model.encoder_identity, image_keys(self.frames)
         self.places: dict[str, list[int]] = {}
@@ -335,7 +335,7 @@ def as_embedding(embedding: np.ndarray, model: Segmenter, images: Tensor | None 
     Raises:
         SAMError: the embedding is another model's or other images', has another shape, or is bare with no `images`.
     """
-    expected = model.map_shapes[IMAGE]
+    expected = checked_model(model).map_shapes[IMAGE]
     if not isinstance(embedding, np.ndarray) or embedding.ndim != 4 or embedding.shape[1:] != expected:
         seen = embedding.shape if isinstance(embedding, np.ndarray) else f"a {type(embedding).__name__}"
         raise SAMError(
