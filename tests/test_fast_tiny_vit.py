@@ -79,6 +79,17 @@ def test_the_images_and_the_weights_stay_as_they_were():
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
 
 
+def test_the_plan_is_made_once_for_the_same_weights(monkeypatch):
+    encoder, made = encoder_of(*SHAPES["whole windows"]), []
+    images, plan = pixels(encoder, 1), models._plan
+    run_tiny_vit(encoder, images, torch.float32)
+    monkeypatch.setattr(models, "_plan", lambda *given: made.append(given) or plan(*given))
+    run_tiny_vit(encoder, images, torch.float32)
+    assert not made
+    run_tiny_vit(encoder, images, torch.bfloat16)
+    assert len(made) == 1
+
+
 def test_changed_weights_give_other_features():
     encoder = encoder_of(*SHAPES["whole windows"])
     images = pixels(encoder, 1)
