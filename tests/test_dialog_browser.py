@@ -29,14 +29,9 @@ def server(editor_server):
 
 @pytest.fixture(autouse=True)
 def fresh(page):
-    """No dialog and no message of the test before, and the demonstration model as the one that was used last."""
+    """No dialog of the test before, and the demonstration model as the one that was used last."""
     page.evaluate(
-        """(name) => {
-          document.querySelector(".samkit-dialog")?.remove();
-          app.extensionManager.toast.removeAll();
-          localStorage.setItem("samkit.model", name);
-        }""",
-        DEMO,
+        "(name) => { document.querySelector('.samkit-dialog')?.remove(); localStorage.setItem('samkit.model', name); }", DEMO
     )
 
 
@@ -99,7 +94,8 @@ def select_object(page, kind="LoadImage"):
         kind,
     )
     page.mouse.click(*place, button="right")
-    page.get_by_text("Select object with SAM").filter(visible=True).click()
+    entries = page.locator(".litemenu-entry, [role=menuitem]").filter(has_text="Select object with SAM")
+    entries.filter(visible=True).click()
     return Dialog(page)
 
 
