@@ -412,6 +412,32 @@ def test_a_node_that_is_gone_takes_no_selection_and_says_so(page, ends):
     assert len(dialog.marks) == 1, "the dialog still has them"
 
 
+def test_nothing_of_the_dialog_is_cut_off(page, server):
+    name = f"{'a_long_name_' * 10}.png"
+    with Image.open(server.base / "input" / "samkit_scene.png") as scene:
+        scene.save(server.base / "input" / name)
+    load_image(page, name)
+    dialog = select_object(page)
+    size = page.viewport_size
+    page.set_viewport_size({"width": 800, "height": 600})
+    try:
+        title, panel = (page.locator(f".samkit-dialog-{one}").bounding_box() for one in ("head strong", "panel"))
+    finally:
+        page.set_viewport_size(size)
+    assert title["x"] + title["width"] <= panel["x"] + panel["width"], "the title is within the panel"
+    page.keyboard.press("Escape")
+    dialog.closed()
+    build(page)
+    open_from_node(page)
+    room = """() => {
+      const field = document.querySelector(".samkit-dialog .samkit-words");
+      const context = new OffscreenCanvas(1, 1).getContext("2d");
+      context.font = getComputedStyle(field).font;
+      return field.clientWidth - 8 - context.measureText(field.placeholder).width;
+    }"""
+    assert page.evaluate(room) > 16, "the words' field shows what it needs, beside the room for its own button"
+
+
 def test_another_image_begins_without_marks(page, server):
     load_image(page)
     dialog = select_object(page)
