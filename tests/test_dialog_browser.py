@@ -15,6 +15,7 @@ DEMO, SAM_2 = "samkit_demo.safetensors", "sam2.1_hiera_tiny.pt"  # the latter wi
 FEATHER = 6
 HOST_ENTRIES = "app.canvas.getNodeMenuOptions(samkit.host).filter((one) => one?.content?.startsWith('Mark objects'))"
 PREVIEWED = "app.nodeOutputs[app.graph.nodes.find((one) => one.type === 'PreviewImage').id]?.images?.length"
+ENTRY = "app.canvas.getNodeMenuOptions(app.graph.nodes[0]).find((one) => one?.content === 'Select object with SAM')"
 _numbers = itertools.count()
 
 
@@ -93,7 +94,8 @@ def select_object(page, kind="LoadImage"):
         kind,
     )
     page.mouse.click(*place, button="right")
-    page.get_by_text("Select object with SAM").filter(visible=True).click()
+    entries = page.locator(".litemenu-entry, [role=menuitem]").filter(has_text="Select object with SAM")
+    entries.filter(visible=True).click()
     return Dialog(page)
 
 
@@ -358,6 +360,82 @@ def test_escape_and_nothing_marked_leave_load_image_as_it_was(page):
     dialog.evaluate("editor.state.clear()")
     dialog.ok()
     assert api_graph(page) == graph, "without marks the image is the one of before"
+
+
+def test_a_loaded_workflow_misses_no_mask_that_is_there(page, server):
+    """Newer front ends call an image missing that is not in the node's list, and ComfyUI lists nothing of clipspace."""
+    load_image(page)
+    dialog = select_object(page)
+    dialog.click(*LEAF)
+    dialog.ok()
+    graph = page.evaluate("app.graph.serialize()")
+    mask = graph["nodes"][0]["widgets_values"][0]
+    page.evaluate("() => { samkit.listed = LiteGraph.createNode('LoadImage').constructor.nodeData.input.required.image[0]; }")
+    load = """async ([graph, mask]) => {
+      const lists = app.graph.nodes.map(({ widgets }) => widgets?.[0]?.options?.values);
+      for (const list of [samkit.listed, ...lists].filter(Array.isArray)) {
+        const at = list.indexOf(mask);
+        if (at >= 0) list.splice(at, 1); // as after a reload of the page
+      }
+      await app.loadGraphData(graph);
+      await new Promise((done) => setTimeout(done, 600));
+      const node = app.graph.nodes.find((one) => one.type === "LoadImage");
+      return [node.widgets[0].value, node.widgets[0].options.values.includes(mask)];
+    }"""
+    assert page.evaluate(load, [graph, mask]) == [mask, True]
+    assert not page.get_by_text("Media input missing").count()
+    (server.base / "input" / mask.removesuffix(" [input]")).unlink()
+    assert page.evaluate(load, [graph, mask]) == [mask, False], "what is really gone may be called missing"
+
+
+def test_a_file_that_is_gone_is_said_to_be_gone_with_nothing_to_run(page, server):
+    file = server.base / "input" / "gone.png"
+    with Image.open(server.base / "input" / "samkit_scene.png") as scene:
+        scene.save(file)
+    load_image(page, "gone.png")
+    file.unlink()
+    page.evaluate(f"{ENTRY}.callback()")
+    page.get_by_text("This image cannot be loaded").wait_for()
+    assert not page.get_by_role("button", name="Run what the image needs").filter(visible=True).count()
+
+
+@pytest.mark.parametrize("ends", ["app.graph.remove(samkit.node)", "samkit.empty()"])
+def test_a_node_that_is_gone_takes_no_selection_and_says_so(page, ends):
+    load_image(page)
+    dialog = select_object(page)
+    dialog.click(*LEAF)
+    page.evaluate("() => { samkit.node = app.graph.nodes.find((one) => one.type === 'LoadImage'); }")
+    page.evaluate(f"() => {{ {ends}; }}")
+    page.get_by_role("button", name="OK", exact=True).click()
+    page.get_by_text("This node is no longer in the workflow").first.wait_for()
+    assert page.get_by_text("Select object with SAM", exact=True).filter(visible=True).count(), "whose word it is"
+    assert len(dialog.marks) == 1, "the dialog still has them"
+
+
+def test_nothing_of_the_dialog_is_cut_off(page, server):
+    name = f"{'a_long_name_' * 10}.png"
+    with Image.open(server.base / "input" / "samkit_scene.png") as scene:
+        scene.save(server.base / "input" / name)
+    load_image(page, name)
+    dialog = select_object(page)
+    size = page.viewport_size
+    page.set_viewport_size({"width": 800, "height": 600})
+    try:
+        title, panel = (page.locator(f".samkit-dialog-{one}").bounding_box() for one in ("head strong", "panel"))
+    finally:
+        page.set_viewport_size(size)
+    assert title["x"] + title["width"] <= panel["x"] + panel["width"], "the title is within the panel"
+    page.keyboard.press("Escape")
+    dialog.closed()
+    build(page)
+    open_from_node(page)
+    room = """() => {
+      const field = document.querySelector(".samkit-dialog .samkit-words");
+      const context = new OffscreenCanvas(1, 1).getContext("2d");
+      context.font = getComputedStyle(field).font;
+      return field.clientWidth - 8 - context.measureText(field.placeholder).width;
+    }"""
+    assert page.evaluate(room) > 16, "the words' field shows what it needs, beside the room for its own button"
 
 
 def test_another_image_begins_without_marks(page, server):

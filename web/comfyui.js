@@ -3,12 +3,13 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { isUpright } from "./editor/orientation.js";
-import { nameOf } from "./editor/source.js";
+import { fileOf, nameOf } from "./editor/source.js";
 
 const TITLE = "SAM Prompt Editor";
 const BESIDE = 40; // pixels between a node and one that is put beside it
 const TITLE_HEIGHT = 30;
 const MASKED = "clipspace"; // the folder of images whose alpha is a mask, or how their names begin; their colours are whole below it
+const MASK = "samkit-mask-"; // how the names of our masked copies begin
 
 const query = ({ filename, subfolder, type }, more) => type === "example"
   ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
@@ -25,8 +26,8 @@ async function identify(image) {
   }
 }
 
-export function complain(detail) {
-  app.extensionManager.toast.add({ severity: "error", summary: TITLE, detail, life: 8000 });
+export function complain(detail, summary = TITLE) {
+  app.extensionManager.toast.add({ severity: "error", summary, detail, life: 8000 });
 }
 
 export function warn(detail) {
@@ -96,16 +97,30 @@ async function original(image) {
  */
 export async function uploadMask(alpha, image) {
   const more = { original_ref: JSON.stringify(nameOf(await original(image))), type: "input", subfolder: MASKED };
-  const saved = await upload("/upload/mask", alpha, `samkit-mask-${Date.now()}.png`, more);
+  const saved = await upload("/upload/mask", alpha, `${MASK}${Date.now()}.png`, more);
   return `${saved.subfolder}/${saved.filename} [${saved.type}]`;
 }
+
+const isUnlisted = ({ options, value }, name = value) => Array.isArray(options?.values) && !options.values.includes(name);
 
 /** Give a node with a list of images one that the list may not have yet. */
 export function setImage(node, name) {
   const widget = node.widgets.find((one) => one.name === "image");
-  if (Array.isArray(widget.options?.values) && !widget.options.values.includes(name)) widget.options.values.push(name);
+  if (isUnlisted(widget, name)) widget.options.values.push(name);
   widget.value = name;
   widget.callback?.(name);
+}
+
+/** Put the masked copies of a loaded graph that the server has into their nodes' lists: newer frontends call what is not listed missing. */
+export async function listMasks(graph = app.rootGraph ?? app.graph) {
+  await Promise.all((graph?.nodes ?? []).map(async (node) => {
+    if (node.subgraph) return listMasks(node.subgraph);
+    const widget = node.widgets?.find(({ name, value }) => name === "image" && typeof value === "string");
+    const image = widget && isUnlisted(widget) ? fileOf(widget.value) : null;
+    if (image?.subfolder !== MASKED || !image.filename.startsWith(MASK)) return;
+    const { ok } = await api.fetchApi(query(image), { method: "HEAD", cache: "no-store" });
+    if (ok && isUnlisted(widget)) widget.options.values.push(widget.value);
+  })).catch(() => {}); // the server is gone: the list stays
 }
 
 /** A Load Image beside a node, on no other one, with an image. */

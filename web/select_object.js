@@ -1,16 +1,18 @@
 /** "Select object with SAM" in the menu of nodes that show an image: the editor as a dialog, whose masks become the alpha of the image. */
 
 import { app } from "../../scripts/app.js";
-import { addLoadImage, HOST, noteChange, setImage, uploadMask } from "./comfyui.js";
+import { addLoadImage, complain, HOST, listMasks, noteChange, setImage, uploadMask } from "./comfyui.js";
 import { EditorDialog } from "./editor/dialog.js";
 import { fileOf, LOADERS, nameOf } from "./editor/source.js";
 import { ModelChoice } from "./model_choice.js";
 
+const ENTRY = "Select object with SAM";
 const EDITOR = "SAMKit_PromptEditor"; // has a button for its own dialog
 // What a node keeps of its selection: {text, image, before, value}, the last one being the image that it has made.
 const SELECTION = "samkit_selection";
 const FILM = /\.(mp4|webm|mkv|mov|avi|m4v)$/i; // nodes list them among their images
 const BUSY = "ComfyUI is running a prompt. The mask is made afterwards.";
+const GONE = "This node is no longer in the workflow, so it cannot take the selection.";
 let opened = null;
 
 const imageWidget = (node) => node.widgets?.find(({ name, value }) => name === "image" && typeof value === "string");
@@ -51,14 +53,16 @@ function begin(node) {
 export function selectObject(node) {
   const { text, image, before } = begin(node);
   const choice = new ModelChoice(() => dialog.editor.setModel(choice.model));
+  const say = (text) => complain(text, ENTRY);
   const dialog = new EditorDialog({
-    host: HOST,
+    host: { ...HOST, complain: say },
     title: `Select object: ${image.filename}`,
     text,
     more: [choice.element],
-    accept: async (editor, say, isOpen) => {
-      const alpha = await editor.alpha(isOpen, () => say(BUSY));
+    accept: async (editor, tell, isOpen) => {
+      const alpha = await editor.alpha(isOpen, () => tell(BUSY));
       if (!isOpen()) return false;
+      if (node.graph?.getNodeById(node.id) !== node) throw new Error(GONE);
       if (alpha) take(node, { text: editor.text, image, before, value: await uploadMask(alpha, image) });
       else if (takesImage(node)) putBack(node);
       return true;
@@ -69,7 +73,7 @@ export function selectObject(node) {
   opened = dialog;
   dialog.editor.words.hide(); // no node is there to connect Grounding DINO to
   dialog.editor.setSource({ images: [image], isConnected: true });
-  choice.show().then(() => dialog.isOpen && dialog.editor.setModel(choice.model)).catch((error) => HOST.complain(error.message));
+  choice.show().then(() => dialog.isOpen && dialog.editor.setModel(choice.model)).catch((error) => say(error.message));
   return dialog;
 }
 
@@ -97,6 +101,7 @@ app.registerExtension({
   name: "SAMKit.SelectObject",
   getNodeMenuItems(node) {
     if (node.comfyClass === EDITOR || !imageOf(node)) return [];
-    return [{ content: "Select object with SAM", callback: () => { selectObject(node); } }];
+    return [{ content: ENTRY, callback: () => { selectObject(node); } }];
   },
+  afterConfigureGraph: () => listMasks(), // the frontend waits for it, and looks for what is missing afterwards
 });

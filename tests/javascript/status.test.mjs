@@ -24,7 +24,7 @@ for (const [what, more, said] of [
   test(`the status of ${what}`, () => assert.equal(statusOf({ ...VIEW, ...more }), said));
 }
 
-const NOTE = { image: { width: 1024, height: 768 }, isConnected: true, isNamed: true, isLost: false, isOlder: false, isRunning: false, isNewer: false, outside: 0, made: null, followed: null, needsModel: false, lacks: null, progress: null };
+const NOTE = { image: { width: 1024, height: 768 }, isConnected: true, isNamed: true, isLost: false, canRun: true, isOlder: false, isRunning: false, isNewer: false, outside: 0, made: null, followed: null, needsModel: false, lacks: null, progress: null };
 
 for (const [what, more, said, actions] of [
   ["nothing connected", { image: null, isConnected: false }, "Connect an image to this node.", []],
@@ -32,6 +32,8 @@ for (const [what, more, said, actions] of [
   ["one that is being made", { image: null, isNamed: false, isRunning: true }, "Running what the image needs…", ["cancel"]],
   ["one that is made anew", { isOlder: true, isRunning: true }, "Running what the image needs…", ["cancel"]],
   ["one that is gone", { image: null, isLost: true }, "The image of the last run is no longer there.", ["load"]],
+  ["one that is gone, where nothing can run", { image: null, isLost: true, canRun: false },
+    "This image cannot be loaded. Its file may have been deleted.", []],
   ["one that is older than the graph", { isOlder: true }, "This image is older than the graph.", ["load"]],
   ["a checkpoint that is not there", { lacks: "b.pth (375 MB) is not on this machine yet." }, "b.pth (375 MB) is not on this machine yet.", ["download"]],
   ["its arrival", { lacks: "b.pth", isRunning: true, progress: 0.374 }, "Downloading and loading the model… 37 %", ["cancel"]],

@@ -586,7 +586,7 @@ export class PromptEditor {
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
-    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, isOlder, isRunning, progress };
+    const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, canRun: Boolean(this.host.loadImage), isOlder, isRunning, progress };
     const made = state.marks.length ? state.size : null;
     const followed = this.#followed?.text === state.text ? this.#followed.from : null;
     const needsModel = givesEmptyMasks && state.marks.length > 0;

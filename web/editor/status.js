@@ -32,6 +32,7 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
  * @param {boolean} view.isConnected  whether something is connected to `image`
  * @param {boolean} view.isNamed  whether there is a file to show
  * @param {boolean} view.isLost  whether that file could not be loaded
+ * @param {boolean} view.canRun  whether the editor can run what makes the image
  * @param {boolean} view.isOlder  whether the graph has changed since the image was made
  * @param {boolean} view.isRunning  whether the image is being made
  * @param {boolean} view.isNewer  whether the marks are of a later version of the pack
@@ -43,13 +44,14 @@ export function statusOf({ image, hasModel, preview, answer, object }) {
  * @param {number | null} view.progress  of the run, 0 to 1
  * @returns {{text: string, actions: string[], covers: boolean} | null}
  */
-export function noteOf({ image, isConnected, isNamed, isLost, isOlder, isRunning, isNewer, outside, made, followed, needsModel, lacks, progress }) {
+export function noteOf({ image, isConnected, isNamed, isLost, canRun, isOlder, isRunning, isNewer, outside, made, followed, needsModel, lacks, progress }) {
   const over = (text, ...actions) => ({ text, actions, covers: true });
   const on = (text, ...actions) => ({ text, actions, covers: false });
   const sizeOf = ({ width, height }) => `${width} × ${height}`;
   if (!image) {
     if (!isConnected) return over("Connect an image to this node.");
     if (isRunning) return over("Running what the image needs…", "cancel");
+    if (isLost && !canRun) return over("This image cannot be loaded. Its file may have been deleted.");
     if (isLost) return over("The image of the last run is no longer there.", "load");
     return isNamed ? over("Loading the image…") : over("The image comes from other nodes. Run them to see it.", "load");
   }
