@@ -81,6 +81,7 @@ class _Matches:
         self.edges: list[float] = []
 
     def add(self, found: Sequence[LabeledMask], wanted: Sequence[LabeledMask]) -> None:
+        """The found and the true objects of this category in one more image."""
         self.objects += len(wanted)
         scores = np.array([1.0 if one.score is None else one.score for one in found])
         order = np.argsort(-scores, kind="stable")
@@ -109,6 +110,7 @@ class _Matches:
             yield right
 
     def score(self, label: str) -> Score:
+        """The score of all images so far; there must be a true object."""
         precisions = self._precisions()
         iou_mean, edge_mean = (float(np.mean(values)) for values in (self.ious, self.edges))
         return Score(label, self.objects, float(np.mean(precisions)), float(precisions[0]), iou_mean, edge_mean)

@@ -6,7 +6,6 @@ depthwise kernels take a fraction of the time that they take on channels that li
 
 import functools
 import logging
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .linear import faster_by
+
 log = logging.getLogger("samkit")
 
 _PROBE = (64, 64, 64)  # channels, rows, columns of a depthwise convolution
-_ROUNDS = 6
 
 
 class Convolution(Protocol):
@@ -126,13 +126,4 @@ def _speed_over_aten(dtype: torch.dtype) -> float:
     channels, *size = _PROBE
     weight, bias, x = torch.randn(channels, 1, 3, 3), torch.randn(channels), torch.randn(1, *size, channels).to(dtype)
     layers = [kind(weight, bias, 1, channels, dtype) for kind in (OneDNNConvolution, AtenConvolution)]
-    # The shortest of each, since another load on the cores only ever adds.
-    rounds = [[_time(layer, x) for layer in layers] for _ in range(_ROUNDS)]
-    ours, atens = (min(seconds) for seconds in zip(*rounds, strict=True))
-    return atens / ours
-
-
-def _time(layer: Convolution, x: Tensor) -> float:
-    begun = time.perf_counter()
-    layer.gelu(x)
-    return time.perf_counter() - begun
+    return faster_by(*layers, x)

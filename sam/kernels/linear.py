@@ -176,13 +176,25 @@ def speed_over_aten(kind: LinearKind, dtype: torch.dtype, against: torch.dtype |
     tokens, inputs, outputs = _PROBE
     weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(tokens, inputs)
     layers = kind(weight, bias, dtype), AtenLinear(weight.to(against or dtype), bias, against or dtype)
+    return faster_by(*layers, x)
+
+
+class WithGelu(Protocol):
+    """A layer with GELU after it: linear or a convolution."""
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The exact GELU of what the layer gives."""
+
+
+def faster_by(ours: WithGelu, other: WithGelu, x: Tensor) -> float:
+    """How many times faster one layer is than another on `x`, measured in turn; some milliseconds."""
     # The shortest of each, since another load on the cores only ever adds.
-    rounds = [[_time(layer, x) for layer in layers] for _ in range(_ROUNDS)]
-    ours, atens = (min(seconds) for seconds in zip(*rounds, strict=True))
-    return atens / ours
+    rounds = [[_time(layer, x) for layer in (ours, other)] for _ in range(_ROUNDS)]
+    own, others = (min(seconds) for seconds in zip(*rounds, strict=True))
+    return others / own
 
 
-def _time(layer: Linear, x: Tensor) -> float:
+def _time(layer: WithGelu, x: Tensor) -> float:
     begun = time.perf_counter()
     layer.gelu(x)
     return time.perf_counter() - begun

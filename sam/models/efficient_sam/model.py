@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
@@ -21,7 +20,7 @@ from ...prompts import PromptTensors
 from ...store.identity import Identities
 from ..base import DecoderParts, Precision, Wanted, with_concept
 from ..features import IMAGE, Features
-from ..sam2.predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
+from ..sam2.predictor import ForPredictor
 from ..taught import combined, of_taught, taught_decoders, taught_parts
 from .decoder import DecoderShape, EfficientMaskDecoder, EfficientPromptEncoder, FastEfficientDecoder
 from .encoder import PlainViT, PlainViTShape
@@ -33,7 +32,7 @@ _PATCH, _GRID = 16, 64  # nor the side of the input, which is SAM's: 1024 pixels
 _OWN = "prompt_encoder.bbox_top_left_embeddings.weight"
 
 
-class EfficientSAM(nn.Module):
+class EfficientSAM(ForPredictor, nn.Module):
     """EfficientSAM Ti or S; see `Segmenter` for what every family does. It takes points and boxes, and no mask prompts.
 
     Args:
@@ -147,32 +146,10 @@ class EfficientSAM(nn.Module):
     def _linear(self, dtype: torch.dtype) -> LinearKind:
         return cpu_linear(dtype) if self.device.type == "cpu" else AtenLinear
 
-    # What segment_anything's SamPredictor calls, see sam2/predictor.py.
-
-    image_format = "RGB"
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.sam_prompt_encoder.point_embeddings.weight.device
-
-    @property
-    def prompt_encoder(self) -> AsGiven:
-        """For the predictor alone: `sam_prompt_encoder` is the module."""
-        return AsGiven()
-
-    @property
-    def mask_decoder(self) -> PredictorDecoder:
-        """For the predictor alone: `sam_mask_decoder` is the module."""
-        return PredictorDecoder(self)
-
-    def preprocess(self, pixels: Tensor) -> PreparedImage:
-        """An image `[1, 3, h, w]` whose long side is that of the square, encoded: `image_encoder` hands it on."""
-        return prepared(self, pixels)
-
-    def postprocess_masks(self, masks: Tensor, input_size: Size, original_size: Size) -> Tensor:
-        """Low-resolution logits `[n, W, 4h, 4w]` at the image's size; `input_size` does not matter, as nothing was padded."""
-        return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
 
 
 _identities = Identities()

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
@@ -34,7 +33,7 @@ from ..taught import of_taught, taught_decoders, taught_parts
 from .hiera import HieraShape, ImageEncoder, read_hiera
 from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2PromptEncoder
 from .memory import Memory, build_memory
-from .predictor import AsGiven, PredictorDecoder, PreparedImage, prepared
+from .predictor import ForPredictor
 from .repvit import BODY, RepViTEncoder, RepViTShape, folded, read_repvit
 from .self_test import decoder_error, encoder_error, repvit_error
 
@@ -49,7 +48,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GREY_LEVELS = 255.0
 
 
-class SAM2Model(nn.Module):
+class SAM2Model(ForPredictor, nn.Module):
     """A SAM 2 or 2.1 model, or EdgeTAM's for images; see `Segmenter` for what every family does.
 
     Args:
@@ -181,32 +180,10 @@ class SAM2Model(nn.Module):
         """See `DecoderParts`."""
         return DecoderParts(self.sam_prompt_encoder, self.sam_mask_decoder, FastSAM2Decoder, (IMAGE, *HIGH_RES))
 
-    # What segment_anything's SamPredictor calls, see predictor.py.
-
-    image_format = "RGB"
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.no_mem_embed.device
-
-    @property
-    def prompt_encoder(self) -> AsGiven:
-        """For the predictor alone: `sam_prompt_encoder` is the module."""
-        return AsGiven()
-
-    @property
-    def mask_decoder(self) -> PredictorDecoder:
-        """For the predictor alone: `sam_mask_decoder` is the module."""
-        return PredictorDecoder(self)
-
-    def preprocess(self, pixels: Tensor) -> PreparedImage:
-        """An image `[1, 3, h, w]` whose long side is that of the square, encoded: `image_encoder` hands it on."""
-        return prepared(self, pixels)
-
-    def postprocess_masks(self, masks: Tensor, input_size: Size, original_size: Size) -> Tensor:
-        """Low-resolution logits `[n, W, 4h, 4w]` at the image's size; `input_size` does not matter, as nothing was padded."""
-        return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))

@@ -76,3 +76,27 @@ class PredictorDecoder:
         stretched = PromptTensors(points, boxes, prompts.masks)
         found = self.model.decode(image_embeddings.features, stretched, Wanted(multimask_output))
         return found.logits, found.scores
+
+
+class ForPredictor:
+    """What segment_anything's `SamPredictor` calls of a model; a base of those that stretch an image over the square."""
+
+    image_format = "RGB"
+
+    @property
+    def prompt_encoder(self) -> AsGiven:
+        """For the predictor alone: `sam_prompt_encoder` is the module."""
+        return AsGiven()
+
+    @property
+    def mask_decoder(self) -> PredictorDecoder:
+        """For the predictor alone: `sam_mask_decoder` is the module."""
+        return PredictorDecoder(self)
+
+    def preprocess(self, pixels: Tensor) -> PreparedImage:
+        """An image `[1, 3, h, w]` whose long side is that of the square, encoded: `image_encoder` hands it on."""
+        return prepared(self, pixels)
+
+    def postprocess_masks(self, masks: Tensor, input_size: Size, original_size: Size) -> Tensor:
+        """Low-resolution logits `[n, W, 4h, 4w]` at the image's size; `input_size` does not matter, as nothing was padded."""
+        return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
