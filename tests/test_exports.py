@@ -58,9 +58,7 @@ def write(name, folder, images, add=False):
 def read(folder):
     found = open_data_set(folder)
     images = [found.read(index).labeled for index in range(len(found.names))]
-    # Label Studio's names are below its root, which is the data set's folder.
-    root = "images/" if found.form == "Label Studio" else ""
-    return {image.file_name.removeprefix(root): image.objects for image in images}
+    return {image.file_name: image.objects for image in images}
 
 
 @pytest.mark.parametrize("name", EXACT)

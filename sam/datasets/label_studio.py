@@ -32,8 +32,8 @@ _HEADER = 32, 5, 4  # bits of the number of values, of the size of a value less 
 class LabelStudioSet:
     """A file of tasks. Of each task the first annotation that was not cancelled is read; points have no area, and are left out.
 
-    An image is looked for by its path below the folder, then by its name, with and without what Label Studio puts before the
-    name of an upload.
+    An image is looked for by its path below the folder, then by the ends of this path, with and without what Label Studio puts
+    before the name of an upload. A folder `images` beside the file is not part of a name.
     """
 
     form = "Label Studio"
@@ -43,17 +43,22 @@ class LabelStudioSet:
         self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
         with reading(path):
             self._shapes = [_shapes(_results(task)) for task in tasks]
-            self.names = [self._found(_image_of(task)) for task in tasks]
+            found = [self._found(_image_of(task)) for task in tasks]
+        self.names, self._places = [name for name, _ in found], [folders for _, folders in found]
 
-    def _found(self, address: str) -> str:
-        """The name of an image below one of the folders."""
+    def _found(self, address: str) -> tuple[str, list[Path]]:
+        """The name of an image, and the folders that it is below one of."""
         query = parse_qs(urlsplit(address).query)
         path = PurePosixPath((query["d"][0] if "d" in query else unquote(urlsplit(address).path)).lstrip("/"))
         prefix, _, rest = path.name.partition("-")
         is_upload = len(prefix) == _UPLOADED and all(digit in "0123456789abcdef" for digit in prefix)
-        names = [path.as_posix(), path.name, *([rest] if is_upload and rest else [])]
-        candidates = [name for name in names if ".." not in PurePosixPath(name).parts]
-        return next((name for name in candidates for folder in self._folders if (folder / name).is_file()), path.name)
+        ends = ["/".join(path.parts[first:]) for first in range(len(path.parts)) if ".." not in path.parts[first:]]
+        for name in [*ends, *([rest] if is_upload and rest else [])]:
+            for folder in self._folders:
+                if (folder / name).is_file():
+                    is_inside = folder == self._folders[0] and len(self._folders) > 1 and name.startswith("images/")
+                    return (name.removeprefix("images/"), self._folders[1:]) if is_inside else (name, [folder])
+        return path.name, self._folders
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
@@ -62,7 +67,7 @@ class LabelStudioSet:
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         name, objects = self.names[index], []
-        pixels = find_image(name, self._folders, self._within)
+        pixels = find_image(name, self._places[index], self._within)
         size = pixels.shape[:2]
         for number, (label, kind, result) in enumerate(self._shapes[index]):
             what = f"region {number} of {name} in {self._file}"

@@ -76,7 +76,10 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
             return MaskSet(path, image_folder, within)
         files = sorted(path.rglob("*.json"))
         if files and isinstance(loaded_object(files[0]).get("shapes"), list):
-            return LabelmeSet(path, files, image_folder, within)
+            inside = path / "images"  # where this pack writes them
+            return LabelmeSet(
+                inside if all(file.is_relative_to(inside) for file in files) else path, files, image_folder, within
+            )
         if files and (found := _of_file(files[0], image_folder, within)) is not None:  # an export of Label Studio
             return found
     raise SAMError(
@@ -216,7 +219,14 @@ def _class_names(folder: Path) -> dict[int, str]:
 
 
 class LabelmeSet:
-    """Files of labelme; see `open_data_set`."""
+    """Files of labelme; see `open_data_set`. The name of an image is that of its file with the ending of the image there.
+
+    Args:
+        folder: that names are relative to.
+        files: in order.
+        image_folder: of the images, which may have the same folders inside; None: they are beside their files.
+        within: see `open_data_set`.
+    """
 
     form = "labelme"
 
@@ -224,7 +234,11 @@ class LabelmeSet:
         self, folder: Path, files: Sequence[Path], image_folder: Path | None = None, within: Path | None = None
     ) -> None:
         self._files, self._image_folder, self._within = list(files), image_folder, within
-        self.names = [path.relative_to(folder).with_suffix("").as_posix() for path in self._files]
+        below = [path.relative_to(folder).parent for path in self._files]
+        self._folders = [image_folder / one if image_folder else file.parent for file, one in zip(files, below, strict=True)]
+        there = {place: _image_names(place) for place in set(self._folders)}
+        names = [there[place].get(file.stem, file.stem) for place, file in zip(self._folders, files, strict=True)]
+        self.names = [(one / name).as_posix() for one, name in zip(below, names, strict=True)]
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
@@ -241,10 +255,11 @@ class LabelmeSet:
         file = self._files[index]
         content = loaded_object(file)
         name = str(content.get("imagePath") or f"{file.stem}.png").replace("\\", "/")
-        folder = self._image_folder or file.parent
+        folders = [self._folders[index], self._image_folder or file.parent]
         if ".." in PurePosixPath(name).parts:  # labelme writes so where files and images have folders of their own
-            folder, name = (folder / PurePosixPath(name).parent).resolve(), PurePosixPath(name).name
-        pixels = find_image(name, [folder], self._within)
+            folders = [(folder / PurePosixPath(name).parent).resolve() for folder in folders]
+            name = PurePosixPath(name).name
+        pixels = find_image(name, folders, self._within)
         size, masks = pixels.shape[:2], {}
         for number, shape in enumerate(self._shapes(index)):
             kind = shape.get("shape_type") or "polygon"
@@ -259,7 +274,13 @@ class LabelmeSet:
                 mask = _labelme_mask(shape, points, size) if kind == "mask" else shape_mask(str(kind), points, size)
                 masks[key] = mask | masks[key] if key in masks else mask
         objects = [LabeledMask(mask, label) for (label, *_), mask in masks.items()]
-        return ReadImage(pixels, LabeledImage(name, size, objects))
+        return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
+
+
+def _image_names(folder: Path) -> dict[str, str]:
+    """The names of the images in a folder by those without their ending."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.stem: path.name for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _labelme_mask(shape: Mapping[str, Any], points: np.ndarray, size: Size) -> np.ndarray:

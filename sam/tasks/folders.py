@@ -221,12 +221,12 @@ def _prompt(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
     return objects[0]
 
 
-def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[Path, list[ImageFile], list[str]]:
+def find_images(paths: Iterable[Path], *leave_out: Path) -> tuple[Path, list[ImageFile], list[str]]:
     """The images in folders, with their subfolders and linked folders, and single files.
 
     Args:
         paths: folders and files.
-        leave_out: a folder whose files do not belong to them, such as the output.
+        leave_out: files and folders that do not belong to them, such as the output.
 
     Returns:
         The folder that names are relative to, the images sorted by name, and the names of images that nothing here can read.
@@ -239,9 +239,8 @@ def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[P
         if not path.exists():
             raise SAMError(f"There is no file or folder {path}.")
     files = {file for path in paths for file in (_files_in(path) if path.is_dir() else [path])}
-    if leave_out is not None:
-        output = leave_out.resolve()
-        files = {file for file in files if not file.resolve().is_relative_to(output)}
+    others = [path.resolve() for path in leave_out]
+    files = {file for file in files if not any(file.resolve().is_relative_to(path) for path in others)}
     readable = IMAGE_SUFFIXES & Image.registered_extensions().keys()
     images = [file for file in files if file.suffix.lower() in readable]
     others = [file for file in files if file.suffix.lower() in (IMAGE_SUFFIXES | UNREAD) - readable]
