@@ -257,7 +257,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         text=chosen.words or "",
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
-        categories=folders.read_categories(chosen.categories) if chosen.categories else (),
+        categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
         **options,
     )
 

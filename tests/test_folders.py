@@ -33,6 +33,7 @@ from samkit.sam import (
     segment_everything,
     teach,
 )
+from samkit.sam.datasets.coco import read_categories
 from samkit.sam.datasets.formats import FORMATS, data_set
 from samkit.sam.datasets.journal import Journal
 from samkit.sam.datasets.objects import LabeledImage, LabeledMask
@@ -612,7 +613,7 @@ def test_labelmes_files_have_their_images_beside_them(photos, checkpoint, tmp_pa
 def test_categories_of_another_form_are_refused(categories, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps({"categories": categories}))
     with pytest.raises(SAMError, match=r"truth\.json"):
-        folders.read_categories(tmp_path / "truth.json")
+        read_categories(tmp_path / "truth.json")
 
 
 @pytest.mark.parametrize("name", ["train/images/x.png", "images/x.png", "labels/x.png", "images/images/x.png", "x.png"])

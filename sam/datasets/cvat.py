@@ -114,7 +114,7 @@ class Cvat:
         """Write the file with these images only. Labels have no numbers in it."""
         self._write(_empty(), records)
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images to the file, which need not be there; what it holds stays, also of these images.
 
         Raises:

@@ -192,7 +192,7 @@ class LabelStudio:
         """Write the file with these images only. Labels have no numbers in it."""
         self._write([], records)
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images to the file, which need not be there; what it holds stays, also of these images.
 
         Raises:

@@ -352,22 +352,6 @@ def read_boxes(path: Path, images: Sequence[ImageFile], root: Path) -> tuple[lis
     return sorted(chosen, key=lambda image: image.file_name), errors
 
 
-def read_categories(path: Path) -> tuple[Category, ...]:
-    """The categories of a COCO file, with their ids, so that results can be scored against it.
-
-    Raises:
-        SAMError: the file has none, or two with one id or name.
-    """
-    try:
-        found = tuple(Category(one["id"], one["name"]) for one in json.loads(path.read_bytes())["categories"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SAMError(f"{path} has no COCO categories: {type(error).__name__} {error}.") from error
-    is_right = all(isinstance(one.number, int) and isinstance(one.name, str) and one.name.strip() for one in found)
-    if not found or not is_right or any(len(set(part)) < len(found) for part in zip(*found, strict=True)):
-        raise SAMError(f"the categories of {path} must have a name and a whole number each, every one once.")
-    return found
-
-
 Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[ImageResult]]
 
 
