@@ -227,18 +227,35 @@ def test_gray_levels_beyond_every_range_are_refused(bad, tmp_path):
         folders.read_image(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P, transparent", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
 def test_images_of_every_mode_are_those_of_load_image(mode, tmp_path):
     """ComfyUI's Load Image converts to RGB, and puts transparency into its MASK."""
-    color = Image.fromarray(make_image(60, 80))
+    color, options = Image.fromarray(make_image(60, 80)), {}
     if mode == "LAB":
-        color = Image.merge("LAB", color.split())
-    image = color if mode == "LAB" else color.convert(mode)
-    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
-    image.save(path)
+        image = Image.merge("LAB", color.split())
+    elif mode in ("P, transparent", "PA"):
+        image = color.quantize(16).convert(mode.partition(",")[0])
+        options = {"transparency": 3} if mode == "P, transparent" else {}
+    else:
+        image = color.convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB", "RGBX", "PA") else "a.png")
+    image.save(path, **options)
     with Image.open(path) as opened:
         wanted = np.array(opened.convert("RGB"))
     assert (folders.read_image(path) == wanted).all() and len(np.unique(wanted)) > 1
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "webp", "png", "mpo.jpg"])
+def test_of_files_with_several_frames_the_first_one_is_read(ending, tmp_path, caplog):
+    """Each in the form that its writer gives it; only a camera's second image of the same photograph needs no warning."""
+    frames, path = [Image.fromarray(make_image(60, 80, seed)) for seed in range(3)], tmp_path / f"a.{ending}"
+    form = {"tif": "TIFF", "mpo.jpg": "MPO"}.get(ending, ending.upper())
+    frames[0].save(path, format=form, save_all=True, append_images=frames[1:])
+    with Image.open(path) as opened:
+        assert opened.n_frames == 3
+        wanted = np.array(opened.convert("RGB"))
+    assert (folders.read_image(path) == wanted).all() and np.abs(wanted - make_image(60, 80, 0).astype(int)).mean() < 25
+    assert ("has 3 frames: only the first one" in caplog.text) == (ending != "mpo.jpg")
 
 
 def test_of_several_frames_the_first_one_is_segmented_with_a_warning(tmp_path, caplog):
