@@ -228,7 +228,8 @@ model.add_callback("on_train_start", count)
 torch.set_num_threads(1)
 off = dict.fromkeys("mosaic degrees translate scale shear perspective flipud fliplr mixup copy_paste erasing".split(), 0.0)
 model.train(data=str(images.parent / "data.yaml"), epochs=1, imgsz=256, batch=7, device="cpu", workers=0, plots=False,
-            amp=False, save=False, val=False, project=str(images.parent), pretrained=False, verbose=False, overlap_mask=False, **off)
+            amp=False, save=False, val=False, project=str(images.parent), pretrained=False, verbose=False,
+            overlap_mask=False, **off)
 assert seen == [len(found)], (seen, len(found))
 np.savez(sys.argv[-1], **found)
 """

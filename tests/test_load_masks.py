@@ -363,6 +363,25 @@ def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
     assert label == "hole" and (mask == SHAPES["hole"]).all() and len(data.names) == 10_000
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "COCO polygons"])
+def test_only_the_images_of_the_chosen_range_are_decoded(name, tmp_path, monkeypatch):
+    """Of any form: what is opened are the images and masks of the range, one after the other."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    images = torch.rand(6, 12, 16, 3)
+    masks = torch.zeros(6, 12, 16)
+    masks[:, 2:9, 3:11] = 1
+    SaveMasks().execute([images], [masks], ["set"], [name])
+    opened, whole = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or whole(path, *rest))
+    found, *_ = LoadMasks().execute("set [output]", start=3, count=2)
+    names = [Path(path).name for path in opened if not isinstance(path, io.BytesIO)]
+    pictures = [name for name in names if name in ("set_00004_.png", "set_00005_.png")]
+    assert len(found) == 2 and len(names) == len(opened) - (2 if name == "labelme" else 0)
+    assert set(pictures) == {"set_00004_.png", "set_00005_.png"}
+    assert set(names) - set(pictures) == ({"set_00004__000.png", "set_00005__000.png"} if name == "PNG" else set())
+    assert len(names) == (4 if name in ("PNG", "index PNG") else 2)
+
+
 def altered(value, rng):
     """A JSON value with one of its parts, at any depth, replaced or removed."""
     odd = [None, "x", "", -1, 1e400, float("nan"), [], {}, [[]], {"a": 1}, True, [1, 2, 3], "../../x", "\0", 10**30, ["x"] * 7]
