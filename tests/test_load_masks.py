@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -375,10 +376,10 @@ def test_only_the_images_of_the_chosen_range_are_decoded(name, tmp_path, monkeyp
     monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or whole(path, *rest))
     found, *_ = LoadMasks().execute("set [output]", start=3, count=2)
     names = [Path(path).name for path in opened if not isinstance(path, io.BytesIO)]
-    pictures = [name for name in names if name in ("set_00004_.png", "set_00005_.png")]
+    of_range = [name for name in names if name in ("set_00004_.png", "set_00005_.png")]
     assert len(found) == 2 and len(names) == len(opened) - (2 if name == "labelme" else 0)
-    assert set(pictures) == {"set_00004_.png", "set_00005_.png"}
-    assert set(names) - set(pictures) == ({"set_00004__000.png", "set_00005__000.png"} if name == "PNG" else set())
+    assert set(of_range) == {"set_00004_.png", "set_00005_.png"}
+    assert set(names) - set(of_range) == ({"set_00004__000.png", "set_00005__000.png"} if name == "PNG" else set())
     assert len(names) == (4 if name in ("PNG", "index PNG") else 2)
 
 
