@@ -23,6 +23,7 @@ from .json_file import as_json
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
 from .reading import ReadImage, check_size, find_image, loaded_json, reading
 
+_REGIONS = ("brush", "polygon", "rectangle", "ellipse")
 _CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask; written with 255 in all of them
 _SIZES, _VALUE_BITS = (3, 4, 8, 16), 8  # as written: bits of a length less 1, and of a value
 _UPLOADED = 8  # hexadecimal digits and a dash, which Label Studio puts before the name of an uploaded file
@@ -39,10 +40,11 @@ class LabelStudioSet:
     form = "Label Studio"
 
     def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Path | None = None) -> None:
-        self._file, self._within = path.name, within
+        self.path, self._file, self._within = path, path.name, within
         self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
         with reading(path):
-            self._shapes = [_shapes(_results(task)) for task in tasks]
+            self._results = [_results(task) for task in tasks]
+            self._shapes = [_shapes(results) for results in self._results]
             found = [self._found(_image_of(task)) for task in tasks]
         self.names, self._places = [name for name, _ in found], [folders for _, folders in found]
 
@@ -59,6 +61,17 @@ class LabelStudioSet:
                     is_inside = folder == self._folders[0] and len(self._folders) > 1 and name.startswith("images/")
                     return (name.removeprefix("images/"), self._folders[1:]) if is_inside else (name, [folder])
         return path.name, self._folders
+
+    def records(self, index: int) -> list[list[int]]:
+        """The places of each object's results in its annotation, that of the region first, in the order of `read`."""
+        regions: dict[Any, int] = {}
+        own: dict[Any, list[int]] = {}
+        for place, result in enumerate(self._results[index]):
+            key = result.get("id", place)
+            own.setdefault(key, []).append(place)
+            if _kind_of(result) in _REGIONS:
+                regions[key] = place
+        return [[place, *(other for other in own[key] if other != place)] for key, place in regions.items()]
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
@@ -95,17 +108,21 @@ def _results(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return []
 
 
+def _kind_of(result: Mapping[str, Any]) -> str:
+    return str(result.get("type", "")).removesuffix("labels")
+
+
 def _shapes(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Label, kind and result of each region with an area. A label may stand in a result of its own, with the region's id."""
     labels: dict[Any, str] = {}
     regions: dict[Any, tuple[str, Mapping[str, Any]]] = {}
     for place, result in enumerate(results):
         value, key = result.get("value") or {}, result.get("id", place)
-        kind = str(result.get("type", "")).removesuffix("labels")
+        kind = _kind_of(result)
         named = next((value[one] for one in (f"{kind}labels", "labels") if value.get(one)), None)
         if named:
             labels[key] = ", ".join(map(str, named))
-        if kind in ("brush", "polygon", "rectangle", "ellipse"):
+        if kind in _REGIONS:
             regions[key] = kind, result
     return [(labels.get(key, DEFAULT_LABEL), kind, result) for key, (kind, result) in regions.items()]
 

@@ -30,6 +30,7 @@ _COCO = "images", "annotations", "categories"
 _BACKGROUND = 0  # of a PNG whose values are objects
 _MOST_VALUES = 255
 _HALF = 127  # of a gray level: above it, a pixel is in the mask
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")  # of labelme's shapes
 _FAR = 1e6  # no coordinate of an image is as large
 
 
@@ -162,14 +163,18 @@ class YoloSet:
             )
         found = [path for path in self._images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
         self.names = sorted(path.relative_to(self._images).as_posix() for path in found)
-        self._classes = _class_names(folder)
+        self.classes = _class_names(folder)
 
-    def _lines(self, index: int) -> list[tuple[str, np.ndarray]]:
-        """Label and numbers of each object; the text lies where Ultralytics looks for it (see `yolo.py`)."""
+    def text_of(self, index: int) -> Path:
+        """The text with the labels of an image, which need not be there; it lies where Ultralytics looks for it (`yolo.py`)."""
         name = self.names[index]
         before, inside, after = f"/{name}".rpartition("/images/")
         nested = self._images / f"{before}/labels/{after}".lstrip("/") if inside else self._labels_folder / name
-        path, lines = nested.with_suffix(".txt"), []
+        return nested.with_suffix(".txt")
+
+    def _lines(self, index: int) -> list[tuple[str, np.ndarray]]:
+        """Label and numbers of each object."""
+        path, lines = self.text_of(index), []
         with reading(path):
             texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for number, line in enumerate(texts, start=1):
@@ -180,7 +185,7 @@ class YoloSet:
                     raise ValueError(f"{len(values)} numbers")
                 if not (np.abs(values) < _FAR).all():
                     raise ValueError("numbers that are no shares of the image")
-                lines.append((self._classes.get(int(kind), kind), values))
+                lines.append((self.classes.get(int(kind), kind), values))
             except ValueError as error:
                 raise SAMError(f"line {number} of {path} is not a class and a polygon or a box: {error}.") from error
         return lines
@@ -244,6 +249,18 @@ class LabelmeSet:
         """See `DataSet`."""
         return {str(shape.get("label") or DEFAULT_LABEL) for shape in self._shapes(index)}
 
+    def file_of(self, index: int) -> Path:
+        """The file of an image."""
+        return self._files[index]
+
+    def records(self, index: int) -> list[list[int]]:
+        """The places of each object's shapes in the file, in the order of `read`."""
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for number, shape in enumerate(self._shapes(index)):
+            if (shape.get("shape_type") or "polygon") not in _WITHOUT_AREA:
+                found.setdefault(_labelme_key(shape, number), []).append(number)
+        return list(found.values())
+
     def _shapes(self, index: int) -> list[dict[str, Any]]:
         shapes = loaded_object(self._files[index]).get("shapes")
         if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
@@ -263,11 +280,10 @@ class LabelmeSet:
         size, masks = pixels.shape[:2], {}
         for number, shape in enumerate(self._shapes(index)):
             kind = shape.get("shape_type") or "polygon"
-            if kind in ("point", "points", "line", "linestrip"):
+            if kind in _WITHOUT_AREA:
                 continue
-            label, group = str(shape.get("label") or DEFAULT_LABEL), shape.get("group_id")
             with reading(f"shape {number} of {file}"):
-                key = (label, "group", group) if group is not None else (label, "shape", number)
+                key = _labelme_key(shape, number)
                 points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
                 if not (np.abs(points) < _FAR).all():
                     raise SAMError("its points are not in pixels of an image.")
@@ -275,6 +291,12 @@ class LabelmeSet:
                 masks[key] = mask | masks[key] if key in masks else mask
         objects = [LabeledMask(mask, label) for (label, *_), mask in masks.items()]
         return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
+
+
+def _labelme_key(shape: Mapping[str, Any], number: int) -> tuple[Any, ...]:
+    """What shapes of one object have in common; its label is the first part."""
+    label, group = str(shape.get("label") or DEFAULT_LABEL), shape.get("group_id")
+    return (label, "group", group) if group is not None else (label, "shape", number)
 
 
 def _image_names(folder: Path) -> dict[str, str]:
@@ -303,7 +325,7 @@ class PngSet:
     form = "PNG"
 
     def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
-        self._folder, self._within = folder, within
+        self.folder, self._within = folder, within
         self._images = [image_folder] if image_folder else [folder / "images", folder, folder.parent]
         self._records = (read_json(folder / "manifest.json", ("images",)) or {"images": []})["images"]
         with reading(folder / "manifest.json"):
@@ -319,7 +341,7 @@ class PngSet:
         pixels, objects = find_image(self.names[index], self._images, self._within), []
         for number, one in enumerate(self._records[index]["objects"]):
             with reading(f"object {number} of {self.names[index]} in manifest.json"):
-                mask = find_image(as_text(one["mask"], "mask"), [self._folder], self._within)[..., 0] > _HALF
+                mask = find_image(as_text(one["mask"], "mask"), [self.folder], self._within)[..., 0] > _HALF
                 check_size(mask.shape, pixels.shape[:2], one["mask"])
                 objects.append(LabeledMask(mask, one["label"], as_score(one.get("score"))))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
@@ -343,8 +365,12 @@ class MaskSet:
         """See `DataSet`."""
         return {label for label, _ in self._objects(index)}
 
+    def mask_of(self, index: int) -> Path:
+        """The file with the masks of an image."""
+        return self._pairs[index][1]
+
     def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
-        path = self._pairs[index][1]
+        path = self.mask_of(index)
         with reading(path):
             if self._within is not None and not path.resolve().is_relative_to(self._within.resolve()):
                 raise SAMError(f"a link leads out of {self._within}.")
