@@ -15,7 +15,7 @@ from ..errors import SAMError
 from ..geometry import Size
 from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
-from .reading import ReadImage, check_size, find_image, reading
+from .reading import ReadImage, check_size, find_image, pixels_of, reading
 
 _VERSION = "1.1"
 # XML 1.0 has no form for these, whatever they are escaped to.
@@ -53,10 +53,14 @@ class CvatSet:
                 found.setdefault(_key(shape, number), []).append(number)
         return list(found.values())
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._folders, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         image, name, masks = self._images[index], self.names[index], {}
-        pixels = find_image(name, self._folders, self._within)
+        pixels = pixels_of(self.image_of(index))
         size = pixels.shape[:2]
         with reading(f"image {name} of {self._file}"):
             check_size((int(image.attrib["height"]), int(image.attrib["width"])), size, f"image {name} of {self._file}")

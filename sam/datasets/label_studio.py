@@ -21,7 +21,7 @@ from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .images import IMAGE_SUFFIXES
 from .json_file import as_json
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
-from .reading import ReadImage, check_size, find_image, loaded_json, reading
+from .reading import ReadImage, check_size, find_image, loaded_json, pixels_of, reading
 
 _REGIONS = ("brush", "polygon", "rectangle", "ellipse")
 _CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask; written with 255 in all of them
@@ -77,10 +77,14 @@ class LabelStudioSet:
         """See `DataSet`."""
         return {label for label, _, _ in self._shapes[index]}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._places[index], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         name, objects = self.names[index], []
-        pixels = find_image(name, self._places[index], self._within)
+        pixels = pixels_of(self.image_of(index))
         size = pixels.shape[:2]
         for number, (label, kind, result) in enumerate(self._shapes[index]):
             what = f"region {number} of {name} in {self._file}"

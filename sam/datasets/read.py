@@ -23,7 +23,18 @@ from .images import IMAGE_SUFFIXES
 from .json_file import read_json
 from .label_studio import LabelStudioSet
 from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
-from .reading import DataSet, ReadImage, as_score, as_text, check_size, find_image, loaded_json, loaded_object, reading
+from .reading import (
+    DataSet,
+    ReadImage,
+    as_score,
+    as_text,
+    check_size,
+    find_image,
+    loaded_json,
+    loaded_object,
+    pixels_of,
+    reading,
+)
 from .rle import decode_mask
 
 _COCO = "images", "annotations", "categories"
@@ -131,9 +142,13 @@ class CocoSet:
         with reading(self.path):
             return {self._labels.get(one.get("category_id"), DEFAULT_LABEL) for one in self._objects[index]}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._folders, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`; regions of crowds are objects like the others."""
-        pixels = find_image(self.names[index], self._folders, self._within)
+        pixels = pixels_of(self.image_of(index))
         size, objects = pixels.shape[:2], []
         for one in self._objects[index]:
             what = f"annotation {shown(one.get('id'))} of {self.path.name}"
@@ -194,9 +209,13 @@ class YoloSet:
         """See `DataSet`."""
         return {label for label, _ in self._lines(index)}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], [self._images], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels = find_image(self.names[index], [self._images], self._within)
+        pixels = pixels_of(self.image_of(index))
         (height, width), objects = pixels.shape[:2], []
         for label, values in self._lines(index):
             if len(values) == 4:
@@ -267,16 +286,19 @@ class LabelmeSet:
             raise SAMError(f"{self._files[index]} is not a file of labelme: it has no list of shapes.")
         return shapes
 
-    def read(self, index: int) -> ReadImage:
-        """See `DataSet`; points and lines have no area, and are left out."""
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
         file = self._files[index]
-        content = loaded_object(file)
-        name = str(content.get("imagePath") or f"{file.stem}.png").replace("\\", "/")
+        name = str(loaded_object(file).get("imagePath") or f"{file.stem}.png").replace("\\", "/")
         folders = [self._folders[index], self._image_folder or file.parent]
         if ".." in PurePosixPath(name).parts:  # labelme writes so where files and images have folders of their own
             folders = [(folder / PurePosixPath(name).parent).resolve() for folder in folders]
             name = PurePosixPath(name).name
-        pixels = find_image(name, folders, self._within)
+        return find_image(name, folders, self._within)
+
+    def read(self, index: int) -> ReadImage:
+        """See `DataSet`; points and lines have no area, and are left out."""
+        pixels, file = pixels_of(self.image_of(index)), self._files[index]
         size, masks = pixels.shape[:2], {}
         for number, shape in enumerate(self._shapes(index)):
             kind = shape.get("shape_type") or "polygon"
@@ -336,12 +358,16 @@ class PngSet:
         """See `DataSet`."""
         return self._labels[index]
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._images, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels, objects = find_image(self.names[index], self._images, self._within), []
+        pixels, objects = pixels_of(self.image_of(index)), []
         for number, one in enumerate(self._records[index]["objects"]):
             with reading(f"object {number} of {self.names[index]} in manifest.json"):
-                mask = find_image(as_text(one["mask"], "mask"), [self.folder], self._within)[..., 0] > _HALF
+                mask = pixels_of(find_image(as_text(one["mask"], "mask"), [self.folder], self._within))[..., 0] > _HALF
                 check_size(mask.shape, pixels.shape[:2], one["mask"])
                 objects.append(LabeledMask(mask, one["label"], as_score(one.get("score"))))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
@@ -383,10 +409,14 @@ class MaskSet:
             raise SAMError(f"{path} has {counted(len(found), 'value')}: it is not a mask, in which each value is an object.")
         return [(DEFAULT_LABEL if len(found) == 1 else str(value), values == value) for value in found]
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self._pairs[index][0].name, [self._pairs[index][0].parent], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        image, path = self._pairs[index]
-        pixels = find_image(image.name, [image.parent], self._within)
+        path = self.mask_of(index)
+        pixels = pixels_of(self.image_of(index))
         objects = [LabeledMask(mask, label) for label, mask in self._objects(index)]
         for one in objects:
             check_size(one.mask.shape, pixels.shape[:2], str(path))
