@@ -20,6 +20,7 @@ from samkit.nodes.teach import Teach
 from samkit.sam import SAMError
 from samkit.sam.datasets.drawing import polygon_mask
 from samkit.sam.datasets.formats import FORMATS
+from samkit.sam.datasets.polygons import coco_polygons
 from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import decode_mask, encode_mask
 from test_datasets import SHAPES
@@ -362,6 +363,26 @@ def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
     data = open_data_set(tmp_path / "a.json")
     ((label, mask, _),) = masks_of(data, 5000)
     assert label == "hole" and (mask == SHAPES["hole"]).all() and len(data.names) == 10_000
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_polygons_are_parsed_for_the_images_that_are_read(indent, tmp_path, monkeypatch):
+    """Whatever the spaces, and where a label or a note looks like one: a thousand images, of which one is read."""
+    photo(tmp_path / "7.png")
+    polygons, tricky = coco_polygons(SHAPES["holes in a row"]), 'a "segmentation": [[1, 2]] \\'
+    one = {"category_id": 1, "note": tricky, "segmentation": polygons}
+    document = {
+        "images": [{"id": index, "file_name": f"{index}.png"} for index in range(1000)],
+        "categories": [{"id": 1, "name": tricky}],
+        "annotations": [{"id": index, "image_id": index, **one} for index in range(1000)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document, indent=indent))
+    parsed, whole = [], json.loads
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", lambda text, *rest, **more: parsed.append(len(text)) or whole(text, *rest, **more))
+        ((label, mask, _),) = masks_of(open_data_set(tmp_path / "a.json"), 7)
+    assert label == tricky and (mask == SHAPES["holes in a row"]).all()
+    assert sum(parsed) < 0.3 * (tmp_path / "a.json").stat().st_size and len(parsed) == 2
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "COCO polygons"])

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +39,8 @@ from .reading import (
 from .rle import decode_mask
 
 _COCO = "images", "annotations", "categories"
+_PLACE = "samkit: place"
+_POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[][\d.eE+,\s-]*\])')
 _BACKGROUND = 0  # of a PNG whose values are objects
 _MOST_VALUES = 255
 _HALF = 127  # of a gray level: above it, a pixel is in the mask
@@ -103,14 +106,14 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
 def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> DataSet | None:
     if path.suffix.lower() == ".xml":
         return CvatSet(path, image_folder, within)
-    content = loaded_json(path)
+    content, places = _without_polygons(path)
     if isinstance(content, list):  # COCO's results are lists, too, but without tasks
         is_export = bool(content) and all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content)
         return LabelStudioSet(path, content, image_folder, within) if is_export else None
     if not isinstance(content, dict):
         return None
     if all(isinstance(content.get(name), list) for name in _COCO):
-        return CocoSet(path, content, image_folder, within)
+        return CocoSet(path, content, image_folder, within, places)
     if isinstance(content.get("shapes"), list):
         return LabelmeSet(path.parent, [path], image_folder, within)
     if path.name == "manifest.json":
@@ -118,15 +121,44 @@ def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> Data
     return None
 
 
+def _without_polygons(path: Path) -> tuple[Any, list[tuple[int, int]]]:
+    """A JSON file's content with `{_PLACE: number}` for each list of numbers that is a `segmentation`, and where these are.
+
+    Polygons are nearly all that a large COCO file has; they are parsed for the images that are read.
+    """
+    places: list[tuple[int, int]] = []
+
+    def note(found: re.Match[bytes]) -> bytes:
+        places.append(found.span(1))
+        return b'"segmentation":{"%s":%d}' % (_PLACE.encode(), len(places) - 1)
+
+    try:
+        return json.loads(_POLYGONS.sub(note, path.read_bytes())), places
+    except (OSError, ValueError, RecursionError):
+        return loaded_json(path), []  # which says what is wrong, in terms of the file
+
+
 class CocoSet:
-    """A COCO file; see `open_data_set`."""
+    """A COCO file; see `open_data_set`.
+
+    Args:
+        path: of the file.
+        content: of it, see `_without_polygons`.
+        image_folder, within: see `open_data_set`.
+        places: of the polygons in the file.
+    """
 
     form = "COCO"
 
     def __init__(
-        self, path: Path, content: Mapping[str, Any], image_folder: Path | None = None, within: Path | None = None
+        self,
+        path: Path,
+        content: Mapping[str, Any],
+        image_folder: Path | None = None,
+        within: Path | None = None,
+        places: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.path, self._within = path, within
+        self.path, self._within, self._polygons = path, within, places
         beside = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         self._folders = [image_folder] if image_folder else beside
         with reading(path):
@@ -154,6 +186,11 @@ class CocoSet:
             what = f"annotation {shown(one.get('id'))} of {self.path.name}"
             with reading(what):
                 value = one["segmentation"]
+                if isinstance(value, dict) and _PLACE in value:
+                    start, end = self._polygons[value[_PLACE]]
+                    with self.path.open("rb") as file:
+                        file.seek(start)
+                        value = json.loads(file.read(end - start))
                 if isinstance(value, dict):
                     check_size(tuple(value["size"]), size, what)  # first: a size that is not true may need any memory
                     mask = decode_mask(value)
