@@ -14,6 +14,7 @@ from PIL import Image
 from samkit.nodes.load_masks import LoadMasks
 from samkit.sam import SAMError
 from samkit.sam.datasets.cvat import CvatSet
+from samkit.sam.datasets.drawing import drawn_polygon
 from samkit.sam.datasets.label_studio import decode_brush
 from samkit.sam.datasets.read import open_data_set
 
@@ -39,6 +40,32 @@ def test_the_masks_are_those_that_the_tool_reads(form, by):
         assert read.labeled.file_name == image and read.pixels.shape[:2] == read.labeled.size
         for one, mask in zip(read.labeled.objects, masks_of(expected) if expected else [], strict=True):
             assert one.mask.dtype == bool and np.array_equal(one.mask, mask)
+
+
+@pytest.mark.parametrize(("form", "name"), [("labelme", "labelme"), ("coco", "COCO"), ("yolo", "YOLO")])
+def test_the_masks_are_those_that_labelme_pycocotools_and_ultralytics_read(form, name):
+    """Written by labelme, datumaro and Ultralytics; each object of each image, in the order of the file."""
+    found = open_data_set(FIXTURES / form)
+    truth = json.loads((FIXTURES / f"{form}_truth.json").read_text())
+    assert found.form == name and set(found.names) == set(truth) and max(map(len, truth.values())) > 1
+    for index, image in enumerate(found.names):
+        objects, expected = found.read(index).labeled.objects, truth[image]
+        assert [one.label for one in objects] == [label for label, _ in expected]
+        for one, mask in zip(objects, masks_of(expected) if expected else [], strict=True):
+            assert np.array_equal(one.mask, mask), (image, one.label)
+
+
+def test_polygons_of_yolo_are_those_of_opencv():
+    """Which Ultralytics fills with: the pixels of slanted edges, too."""
+    cv2 = pytest.importorskip("cv2")
+    numbers = np.random.default_rng(0)
+    for _ in range(200):
+        angles, radii = np.sort(numbers.uniform(0, 2 * np.pi, 7)), numbers.uniform(4, 18, 7)
+        points = 20 + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+        wanted = np.zeros((40, 40), np.uint8)
+        cv2.fillPoly(wanted, [points.astype(np.int32)], 1)
+        wrong = (drawn_polygon(points, (40, 40)) != (wanted > 0)).sum()
+        assert wrong <= 2, wrong
 
 
 def test_the_node_reads_them(tmp_path, monkeypatch):
@@ -229,6 +256,6 @@ def test_a_run_beyond_the_image_is_refused():
 
 
 def test_fixtures_say_how_they_were_made():
-    for form in FORMS:
+    for form in (*FORMS, "labelme", "coco", "yolo"):
         text = Path(FIXTURES / f"make_{form}.py").read_text()
         assert "pip install" in text and "==" in text

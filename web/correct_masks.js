@@ -91,10 +91,12 @@ class Correction {
     this.#enable(true);
   }
 
+  /** A button that cannot be pressed has no focus: the keys are the image's. */
   #enable(isOn) {
     this.previous.disabled = !isOn || !(this.index > 0);
     this.next.disabled = !isOn || !(this.index + 1 < this.#shown?.count);
     this.acceptButton.disabled = !isOn || this.#shown === null;
+    if (this.isOpen) this.dialog.editor.stage.focus({ preventScroll: true });
   }
 
   /** Write what is marked, and show the next image. */

@@ -65,23 +65,45 @@ def drawn_polygon(points: np.ndarray, size: Size) -> np.ndarray:
 
     Source: `polygon2mask` in ultralytics' `data/utils.py`, which truncates the corners and fills with OpenCV.
     """
-    image = Image.new("L", (size[1], size[0]))
-    ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in points], outline=1, fill=1)
-    return np.asarray(image) > 0
+    image, corners = Image.new("L", (size[1], size[0])), np.trunc(points).astype(np.int64)
+    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners.tolist()], fill=1)
+    mask = np.array(image) > 0
+    x, y = _outline(corners).T
+    inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+    mask[y[inside], x[inside]] = True
+    return mask
+
+
+def _outline(corners: np.ndarray) -> np.ndarray:
+    """The pixels int64 `[M, 2]` of a polygon's edges; from left to right, a half is rounded to where the edge began.
+
+    Source: `LineIterator` in OpenCV's `drawing.cpp`.
+    """
+    following = np.roll(corners, -1, axis=0)
+    is_back = (following[:, 0] < corners[:, 0])[:, None]
+    start, way = np.where(is_back, following, corners), np.abs(following - corners)
+    sign = np.sign(np.where(is_back, corners - following, following - corners))
+    steps, least = way.max(1), way.min(1)
+    edge = np.repeat(np.arange(len(steps)), steps + 1)
+    step = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
+    across = -((steps[edge] - 2 * step * least[edge]) // np.maximum(2 * steps[edge], 1))
+    is_wide = (way[:, 0] >= way[:, 1])[edge]
+    moved = np.stack([np.where(is_wide, step, across), np.where(is_wide, across, step)], -1)
+    return start[edge] + sign[edge] * moved
 
 
 def shape_mask(kind: str, points: np.ndarray, size: Size) -> np.ndarray:
     """The mask bool `[H, W]` of a shape of labelme, which draws with Pillow, the outline included.
 
     Args:
-        kind: polygon, rectangle (two corners) or circle (center and a point on it).
+        kind: polygon, rectangle (two corners), oriented_rectangle (four corners) or circle (center and a point on it).
         points: float64 `[N, 2]`.
         size: (H, W).
 
     Raises:
         SAMError: the shape has too few points, or is of another kind.
     """
-    least = {"polygon": 3, "rectangle": 2, "circle": 2}
+    least = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 4, "circle": 2}
     if len(points) < least.get(kind, len(points) + 1):
         seen = f"a {kind!r} of {counted(len(points), 'point')}"
         raise SAMError(f"a shape is {seen}: only polygons, rectangles, circles and masks can be read.")
