@@ -17,19 +17,29 @@ tenth of stock code's.
 import functools
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from .attention import BIAS_BYTES, Attend, attend_by_head, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
+from .attention import (
+    BIAS_BYTES,
+    Attend,
+    attend_by_head,
+    attend_in_pieces,
+    attend_with_bias,
+    attend_without_positions,
+    faster_on_gpu,
+    position_table,
+)
 from .linear import AtenLinear, Linear, LinearKind, cpu_linear
 from .plans import Plans
 from .workers import for_each
 
 _COMPILE = "SAMKIT_COMPILE"  # environment variable: 1 where hundreds of images are encoded, on CUDA with Triton
-_PIECE_TOKENS = 600  # at most, on a core of a CPU: three windows of 14x14
+_PIECE_NUMBERS = 600 * 768  # of tokens at most, on a core of a CPU: three windows of 14x14 of ViT-B
 _PIECES_PER_THREAD = 4  # at least, where there are as many windows: the last ones leave cores idle
 _MLP_TOKENS = 1024  # at most, where they are not in such pieces
 _HIDDEN_BYTES = 256 << 20  # of the MLP's hidden layer at a time on a GPU, which small pieces leave idle
@@ -121,13 +131,13 @@ class Piece(NamedTuple):
     groups: list[tuple[int, int, int]]
 
 
-def pieces_of_windows(groups: list[tuple[int, int, int]], count: int, device: torch.device) -> list[Piece]:
-    """All tokens of `count` images in window order, some windows at a time; on a GPU all at once."""
+def pieces_of_windows(groups: list[tuple[int, int, int]], count: int, width: int, device: torch.device) -> list[Piece]:
+    """All tokens `[B, T, E]` of `count` images in window order, some windows at a time; on a GPU all at once."""
     if device.type != "cpu":
         return [Piece(slice(None), slice(None), groups)]
     pieces, start = [], 0
     tokens = sum(windows * height * width for windows, height, width in groups)
-    tokens_at_once = min(_PIECE_TOKENS, tokens * count // (_PIECES_PER_THREAD * torch.get_num_threads()))
+    tokens_at_once = min(_PIECE_NUMBERS // width, tokens * count // (_PIECES_PER_THREAD * torch.get_num_threads()))
     for windows, height, width in groups:
         size = height * width
         at_once = max(1, tokens_at_once // size)
@@ -139,16 +149,60 @@ def pieces_of_windows(groups: list[tuple[int, int, int]], count: int, device: to
     return _of_each_image(pieces, count)
 
 
-def pieces_of_tokens(tokens: int, count: int, device: torch.device) -> list[Piece]:
-    """All of the tokens of `count` images, some at a time; on a GPU all at once."""
+def pieces_of_tokens(tokens: int, count: int, width: int, device: torch.device) -> list[Piece]:
+    """All of the tokens `[B, T, E]` of `count` images, some at a time; on a GPU all at once."""
     if device.type != "cpu":
         return [Piece(slice(None), slice(None), [])]
-    starts = range(0, tokens, _PIECE_TOKENS)
-    return _of_each_image([Piece(slice(None), slice(a, min(tokens, a + _PIECE_TOKENS)), []) for a in starts], count)
+    at_once = max(1, min(_PIECE_NUMBERS // width, tokens * count // (_PIECES_PER_THREAD * torch.get_num_threads())))
+    starts = range(0, tokens, at_once)
+    return _of_each_image([Piece(slice(None), slice(a, min(tokens, a + at_once)), []) for a in starts], count)
 
 
 def _of_each_image(pieces: list[Piece], count: int) -> list[Piece]:
     return [piece._replace(images=slice(image, image + 1)) for image in range(count) for piece in pieces]
+
+
+class WholeBlock(Protocol):
+    """A transformer block in which every token sees the whole image, in a plan's form; positions play no part."""
+
+    heads: int
+    dtype: torch.dtype
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `[T, 3E]` of tokens `[T, E]`."""
+
+    def add_back(self, x: Tensor, mixed: Tensor) -> None:
+        """What attention gave, then the MLP, added to tokens `[T, E]` in place."""
+
+
+def run_whole(block: WholeBlock, x: Tensor, linear: LinearKind, then: Callable[[Tensor, Piece], None] | None = None) -> None:
+    """One block on the CPU, in place: some tokens at a time, but for attention.
+
+    Args:
+        block: which.
+        x: the residual stream float32 `[B, T, E]`.
+        linear: which linear layers.
+        then: is called with the tokens of each piece when they are done, `[t, E]`.
+    """
+    count, tokens, width = x.shape
+    pieces = pieces_of_tokens(tokens, count, width, x.device)
+    qkv = x.new_empty(count, 3, block.heads, tokens, width // block.heads, dtype=block.dtype)
+    mixed = torch.empty_like(x, dtype=block.dtype)
+
+    def project(piece: Piece) -> None:
+        found = block.project(x[piece.images, piece.tokens][0])
+        qkv[piece.images, :, :, piece.tokens] = found.view(1, len(found), 3, block.heads, -1).permute(0, 2, 3, 1, 4)
+
+    def add_back(piece: Piece) -> None:
+        part = x[piece.images, piece.tokens][0]
+        block.add_back(part, mixed[piece.images, piece.tokens][0])
+        if then is not None:
+            then(part, piece)
+
+    for_each(project, pieces)
+    for (q, k, v), out in zip(qkv, mixed, strict=True):
+        attend_without_positions(linear, q, k, v, out.unflatten(1, (block.heads, -1)).transpose(0, 1))
+    for_each(add_back, pieces)
 
 
 class FastEncoder:
@@ -180,8 +234,8 @@ class FastEncoder:
     def __call__(self, images: Tensor, early: bool = False) -> tuple[Tensor, Tensor | None]:
         """Embeddings float32 `[B, C, h, w]` of images `[B, 3, S, S]`, and the first global block's output `[B, h, w, E]`."""
         count, tokens = len(images), self.grid**2
-        by_window = pieces_of_windows(self.groups, count, images.device)
-        in_raster = pieces_of_tokens(tokens, count, images.device)
+        by_window = pieces_of_windows(self.groups, count, self.places.shape[1], images.device)
+        in_raster = pieces_of_tokens(tokens, count, self.places.shape[1], images.device)
         if not self.window:  # a single one, as wide as the image, that no block looks at
             by_window = in_raster
         x = self.places.repeat(count, 1, 1)
