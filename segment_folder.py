@@ -5,6 +5,7 @@
     python segment_folder.py photos --words "cat. dog." --yolo cats_and_dogs
     python segment_folder.py photos --prompts boxes.json --png masks
     python segment_folder.py photos --boxes-from labels.xml --cvat corrected
+    python segment_folder.py photos --everything --teach corrected --coco masks.json --review sheets
 
 A run that was stopped or killed goes on where it was when it is started again. An image that cannot be segmented is reported
 and skipped. The exit status is 0 if every image was segmented, 1 if some were skipped, 2 if nothing could be done, and 130
@@ -16,7 +17,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,8 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
     parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
     parser.add_argument(
-        "--score", type=Path, metavar="PATH", help="compare the masks with a data set of true ones, in any form"
+        "--score",
+        type=Path,
+        metavar="PATH",
+        help="compare the masks with a data set of true ones, in any form, and show the worst",
     )
+    parser.add_argument("--review", type=Path, metavar="FOLDER", help="contact sheets of the images with their masks")
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run has done")
     models = parser.add_argument_group("models and devices")
     models.add_argument(
@@ -107,7 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--grounding", default="grounding-dino-tiny", help="with --words: a folder or a known name")
     models.add_argument("--precision", default="auto", choices=sam.PRECISIONS)
     models.add_argument("--device-mode", default="Prefer GPU", choices=sam.DEVICE_MODES)
-    models.add_argument("--concept", type=Path, metavar="FILE", help="a concept of SAM Teach: which object is meant")
+    meant = models.add_mutually_exclusive_group()
+    meant.add_argument("--concept", type=Path, metavar="FILE", help="a concept of SAM Teach: which object is meant")
+    meant.add_argument(
+        "--teach", type=Path, metavar="PATH", help="teach the model the objects of a data set first, in any form that is read"
+    )
     models.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run under Ray: on this machine, or on a cluster")
     models.add_argument("--actors", type=int, default=0, metavar="N", help="with --ray: how many copies of the model")
     for title, options in (("with --everything", sam.AutoMaskOptions), ("with --words", sam.GroundingOptions)):
@@ -134,8 +143,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Segment what was chosen, and say how it went."""
     folders = part("sam.tasks.folders")
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
-    root, images, unread = folders.find_images(chosen.images, None if chosen.coco else output)
+    worst = output.with_name(f"{output.name}.worst.jpg")
+    written = [path for path in (output, chosen.upright, chosen.review, worst) if path is not None]
+    root, images, unread = folders.find_images(chosen.images, *written)
     task, left_out = make_task(chosen, folders), {}
+    if chosen.teach:
+        task = replace(task, concept=taught(chosen.teach, task, output, root))
     if chosen.prompts:
         images, unknown = folders.read_prompts(chosen.prompts, images)
         left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the images")
@@ -151,15 +164,58 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):
         names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
-    if chosen.score:
-        say_score(part("sam.datasets.score").score(open_set(output, root), open_set(chosen.score, root)))
+    if chosen.score or chosen.review:
+        show(chosen, output, root, worst)
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
     return 1 if errors else 0
 
 
-def open_set(path: Path, root: Path) -> Any:
-    """A data set of the images in a folder."""
-    return part("sam.datasets.read").open_data_set(path, root)
+def show(chosen: argparse.Namespace, output: Path, root: Path, worst: Path) -> None:
+    """Score what was written, and make the pictures of it."""
+    sheets = part("sam.datasets.sheets")
+    found = open_set(output, root if chosen.coco or chosen.png else None)  # the other forms have copies of the images
+    if chosen.score:
+        truth = open_set(chosen.score, root)
+        compared = part("sam.datasets.score").score(found, truth)
+        say_score(compared.rows)
+        sheets.write_worst(found, truth, compared.worst, worst)
+        say(f"The objects with the lowest IoU: {worst}")
+    if chosen.review:
+        say(f"Contact sheets: {sheets.write_review(found, chosen.review)} in {chosen.review}")
+
+
+def open_set(path: Path, images: Path | None = None) -> Any:
+    """A data set, whose images are in a folder, or beside it."""
+    return part("sam.datasets.read").open_data_set(path, images)
+
+
+def taught(path: Path, task: Any, output: Path, root: Path) -> Any:
+    """What a data set teaches the task's model; None where it does not help.
+
+    The concept is in a file beside the output, under a name that changes with all that it was learned from: a run that goes on
+    uses it, and `--concept` can.
+    """
+    sam, training = part("sam"), part("sam.training.from_data_set")
+    data = open_set(path)
+    try:
+        data.read(0)
+    except (sam.SAMError, IndexError):  # its images are those of the folder
+        data = open_set(path, root)
+    counted = part("utils.text").counted
+    objects = training.ShownObjects(data, task.label)
+    model = sam.SAM_MODELS.at(task.checkpoint, task.base_model).load(task.precision)
+    file = output.with_name(f"{output.name}.taught-{objects.key(model)}.safetensors")
+    if file.is_file():
+        return sam.load_concept(file)
+    concept, lesson = training.teach_data_set(model, objects, device_mode=task.device_mode)
+    before, after = (sum(column) / len(lesson.rows) for column in list(zip(*lesson.rows, strict=True))[1:])
+    where = "held-out masks" if lesson.held_out else "the only mask"
+    say(f"Taught with {counted(len(objects), 'image')}. IoU of a click on {where}: {before:.3f} before, {after:.3f} after.")
+    if not lesson.helped:
+        say("That is not better, so the model is used as it is.")
+        return None
+    sam.save_concept(concept, file)
+    return concept
 
 
 def say_score(rows: Sequence[Any]) -> None:
@@ -201,7 +257,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         text=chosen.words or "",
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
-        categories=folders.read_categories(chosen.categories) if chosen.categories else (),
+        categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
         **options,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..sam import SAMError
 from ..sam.datasets.read import open_data_set
+from ..sam.datasets.reading import DataSet
 from ..utils.boxes import BoundingBox, tight_box
 from ..utils.comfy import Progress
 from ..utils.comfy_files import annotated_path
@@ -107,9 +108,7 @@ class LoadMasks:
         individual_masks: bool = False,
         image_folder: str = "",
     ) -> tuple[list[Tensor], list[Tensor], list[list[list[BoundingBox]]], list[str]]:
-        images_in = _found(image_folder, "image_folder") if image_folder.strip() else None
-        within = annotated_path(f". [{'output' if path.strip().endswith('[output]') else 'input'}]", _FOLDERS, or_folder=True)
-        data = open_data_set(_found(path, "path"), images_in, images_in or within)
+        data = opened_data_set(path, image_folder)
         wanted = {name for part in category.replace("\uff0c", ",").split(",") if (name := part.strip())}
         chosen = [index for index in range(len(data.names)) if not wanted or wanted & data.labels(index)]
         if wanted and not chosen:
@@ -139,7 +138,23 @@ class LoadMasks:
         return images, masks, boxes, labels
 
 
-def _found(name: str, what: str) -> Path:
+def opened_data_set(path: str, image_folder: str = "") -> DataSet:
+    """The data set of the node's inputs. It reads no image outside of ComfyUI's folder, or that of `image_folder`.
+
+    Raises:
+        SAMError: there is no such file or folder, or it is not a data set.
+    """
+    images = found_path(image_folder, "image_folder") if image_folder.strip() else None
+    within = annotated_path(f". [{'output' if path.strip().endswith('[output]') else 'input'}]", _FOLDERS, or_folder=True)
+    return open_data_set(found_path(path, "path"), images, images or within)
+
+
+def found_path(name: str, what: str) -> Path:
+    """The file or folder of an input.
+
+    Raises:
+        SAMError: it is not there, or outside of ComfyUI's input and output folders.
+    """
     path = annotated_path(name.strip(), _FOLDERS, or_folder=True)
     if path is None:
         raise SAMError(f"{what} is {shown(name)}: there is no such file or folder in ComfyUI's input folder, or [output].")

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ..sam import SAMError
 from ..sam.datasets.addition import adding_to
+from ..sam.datasets.coco import read_categories
 from ..sam.datasets.formats import FORMATS, FormatName
-from ..sam.datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask
+from ..sam.datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask
 from ..utils.boxes import BOX_TYPES, BoundingBox, nested_boxes, tight_box
 from ..utils.comfy import Progress
-from ..utils.comfy_files import save_place
+from ..utils.comfy_files import annotated_path, save_place
 from ..utils.comfy_folders import data_folder
 from ..utils.images import as_masks, image_to_frames
-from ..utils.text import counted
+from ..utils.text import counted, shown
 from .common import CATEGORY
 
 _INSIDE = 0.5  # a MASK above this is in the mask
@@ -67,6 +68,10 @@ class SaveMasks:
             "The categories of the masks: one for all masks, one per mask, or one per object. If empty, the labels "
             "of the boxes are used."
         )
+        categories = (
+            "A COCO file in the input folder, such as cats/annotations.json, or in the output folder with [output] after its "
+            "name. COCO files get its categories with their ids, and YOLO's classes are numbered in the order of the ids."
+        )
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The images, every frame of a batch. They are saved too. Alpha is ignored."}),
@@ -97,6 +102,7 @@ class SaveMasks:
                         "tooltip": "The scores of the masks, one per mask. They take precedence over the scores of the boxes.",
                     },
                 ),
+                "categories": ("STRING", {"default": "", "tooltip": categories}),
             },
         }
 
@@ -109,6 +115,7 @@ class SaveMasks:
         bboxes: list[Any] | None = None,
         labels: Sequence[str] = "",
         scores: list[float] | None = None,
+        categories: Sequence[str] = "",
     ) -> dict[str, Any]:
         batches = _batches(_as_list(images), _as_list(masks), None if bboxes is None else _as_list(bboxes))
         objects = [one for batch in batches for one in _owned(batch)]
@@ -121,7 +128,8 @@ class SaveMasks:
         for one, labeled in zip(objects, listed, strict=True):
             per_frame[one.frame].append(labeled)
         all_frames = [frame for batch in batches for frame in batch.frames]
-        saved = _save(all_frames, per_frame, _as_list(filename_prefix)[0], _as_list(format)[0])
+        given = _categories(next(iter(_as_list(categories)), None) or "")
+        saved = _save(all_frames, per_frame, _as_list(filename_prefix)[0], _as_list(format)[0], given)
         return {"ui": {"images": saved}, "result": ()}
 
 
@@ -273,7 +281,22 @@ def _labeled(one: _Owned, label: str | None, score: float | None) -> LabeledMask
     return LabeledMask(one.mask, (label or "").strip() or str(box.get("label") or DEFAULT_LABEL), score)
 
 
-def _save(frames: list[np.ndarray], objects: list[list[LabeledMask]], prefix: str, name: FormatName) -> list[dict[str, str]]:
+def _categories(name: str) -> tuple[Category, ...]:
+    if not name.strip():
+        return ()
+    path = annotated_path(name.strip(), ("input", "output"))
+    if path is None:
+        raise SAMError(f"categories is {shown(name)}: there is no such file in ComfyUI's input folder, or [output].")
+    return read_categories(path)
+
+
+def _save(
+    frames: list[np.ndarray],
+    objects: list[list[LabeledMask]],
+    prefix: str,
+    name: FormatName,
+    categories: Sequence[Category],
+) -> list[dict[str, str]]:
     """Add images to the data set of a prefix. Returns ComfyUI's names of their files."""
     if not frames:
         return []
@@ -281,7 +304,7 @@ def _save(frames: list[np.ndarray], objects: list[list[LabeledMask]], prefix: st
     folder, stem, _ = save_place(prefix, size)
     root = folder / stem
     progress, saved = Progress(len(frames)), []
-    with adding_to(root, name) as addition:
+    with adding_to(root, name, categories) as addition:
         below = root.relative_to(data_folder("output")).as_posix()
         _, _, number = save_place(f"{below}/images/{stem}", size)
         for index, (frame, masks) in enumerate(zip(frames, objects, strict=True), start=number):

@@ -7,6 +7,9 @@ import pytest
 from browser import Editor, build
 from PIL import Image
 from reference_sam2 import write_tiny
+from samkit.sam.datasets.formats import data_set
+from samkit.sam.datasets.objects import LabeledImage, LabeledMask
+from samkit.sam.datasets.read import open_data_set
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -604,3 +607,56 @@ def test_closed_dialogs_leave_nothing(page):
         }"""
     )
     assert kept[0] == 0 and kept[1] < 20
+
+
+def test_masks_of_a_data_set_are_corrected_from_image_to_image(page, server):
+    """A COCO file of two images: a click adds an object to the first, which is accepted; the second is not touched."""
+    folder = server.base / "input" / f"pets_{next(_numbers)}"
+    (folder / "images").mkdir(parents=True)
+    with Image.open(server.base / "input" / "samkit_scene.png") as scene:
+        width, height = scene.size
+        for name in ("a.png", "b.png"):
+            scene.save(folder / "images" / name)
+    rows, columns = np.mgrid[:height, :width]
+    disc = (columns - STICKER[0]) ** 2 + (rows - STICKER[1]) ** 2 < 900
+    coco, records = data_set("COCO RLE", folder / "annotations.json"), []
+    for name in ("a.png", "b.png"):
+        records.append(coco.entry(LabeledImage(name, (height, width), [LabeledMask(disc, "sticker")]))[0])
+    coco.write(records)
+    before = (folder / "annotations.json").read_bytes()
+    page.evaluate(
+        """async (path) => {
+          samkit.empty();
+          const node = samkit.add("SAMKit_LoadMasks", 200, 120, { path });
+          app.canvas.ds.scale = 1;
+          app.canvas.ds.offset = [40, 20];
+          app.canvas.setDirty(true, true);
+          await new Promise((done) => setTimeout(done, 500));
+          const { widgets_values: values } = app.graph.serialize().nodes[0];
+          if (values.length !== 6) throw new Error(`the button is in the workflow: ${values}`);
+          node.widgets.find(({ name }) => name === "Correct masks").callback();
+        }""",
+        folder.name,
+    )
+    dialog = Dialog(page)
+    assert (dialog.exact() == disc).all() and "a.png (1 of 2)" in page.locator(".samkit-dialog-place").inner_text()
+    page.keyboard.press("n")
+    dialog.click(*LEAF)
+    dialog.settle()
+    leaf = dialog.exact(1)
+    page.get_by_role("button", name="Next image").or_(page.get_by_title("Next image")).first.click()
+    assert "not accepted" in dialog.said and "a.png" in page.locator(".samkit-dialog-place").inner_text()
+    page.get_by_role("button", name="Accept", exact=True).click()
+    page.get_by_text("b.png (2 of 2)").wait_for()
+    dialog.wait("editor.image && editor.preview.state.name !== 'preparing'")
+    dialog.settle()
+    assert "a.png: accepted, 1 changed" in dialog.said and (dialog.exact() == disc).all()
+    page.get_by_role("button", name="Accept", exact=True).click()
+    page.get_by_text("b.png: as it was.").wait_for()
+    page.keyboard.press("Escape")
+    dialog.closed()
+    first, second = (open_data_set(folder).read(index).labeled.objects for index in range(2))
+    assert [one.label for one in first] == ["sticker", "Object 2"] and [one.label for one in second] == ["sticker"]
+    assert (first[0].mask == disc).all() and (first[1].mask == leaf).all() and leaf.sum() > 500
+    after = (folder / "annotations.json").read_bytes()
+    assert after.startswith(before[: before.index(b'],"categories"')]) and before != after

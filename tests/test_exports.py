@@ -1,8 +1,5 @@
 """The forms of annotation tools, and index PNGs: what is written is read again to the pixel, and added to without a loss."""
 
-import os
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -58,9 +55,7 @@ def write(name, folder, images, add=False):
 def read(folder):
     found = open_data_set(folder)
     images = [found.read(index).labeled for index in range(len(found.names))]
-    # Label Studio's names are below its root, which is the data set's folder.
-    root = "images/" if found.form == "Label Studio" else ""
-    return {image.file_name.removeprefix(root): image.objects for image in images}
+    return {image.file_name: image.objects for image in images}
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -142,46 +137,3 @@ def test_an_index_png_has_255_objects_at_most(tmp_path):
         write("index PNG", tmp_path, {"one.png": pixels})
     write("index PNG", tmp_path, {"one.png": dict(list(pixels.items())[:255])})
     assert len(read(tmp_path)["one.png"]) == 255
-
-
-DATUMARO = """
-import sys, numpy as np
-from datumaro import Dataset
-found = Dataset.import_from(sys.argv[1], "cvat")
-names = [one.name for one in found.categories()[next(iter(found.categories()))].items]
-masks = {}
-for item in found:
-    for one in item.annotations:
-        masks[f"{item.id}|{names[one.label]}"] = one.image.astype(bool)
-np.savez(sys.argv[2], **masks)
-"""
-LABEL_STUDIO = """
-import json, sys, numpy as np
-from label_studio_sdk.converter.brush import decode_rle
-masks = {}
-for task in json.load(open(sys.argv[1] + "/tasks.json")):
-    for result in task["annotations"][0]["result"]:
-        size = result["original_height"], result["original_width"], 4
-        masks["one|" + result["value"]["brushlabels"][0]] = decode_rle(result["value"]["rle"]).reshape(size)[..., 3] > 0
-np.savez(sys.argv[2], **masks)
-"""
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("name", "packages", "script"),
-    [("CVAT", "datumaro==1.13.12", DATUMARO), ("Label Studio", "label-studio-sdk==2.1.2", LABEL_STUDIO)],
-)
-def test_the_tools_read_the_same_masks(name, packages, script, tmp_path):
-    """In an environment of their own, made here: they need other versions than this pack."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if subprocess.run([python, "-m", "pip", "install", "--quiet", packages], check=False).returncode:
-        pytest.skip(f"{packages} cannot be installed here")
-    masks = {label.replace("'", ""): mask for label, mask in hard_masks().items()}
-    write(name, tmp_path / "set", {"one.png": masks})
-    subprocess.run([python, "-c", script, tmp_path / "set", tmp_path / "masks.npz"], check=True)
-    found = np.load(tmp_path / "masks.npz")
-    assert set(found) == {f"one|{label}" for label in masks}
-    for label, mask in masks.items():
-        assert np.array_equal(found[f"one|{label}"], mask), label

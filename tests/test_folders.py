@@ -24,19 +24,26 @@ from samkit.sam import (
     PredictOptions,
     Prompt,
     SAMError,
+    TeachOptions,
     decode,
     encode,
+    load_concept,
     load_model,
     save_concept,
     segment_everything,
+    teach,
 )
-from samkit.sam.datasets.formats import FORMATS
+from samkit.sam.datasets.coco import read_categories
+from samkit.sam.datasets.formats import FORMATS, data_set
 from samkit.sam.datasets.journal import Journal
+from samkit.sam.datasets.objects import LabeledImage, LabeledMask
 from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.tasks import folders
 from samkit.sam.tasks.folders import FolderTask, Worker, find_images, read_prompts, run_here, segment_folder
 from samkit.sam.tasks.words import FoundBoxes
+from samkit.sam.training import teach as teaching
+from samkit.sam.training.from_data_set import ShownObjects
 
 LOOSE = AutoMaskOptions(2, pred_iou_thresh=-1.0, stability_score_thresh=0.0)
 NAMES = ["a.png", "b.jpg", "day 1/a.png", "day 1/größe.webp", "z.bmp"]
@@ -220,18 +227,35 @@ def test_gray_levels_beyond_every_range_are_refused(bad, tmp_path):
         folders.read_image(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P, transparent", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
 def test_images_of_every_mode_are_those_of_load_image(mode, tmp_path):
     """ComfyUI's Load Image converts to RGB, and puts transparency into its MASK."""
-    color = Image.fromarray(make_image(60, 80))
+    color, options = Image.fromarray(make_image(60, 80)), {}
     if mode == "LAB":
-        color = Image.merge("LAB", color.split())
-    image = color if mode == "LAB" else color.convert(mode)
-    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
-    image.save(path)
+        image = Image.merge("LAB", color.split())
+    elif mode in ("P, transparent", "PA"):
+        image = color.quantize(16).convert(mode.partition(",")[0])
+        options = {"transparency": 3} if mode == "P, transparent" else {}
+    else:
+        image = color.convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB", "RGBX", "PA") else "a.png")
+    image.save(path, **options)
     with Image.open(path) as opened:
         wanted = np.array(opened.convert("RGB"))
     assert (folders.read_image(path) == wanted).all() and len(np.unique(wanted)) > 1
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "webp", "png", "mpo.jpg"])
+def test_of_files_with_several_frames_the_first_one_is_read(ending, tmp_path, caplog):
+    """Each in the form that its writer gives it; only a camera's second image of the same photograph needs no warning."""
+    frames, path = [Image.fromarray(make_image(60, 80, seed)) for seed in range(3)], tmp_path / f"a.{ending}"
+    form = {"tif": "TIFF", "mpo.jpg": "MPO"}.get(ending, ending.upper())
+    frames[0].save(path, format=form, save_all=True, append_images=frames[1:])
+    with Image.open(path) as opened:
+        assert opened.n_frames == 3
+        wanted = np.array(opened.convert("RGB"))
+    assert (folders.read_image(path) == wanted).all() and np.abs(wanted - make_image(60, 80, 0).astype(int)).mean() < 25
+    assert ("has 3 frames: only the first one" in caplog.text) == (ending != "mpo.jpg")
 
 
 def test_of_several_frames_the_first_one_is_segmented_with_a_warning(tmp_path, caplog):
@@ -471,6 +495,118 @@ def test_the_masks_are_scored_against_true_ones(photos, checkpoint, tmp_path, ca
     assert "no file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--coco", "--yolo", "--png", "--labelme", "--cvat", "--label-studio"])
+def test_every_form_is_scored_and_shown(option, photos, checkpoint, tmp_path, capsys):
+    """Against themselves, with one name in two folders. All is written among the images: none of it is one of them."""
+    prompts = dict.fromkeys(("a.png", "day 1/a.png"), PROMPTS["a.png"][:1])
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    base = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint]
+    assert command.main([str(one) for one in [*base, "--coco", tmp_path / "truth.json"]]) == 0
+    arguments = [*base, option, photos / "out", "--score", tmp_path / "truth.json", "--review", photos / "sheets"]
+    for _ in range(2):
+        capsys.readouterr()
+        assert command.main([str(one) for one in arguments]) == 0
+        shown = capsys.readouterr()
+        row = shown.out.splitlines()[1].split()
+        assert row[:2] == [PROMPTS["a.png"][0].get("label", "object"), "2"]
+        assert float(row[4]) == 1 or (option == "--yolo" and float(row[4]) > 0.8), row
+        assert "skipped: 0" in shown.err and "Contact sheets: 1 in" in shown.err
+        with Image.open(photos / "out.worst.jpg") as worst, Image.open(photos / "sheets" / "review_0001.jpg") as sheet:
+            assert worst.width == 960 and sheet.width == 640
+
+
+def test_boxes_of_the_packs_own_forms_keep_their_folders(photos, checkpoint, tmp_path, capsys):
+    """labelme's and Label Studio's names, too, are those of the images, of which two have one name in two folders."""
+    prompts = dict.fromkeys(("a.png", "day 1/a.png"), PROMPTS["a.png"][:1])
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    for option in ("--labelme", "--label-studio", "--cvat"):
+        made = [photos, "--prompts", tmp_path / "prompts.json", "--model", checkpoint, option, tmp_path / option]
+        assert command.main([str(one) for one in made]) == 0
+        tightened = [photos, "--boxes-from", tmp_path / option, "--model", checkpoint, "--coco", tmp_path / f"{option}.json"]
+        assert command.main([str(one) for one in tightened]) == 0, capsys.readouterr().err
+        assert {name: len(masks) for name, masks in masks_in(tmp_path / f"{option}.json").items()} == dict.fromkeys(prompts, 1)
+
+
+def discs(photos, place, labels=("disc",)):
+    """Bright discs on the photos, and a COCO file of them: of the labels in turn."""
+    records, coco = [], data_set("COCO RLE", place)
+    for index, name in enumerate(NAMES):
+        rows, columns = np.mgrid[:60, :80]
+        mask = (rows - 20 - 5 * index) ** 2 + (columns - 20 - 7 * index) ** 2 <= 14**2
+        pixels = make_image(60, 80, index)
+        pixels[mask] = 230
+        Image.fromarray(pixels).save(photos / name, **({"lossless": True} if name.endswith("webp") else {}))
+        objects = [LabeledMask(mask, labels[index % len(labels)]), LabeledMask(np.zeros((60, 80), bool), "none")]
+        records.append(coco.entry(LabeledImage(name, (60, 80), objects))[0])
+    coco.write(records)
+
+
+def test_a_data_set_teaches_and_the_folder_is_segmented_with_it(photos, checkpoint, tmp_path, capsys, monkeypatch):
+    """What it teaches is what SAM Teach learns from the same images and masks; a run that goes on does not learn again."""
+    monkeypatch.setattr(teaching._Teacher, "_before", lambda *_: 0.0)  # a model with random weights is not helped
+    discs(photos, tmp_path / "truth.json")
+    arguments = [
+        photos,
+        "--everything",
+        "--coco",
+        tmp_path / "out.json",
+        "--model",
+        checkpoint,
+        "--teach",
+        tmp_path / "truth.json",
+    ]
+    arguments = [str(one) for one in [*arguments, "--points-per-side", "2", "--pred-iou-thresh", "-1"]]
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "Taught with 5 images. IoU of a click on held-out masks: 0.000 before" in said and "That is not better" not in said
+    (file,) = tmp_path.glob("out.json.taught-*.safetensors")
+    data = open_data_set(tmp_path / "truth.json", photos)
+    read = [data.read(index) for index in range(len(data.names))]
+    images = [torch.from_numpy(one.pixels.astype(np.float32) / 255)[None] for one in read]
+    masks = [torch.from_numpy(one.labeled.objects[0].mask.astype(np.float32))[None] for one in read]
+    concept, lesson = teach(load_model(checkpoint), images, masks, options=TeachOptions())
+    assert lesson.helped and torch.equal(load_concept(file).tokens, concept.tokens)
+    capsys.readouterr()
+    monkeypatch.setattr(teaching, "_Teacher", None)
+    assert command.main(arguments) == 0 and "now: 0; before: 5" in capsys.readouterr().err
+    with_file = [one for one in arguments if one not in ("--teach", str(tmp_path / "truth.json"))]
+    assert command.main([*with_file, "--concept", str(file)]) == 0 and "now: 0; before: 5" in capsys.readouterr().err
+
+
+def test_what_does_not_help_is_said_and_the_model_used_as_it_is(photos, checkpoint, tmp_path, capsys):
+    """A model with random weights learns nothing of five discs that holds for the held-out one."""
+    discs(photos, tmp_path / "truth.json")
+    arguments = [photos, "--everything", "--model", checkpoint, "--points-per-side", "2", "--pred-iou-thresh", "-1", "--coco"]
+    taught = [*arguments, tmp_path / "taught.json", "--teach", tmp_path / "truth.json"]
+    assert command.main([str(one) for one in taught]) == 0
+    assert "That is not better, so the model is used as it is." in capsys.readouterr().err
+    assert command.main([str(one) for one in [*arguments, tmp_path / "plain.json"]]) == 0
+    assert (tmp_path / "taught.json").read_bytes() == (tmp_path / "plain.json").read_bytes()
+
+
+def test_which_objects_of_a_data_set_are_taught(photos, tmp_path):
+    discs(photos, tmp_path / "truth.json", ("disc", "coin"))
+    data = open_data_set(tmp_path / "truth.json", photos)
+    assert len(ShownObjects(data, "disc")) == 3 and len(ShownObjects(data, "coin")) == 2
+    with pytest.raises(SAMError, match="has the labels coin, disc: say by --label which of them to teach, not 'object'"):
+        ShownObjects(data, "object")
+    for image, mask, _ in ShownObjects(data, "coin"):
+        assert image.shape == (1, 60, 80, 3) and mask.shape == (1, 60, 80) and 500 < mask.sum() < 700
+    discs(photos, tmp_path / "one.json")
+    assert len(ShownObjects(open_data_set(tmp_path / "one.json", photos), "object")) == 5, "one label need not be named"
+    (tmp_path / "none.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(SAMError, match="no object to learn from"):
+        ShownObjects(open_data_set(tmp_path / "none.json", photos), "object")
+
+
+def test_what_cannot_teach_is_said_before_anything_is_written(photos, checkpoint, tmp_path, capsys):
+    arguments = [photos, "--everything", "--coco", tmp_path / "out.json", "--model", checkpoint, "--teach", tmp_path / "gone"]
+    assert command.main([str(one) for one in arguments]) == 2
+    assert "no file or folder" in capsys.readouterr().err and not list(tmp_path.glob("out.json*"))
+    with pytest.raises(SystemExit):
+        command.main([str(one) for one in [*arguments, "--concept", "x"]])
+
+
 def test_a_data_set_of_other_images_is_refused(photos, checkpoint, tmp_path, capsys):
     (tmp_path / "boxes.xml").write_text("<annotations><image id='0' name='gone.png' width='1' height='1'/></annotations>")
     arguments = [photos, "--boxes-from", tmp_path / "boxes.xml", "--model", checkpoint, "--coco", tmp_path / "out.json"]
@@ -494,7 +630,7 @@ def test_labelmes_files_have_their_images_beside_them(photos, checkpoint, tmp_pa
 def test_categories_of_another_form_are_refused(categories, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps({"categories": categories}))
     with pytest.raises(SAMError, match=r"truth\.json"):
-        folders.read_categories(tmp_path / "truth.json")
+        read_categories(tmp_path / "truth.json")
 
 
 @pytest.mark.parametrize("name", ["train/images/x.png", "images/x.png", "labels/x.png", "images/images/x.png", "x.png"])

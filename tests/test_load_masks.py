@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from samkit.nodes.teach import Teach
 from samkit.sam import SAMError
 from samkit.sam.datasets.drawing import polygon_mask
 from samkit.sam.datasets.formats import FORMATS
+from samkit.sam.datasets.polygons import coco_polygons
 from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import decode_mask, encode_mask
 from test_datasets import SHAPES
@@ -361,6 +363,45 @@ def test_ten_thousand_images_are_opened_and_one_is_read(tmp_path):
     data = open_data_set(tmp_path / "a.json")
     ((label, mask, _),) = masks_of(data, 5000)
     assert label == "hole" and (mask == SHAPES["hole"]).all() and len(data.names) == 10_000
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_polygons_are_parsed_for_the_images_that_are_read(indent, tmp_path, monkeypatch):
+    """Whatever the spaces, and where a label or a note looks like one: a thousand images, of which one is read."""
+    photo(tmp_path / "7.png")
+    polygons, tricky = coco_polygons(SHAPES["holes in a row"]), 'a "segmentation": [[1, 2]] \\'
+    one = {"category_id": 1, "note": tricky, "segmentation": polygons}
+    document = {
+        "images": [{"id": index, "file_name": f"{index}.png"} for index in range(1000)],
+        "categories": [{"id": 1, "name": tricky}],
+        "annotations": [{"id": index, "image_id": index, **one} for index in range(1000)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document, indent=indent))
+    parsed, whole = [], json.loads
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", lambda text, *rest, **more: parsed.append(len(text)) or whole(text, *rest, **more))
+        ((label, mask, _),) = masks_of(open_data_set(tmp_path / "a.json"), 7)
+    assert label == tricky and (mask == SHAPES["holes in a row"]).all()
+    assert sum(parsed) < 0.3 * (tmp_path / "a.json").stat().st_size and len(parsed) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "COCO polygons"])
+def test_only_the_images_of_the_chosen_range_are_decoded(name, tmp_path, monkeypatch):
+    """Of any form: what is opened are the images and masks of the range, one after the other."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    images = torch.rand(6, 12, 16, 3)
+    masks = torch.zeros(6, 12, 16)
+    masks[:, 2:9, 3:11] = 1
+    SaveMasks().execute([images], [masks], ["set"], [name])
+    opened, whole = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or whole(path, *rest))
+    found, *_ = LoadMasks().execute("set [output]", start=3, count=2)
+    names = [Path(path).name for path in opened if not isinstance(path, io.BytesIO)]
+    of_range = [name for name in names if name in ("set_00004_.png", "set_00005_.png")]
+    assert len(found) == 2 and len(names) == len(opened) - (2 if name == "labelme" else 0)
+    assert set(of_range) == {"set_00004_.png", "set_00005_.png"}
+    assert set(names) - set(of_range) == ({"set_00004__000.png", "set_00005__000.png"} if name == "PNG" else set())
+    assert len(names) == (4 if name in ("PNG", "index PNG") else 2)
 
 
 def altered(value, rng):

@@ -24,7 +24,7 @@ CONTRACT = {
     "SAMKit_SaveMasks": (
         "SAM Save Masks",
         ["images", "masks", "filename_prefix", "format"],
-        ["bboxes", "labels", "scores"],
+        ["bboxes", "labels", "scores", "categories"],
         [],
     ),
     "SAMKit_LoadMasks": (

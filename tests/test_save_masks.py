@@ -181,6 +181,51 @@ def test_in_comfyui_files_go_where_save_image_puts_them(tmp_path, monkeypatch):
     assert (tmp_path / "output" / "80" / "set" / "images" / "set_00001_.png").is_file()
 
 
+@pytest.fixture
+def truth(tmp_path, monkeypatch):
+    """A COCO file in the input folder whose ids are those of COCO's own."""
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    path = tmp_path / "input" / "truth.json"
+    path.parent.mkdir(exist_ok=True)
+    categories = [{"id": 90, "name": "bowl"}, {"id": 17, "name": "cat"}]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    return tmp_path / "output" / "set"
+
+
+def test_categories_of_a_coco_file_keep_their_ids(truth):
+    """From the first image on, and in a data set that was begun without them; what is new comes after them."""
+    masks = torch.stack([square(0), square(30)])
+    for labels, names in ((["cat", "cup"], ["truth.json"]), (["bowl", "cat"], "truth.json")):
+        SaveMasks().execute([images()], [masks], ["set"], ["COCO RLE"], labels=labels, categories=names)
+    document = json.loads((truth / "annotations.json").read_bytes())
+    assert [(one["name"], one["id"]) for one in document["categories"]] == [("bowl", 90), ("cat", 17), ("cup", 91)]
+    assert [one["category_id"] for one in document["annotations"]] == [17, 91, 90, 17]
+    SaveMasks().execute([images()], [square(0)[None]], ["later"], ["COCO RLE"], labels=["egg"])
+    SaveMasks().execute([images()], [square(0)[None]], ["later"], ["COCO RLE"], labels=["cat"], categories=["truth.json"])
+    document = json.loads((truth.parent / "later" / "annotations.json").read_bytes())
+    assert [(one["name"], one["id"]) for one in document["categories"]] == [("egg", 1), ("bowl", 90), ("cat", 17)]
+    assert [one["category_id"] for one in document["annotations"]] == [1, 17]
+
+
+def test_categories_are_yolos_classes_in_the_order_of_their_ids(truth):
+    for label in ("cup", "bowl"):
+        SaveMasks().execute([images()], [square(0)[None]], ["set"], ["YOLO"], labels=[label], categories=["truth.json"])
+    assert (truth / "classes.txt").read_text() == "cat\nbowl\ncup\n"
+    assert [path.read_text()[0] for path in sorted((truth / "labels").iterdir())] == ["2", "1"]
+
+
+@pytest.mark.parametrize("name", ["COCO RLE", "YOLO"])
+def test_categories_that_would_change_a_number_are_refused_and_nothing_is_written(name, truth):
+    SaveMasks().execute([images()], [square(0)[None]], ["set"], [name], labels=["cat" if name == "COCO RLE" else "dog"])
+    before = {path: path.read_bytes() for path in truth.rglob("*") if path.is_file()}
+    message = "has the class.*dog.*cat, bowl" if name == "YOLO" else "'cat' with the id 1, but 'cat' is to have 17"
+    with pytest.raises(SAMError, match=message):
+        SaveMasks().execute([images()], [square(0)[None]], ["set"], [name], labels=["cat"], categories=["truth.json"])
+    assert before == {path: path.read_bytes() for path in truth.rglob("*") if path.is_file()} and len(before) > 1
+    with pytest.raises(SAMError, match="categories is 'gone.json': there is no such file"):
+        SaveMasks().execute([images()], [square(0)[None]], ["set"], [name], categories=["gone.json"])
+
+
 def _save_often(name):
     torch.set_num_threads(1)
     for _ in range(8):

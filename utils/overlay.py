@@ -169,7 +169,7 @@ def result_image(frame: Tensor | None, masks: Tensor, text: str) -> Image.Image:
     image = Image.fromarray(np.zeros((*small.shape[1:], 3), np.uint8) if frame is None else _sampled(frame, step))
     for index, mask in enumerate(small):
         _tint(image, mask, tuple(colour(index).tolist()))
-    return _captioned(image, text)
+    return captioned(image, text)
 
 
 def _sampled(frame: Tensor, step: int) -> np.ndarray:
@@ -192,7 +192,7 @@ def _tint(image: Image.Image, mask: np.ndarray, tint: tuple[int, ...]) -> None:
         image.paste(tint, (int(columns[0]), int(rows[0])), Image.fromarray(alpha))
 
 
-def _captioned(image: Image.Image, text: str) -> Image.Image:
+def captioned(image: Image.Image, text: str) -> Image.Image:
     """An image with a line of text on a plate below, or as many lines as it needs."""
     width = max(image.width, _RESULT_WIDTH)
     lines = _lines(text, width - 12)

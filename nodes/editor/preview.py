@@ -122,7 +122,7 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
     filename = name_of(image, "image.filename", parts=1)
     subfolder = name_of(image, "image.subfolder", parts=16, default="")
     kind = choice_of(image, "image.type", (*IMAGE_FOLDERS, EXAMPLE), "input")
-    return Subject(filename, subfolder, kind, _whole(image, "image.frame", 1 << 20), None, "auto", None)
+    return Subject(filename, subfolder, kind, whole_of(image, "image.frame", 1 << 20), None, "auto", None)
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
@@ -132,7 +132,7 @@ def parse_question(body: Mapping[str, Any]) -> Question:
         SAMError: as `parse_subject` and `parse_editor`.
     """
     choice = parse_choice(body)
-    editor, sequence = text_of(body, "editor"), _whole(body, "sequence", 1 << 53)
+    editor, sequence = text_of(body, "editor"), whole_of(body, "sequence", 1 << 53)
     return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"))
 
 
@@ -143,7 +143,7 @@ def parse_choice(body: Mapping[str, Any]) -> Question:
         SAMError: as `parse_subject` and `parse_editor`; there is no such object.
     """
     prompts, subject = parse_editor(body.get("prompts")), parse_subject(body)
-    only = None if body.get("object") is None else _whole(body, "object", 1 << 20)
+    only = None if body.get("object") is None else whole_of(body, "object", 1 << 20)
     if only is not None and only >= len(prompts.objects):
         raise SAMError(f"object is {only}, but prompts has {counted(len(prompts.objects), 'object')}. Use an index from 0.")
     return Question(subject, prompts, only)
@@ -184,7 +184,12 @@ def choice_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...], de
     return one_of(values.get(name.split(".")[-1], default), choices, name)
 
 
-def _whole(values: Mapping[str, Any], name: str, limit: int) -> int:
+def whole_of(values: Mapping[str, Any], name: str, limit: int) -> int:
+    """A field of a request that is a whole number from 0 to below a limit; 0 where it is missing.
+
+    Raises:
+        SAMError: it is another.
+    """
     value = values.get(name.split(".")[-1], 0)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
         raise SAMError(f"{name} is {reprlib.repr(value)}: it must be a whole number from 0 to {limit - 1}.")

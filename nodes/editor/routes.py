@@ -16,6 +16,7 @@ from ...sam import SAMError
 from ...utils.comfy import inside_comfyui
 from ...utils.examples import example_path
 from .contract import MOST_BYTES, WORK
+from .data_set import accepted, opened
 from .everything import everything, parse_everything
 from .jobs import Job, RefusedError
 from .preview import Preview, choice_of, parse_choice, parse_question, parse_subject, text_of
@@ -96,6 +97,16 @@ async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
     return _progress(found) if isinstance(found, Job) else _as_json(200, {"boxes": found.boxes})
 
 
+async def open_data_set(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/data_set`: an image of a data set, with its objects as the editor's text."""
+    return _as_json(200, await asyncio.get_running_loop().run_in_executor(None, opened, body))
+
+
+async def accept(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/accept`: the objects of such an image, written back into the data set."""
+    return _as_json(200, await asyncio.get_running_loop().run_in_executor(None, accepted, body))
+
+
 def _progress(job: Job) -> Reply:
     return _as_json(202, {"progress": min(1.0, job.done / job.total) if job.total else 0.0})
 
@@ -113,6 +124,8 @@ ROUTES: dict[str, Handler] = {
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
     "/samkit/words": find_words,
+    "/samkit/data_set": open_data_set,
+    "/samkit/accept": accept,
     "/samkit/cancel": leave,
 }
 

@@ -2,14 +2,16 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
+from .coco import Coco
 from .formats import Format, FormatName, data_set
 from .json_file import as_json, read_json
-from .objects import LabeledImage, Record
+from .objects import Category, LabeledImage, Record
+from .yolo import Yolo
 
 _STAGED, _RECORDS = ".adding", "records.json"
 
@@ -35,7 +37,7 @@ class Addition:
 
 
 @contextlib.contextmanager
-def adding_to(root: Path, name: FormatName) -> Iterator[Addition]:
+def adding_to(root: Path, name: FormatName, categories: Sequence[Category] = ()) -> Iterator[Addition]:
     """Add images to the data set in a folder: all of them, or after an error, a Cancel or a kill none.
 
     Files are prepared in a folder inside. When all are there, their records are written; from then on the addition is valid,
@@ -44,19 +46,24 @@ def adding_to(root: Path, name: FormatName) -> Iterator[Addition]:
     Args:
         root: the folder; a COCO file in it is called `annotations.json`.
         name: of the format.
+        categories: of another data set, which this one has too, with their numbers, where the format numbers its categories.
 
     Raises:
-        SAMError: a file cannot be written, another process is writing for too long, or there is a file of another kind.
+        SAMError: a file cannot be written, another process is writing for too long, there is a file of another kind, or
+            the data set has other numbers for these categories.
     """
     with locked(root):
         _finish(root)
         target = _data_set(root, name)
         target.names()
+        if isinstance(target, (Coco, Yolo)):
+            target.check(categories)
         addition = Addition(target, root / _STAGED)
         try:
             yield addition
             if addition.records:
-                write_whole(root / _STAGED / _RECORDS, as_json({"format": name, "records": addition.records}))
+                prepared = {"format": name, "records": addition.records, "categories": list(categories)}
+                write_whole(root / _STAGED / _RECORDS, as_json(prepared))
         finally:
             _finish(root)
 
@@ -74,7 +81,8 @@ def _finish(root: Path) -> None:
                 place = root / path.relative_to(staged)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-            _data_set(root, prepared["format"]).extend(prepared["records"])
+            categories = [Category(*one) for one in prepared.get("categories", ())]  # which earlier versions did not have
+            _data_set(root, prepared["format"]).extend(prepared["records"], categories)
             (staged / _RECORDS).unlink()  # first: without it, the rest is not an addition any more
         if staged.is_dir():
             shutil.rmtree(staged)

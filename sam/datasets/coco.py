@@ -1,5 +1,6 @@
 """COCO instance JSON (https://cocodataset.org/#format-data), one file for all images."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,29 @@ from typing import Any
 import numpy as np
 
 from ...utils.files import write_whole
+from ..errors import SAMError
 from .json_file import as_json, read_json
 from .objects import Category, LabeledImage, Record, labels_in, record_of, visible
 from .polygons import coco_polygons
 from .rle import encode_mask
 
 _LISTS = "images", "annotations", "categories"
+
+
+def read_categories(path: Path) -> tuple[Category, ...]:
+    """The categories of a COCO file, with their ids, so that results can be scored against it.
+
+    Raises:
+        SAMError: the file has none, or two with one id or name.
+    """
+    try:
+        found = tuple(Category(one["id"], one["name"]) for one in json.loads(path.read_bytes())["categories"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SAMError(f"{path} has no COCO categories: {type(error).__name__} {error}.") from error
+    is_right = all(isinstance(one.number, int) and isinstance(one.name, str) and one.name.strip() for one in found)
+    if not found or not is_right or any(len(set(part)) < len(found) for part in zip(*found, strict=True)):
+        raise SAMError(f"the categories of {path} must have a name and a whole number each, every one once.")
+    return found
 
 
 class Coco:
@@ -51,25 +69,45 @@ class Coco:
     def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
         """Write the file with these images only, and with the given categories, or if `continued` those that are there."""
         old = read_json(self.path, _LISTS) if continued else None
-        given = [{"id": one.number, "name": one.name, "supercategory": ""} for one in categories]
-        lists = {"images": [], "annotations": [], "categories": old["categories"] if old else given}
+        lists = {"images": [], "annotations": [], "categories": old["categories"] if old else _listed(categories)}
         self._write({"info": {"description": "SAM Kit"}, **lists}, records)
 
-    def extend(self, records: Sequence[Record]) -> None:
-        """Add images to the file, which need not be there; what it holds stays, with its numbers, also of these images.
+    def check(self, categories: Sequence[Category]) -> None:
+        """Whether categories can be added.
+
+        Raises:
+            SAMError: the file has one of the names or ids for another one, or is not a COCO file.
+        """
+        known = [Category(one["id"], one["name"]) for one in (read_json(self.path, _LISTS) or {"categories": []})["categories"]]
+        for one in categories:
+            for other in known:
+                if (one.number == other.number) != (one.name == other.name):
+                    raise SAMError(
+                        f"{self.path} has the category {other.name!r} with the id {other.number}, but {one.name!r} is to have "
+                        f"{one.number}: ids do not change within a data set. Choose another name for it."
+                    )
+
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
+        """Add images, and categories that pass `check`; what the file holds stays, with its numbers, also of these images.
 
         Raises:
             SAMError: the file is not a COCO file.
         """
         document = read_json(self.path, _LISTS)
         if document is None:
-            self.write(records)
+            self.write(records, categories=categories)
         else:
+            known = {one["name"] for one in document["categories"]}
+            document["categories"] += _listed([one for one in categories if one.name not in known])
             names = {one["file_name"] for one in document["images"]}
             self._write(document, [record for record in records if record["file_name"] not in names])
 
     def _write(self, document: dict[str, Any], records: Sequence[Record]) -> None:
         write_whole(self.path, as_json(_extended(document, records)))
+
+
+def _listed(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    return [{"id": one.number, "name": one.name, "supercategory": ""} for one in categories]
 
 
 def _extended(document: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:

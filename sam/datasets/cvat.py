@@ -5,6 +5,7 @@ Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/, and f
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import SAMError
 from ..geometry import Size
 from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
-from .reading import ReadImage, check_size, find_image, reading
+from .reading import ReadImage, check_size, find_image, pixels_of, reading
 
 _VERSION = "1.1"
 # XML 1.0 has no form for these, whatever they are escaped to.
@@ -29,7 +30,7 @@ class CvatSet:
     form = "CVAT"
 
     def __init__(self, path: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
-        self._file, self._within = path.name, within
+        self.path, self._file, self._within = path, path.name, within
         self._folders = [image_folder] if image_folder else [path.parent / "images", path.parent]
         with reading(path):
             root = ElementTree.parse(path).getroot()
@@ -44,23 +45,40 @@ class CvatSet:
         """See `DataSet`."""
         return {shape.get("label", DEFAULT_LABEL) for shape in self._images[index] if shape.tag not in _WITHOUT_AREA}
 
+    def records(self, index: int) -> list[list[int]]:
+        """The places of each object's shapes among those of the image, in the order of `read`."""
+        found: dict[tuple[str, Any], list[int]] = {}
+        for number, shape in enumerate(self._images[index]):
+            if shape.tag not in _WITHOUT_AREA:
+                found.setdefault(_key(shape, number), []).append(number)
+        return list(found.values())
+
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._folders, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         image, name, masks = self._images[index], self.names[index], {}
-        pixels = find_image(name, self._folders, self._within)
+        pixels = pixels_of(self.image_of(index))
         size = pixels.shape[:2]
         with reading(f"image {name} of {self._file}"):
             check_size((int(image.attrib["height"]), int(image.attrib["width"])), size, f"image {name} of {self._file}")
         for number, shape in enumerate(image):
             if shape.tag in _WITHOUT_AREA:
                 continue
-            label, group = shape.get("label", DEFAULT_LABEL), shape.get("group_id", "0")
-            key = (label, number) if group in ("", "0") else (label, f"group {group}")
+            key = _key(shape, number)
             with reading(f"shape {number} of image {name} of {self._file}"):
                 mask = _mask_of(shape.tag, shape.attrib, size)
                 masks[key] = masks[key] | mask if key in masks else mask
         objects = [LabeledMask(mask, label) for (label, _), mask in masks.items()]
         return ReadImage(pixels, LabeledImage(name, size, objects))
+
+
+def _key(shape: ElementTree.Element, number: int) -> tuple[str, Any]:
+    """What shapes of one object have in common; its label is the first part."""
+    label, group = shape.get("label", DEFAULT_LABEL), shape.get("group_id", "0")
+    return (label, number) if group in ("", "0") else (label, f"group {group}")
 
 
 def _mask_of(kind: str, shape: Mapping[str, str], size: Size) -> np.ndarray:
@@ -96,7 +114,7 @@ class Cvat:
 
     def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
         """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
-        return record_of(image, [_runs(one.mask) for one in visible(image)]), {}
+        return record_of(image, [cvat_runs(one.mask) for one in visible(image)]), {}
 
     def files_of(self, record: Record) -> set[str]:
         """The copy of the image."""
@@ -114,7 +132,7 @@ class Cvat:
         """Write the file with these images only. Labels have no numbers in it."""
         self._write(_empty(), records)
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images to the file, which need not be there; what it holds stays, also of these images.
 
         Raises:
@@ -166,7 +184,7 @@ def _empty() -> ElementTree.Element:
     return root
 
 
-def _runs(mask: np.ndarray) -> str:
+def cvat_runs(mask: np.ndarray) -> str:
     """Run lengths of the mask `[H, W]` inside its box, row by row, the first of them of background."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].ravel()

@@ -55,8 +55,8 @@ class Format(Protocol):
         """
         ...
 
-    def extend(self, records: Sequence[Record]) -> None:
-        """Add images to what is there; one of a name that is there stays as it is."""
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
+        """Add images to what is there, and categories whether or not they are used; what is there stays as it is."""
         ...
 
 

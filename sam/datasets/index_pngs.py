@@ -53,7 +53,7 @@ class IndexPngs:
     def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
         """Nothing: an image's own file is all that there is of it."""
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Nothing, as `write`."""
 
 

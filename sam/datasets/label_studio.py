@@ -21,8 +21,9 @@ from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .images import IMAGE_SUFFIXES
 from .json_file import as_json
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
-from .reading import ReadImage, check_size, find_image, loaded_json, reading
+from .reading import ReadImage, check_size, find_image, loaded_json, pixels_of, reading
 
+_REGIONS = ("brush", "polygon", "rectangle", "ellipse")
 _CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask; written with 255 in all of them
 _SIZES, _VALUE_BITS = (3, 4, 8, 16), 8  # as written: bits of a length less 1, and of a value
 _UPLOADED = 8  # hexadecimal digits and a dash, which Label Studio puts before the name of an uploaded file
@@ -32,37 +33,58 @@ _HEADER = 32, 5, 4  # bits of the number of values, of the size of a value less 
 class LabelStudioSet:
     """A file of tasks. Of each task the first annotation that was not cancelled is read; points have no area, and are left out.
 
-    An image is looked for by its path below the folder, then by its name, with and without what Label Studio puts before the
-    name of an upload.
+    An image is looked for by its path below the folder, then by the ends of this path, with and without what Label Studio puts
+    before the name of an upload. A folder `images` beside the file is not part of a name.
     """
 
     form = "Label Studio"
 
     def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Path | None = None) -> None:
-        self._file, self._within = path.name, within
+        self.path, self._file, self._within = path, path.name, within
         self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
         with reading(path):
-            self._shapes = [_shapes(_results(task)) for task in tasks]
-            self.names = [self._found(_image_of(task)) for task in tasks]
+            self._results = [_results(task) for task in tasks]
+            self._shapes = [_shapes(results) for results in self._results]
+            found = [self._found(_image_of(task)) for task in tasks]
+        self.names, self._places = [name for name, _ in found], [folders for _, folders in found]
 
-    def _found(self, address: str) -> str:
-        """The name of an image below one of the folders."""
+    def _found(self, address: str) -> tuple[str, list[Path]]:
+        """The name of an image, and the folders that it is below one of."""
         query = parse_qs(urlsplit(address).query)
         path = PurePosixPath((query["d"][0] if "d" in query else unquote(urlsplit(address).path)).lstrip("/"))
         prefix, _, rest = path.name.partition("-")
         is_upload = len(prefix) == _UPLOADED and all(digit in "0123456789abcdef" for digit in prefix)
-        names = [path.as_posix(), path.name, *([rest] if is_upload and rest else [])]
-        candidates = [name for name in names if ".." not in PurePosixPath(name).parts]
-        return next((name for name in candidates for folder in self._folders if (folder / name).is_file()), path.name)
+        ends = ["/".join(path.parts[first:]) for first in range(len(path.parts)) if ".." not in path.parts[first:]]
+        for name in [*ends, *([rest] if is_upload and rest else [])]:
+            for folder in self._folders:
+                if (folder / name).is_file():
+                    is_inside = folder == self._folders[0] and len(self._folders) > 1 and name.startswith("images/")
+                    return (name.removeprefix("images/"), self._folders[1:]) if is_inside else (name, [folder])
+        return path.name, self._folders
+
+    def records(self, index: int) -> list[list[int]]:
+        """The places of each object's results in its annotation, that of the region first, in the order of `read`."""
+        regions: dict[Any, int] = {}
+        own: dict[Any, list[int]] = {}
+        for place, result in enumerate(self._results[index]):
+            key = result.get("id", place)
+            own.setdefault(key, []).append(place)
+            if _kind_of(result) in _REGIONS:
+                regions[key] = place
+        return [[place, *(other for other in own[key] if other != place)] for key, place in regions.items()]
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
         return {label for label, _, _ in self._shapes[index]}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._places[index], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
         name, objects = self.names[index], []
-        pixels = find_image(name, self._folders, self._within)
+        pixels = pixels_of(self.image_of(index))
         size = pixels.shape[:2]
         for number, (label, kind, result) in enumerate(self._shapes[index]):
             what = f"region {number} of {name} in {self._file}"
@@ -90,17 +112,21 @@ def _results(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return []
 
 
+def _kind_of(result: Mapping[str, Any]) -> str:
+    return str(result.get("type", "")).removesuffix("labels")
+
+
 def _shapes(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Label, kind and result of each region with an area. A label may stand in a result of its own, with the region's id."""
     labels: dict[Any, str] = {}
     regions: dict[Any, tuple[str, Mapping[str, Any]]] = {}
     for place, result in enumerate(results):
         value, key = result.get("value") or {}, result.get("id", place)
-        kind = str(result.get("type", "")).removesuffix("labels")
+        kind = _kind_of(result)
         named = next((value[one] for one in (f"{kind}labels", "labels") if value.get(one)), None)
         if named:
             labels[key] = ", ".join(map(str, named))
-        if kind in ("brush", "polygon", "rectangle", "ellipse"):
+        if kind in _REGIONS:
             regions[key] = kind, result
     return [(labels.get(key, DEFAULT_LABEL), kind, result) for key, (kind, result) in regions.items()]
 
@@ -187,7 +213,7 @@ class LabelStudio:
         """Write the file with these images only. Labels have no numbers in it."""
         self._write([], records)
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images to the file, which need not be there; what it holds stays, also of these images.
 
         Raises:

@@ -47,7 +47,7 @@ class Pngs:
         """Write the manifest with these images only; their masks are there. Nothing in it is numbered."""
         self._write([], records)
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images to the manifest, which need not be there; an image that it has stays.
 
         Raises:

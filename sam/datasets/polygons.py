@@ -1,9 +1,10 @@
 """Masks as polygons that give back the same pixels.
 
-A polygon follows the edges of the mask's outer pixels, moved from the pixels' borders to their centers. Readers disagree on
-where a pixel is: pycocotools takes it for the area from x to x + 1, those that use OpenCV for the point x, and include the
-border. These polygons are right for both. Only a reader that rounds a half up (supervision, for COCO) finds a pixel more at
-some right and bottom edges. A hole is cut in through a slit of no width, because neither COCO nor YOLO has holes.
+A polygon encloses the area of the mask's pixels: its edges lie a little inside of the pixels' borders. Readers disagree on
+where a pixel is: pycocotools takes it for the area from x to x + 1, and Ultralytics cuts coordinates to the pixel that they lie
+in, and fills with OpenCV, border included. These polygons are right for both, and their boxes have a width and a height even of
+the thinnest mask. Only a reader that rounds coordinates (supervision) finds a pixel more at right and bottom edges. A hole is
+cut in through a slit of no width, because neither COCO nor YOLO has holes, and goes around the other way.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,9 @@ Points = list[tuple[float, float]]
 _TOP_LEFT, _TOP_RIGHT, _BOTTOM_LEFT, _BOTTOM_RIGHT = 1, 2, 4, 8
 _STRAIGHT = (0, 3, 5, 10, 12, 15)  # of the four pixels around a corner: no border, or one that goes straight on
 _DIAGONALS = (6, 9)
-# From a pixel's left or top border to the polygon's edge, and from the right or bottom border. pycocotools samples a pixel just
-# before its center, and includes what is at least half way; readers that truncate or round must find the same pixel.
-_COCO_INSETS = 0.49, 0.5
-_YOLO_INSETS = 0.49, 0.51
+# Of a pixel, from its border to the polygon's edge. pycocotools rounds to fifths of a pixel; YOLO's six digits are a hundredth
+# of a pixel in an image of 10,000.
+_INSET = 0.02
 _STRETCH = 128  # points of a border
 _MOST_JOINED = 100  # the time to join them grows with the square of their number
 
@@ -38,7 +38,7 @@ def coco_polygons(mask: np.ndarray) -> list[list[float]]:
 
     `pycocotools` gives back the same mask. A part is 4-connected: pixels that touch at a corner only are two parts.
     """
-    return [[number for point in part.points for number in point] for part in _parts(mask, *_COCO_INSETS)]
+    return [[number for point in part.points for number in point] for part in _parts(mask)]
 
 
 def yolo_polygon(mask: np.ndarray) -> list[float]:
@@ -47,7 +47,7 @@ def yolo_polygon(mask: np.ndarray) -> list[float]:
     Parts are joined by lines, which readers draw one pixel wide. A part with no more pixels than its line is left out, and so
     is what comes after the largest hundred.
     """
-    parts = sorted(_parts(mask, *_YOLO_INSETS), key=lambda part: -part.area)
+    parts = sorted(_parts(mask), key=lambda part: -part.area)
     joined: Points = parts[0].points if parts else []
     for part in parts[1:_MOST_JOINED]:
         here, there, distance = _nearest(np.array(joined), np.array(part.points))
@@ -83,13 +83,13 @@ def _nearest(ones: np.ndarray, others: np.ndarray) -> tuple[int, int, float]:
     return best
 
 
-def _parts(mask: np.ndarray, low: float, high: float) -> list[_Part]:
+def _parts(mask: np.ndarray) -> list[_Part]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return []
     top, left = rows[0], columns[0]
     inside = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
-    return _Border(inside, low, high).parts(float(left) - 1, float(top) - 1)
+    return _Border(inside).parts(float(left) - 1, float(top) - 1)
 
 
 class _Border:
@@ -97,10 +97,9 @@ class _Border:
 
     Args:
         inside: bool `[h, w]`, the mask with a border of pixels that are not in it.
-        low, high: the insets of left and top edges, and of right and bottom edges.
     """
 
-    def __init__(self, inside: np.ndarray, low: float, high: float) -> None:
+    def __init__(self, inside: np.ndarray) -> None:
         self.inside = inside
         around = inside.astype(np.uint8)
         code = (
@@ -125,12 +124,11 @@ class _Border:
         self.covers = (code & np.where(has_right, _BOTTOM_RIGHT, _BOTTOM_LEFT)) > 0  # the horizontal edge has it below
         self.points = list(
             zip(
-                np.where(self.begins, self.x + low, self.x - high).tolist(),
-                np.where(self.covers, self.y + low, self.y - high).tolist(),
+                np.where(self.begins, self.x + _INSET, self.x - _INSET).tolist(),
+                np.where(self.covers, self.y + _INSET, self.y - _INSET).tolist(),
                 strict=True,
             )
         )
-        self.middle = low
 
     def _vertical_neighbors(self, tie: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The other end of each corner's vertical edge; and the upper ends, sorted by x, then y."""
@@ -171,7 +169,8 @@ class _Border:
                 for member in members:  # which grows as it goes
                     members += children.get(member, [])
                 points = self._cut(members, rings, holes)
-                area = abs(sum(self._area(rings[member]) for member in members))
+                outer, *inner = (abs(self._area(rings[member])) for member in members)
+                area = outer - sum(inner)
                 parts.append(_Part([(px + x, py + y) for px, py in points], area))
         return parts
 
@@ -185,19 +184,22 @@ class _Border:
         """The points of an outer ring and of all holes in it, as one ring."""
         done: dict[int, Points] = {}
         for place in reversed(members):  # the innermost first
-            ring, points = rings[place], []
+            ring, points, is_outer = rings[place], [], place == members[0]
             for corner, following in pairwise([*ring, ring[0]]):
                 points.append(self.points[corner])
                 if self.down[corner] == following and (corner in holes or following in holes):
                     upward = following in holes
                     cuts = sorted(holes[following if upward else corner], key=lambda h: self.y[rings[h][0]], reverse=upward)
-                    points += [point for hole in cuts for point in self._slit(corner, rings[hole], done[hole])]
+                    for hole in cuts:
+                        # The other way around than the outer ring, with the holes that are cut into it, so that areas add up.
+                        around = done[hole][::-1] if is_outer else done[hole]
+                        points += self._slit(corner, rings[hole], around)
             done[place] = points
         return done[members[0]]
 
     def _slit(self, corner: int, ring: list[int], points: Points) -> Points:
         """From a vertical edge to a hole on its right, around the hole, and back."""
-        y = float(self.y[ring[0]]) + self.middle
+        y = float(self.y[ring[0]]) + _INSET
         start, end = (self.points[corner][0], y), (points[0][0], y)
         return [start, end, *points, end, start]
 

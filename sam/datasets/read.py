@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,13 +24,27 @@ from .images import IMAGE_SUFFIXES
 from .json_file import read_json
 from .label_studio import LabelStudioSet
 from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
-from .reading import DataSet, ReadImage, as_score, as_text, check_size, find_image, loaded_json, loaded_object, reading
+from .reading import (
+    DataSet,
+    ReadImage,
+    as_score,
+    as_text,
+    check_size,
+    find_image,
+    loaded_json,
+    loaded_object,
+    pixels_of,
+    reading,
+)
 from .rle import decode_mask
 
 _COCO = "images", "annotations", "categories"
+_PLACE = "samkit: place"
+_POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[][\d.eE+,\s-]*\])')
 _BACKGROUND = 0  # of a PNG whose values are objects
 _MOST_VALUES = 255
 _HALF = 127  # of a gray level: above it, a pixel is in the mask
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")  # of labelme's shapes
 _FAR = 1e6  # no coordinate of an image is as large
 
 
@@ -76,7 +91,10 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
             return MaskSet(path, image_folder, within)
         files = sorted(path.rglob("*.json"))
         if files and isinstance(loaded_object(files[0]).get("shapes"), list):
-            return LabelmeSet(path, files, image_folder, within)
+            inside = path / "images"  # where this pack writes them
+            return LabelmeSet(
+                inside if all(file.is_relative_to(inside) for file in files) else path, files, image_folder, within
+            )
         if files and (found := _of_file(files[0], image_folder, within)) is not None:  # an export of Label Studio
             return found
     raise SAMError(
@@ -88,14 +106,14 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
 def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> DataSet | None:
     if path.suffix.lower() == ".xml":
         return CvatSet(path, image_folder, within)
-    content = loaded_json(path)
+    content, places = _without_polygons(path)
     if isinstance(content, list):  # COCO's results are lists, too, but without tasks
         is_export = bool(content) and all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content)
         return LabelStudioSet(path, content, image_folder, within) if is_export else None
     if not isinstance(content, dict):
         return None
     if all(isinstance(content.get(name), list) for name in _COCO):
-        return CocoSet(path, content, image_folder, within)
+        return CocoSet(path, content, image_folder, within, places)
     if isinstance(content.get("shapes"), list):
         return LabelmeSet(path.parent, [path], image_folder, within)
     if path.name == "manifest.json":
@@ -103,15 +121,44 @@ def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> Data
     return None
 
 
+def _without_polygons(path: Path) -> tuple[Any, list[tuple[int, int]]]:
+    """A JSON file's content with `{_PLACE: number}` for each list of numbers that is a `segmentation`, and where these are.
+
+    Polygons are nearly all that a large COCO file has; they are parsed for the images that are read.
+    """
+    places: list[tuple[int, int]] = []
+
+    def note(found: re.Match[bytes]) -> bytes:
+        places.append(found.span(1))
+        return b'"segmentation":{"%s":%d}' % (_PLACE.encode(), len(places) - 1)
+
+    try:
+        return json.loads(_POLYGONS.sub(note, path.read_bytes())), places
+    except (OSError, ValueError, RecursionError):
+        return loaded_json(path), []  # which says what is wrong, in terms of the file
+
+
 class CocoSet:
-    """A COCO file; see `open_data_set`."""
+    """A COCO file; see `open_data_set`.
+
+    Args:
+        path: of the file.
+        content: of it, see `_without_polygons`.
+        image_folder, within: see `open_data_set`.
+        places: of the polygons in the file.
+    """
 
     form = "COCO"
 
     def __init__(
-        self, path: Path, content: Mapping[str, Any], image_folder: Path | None = None, within: Path | None = None
+        self,
+        path: Path,
+        content: Mapping[str, Any],
+        image_folder: Path | None = None,
+        within: Path | None = None,
+        places: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.path, self._within = path, within
+        self.path, self._within, self._polygons = path, within, places
         beside = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         self._folders = [image_folder] if image_folder else beside
         with reading(path):
@@ -127,14 +174,23 @@ class CocoSet:
         with reading(self.path):
             return {self._labels.get(one.get("category_id"), DEFAULT_LABEL) for one in self._objects[index]}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._folders, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`; regions of crowds are objects like the others."""
-        pixels = find_image(self.names[index], self._folders, self._within)
+        pixels = pixels_of(self.image_of(index))
         size, objects = pixels.shape[:2], []
         for one in self._objects[index]:
             what = f"annotation {shown(one.get('id'))} of {self.path.name}"
             with reading(what):
                 value = one["segmentation"]
+                if isinstance(value, dict) and _PLACE in value:
+                    start, end = self._polygons[value[_PLACE]]
+                    with self.path.open("rb") as file:
+                        file.seek(start)
+                        value = json.loads(file.read(end - start))
                 if isinstance(value, dict):
                     check_size(tuple(value["size"]), size, what)  # first: a size that is not true may need any memory
                     mask = decode_mask(value)
@@ -159,14 +215,18 @@ class YoloSet:
             )
         found = [path for path in self._images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
         self.names = sorted(path.relative_to(self._images).as_posix() for path in found)
-        self._classes = _class_names(folder)
+        self.classes = _class_names(folder)
 
-    def _lines(self, index: int) -> list[tuple[str, np.ndarray]]:
-        """Label and numbers of each object; the text lies where Ultralytics looks for it (see `yolo.py`)."""
+    def text_of(self, index: int) -> Path:
+        """The text with the labels of an image, which need not be there; it lies where Ultralytics looks for it (`yolo.py`)."""
         name = self.names[index]
         before, inside, after = f"/{name}".rpartition("/images/")
         nested = self._images / f"{before}/labels/{after}".lstrip("/") if inside else self._labels_folder / name
-        path, lines = nested.with_suffix(".txt"), []
+        return nested.with_suffix(".txt")
+
+    def _lines(self, index: int) -> list[tuple[str, np.ndarray]]:
+        """Label and numbers of each object."""
+        path, lines = self.text_of(index), []
         with reading(path):
             texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for number, line in enumerate(texts, start=1):
@@ -177,7 +237,7 @@ class YoloSet:
                     raise ValueError(f"{len(values)} numbers")
                 if not (np.abs(values) < _FAR).all():
                     raise ValueError("numbers that are no shares of the image")
-                lines.append((self._classes.get(int(kind), kind), values))
+                lines.append((self.classes.get(int(kind), kind), values))
             except ValueError as error:
                 raise SAMError(f"line {number} of {path} is not a class and a polygon or a box: {error}.") from error
         return lines
@@ -186,9 +246,13 @@ class YoloSet:
         """See `DataSet`."""
         return {label for label, _ in self._lines(index)}
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], [self._images], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels = find_image(self.names[index], [self._images], self._within)
+        pixels = pixels_of(self.image_of(index))
         (height, width), objects = pixels.shape[:2], []
         for label, values in self._lines(index):
             if len(values) == 4:
@@ -216,7 +280,14 @@ def _class_names(folder: Path) -> dict[int, str]:
 
 
 class LabelmeSet:
-    """Files of labelme; see `open_data_set`."""
+    """Files of labelme; see `open_data_set`. The name of an image is that of its file with the ending of the image there.
+
+    Args:
+        folder: that names are relative to.
+        files: in order.
+        image_folder: of the images, which may have the same folders inside; None: they are beside their files.
+        within: see `open_data_set`.
+    """
 
     form = "labelme"
 
@@ -224,11 +295,27 @@ class LabelmeSet:
         self, folder: Path, files: Sequence[Path], image_folder: Path | None = None, within: Path | None = None
     ) -> None:
         self._files, self._image_folder, self._within = list(files), image_folder, within
-        self.names = [path.relative_to(folder).with_suffix("").as_posix() for path in self._files]
+        below = [path.relative_to(folder).parent for path in self._files]
+        self._folders = [image_folder / one if image_folder else file.parent for file, one in zip(files, below, strict=True)]
+        there = {place: _image_names(place) for place in set(self._folders)}
+        names = [there[place].get(file.stem, file.stem) for place, file in zip(self._folders, files, strict=True)]
+        self.names = [(one / name).as_posix() for one, name in zip(below, names, strict=True)]
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
         return {str(shape.get("label") or DEFAULT_LABEL) for shape in self._shapes(index)}
+
+    def file_of(self, index: int) -> Path:
+        """The file of an image."""
+        return self._files[index]
+
+    def records(self, index: int) -> list[list[int]]:
+        """The places of each object's shapes in the file, in the order of `read`."""
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for number, shape in enumerate(self._shapes(index)):
+            if (shape.get("shape_type") or "polygon") not in _WITHOUT_AREA:
+                found.setdefault(_labelme_key(shape, number), []).append(number)
+        return list(found.values())
 
     def _shapes(self, index: int) -> list[dict[str, Any]]:
         shapes = loaded_object(self._files[index]).get("shapes")
@@ -236,30 +323,45 @@ class LabelmeSet:
             raise SAMError(f"{self._files[index]} is not a file of labelme: it has no list of shapes.")
         return shapes
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        file = self._files[index]
+        name = str(loaded_object(file).get("imagePath") or f"{file.stem}.png").replace("\\", "/")
+        folders = [self._folders[index], self._image_folder or file.parent]
+        if ".." in PurePosixPath(name).parts:  # labelme writes so where files and images have folders of their own
+            folders = [(folder / PurePosixPath(name).parent).resolve() for folder in folders]
+            name = PurePosixPath(name).name
+        return find_image(name, folders, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`; points and lines have no area, and are left out."""
-        file = self._files[index]
-        content = loaded_object(file)
-        name = str(content.get("imagePath") or f"{file.stem}.png").replace("\\", "/")
-        folder = self._image_folder or file.parent
-        if ".." in PurePosixPath(name).parts:  # labelme writes so where files and images have folders of their own
-            folder, name = (folder / PurePosixPath(name).parent).resolve(), PurePosixPath(name).name
-        pixels = find_image(name, [folder], self._within)
+        pixels, file = pixels_of(self.image_of(index)), self._files[index]
         size, masks = pixels.shape[:2], {}
         for number, shape in enumerate(self._shapes(index)):
             kind = shape.get("shape_type") or "polygon"
-            if kind in ("point", "points", "line", "linestrip"):
+            if kind in _WITHOUT_AREA:
                 continue
-            label, group = str(shape.get("label") or DEFAULT_LABEL), shape.get("group_id")
             with reading(f"shape {number} of {file}"):
-                key = (label, "group", group) if group is not None else (label, "shape", number)
+                key = _labelme_key(shape, number)
                 points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
                 if not (np.abs(points) < _FAR).all():
                     raise SAMError("its points are not in pixels of an image.")
                 mask = _labelme_mask(shape, points, size) if kind == "mask" else shape_mask(str(kind), points, size)
                 masks[key] = mask | masks[key] if key in masks else mask
         objects = [LabeledMask(mask, label) for (label, *_), mask in masks.items()]
-        return ReadImage(pixels, LabeledImage(name, size, objects))
+        return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
+
+
+def _labelme_key(shape: Mapping[str, Any], number: int) -> tuple[Any, ...]:
+    """What shapes of one object have in common; its label is the first part."""
+    label, group = str(shape.get("label") or DEFAULT_LABEL), shape.get("group_id")
+    return (label, "group", group) if group is not None else (label, "shape", number)
+
+
+def _image_names(folder: Path) -> dict[str, str]:
+    """The names of the images in a folder by those without their ending."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.stem: path.name for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _labelme_mask(shape: Mapping[str, Any], points: np.ndarray, size: Size) -> np.ndarray:
@@ -282,7 +384,7 @@ class PngSet:
     form = "PNG"
 
     def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
-        self._folder, self._within = folder, within
+        self.folder, self._within = folder, within
         self._images = [image_folder] if image_folder else [folder / "images", folder, folder.parent]
         self._records = (read_json(folder / "manifest.json", ("images",)) or {"images": []})["images"]
         with reading(folder / "manifest.json"):
@@ -293,12 +395,16 @@ class PngSet:
         """See `DataSet`."""
         return self._labels[index]
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self.names[index], self._images, self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        pixels, objects = find_image(self.names[index], self._images, self._within), []
+        pixels, objects = pixels_of(self.image_of(index)), []
         for number, one in enumerate(self._records[index]["objects"]):
             with reading(f"object {number} of {self.names[index]} in manifest.json"):
-                mask = find_image(as_text(one["mask"], "mask"), [self._folder], self._within)[..., 0] > _HALF
+                mask = pixels_of(find_image(as_text(one["mask"], "mask"), [self.folder], self._within))[..., 0] > _HALF
                 check_size(mask.shape, pixels.shape[:2], one["mask"])
                 objects.append(LabeledMask(mask, one["label"], as_score(one.get("score"))))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
@@ -322,8 +428,12 @@ class MaskSet:
         """See `DataSet`."""
         return {label for label, _ in self._objects(index)}
 
+    def mask_of(self, index: int) -> Path:
+        """The file with the masks of an image."""
+        return self._pairs[index][1]
+
     def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
-        path = self._pairs[index][1]
+        path = self.mask_of(index)
         with reading(path):
             if self._within is not None and not path.resolve().is_relative_to(self._within.resolve()):
                 raise SAMError(f"a link leads out of {self._within}.")
@@ -336,10 +446,14 @@ class MaskSet:
             raise SAMError(f"{path} has {counted(len(found), 'value')}: it is not a mask, in which each value is an object.")
         return [(DEFAULT_LABEL if len(found) == 1 else str(value), values == value) for value in found]
 
+    def image_of(self, index: int) -> Path:
+        """See `DataSet`."""
+        return find_image(self._pairs[index][0].name, [self._pairs[index][0].parent], self._within)
+
     def read(self, index: int) -> ReadImage:
         """See `DataSet`."""
-        image, path = self._pairs[index]
-        pixels = find_image(image.name, [image.parent], self._within)
+        path = self.mask_of(index)
+        pixels = pixels_of(self.image_of(index))
         objects = [LabeledMask(mask, label) for label, mask in self._objects(index)]
         for one in objects:
             check_size(one.mask.shape, pixels.shape[:2], str(path))

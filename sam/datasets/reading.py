@@ -39,6 +39,14 @@ class DataSet(Protocol):
         """The labels of an image's objects; its pixels and masks are not read."""
         ...
 
+    def image_of(self, index: int) -> Path:
+        """The file of an image.
+
+        Raises:
+            SAMError: it is not there.
+        """
+        ...
+
     def read(self, index: int) -> ReadImage:
         """An image with its objects, in the file's order.
 
@@ -106,15 +114,21 @@ def as_score(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def find_image(name: str, folders: Sequence[Path], within: Path | None) -> np.ndarray:
+def find_image(name: str, folders: Sequence[Path], within: Path | None) -> Path:
     """The image of a name in the first folder that has it; a name never leads out of its folder, nor out of `within`."""
     for folder in folders:
         path = folder / name
         with reading(path):
             bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
             if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
-                return read_image(path)
+                return path
     raise SAMError(f"there is no image {name} in {' or '.join(map(str, folders))}: say where the images are by image_folder.")
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """See `read_image`; what is wrong with the file is one sentence."""
+    with reading(path):
+        return read_image(path)
 
 
 def check_size(found: tuple[Any, ...], size: Size, what: str) -> None:

@@ -12,6 +12,7 @@ from .reading import DataSet
 
 ALL = "all"
 REACH = 2  # pixels that two outlines may lie apart
+_WORST = 12  # objects that are remembered for people to look at
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
 _MOST = 100  # of an image's objects of one category, the best ones, as COCO counts them
@@ -37,13 +38,40 @@ class Score(NamedTuple):
     boundary: float
 
 
-def score(found: DataSet, truth: DataSet) -> list[Score]:
+class Pair(NamedTuple):
+    """A true object and the found one that is most like it, by their numbers among the objects of an image.
+
+    Attributes:
+        iou: of the two; 0 where there is no found object.
+        image: the number of the image in the true data set.
+        wanted: the number of the true object.
+        found_image: the number of the same image in the data set that is compared.
+        found: the number of the found object; None where no object of the category touches the true one.
+    """
+
+    iou: float
+    image: int
+    wanted: int
+    found_image: int
+    found: int | None
+
+
+class Comparison(NamedTuple):
+    """What `score` returns.
+
+    Attributes:
+        rows: one for each category of the truth, in the order of their first object, and `all` as the last one.
+        worst: the true objects with the lowest IoU, the lowest first.
+    """
+
+    rows: list[Score]
+    worst: list[Pair]
+
+
+def score(found: DataSet, truth: DataSet) -> Comparison:
     """Compare the images that both data sets name; an object without a score counts as one with the score 1.
 
     Source: `COCOeval` of pycocotools 2.0, for segmentations of all sizes; regions of crowds are objects here.
-
-    Returns:
-        A row for each category of the truth, in the order of their first object, and `all` as the last one.
 
     Raises:
         SAMError: no image is in both, or what `DataSet.read` raises.
@@ -53,11 +81,18 @@ def score(found: DataSet, truth: DataSet) -> list[Score]:
     if not pairs:
         raise SAMError("the data sets have no image in common: their file names must be relative to the same folder.")
     matches: dict[str, _Matches] = {}
+    worst: list[Pair] = []
     for ours, theirs in pairs:
         seen, known = found.read(ours).labeled.objects, truth.read(theirs).labeled.objects
         for label in dict.fromkeys([one.label for one in (*known, *seen)]):
-            some, wanted = ([one for one in objects if one.label == label and one.mask.any()] for objects in (seen, known))
-            matches.setdefault(label, _Matches()).add(some, wanted)
+            some, wanted = (
+                [number for number, one in enumerate(objects) if one.label == label and one.mask.any()]
+                for objects in (seen, known)
+            )
+            best = matches.setdefault(label, _Matches()).add([seen[one] for one in some], [known[one] for one in wanted])
+            for number, (value, place) in zip(wanted, best, strict=True):
+                worst.append(Pair(value, theirs, number, ours, some[place] if value else None))
+        worst = sorted(worst, key=lambda pair: pair.iou)[:_WORST]
     rows = [one.score(label) for label, one in matches.items() if one.objects]
     if not rows:
         raise SAMError("the truth has no object in the images that both data sets have.")
@@ -67,7 +102,7 @@ def score(found: DataSet, truth: DataSet) -> list[Score]:
     over_objects = (
         float(np.sum([value for one in every for value in getattr(one, name)]) / count) for name in ("ious", "edges")
     )
-    return [*rows, Score(ALL, count, *means, *over_objects)]
+    return Comparison([*rows, Score(ALL, count, *means, *over_objects)], worst)
 
 
 class _Matches:
@@ -80,20 +115,26 @@ class _Matches:
         self.ious: list[float] = []
         self.edges: list[float] = []
 
-    def add(self, found: Sequence[LabeledMask], wanted: Sequence[LabeledMask]) -> None:
-        """The found and the true objects of this category in one more image."""
+    def add(self, found: Sequence[LabeledMask], wanted: Sequence[LabeledMask]) -> list[tuple[float, int]]:
+        """The found and the true objects of this category in one more image.
+
+        Returns:
+            For each true object its IoU with the found one that is most like it, and the number of that one.
+        """
         self.objects += len(wanted)
         scores = np.array([1.0 if one.score is None else one.score for one in found])
         order = np.argsort(-scores, kind="stable")
-        found, scores = [found[index] for index in order], scores[order]
+        found, scores, pairs = [found[index] for index in order], scores[order], []
         ious = np.array([[iou(one.mask, other.mask) for other in wanted] for one in found]).reshape(len(found), len(wanted))
         for column, other in enumerate(wanted):
             best = int(ious[:, column].argmax()) if len(found) else -1
             self.ious.append(float(ious[best, column]) if best >= 0 else 0.0)
+            pairs.append((self.ious[-1], int(order[best]) if best >= 0 else 0))
             self.edges.append(boundary_f(found[best].mask, other.mask) if best >= 0 else 0.0)
         for threshold_ious, value in zip(self._matched(ious[:_MOST]), scores[:_MOST], strict=True):
             self.right.append(threshold_ious)
             self.scores.append(float(value))
+        return pairs
 
     @staticmethod
     def _matched(ious: np.ndarray) -> Iterator[np.ndarray]:

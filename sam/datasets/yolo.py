@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ...utils.files import write_whole
+from ..errors import SAMError
 from .objects import Category, LabeledImage, Record, labels_in, record_of, visible
 from .polygons import yolo_polygon
 
@@ -38,14 +39,13 @@ class Yolo:
         return set()
 
     def write(self, records: Sequence[Record], continued: bool = False, categories: Sequence[Category] = ()) -> None:
-        """Write the texts of these images, and the list of classes: first the given ones, or if `continued` those in it.
+        """Write the texts of these images, and the list of classes: if `continued` those in it, then the given ones.
 
         A class is its place in the list, so that the numbers of given ones are those of their order.
         """
         path = self.path / "classes.txt"
-        known = [one.name for one in sorted(categories)]
-        known = path.read_text(encoding="utf-8").splitlines() if continued and path.is_file() else known
-        classes = labels_in(records, known)
+        known = path.read_text(encoding="utf-8").splitlines() if continued and path.is_file() else []
+        classes = labels_in(records, [*known, *(one.name for one in sorted(categories))])
         numbers = {label: number for number, label in enumerate(classes)}
         for record in records:
             write_whole(self.path / _label_path(record), _lines(record, numbers).encode())
@@ -54,9 +54,24 @@ class Yolo:
         write_whole(self.path / "data.yaml", f"train: images\nval: images\nnames: {names}\n".encode())
         write_whole(path, "".join(f"{label}\n" for label in classes).encode())
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def check(self, categories: Sequence[Category]) -> None:
+        """Whether these categories are its first classes, in the order of their ids, or will be.
+
+        Raises:
+            SAMError: it has other ones.
+        """
+        path, given = self.path / "classes.txt", [one.name for one in sorted(categories)]
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given
+        if known[: len(given)] != given[: len(known)]:
+            seen, wanted = ", ".join(known)[:200], ", ".join(given)[:200]
+            raise SAMError(
+                f"{path} has the classes {seen}, which do not begin with {wanted}: classes keep their numbers within a data "
+                "set. Choose another name for it."
+            )
+
+    def extend(self, records: Sequence[Record], categories: Sequence[Category] = ()) -> None:
         """Add images; classes that are there keep their numbers."""
-        self.write(records, continued=True)
+        self.write(records, continued=True, categories=categories)
 
 
 def _label_path(record: Record) -> str:

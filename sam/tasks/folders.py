@@ -221,12 +221,12 @@ def _prompt(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
     return objects[0]
 
 
-def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[Path, list[ImageFile], list[str]]:
+def find_images(paths: Iterable[Path], *leave_out: Path) -> tuple[Path, list[ImageFile], list[str]]:
     """The images in folders, with their subfolders and linked folders, and single files.
 
     Args:
         paths: folders and files.
-        leave_out: a folder whose files do not belong to them, such as the output.
+        leave_out: files and folders that do not belong to them, such as the output.
 
     Returns:
         The folder that names are relative to, the images sorted by name, and the names of images that nothing here can read.
@@ -239,9 +239,8 @@ def find_images(paths: Iterable[Path], leave_out: Path | None = None) -> tuple[P
         if not path.exists():
             raise SAMError(f"There is no file or folder {path}.")
     files = {file for path in paths for file in (_files_in(path) if path.is_dir() else [path])}
-    if leave_out is not None:
-        output = leave_out.resolve()
-        files = {file for file in files if not file.resolve().is_relative_to(output)}
+    others = [path.resolve() for path in leave_out]
+    files = {file for file in files if not any(file.resolve().is_relative_to(path) for path in others)}
     readable = IMAGE_SUFFIXES & Image.registered_extensions().keys()
     images = [file for file in files if file.suffix.lower() in readable]
     others = [file for file in files if file.suffix.lower() in (IMAGE_SUFFIXES | UNREAD) - readable]
@@ -351,22 +350,6 @@ def read_boxes(path: Path, images: Sequence[ImageFile], root: Path) -> tuple[lis
     if not chosen:
         raise SAMError(f"{path} has none of the images in {root}: its names are relative to that folder.")
     return sorted(chosen, key=lambda image: image.file_name), errors
-
-
-def read_categories(path: Path) -> tuple[Category, ...]:
-    """The categories of a COCO file, with their ids, so that results can be scored against it.
-
-    Raises:
-        SAMError: the file has none, or two with one id or name.
-    """
-    try:
-        found = tuple(Category(one["id"], one["name"]) for one in json.loads(path.read_bytes())["categories"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SAMError(f"{path} has no COCO categories: {type(error).__name__} {error}.") from error
-    is_right = all(isinstance(one.number, int) and isinstance(one.name, str) and one.name.strip() for one in found)
-    if not found or not is_right or any(len(set(part)) < len(found) for part in zip(*found, strict=True)):
-        raise SAMError(f"the categories of {path} must have a name and a whole number each, every one once.")
-    return found
 
 
 Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[ImageResult]]

@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,19 +85,36 @@ def make_examples(
     others = [None] * len(frames) if negatives is None else _as_many(negatives, len(frames), "negative_masks")
     if not frames:
         raise SAMError("There is nothing to learn from: connect at least one image and its mask.")
-    if len(frames) > MOST_EXAMPLES:
-        raise SAMError(f"There are {counted(len(frames), 'image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
     empty = [str(index) for index, mask in enumerate(each) if not bool((mask > 0.5).any())]
     if empty:
         raise SAMError(
             f"masks is empty for image {', '.join(empty[:8])} of {len(each)} (counted from 0). Paint over the object in every "
             "image. Load Image gives an empty mask for an image without alpha."
         )
-    examples = _examples(model, frames, each, others, device_mode)
+    return examples_of(model, zip(frames, each, others, strict=True), len(frames), device_mode)
+
+
+def examples_of(
+    model: Segmenter, shown: Iterable[tuple[Tensor, Tensor, Tensor | None]], count: int, device_mode: DeviceMode = "AUTO"
+) -> list[Example]:
+    """Encode images one at a time, so that they need not be in memory together.
+
+    Args:
+        model: the one to teach.
+        shown: IMAGE `[1, H, W, C]`, its mask `[1, h, w]` that is not empty, and None or what resembles the object.
+        count: how many there are.
+        device_mode: see `encode`.
+
+    Raises:
+        SAMError: there are too many, or a mask is lost at the model's resolution.
+    """
+    if count > MOST_EXAMPLES:
+        raise SAMError(f"There are {counted(count, 'image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
+    examples = _examples(model, shown, count, device_mode)
     lost = [str(index) for index, example in enumerate(examples) if not bool(example.mask.any())]
     if lost:  # a pixel of an image of thousands
         raise SAMError(
-            f"masks is too small for image {', '.join(lost[:8])} of {len(each)} (counted from 0): nothing of it is left at the "
+            f"masks is too small for image {', '.join(lost[:8])} of {count} (counted from 0): nothing of it is left at the "
             "model's resolution. Crop the image around the object."
         )
     return examples
@@ -115,8 +132,7 @@ def make_others(model: Segmenter, images: Sequence[Tensor], device_mode: DeviceM
     frames = [image[i : i + 1] for image in map(as_image, images) for i in range(len(image))]
     if len(frames) > MOST_EXAMPLES:
         raise SAMError(f"There are {counted(len(frames), 'other image')}: at most {MOST_EXAMPLES} fit into memory. Use fewer.")
-    nothing = [torch.zeros(1, *frame.shape[1:3]) for frame in frames]
-    return _examples(model, frames, nothing, [None] * len(frames), device_mode)
+    return _examples(model, ((frame, torch.zeros(1, *frame.shape[1:3]), None) for frame in frames), len(frames), device_mode)
 
 
 class ReadyExamples(Sequence[Example]):
@@ -162,15 +178,11 @@ def _as_many(masks: Sequence[Tensor], count: int, name: str) -> list[Tensor]:
 
 
 def _examples(
-    model: Segmenter,
-    images: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    others: Sequence[Tensor | None],
-    device_mode: DeviceMode,
+    model: Segmenter, shown: Iterable[tuple[Tensor, Tensor, Tensor | None]], count: int, device_mode: DeviceMode
 ) -> list[Example]:
     """One of each image `[1, H, W, C]`; the first ones, as many as there is room for, stay on the device that encoded them."""
-    device, progress, examples = device_for(device_mode), Progress(len(images)), []
-    for image, mask, other in zip(images, masks, others, strict=True):
+    device, progress, examples = device_for(device_mode), Progress(count), []
+    for image, mask, other in shown:
         key, encoded = encode_one(model, image, device_mode)
         stays = len(examples) < room(device, _READY * encoded.nbytes, MOST_EXAMPLES)
         features = encoded.features(key, device if stays else CPU)

@@ -104,11 +104,17 @@ def teach(
     Raises:
         SAMError: see `make_examples`; or the model's decoder cannot be trained.
     """
-    options = options or TeachOptions()
     with torch.inference_mode(False):
         examples = make_examples(model, images, masks, negatives, device_mode)
-        with placed(model.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
-            tokens, lesson = _Teacher(model, examples, options, device).learn()
+    return teach_examples(model, examples, options, device_mode)
+
+
+def teach_examples(
+    model: Segmenter, examples: list[Example], options: TeachOptions | None = None, device_mode: DeviceMode = "AUTO"
+) -> tuple[Concept, Lesson]:
+    """The same of images that are encoded already, outside of inference mode; see `teach`."""
+    with torch.inference_mode(False), placed(model.network, device_mode, _TRAINING_BYTES) as device, torch.enable_grad():
+        tokens, lesson = _Teacher(model, examples, options or TeachOptions(), device).learn()
     if not lesson.helped:
         tokens = tokens[:0]
     return Concept(tokens.detach().cpu(), identity_of(model), name_of(model)), lesson

@@ -73,6 +73,19 @@ export class PreviewClient {
     await this.#post("/samkit/cancel", { editor: this.#editor, work });
   }
 
+  /**
+   * An image of a data set: {count, name, form, image, text, stamp}; `text` is the editor's, parsed.
+   * @param {{path: string, image_folder: string, index: number}} place
+   */
+  async openDataSet(place) {
+    return (await this.#post("/samkit/data_set", place)).json();
+  }
+
+  /** Write the objects of such an image back: {changed}. @param {object} accepted  the place, {stamp} and {objects: [{name, mask}]} */
+  async accept(accepted) {
+    return (await this.#post("/samkit/accept", accepted)).json();
+  }
+
   async #post(path, body) {
     const headers = { "Content-Type": "application/json" };
     const response = await this.#send(path, { method: "POST", headers, body: JSON.stringify(body) });

@@ -54,6 +54,18 @@ export class EditorDialog {
     this.element.addEventListener("mousedown", (event) => this.#keepFocus(event));
   }
 
+  /** Go on with another text, which is not a change. */
+  begin(text) {
+    this.editor.text = text;
+    this.#before = this.editor.text;
+    this.#ask(false);
+  }
+
+  /** A line of text beside the buttons. */
+  say(text) {
+    this.#say(text);
+  }
+
   get isOpen() {
     return !this.#listening.signal.aborted;
   }

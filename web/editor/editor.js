@@ -10,6 +10,7 @@ import { Gestures } from "./gestures.js";
 import { onKey } from "./keys.js";
 import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
+import { patchOf } from "./patches.js";
 import { Preview } from "./preview.js";
 import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
@@ -381,18 +382,54 @@ export class PromptEditor {
     const alpha = new ImageData(width, height);
     for (let i = 3; i < alpha.data.length; i += 4) alpha.data[i] = 255;
     for (const { object } of items) {
-      const question = { image: subject.image, model: subject.model, ...this.state.question(object), form: "mask" };
-      const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
-      if (!answer) return null;
-      const bitmap = await createImageBitmap(answer.png);
-      context.clearRect(0, 0, width, height);
-      context.drawImage(bitmap, 0, 0, width, height);
-      bitmap.close();
-      const { data } = context.getImageData(0, 0, width, height);
+      const data = await this.#exactly(object, context, isWanted, waits);
+      if (!data) return null;
       for (let i = 3; i < data.length; i += 4) alpha.data[i] = Math.min(alpha.data[i], 255 - data[i]); // where masks meet, the stronger one
     }
     context.putImageData(alpha, 0, 0);
     return context.canvas.convertToBlob({ type: "image/png" });
+  }
+
+  /** The exact mask of an object as the pixels of a canvas, whose alpha it is; null where it is not wanted any longer. */
+  async #exactly(object, context, isWanted, waits) {
+    const { image, model } = this.subject ?? {};
+    if (!image) throw new Error(this.image ? "There is no model to make the mask." : "The image is not there yet.");
+    const { width, height } = context.canvas;
+    const question = { image, model, ...this.state.question(object), form: "mask" };
+    const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
+    if (!answer) return null;
+    const bitmap = await createImageBitmap(answer.png);
+    context.clearRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
+    bitmap.close();
+    return context.getImageData(0, 0, width, height).data;
+  }
+
+  /**
+   * The objects that have a mask, hidden ones too, each with its exact mask: {name, mask}. One that is painted alone, as masks of a
+   * data set are, needs no model. The rest is as with `alpha`.
+   * @returns {Promise<{name: string, mask: import("./patches.js").Patch}[] | null>}
+   */
+  async patches(isWanted = () => true, waits = () => {}) {
+    const { image, state } = this;
+    if (!image) throw new Error("The image is not there yet.");
+    const context = new OffscreenCanvas(image.width, image.height).getContext("2d", { willReadFrequently: true });
+    const found = [];
+    for (const object of [...state.objects.keys()].filter((index) => state.hasContent(index))) {
+      const { name } = state.objects[object];
+      const [patch, ...others] = state.paintOf(object);
+      const isAlone = patch && !others.length && !state.marksOf(object).length && !Object.keys(state.finishOf(object)).length;
+      if (isAlone) {
+        const { frame, ...mask } = patch;
+        found.push({ name, mask });
+        continue;
+      }
+      const data = await this.#exactly(object, context, isWanted, waits);
+      if (!data) return null;
+      const mask = patchOf((pixel) => data[4 * pixel + 3] > 127, image);
+      if (mask) found.push({ name, mask });
+    }
+    return found;
   }
 
   /** The masks to ComfyUI's own mask editor. */
