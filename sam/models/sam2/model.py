@@ -1,7 +1,8 @@
-"""SAM 2 and 2.1, and EdgeTAM: an image encoder, SAM's prompt encoder and decoder with two finer maps, and a memory for films.
+"""SAM 2 and 2.1, EdgeTAM, and SAM 3's clicks: an image encoder, SAM's prompts and decoder with two finer maps, and a memory.
 
 "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714). The image path is that of sam2's `SAM2ImagePredictor` and of
 transformers' `Sam2Model`, the parity reference; it does not touch the memory, which only films need and not every file has.
+SAM 3 (arXiv 2511.16719) has the same decoder on another encoder.
 """
 
 import logging
@@ -20,11 +21,13 @@ from ...errors import SAMError
 from ...geometry import Geometry, Size
 from ...kernels import hiera as fast_hiera
 from ...kernels import repvit as fast_repvit
+from ...kernels import vit_det as fast_vit_det
 from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
 from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import works_on
+from ...kernels.vit_det import FastViTDet
 from ...prompts import PromptTensors
 from ...store.identity import Identities
 from ..base import DecoderParts, Precision, Wanted, with_concept
@@ -35,7 +38,8 @@ from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2Pro
 from .memory import Memory, build_memory
 from .predictor import ForPredictor
 from .repvit import BODY, RepViTEncoder, RepViTShape, folded, read_repvit
-from .self_test import decoder_error, encoder_error, repvit_error
+from .self_test import decoder_error, encoder_error, repvit_error, vit_det_error
+from .vit_det import ViTDetEncoder, ViTDetShape, is_vit_det, read_vit_det
 
 log = logging.getLogger("samkit")
 
@@ -43,20 +47,21 @@ HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
 
 _DECODER_HEADS, _DECODER_DEPTH = 8, 2
-_STRIDE = 16  # pixels of the square for a token of the main map
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _GREY_LEVELS = 255.0
+_IMAGES_ALONE = ("EdgeTAM", "SAM 3")
 
 
 class SAM2Model(ForPredictor, nn.Module):
-    """A SAM 2 or 2.1 model, or EdgeTAM's for images; see `Segmenter` for what every family does.
+    """A SAM 2 or 2.1 model, EdgeTAM's, or SAM 3's for clicks; see `Segmenter` for what every family does.
 
     Args:
         shape: of the image encoder.
         decoder: widths of the decoder, see `read_decoder`.
         checkpoint: the file that it was loaded from.
         precision: what the image encoder computes in; prompt encoder and mask decoder stay float32.
-        family: "SAM 2.1", "SAM 2" or "EdgeTAM", for messages.
+        family: "SAM 2.1", "SAM 2", "EdgeTAM" or "SAM 3", for messages.
 
     Attributes:
         memory: the video part; None where the file has none, or none that is whole.
@@ -70,7 +75,7 @@ class SAM2Model(ForPredictor, nn.Module):
 
     def __init__(
         self,
-        shape: HieraShape | RepViTShape,
+        shape: HieraShape | RepViTShape | ViTDetShape,
         decoder: Mapping[str, int],
         checkpoint: Path,
         precision: Precision = "auto",
@@ -78,8 +83,8 @@ class SAM2Model(ForPredictor, nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint, self.precision, self.family, self.side = checkpoint, precision, family, shape.side
-        grid = self.side // _STRIDE
-        self.image_encoder = ImageEncoder(shape) if isinstance(shape, HieraShape) else RepViTEncoder(shape)
+        self.grid = grid = shape.grid
+        self.image_encoder = _ENCODERS[type(shape)](shape)
         self.sam_prompt_encoder = SAM2PromptEncoder(
             shape.channels, (grid, grid), (self.side, self.side), decoder["mask_in_chans"]
         )
@@ -107,7 +112,7 @@ class SAM2Model(ForPredictor, nn.Module):
 
     def geometry(self, original: Size) -> Geometry:
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
-        grid = 4 * self.side // _STRIDE
+        grid = 4 * self.grid
         return Geometry(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
 
     def lowered_weights(self) -> list[Tensor]:
@@ -186,15 +191,16 @@ class SAM2Model(ForPredictor, nn.Module):
         return self.no_mem_embed.device
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))
+        colours = _KINDS[type(self.image_encoder)].colours
+        mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in colours)
         return (pixels.float() - mean) / std
 
-    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera | FastRepViT:
+    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera | FastRepViT | FastViTDet:
         linear, no_memory = self._linear(dtype), self.no_mem_embed
         finer = (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
         key = no_memory.data_ptr(), no_memory._version, dtype, linear
 
-        def make() -> FastHiera | FastRepViT:
+        def make() -> FastHiera | FastRepViT | FastViTDet:
             kind = _KINDS[type(self.image_encoder)].plan
             return kind(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
 
@@ -213,19 +219,26 @@ class SAM2Model(ForPredictor, nn.Module):
 
 
 class _Kind(NamedTuple):
-    """How an image encoder runs: its plan, the plan's self-test, and which weights it lowers."""
+    """How an image encoder runs: its plan, the plan's self-test, the weights it lowers, and the pixels' mean and deviation."""
 
-    plan: type[FastHiera] | type[FastRepViT]
+    plan: type[FastHiera] | type[FastRepViT] | type[FastViTDet]
     error: Callable[[torch.device], float]
     lowered: Callable[[nn.Module], list[Tensor]]
+    colours: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 _KINDS: dict[type, _Kind] = {
-    ImageEncoder: _Kind(FastHiera, encoder_error, fast_hiera.lowered_weights),
-    RepViTEncoder: _Kind(FastRepViT, repvit_error, fast_repvit.lowered_weights),
+    ImageEncoder: _Kind(FastHiera, encoder_error, fast_hiera.lowered_weights, _IMAGENET),
+    RepViTEncoder: _Kind(FastRepViT, repvit_error, fast_repvit.lowered_weights, _IMAGENET),
+    ViTDetEncoder: _Kind(FastViTDet, vit_det_error, fast_vit_det.lowered_weights, _HALVES),
+}
+_ENCODERS: dict[type, type[nn.Module]] = {
+    HieraShape: ImageEncoder,
+    RepViTShape: RepViTEncoder,
+    ViTDetShape: ViTDetEncoder,
 }
 _identities = Identities()
-_encoders: Plans[FastHiera | FastRepViT] = Plans()
+_encoders: Plans[FastHiera | FastRepViT | FastViTDet] = Plans()
 _decoders: Plans[FastSAM2Decoder] = Plans()
 
 
@@ -247,7 +260,7 @@ def _mask_decoder(channels: int, decoder: Mapping[str, int]) -> SAM2MaskDecoder:
     )
 
 
-def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+def read_decoder(shapes: Mapping[str, torch.Size], family: str) -> dict[str, int]:
     """Widths of the prompt encoder and mask decoder, from a state dict's shapes under Meta's names.
 
     Raises:
@@ -268,7 +281,8 @@ def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
             "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this is not a whole SAM 2 checkpoint: {error} is missing or has an unknown shape.") from error
+        what = family if family in _IMAGES_ALONE else "SAM 2"
+        raise SAMError(f"this is not a whole {what} checkpoint: {error} is missing or has an unknown shape.") from error
 
 
 def build_sam2(
@@ -291,25 +305,27 @@ def build_sam2(
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
     is_edge = any(name.startswith(BODY) for name in state)
+    family = "EdgeTAM" if is_edge else "SAM 3" if is_vit_det(state) else family
     try:
         state = folded(state) if is_edge else state
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        encoder, decoder = read_repvit(shapes) if is_edge else read_hiera(shapes), read_decoder(shapes)
+        read = {"EdgeTAM": read_repvit, "SAM 3": read_vit_det}.get(family, read_hiera)
+        encoder, decoder = read(shapes), read_decoder(shapes, family)
     except SAMError as error:
         raise SAMError(f"{checkpoint.name}: {error}") from error
     with torch.device("meta"):
-        model = SAM2Model(encoder, decoder, checkpoint, precision, "EdgeTAM" if is_edge else family)
+        model = SAM2Model(encoder, decoder, checkpoint, precision, family)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
-        what = "EdgeTAM checkpoint" if is_edge else f"SAM 2 checkpoint of size {encoder.size.name}"
+        what = f"SAM 2 checkpoint of size {encoder.size.name}" if isinstance(encoder, HieraShape) else f"{family} checkpoint"
         raise SAMError(
             f"{checkpoint.name} is not a whole {what}: {counted(len(wrong), 'tensor')} "
             f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    if is_edge:
-        model.memory_fault = "this pack runs EdgeTAM on images alone"
+    if family in _IMAGES_ALONE:
+        model.memory_fault = f"this pack runs {family} on images alone"
         return model.eval().requires_grad_(False)
     memory = build_memory(video or {})
     if isinstance(memory, str):
