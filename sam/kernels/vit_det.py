@@ -5,7 +5,7 @@ None of what differs changes the result but for the order of float32 sums:
 - Tokens lie in window order from the first block to the last. A global block does not mind the order of its tokens, as their
   places are in the rotation of queries and keys, which is stored in that order too.
 - Queries and keys are rotated where the projection wrote them. Linear layers are those of linear.py, with GELU and the residual
-  fused, and the MLP's hidden layer is in memory for some tokens at a time.
+  fused. On a CPU some windows go through a whole block at a time.
 - In the pyramid nothing lies between a convolution that enlarges and the 1x1 one after it, nor between a 3x3 one and the
   decoder's 1x1 convolution: each pair is one layer. A third of the operations is left, and the finest map of all channels,
   81 MiB, is never written.
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from .encoder import WindowOrder, tokens_at_a_time
 from .linear import Linear, LinearKind
+
+_TOKENS = 1728  # three windows at a time on a CPU: their queries, keys and values are in memory that is used again
 
 
 class FastViTDet:
@@ -87,14 +89,25 @@ class _Block:
 
     def __call__(self, x: Tensor, count: int) -> None:
         """Change the tokens of all images, float32 `[B*T, E]` in window order, in place."""
-        windows = len(x) // len(self.turns)
-        qkv = self.qkv.plain(self.norm1(x)).view(windows, len(self.turns), 3, self.heads, -1)
+        window = len(self.turns)
+        windows = max(1, _TOKENS // window) if x.is_cpu else len(x) // window
+        for part in x.split(windows * window):
+            self.proj.add_to(self._attend(part), part)
+            for some in part.split(tokens_at_a_time(part, self.hidden, self.dtype)):
+                self.fc2.add_to(self.fc1.gelu(self.norm2(some)), some)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Whole windows' tokens `[W*T, E]` -> what each has seen of its own window, in the type that is computed in."""
+        if not x.is_cpu or len(x) <= _TOKENS:
+            qkv = self.qkv.plain(self.norm1(x))
+        else:
+            qkv = x.new_empty(len(x), 3 * x.shape[1], dtype=self.dtype)
+            for some, out in zip(x.split(_TOKENS), qkv.split(_TOKENS), strict=True):
+                self.qkv.into(self.norm1(some), out)
+        qkv = qkv.view(-1, len(self.turns), 3, self.heads, x.shape[1] // self.heads)
         rotate(qkv[:, :, :2], self.turns)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        self.proj.add_to(mixed.transpose(1, 2).reshape(x.shape), x)
-        for part in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
-            self.fc2.add_to(self.fc1.gelu(self.norm2(part)), part)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
 
 
 def rotate(x: Tensor, turns: Tensor) -> None:
