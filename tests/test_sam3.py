@@ -1,6 +1,8 @@
 """SAM 3 by clicks beside transformers' `Sam3TrackerModel` and ComfyUI's own module: maps, masks, files, tasks."""
 
+import gc
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,22 +12,27 @@ import reference_sam2_automask
 import torch
 from comfyui_server import Unavailable, find_comfyui
 from conftest import as_image, make_image
+from fakes import FakeComfyUI, FakePatcher, install
 from load_pack import ROOT
 from PIL import Image
 from reference_sam3 import SMALL, SMALL_GRID, SMALL_SIDE, random_sam3
 from safetensors.torch import save_file
+from samkit.nodes.model import FromSAM3, SAMModelLoader
 from samkit.nodes.predict import Segment
-from samkit.sam import SAMError, load_model
+from samkit.sam import SAM_MODELS, SAMError, from_comfyui, load_model
 from samkit.sam.kernels import self_test
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import vit_det
+from samkit.sam.placement.host import ComfyUIHost
+from samkit.sam.placement.resident import Resident, resident_of
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.tasks.everything import AutoMaskOptions, preset_options, segment_everything
 from segment_anything import SamPredictor
 from test_sam2 import CASES, SIZES, Pair, compare, encode
 from test_teach import check_taught
 from test_train_decoder import check_trained
+from torch import nn
 from torch.nn import functional as F
 from transformers import Sam3ImageProcessor, Sam3TrackerModel
 from world import unavailable
@@ -286,11 +293,155 @@ def test_the_predictor_of_other_packs_gives_the_same_masks(small):
     assert np.mean(np.stack(ours) == masks[np.argsort(-scores)]) > 0.99  # the predictor resizes twice
 
 
+# What ComfyUI's own loader made.
+
+
+def nested(state):
+    """A module with parameters of these names."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *above, last = name.split(".")
+        place = root
+        for part in above:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place._modules[part]
+        place.register_parameter(last, nn.Parameter(tensor.clone(), requires_grad=False))
+    return root
+
+
+def comfyuis(small, dtype=torch.float32):
+    """A stand-in for ComfyUI's MODEL of SAM 3, made in inference mode as nodes make it."""
+    with torch.inference_mode():
+        meta = in_metas_layout(small, interactive=False)
+        names = {".mlp.lin1.": ".mlp.0.", ".mlp.lin2.": ".mlp.2.", ".norm_final_attn.": ".norm_final."}
+        kept = {}
+        for name, tensor in meta.items():
+            if "freqs_cis" in name:
+                continue
+            for metas, cores in names.items():
+                name = name.replace(metas, cores) if "sam_mask_decoder" in name else name
+            kept[name] = tensor.to(dtype)
+        base = nn.Module()
+        base.diffusion_model = nested(kept)
+        return FakePatcher(base, CPU, CPU)
+
+
+TRUNK = "detector.backbone.vision_backbone.trunk."
+
+
+def test_the_node_shares_the_weights_of_comfyuis_model(small):
+    patcher = comfyuis(small)
+    (model,) = FromSAM3().execute(patcher)
+    theirs, ours = patcher.model.diffusion_model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    for name in ("trunk.blocks.0.attn.qkv.weight", "trunk.blocks.3.mlp.fc2.bias", "trunk.pos_embed"):
+        assert ours[f"image_encoder.{name}"] is theirs[f"detector.backbone.vision_backbone.{name}"]
+    shared = {id(tensor) for tensor in theirs.values()}
+    copied = [name for name, tensor in ours.items() if id(tensor) not in shared and name.startswith("image_encoder.")]
+    assert len(copied) == (2 * 4 + 1) * 2 and all("norm" in name or "ln_pre" in name for name in copied)
+    image = as_image(make_image(60, 80))
+    point = '[{"x": 30, "y": 25}]'
+    with torch.inference_mode():
+        masks, found = (Segment().execute(one, image, point)[0] for one in (small.ours, model))
+    assert torch.equal(masks, found)
+
+
+def test_weights_in_half_precision_are_shared_and_run_on_a_cpu(small):
+    patcher = comfyuis(small, torch.float16)
+    model = from_comfyui(patcher)
+    weight = model.image_encoder.trunk.blocks[0].mlp.fc1.weight
+    theirs = patcher.model.diffusion_model.state_dict(keep_vars=True)
+    assert weight.dtype == torch.float16 and weight is theirs[TRUNK + "blocks.0.mlp.fc1.weight"]
+    assert model.precision == "fp16" and {one.dtype for one in model.sam_mask_decoder.parameters()} == {torch.float32}
+    pixels = torch.from_numpy(make_image(SMALL_SIDE, SMALL_SIDE)).permute(2, 0, 1)[None]
+    exact = small.ours.features(pixels, torch.float32)
+    for name, values in model.features(pixels, torch.float32).items():
+        assert values.dtype == torch.float32 and (values - exact[name]).std() < 0.01 * exact[name].std()
+
+
+def test_the_plain_forward_takes_weights_in_half_precision(small, monkeypatch):
+    monkeypatch.setattr(self_test, "_KNOWN", ())
+    monkeypatch.setattr(self_test, "_passes", lambda *_: False)
+    pixels = torch.from_numpy(make_image(SMALL_SIDE, SMALL_SIDE)).permute(2, 0, 1)[None]
+    exact = small.ours.features(pixels, torch.float32)
+    patcher = comfyuis(small, torch.bfloat16)
+    for name, values in from_comfyui(patcher).features(pixels, torch.float32).items():
+        assert (values - exact[name]).std() < 0.1 * exact[name].std()
+
+
+def test_one_module_is_one_model_and_goes_with_it(small):
+    patcher = comfyuis(small)
+    model = from_comfyui(patcher)
+    again = FakePatcher(patcher.model, CPU, CPU)  # as the clones that ComfyUI's nodes make
+    assert from_comfyui(again) is model and model.owner() is again
+    del again, patcher
+    gc.collect()
+    assert model.owner() is None, "a model for clicks keeps none of the rest"
+
+
+class NotSAM3(nn.Linear):
+    """A diffusion model of another kind."""
+
+
+@pytest.mark.parametrize(("model", "said"), [(NotSAM3(2, 2), "a NotSAM3, not SAM 3"), (None, "None"), (3, "3")])
+def test_what_is_not_sam_3_is_refused(model, said):
+    base = nn.Module()
+    base.diffusion_model = model
+    patcher = FakePatcher(base, CPU, CPU) if isinstance(model, nn.Module) else model
+    with pytest.raises(SAMError, match=f"model is {said}.*connect the MODEL of Load Checkpoint with a file of SAM 3"):
+        FromSAM3().execute(patcher)
+
+
+def test_half_of_the_weights_in_another_type_is_refused(small):
+    patcher = comfyuis(small)
+    weight = patcher.model.diffusion_model.detector.backbone.vision_backbone.trunk.blocks._modules["0"].attn.qkv
+    weight.weight = nn.Parameter(weight.weight.double(), requires_grad=False)
+    with pytest.raises(SAMError, match=r"holds weights of torch.float(32|64), torch.float(32|64): load it in float16"):
+        from_comfyui(patcher)
+
+
+def test_comfyui_loads_and_unloads_its_own_model_for_both(small, monkeypatch, tmp_path):
+    comfy, patcher = install(monkeypatch, FakeComfyUI(tmp_path)), comfyuis(small)
+    patcher.load_device = comfy.device = torch.device("meta")
+    monkeypatch.setattr(patcher, "patch_model", lambda device_to: None, raising=False)
+    model, host = from_comfyui(patcher), ComfyUIHost()
+    monkeypatch.setattr(Resident, "load", lambda self, device: setattr(self, "device", device))
+    monkeypatch.setattr(Resident, "is_loaded", lambda self, device: self.device == device)
+    assert host.load(model, torch.float32, 1 << 20) == comfy.device
+    assert [entry.model is patcher for entry in comfy.loaded] == [True, False], "first, so that its weights are there"
+    host.unload(model)
+    assert comfy.loaded == [], "ComfyUI's books have neither"
+
+
+def test_weights_that_are_on_the_device_already_take_nothing_more(small):
+    resident = resident_of(small.ours)
+    own = sum(tensor.nbytes for tensor in small.ours.state_dict().values())
+    assert resident.nbytes == own
+    trunk, before = small.ours.image_encoder.trunk, resident.nbytes
+    there = torch.nn.Parameter(trunk.pos_embed.to("meta"), requires_grad=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trunk._parameters, "pos_embed", there)
+        assert resident.nbytes == before - there.nbytes
+
+
+def test_files_of_sam_3_in_the_folder_of_checkpoints_are_listed(small, monkeypatch, tmp_path):
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    folder = tmp_path / "models" / "checkpoints"
+    (folder / "more").mkdir(parents=True)
+    for name in ("sam3.1_multiplex_fp16.safetensors", "more/SAM3.safetensors", "dreamshaper.safetensors", "samaritan.ckpt"):
+        shutil.copy(small.path, folder / name)
+    listed = [name for name in SAM_MODELS.present() if name.endswith((".safetensors", ".ckpt"))]
+    assert listed == [os.path.join("more", "SAM3.safetensors"), "sam3.1_multiplex_fp16.safetensors"]  # noqa: PTH118
+    (model,) = SAMModelLoader().load_model("sam3.1_multiplex_fp16.safetensors", "fp32")
+    assert model.family == "SAM 3"
+    assert SAM_MODELS.find("dreamshaper.safetensors").path is None
+
+
 # ComfyUI's own module.
 
 
 @pytest.fixture(scope="module")
-def from_comfyui(tmp_path_factory):
+def answers(tmp_path_factory):
     """Files and answers of ComfyUI's SAM 3 and 3.1, see comfyui_sam3.py."""
     try:
         home, python = find_comfyui()
@@ -320,9 +471,9 @@ PROMPTS = {
 
 @pytest.mark.comfyui
 @pytest.mark.parametrize("version", ["sam3", "sam3.1"])
-def test_it_equals_comfyuis_own_module(from_comfyui, version):
-    expected = torch.load(from_comfyui / f"{version}_expected.pt")
-    model = load_model(from_comfyui / f"{version}.safetensors", "fp32")
+def test_it_equals_comfyuis_own_module(answers, version):
+    expected = torch.load(answers / f"{version}_expected.pt")
+    model = load_model(answers / f"{version}.safetensors", "fp32")
     maps = model.features(255 * expected["pixels"], torch.float32)
     for name, values in maps.items():
         torch.testing.assert_close(values, expected[name], atol=1e-3, rtol=0)

@@ -7,6 +7,7 @@ SAM 3 (arXiv 2511.16719) has the same decoder on another encoder.
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -66,9 +67,11 @@ class SAM2Model(ForPredictor, nn.Module):
     Attributes:
         memory: the video part; None where the file has none, or none that is whole.
         memory_fault: why it has none, for messages.
+        shared_with: ComfyUI's handle on the model whose weights these are; None where they are its own.
     """
 
     memory: Memory | None
+    shared_with: "weakref.ref[object] | None" = None
     memory_fault = "the file holds an image model alone"
     mask_threshold = 0.0
     pred_iou_thresh = 0.8  # what `SAM2AutomaticMaskGenerator` keeps by default
@@ -115,6 +118,10 @@ class SAM2Model(ForPredictor, nn.Module):
         grid = 4 * self.grid
         return Geometry(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
 
+    def owner(self) -> object | None:
+        """ComfyUI's handle on the model that shares its weights with this one, while it lives; else None."""
+        return None if self.shared_with is None else self.shared_with()
+
     def lowered_weights(self) -> list[Tensor]:
         """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
         return _KINDS[type(self.image_encoder)].lowered(self.image_encoder)
@@ -139,6 +146,8 @@ class SAM2Model(ForPredictor, nn.Module):
         if works_on(pixels.device, _KINDS[type(self.image_encoder)].error):
             fine, middle, image = self._encoder_plan(dtype)(pixels)
         else:
+            own = next(self.image_encoder.parameters()).dtype  # of shared weights; all others are float32
+            dtype = dtype if own == torch.float32 else own
             with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 fine, middle, image = (values.float() for values in self.image_encoder(pixels))
             fine, middle = self.sam_mask_decoder.conv_s0(fine), self.sam_mask_decoder.conv_s1(middle)
@@ -304,6 +313,48 @@ def build_sam2(
     Raises:
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
+    model = _assembled({name: tensor.float() for name, tensor in state.items()}, checkpoint, precision, family)
+    if model.family in _IMAGES_ALONE:
+        model.memory_fault = f"this pack runs {model.family} on images alone"
+        return model
+    memory = build_memory(video or {})
+    if isinstance(memory, str):
+        model.memory_fault = f"its video part is not whole: {memory}"
+        log.warning("%s cannot track: %s", checkpoint.name, model.memory_fault)
+    else:
+        model.memory = memory.eval().requires_grad_(False)
+    return model
+
+
+def share_sam3(state: Mapping[str, Tensor], checkpoint: Path) -> SAM2Model:
+    """SAM 3 for clicks on the very parameters of a loaded model: the large ones are in memory once.
+
+    The norms, the prompt encoder and the mask decoder, which compute in float32, are copied: one weight in fifty.
+
+    Args:
+        state: parameters under the names of our model, as `formats.sam3.for_clicks` gives them, of one float type.
+        checkpoint: what to call it.
+
+    Raises:
+        SAMError: as of `build_sam2`.
+    """
+    is_shared = re.compile(r"image_encoder\.(?!.*\b(?:norm\d|ln_pre)\.)")
+    weights = {name: one if is_shared.match(name) else one.detach().float().clone() for name, one in state.items()}
+    types = {one.dtype for name, one in weights.items() if is_shared.match(name)}
+    if len(types) != 1 or not types <= _PRECISION_OF.keys():
+        raise SAMError(
+            f"{checkpoint.name} holds weights of {', '.join(map(str, types))}: load it in float16, bfloat16 or float32."
+        )
+    model = _assembled(weights, checkpoint, _PRECISION_OF[types.pop()], "SAM 3")
+    model.memory_fault = "this pack runs SAM 3 on images alone"
+    return model
+
+
+_PRECISION_OF: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _assembled(state: dict[str, Tensor], checkpoint: Path, precision: Precision, family: str) -> SAM2Model:
+    """The image model on the very tensors of a state dict; see `build_sam2`."""
     is_edge = any(name.startswith(BODY) for name in state)
     family = "EdgeTAM" if is_edge else "SAM 3" if is_vit_det(state) else family
     try:
@@ -314,7 +365,7 @@ def build_sam2(
     except SAMError as error:
         raise SAMError(f"{checkpoint.name}: {error}") from error
     with torch.device("meta"):
-        model = SAM2Model(encoder, decoder, checkpoint, precision, family)
+        model = SAM2Model(encoder, decoder, checkpoint, precision, family).eval().requires_grad_(False)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
@@ -323,14 +374,5 @@ def build_sam2(
             f"{checkpoint.name} is not a whole {what}: {counted(len(wrong), 'tensor')} "
             f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
         )
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    if family in _IMAGES_ALONE:
-        model.memory_fault = f"this pack runs {family} on images alone"
-        return model.eval().requires_grad_(False)
-    memory = build_memory(video or {})
-    if isinstance(memory, str):
-        model.memory_fault = f"its video part is not whole: {memory}"
-        log.warning("%s cannot track: %s", checkpoint.name, model.memory_fault)
-    else:
-        model.memory = memory
-    return model.eval().requires_grad_(False)
+    model.load_state_dict(state, assign=True)
+    return model
