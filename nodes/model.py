@@ -81,6 +81,8 @@ class SAMModelLoader(ModelLoader):
         "sam",
         "sam2",
         "sam 2",
+        "sam3",
+        "sam 3",
         "sam-hq",
         "mobilesam",
         "segment anything",

@@ -322,8 +322,8 @@ def build_sam2(
         model.memory_fault = f"its video part is not whole: {memory}"
         log.warning("%s cannot track: %s", checkpoint.name, model.memory_fault)
     else:
-        model.memory = memory.eval().requires_grad_(False)
-    return model
+        model.memory = memory
+    return model.eval().requires_grad_(False)
 
 
 def share_sam3(state: Mapping[str, Tensor], checkpoint: Path) -> SAM2Model:
