@@ -4,24 +4,35 @@ python comfyui_sam3.py <the pack's root> <a folder to write to>
 
 For each version, `<version>.safetensors` is a file as its loader takes it (SAM 3's in float32, with the names of Meta's file;
 3.1's in float16, as Comfy-Org's), and `<version>_expected.pt` has pixels, the maps that clicks use, and logits and scores of
-prompts. The trunk is small, since ComfyUI's classes let it be; all else is of full size.
+prompts. `shared` in it is what the pack makes of ComfyUI's model in ComfyUI's process. The trunk is small, since ComfyUI's
+classes let it be; all else is of full size.
 """
 
 import sys
 from pathlib import Path
 
-HOME, FOLDER = Path.cwd(), Path(sys.argv[2])
+HOME, ROOT, FOLDER = Path.cwd(), Path(sys.argv[1]), Path(sys.argv[2])
 sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [str(HOME)]
+sys.path[:0] = [str(HOME), str(ROOT / "tools")]
 
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_management as management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
+import folder_paths  # noqa: E402, F401  so the pack knows that it is in ComfyUI
 import torch  # noqa: E402
 from comfy.ldm.sam3.detector import SAM3Model  # noqa: E402
+from load_pack import load_pack  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+
+load_pack()
+
+from samkit.sam import from_comfyui  # noqa: E402
+from samkit.sam.models.sam2 import vit_det  # noqa: E402
+from samkit.sam.placement.devices import placed  # noqa: E402
 
 SIDE = 1008
 TRUNK = {"embed_dim": 64, "depth": 4, "global_att_blocks": (1, 3)}
@@ -59,8 +70,23 @@ def names_of_meta(state):
     return renamed
 
 
+def shared_with(model, pixels):
+    """What the pack's model has of ComfyUI's, and the maps that it makes, as a node runs."""
+    base = torch.nn.Module()
+    base.diffusion_model = model
+    patcher = comfy.model_patcher.ModelPatcher(base, management.get_torch_device(), management.unet_offload_device())
+    with torch.inference_mode():
+        ours = from_comfyui(patcher)
+        theirs = {id(tensor) for tensor in model.parameters()}
+        own = [name for name, tensor in ours.named_parameters() if id(tensor) not in theirs]
+        with placed(ours, "AUTO"):
+            maps = ours.features(255 * pixels, torch.float32)
+    return {"own": own, "owner": ours.owner() is patcher, **maps}
+
+
 @torch.no_grad()
 def main():
+    vit_det.SIZES[TRUNK["embed_dim"], TRUNK["depth"]] = vit_det.ViTDetSize(16, 24, TRUNK["global_att_blocks"], 72)
     for version, kind in (("sam3", "SAM3"), ("sam3.1", "SAM31")):
         model, is_3_1 = small(kind), kind == "SAM31"
         state = names_of_meta(model.state_dict())
@@ -85,6 +111,7 @@ def main():
             sparse, dense = prompts(points=points, boxes=box)
             logits, scores = decoder(image, prompts.get_dense_pe(), sparse, dense, [fine, middle], multimask_output=True)
             expected |= {f"{name} logits": logits, f"{name} scores": scores.sigmoid()}  # ComfyUI only compares them
+        expected["shared"] = shared_with(model, pixels)
         expected["segmented"] = model.forward_segment(2 * pixels - 1, point_inputs=POINT)
         torch.save(expected, FOLDER / f"{version}_expected.pt")
 

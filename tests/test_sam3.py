@@ -487,3 +487,16 @@ def test_it_equals_comfyuis_own_module(answers, version):
     whole = F.interpolate(best, (1008, 1008), mode="bilinear", align_corners=False)
     whole = whole if found.object_scores[0] > 0 else torch.full_like(whole, -1)  # ComfyUI's answer is empty then
     assert ((whole > 0) == (expected["segmented"] > 0)).float().mean() > 0.9999
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("version", ["sam3", "sam3.1"])
+def test_it_shares_the_weights_of_comfyuis_own_module(answers, version):
+    expected = torch.load(answers / f"{version}_expected.pt")
+    shared = expected["shared"]
+    assert shared.pop("owner") is True
+    own = [name for name in shared.pop("own") if name.startswith("image_encoder.")]
+    assert len(own) == (2 * 4 + 1) * 2 and all("norm" in name or "ln_pre" in name for name in own)
+    assert set(shared) == {"image", "high_res_0", "high_res_1"}
+    for name, values in shared.items():
+        torch.testing.assert_close(values, expected[name], atol=1e-3, rtol=0)
