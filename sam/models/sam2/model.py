@@ -51,7 +51,7 @@ _DECODER_HEADS, _DECODER_DEPTH = 8, 2
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _GREY_LEVELS = 255.0
-_IMAGES_ALONE = ("EdgeTAM", "SAM 3")
+_IMAGES_ALONE = "SAM 3"
 
 
 class SAM2Model(ForPredictor, nn.Module):
@@ -290,7 +290,7 @@ def read_decoder(shapes: Mapping[str, torch.Size], family: str) -> dict[str, int
             "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        what = family if family in _IMAGES_ALONE else "SAM 2"
+        what = family if family in ("EdgeTAM", "SAM 3") else "SAM 2"
         raise SAMError(f"this is not a whole {what} checkpoint: {error} is missing or has an unknown shape.") from error
 
 
@@ -314,7 +314,7 @@ def build_sam2(
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
     model = _assembled({name: tensor.float() for name, tensor in state.items()}, checkpoint, precision, family)
-    if model.family in _IMAGES_ALONE:
+    if model.family == _IMAGES_ALONE:
         model.memory_fault = f"this pack runs {model.family} on images alone"
         return model
     memory = build_memory(video or {})
