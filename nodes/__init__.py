@@ -11,7 +11,7 @@ from .grounding import GroundingLoader, SegmentText, TextToBoxes
 from .load_masks import LoadMasks
 from .masks import SelectMasks
 from .matte import Matte, MatteLoader
-from .model import SAMHubLoader, SAMModelLoader
+from .model import FromSAM3, SAMHubLoader, SAMModelLoader
 from .personalize import Personalize
 from .predict import PredictMask, Segment
 from .prompt_editor import PromptEditor
@@ -25,6 +25,7 @@ from .track import TrackObjects
 _NODES = {
     "AV_SAMLoader": (SAMModelLoader, "Load SAM Model"),
     "SAMKit_HubLoader": (SAMHubLoader, "Load SAM from Hub"),
+    "SAMKit_FromSAM3": (FromSAM3, "SAM from SAM3 Model"),
     "GetSAMEmbedding": (GetSAMEmbedding, "Get SAM Embedding"),
     "SAMKit_SaveMasks": (SaveMasks, "SAM Save Masks"),
     "SAMKit_LoadMasks": (LoadMasks, "SAM Load Masks"),

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from ..sam import PRECISIONS, SAM_MODELS, Precision, Segmenter, load_shared
+from ..sam import PRECISIONS, SAM_MODELS, Precision, Segmenter, from_comfyui, load_shared
 from ..sam.weights.catalog import Catalog, is_adapter_name
 from ..sam.weights.hub import fetch_from_hub
 from ..utils.comfy_folders import model_folders
@@ -81,6 +81,8 @@ class SAMModelLoader(ModelLoader):
         "sam",
         "sam2",
         "sam 2",
+        "sam3",
+        "sam 3",
         "sam-hq",
         "mobilesam",
         "segment anything",
@@ -166,3 +168,26 @@ class SAMHubLoader:
     ) -> tuple[Segmenter]:
         path = fetch_from_hub(repo_id, revision.strip(), filename.strip(), model_folders(SAM_MODELS.kind))
         return (load_shared(path, precision),)
+
+
+class FromSAM3:
+    """`SAMKit_FromSAM3`: the SAM 3 that ComfyUI's own loader made, for clicks."""
+
+    DESCRIPTION = (
+        "Uses the SAM 3 or SAM 3.1 that Load Checkpoint loaded for clicks: points, boxes, masks, and everything else that this "
+        "pack does with a SAM model. The weights are shared, not copied: words by SAM3 Detect and clicks by this pack need one "
+        "model in memory. Each image is encoded once for all prompts. The weights are under Meta's SAM License."
+    )
+    SEARCH_ALIASES = ["sam3", "sam 3", "sam 3.1", "segment anything 3", "sam3 clicks", "model to sam"]
+    CATEGORY = CATEGORY
+    RETURN_TYPES = (SAM_MODEL_TYPES,)
+    RETURN_NAMES = ("sam_model",)
+    OUTPUT_TOOLTIPS = ("The SAM model, for every node with a SAM model input.",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL", {"tooltip": "The MODEL of Load Checkpoint, with a file of SAM 3 or SAM 3.1."})}}
+
+    def execute(self, model: Any) -> tuple[Segmenter]:
+        return (from_comfyui(model),)

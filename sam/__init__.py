@@ -16,6 +16,7 @@ from .models.in_transformers.matte import MATTE_MODELS, MatteModel, load_matte
 from .models.loaded import load_shared, recall, remember
 from .models.retrained import Retrained, retrained_from, with_decoder
 from .models.sam import SAMModel
+from .models.shared import from_comfyui
 from .models.taught_files import load_concept, load_decoder, save_concept, save_decoder
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
@@ -127,6 +128,7 @@ __all__ = [
     "everything_each",
     "find_boxes",
     "free_result_bytes",
+    "from_comfyui",
     "group",
     "identity_of",
     "knows_its_image",

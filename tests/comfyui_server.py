@@ -17,8 +17,10 @@ FRONT_ENDS = "SAMKIT_FRONTENDS"  # folders with an index.html, beside the front 
 NEEDS = ("torch", "segment_anything", "safetensors", "huggingface_hub")  # in ComfyUI's own Python
 
 
-# Nodes with the sockets of Impact Pack and of Art Venture, and one that runs until it is cancelled.
+# Nodes with the sockets of Impact Pack and of Art Venture, one that runs until it is cancelled, and one by which the pack takes
+# a SAM 3 of the tests' size: it is asked for its inputs when all packs are loaded.
 OTHER_PACK = """
+import sys
 import time
 
 import comfy.model_management
@@ -35,6 +37,19 @@ class Waits:
             comfy.model_management.throw_exception_if_processing_interrupted()
             time.sleep(0.05)
 
+class SmallSAM3:
+    @classmethod
+    def INPUT_TYPES(cls):
+        for name, module in list(sys.modules.items()):
+            if name.endswith("sam.models.sam2.vit_det"):
+                module.SIZES[32, 4] = module.ViTDetSize(2, 4, (1, 3), 12)
+        return {}
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "other"
+    def run(self):
+        return (None,)
+
 def made(given, taken):
     class Other:
         @classmethod
@@ -49,7 +64,7 @@ def made(given, taken):
     return Other
 
 NODE_CLASS_MAPPINGS = {
-    "Waits": Waits,
+    "Waits": Waits, "SmallSAM3": SmallSAM3,
     "TakesImpact": made(None, "SAM_MODEL"), "TakesArt": made(None, "AV_SAM_MODEL"), "TakesImage": made(None, "IMAGE"),
     "GivesImpact": made("SAM_MODEL", None), "GivesArt": made("AV_SAM_MODEL", None), "GivesImage": made("IMAGE", None),
 }

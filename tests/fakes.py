@@ -30,7 +30,7 @@ class FakeComfyUI:
         self.free_bytes = 8 << 30
         self.leaves_on_cpu = False  # as with --novram
         self.fp16, self.bf16 = True, True
-        self.folder_names_and_paths = {}
+        self.folder_names_and_paths = {"checkpoints": ([str(self.root / "models" / "checkpoints")], {".ckpt", ".safetensors"})}
         self.running = {}
         self.images_loaded = []
 

@@ -26,9 +26,12 @@ _POINTS_PER_BATCH = 64
 
 
 @torch.no_grad()
-def generate(model, side, image, **options):
-    """Masks bool [H, W] with their box (x1, y1, x2, y2), predicted IoU and stability score, as dicts."""
-    options = {**DEFAULTS, **options}
+def generate(model, side, image, process=None, **options):
+    """Masks bool [H, W] with their box (x1, y1, x2, y2), predicted IoU and stability score, as dicts.
+
+    `process` is the image processor of the model's family, SAM 2's by default.
+    """
+    options, process = {**DEFAULTS, **options}, process or processor(side)
     size = image.shape[:2]
     grids = amg.build_all_layer_point_grids(
         options["points_per_side"], options["crop_n_layers"], options["crop_n_points_downscale_factor"]
@@ -37,17 +40,17 @@ def generate(model, side, image, **options):
     for crop, layer in zip(
         *amg.generate_crop_boxes(size, options["crop_n_layers"], options["crop_overlap_ratio"]), strict=True
     ):
-        found += _in_crop(model, side, image, crop, grids[layer], options)
+        found += _in_crop(model, side, process, image, crop, grids[layer], options)
     if options["crop_n_layers"] and found:
         crops = torch.tensor([one["crop"] for one in found])
         found = [found[i] for i in _nms(found, 1 / box_area(crops).float(), options["crop_nms_thresh"])]
     return found
 
 
-def _in_crop(model, side, image, crop, grid, options):
+def _in_crop(model, side, process, image, crop, grid, options):
     x0, y0, x1, y1 = crop
     part = np.ascontiguousarray(image[y0:y1, x0:x1])
-    maps = model.get_image_embeddings(processor(side)(part, return_tensors="pt")["pixel_values"])
+    maps = model.get_image_embeddings(process(part, return_tensors="pt")["pixel_values"])
     found = []
     for points in torch.from_numpy(grid).split(_POINTS_PER_BATCH):
         found += _of_points(model, side, maps, points, image.shape[:2], crop, options)

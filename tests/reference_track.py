@@ -114,26 +114,34 @@ class ReferenceFilm:
         first = not self.session.output_dict_per_obj[0]["cond_frame_outputs"]
         before = None if first or masks is not None else self.track(frame, reverse)[0].clamp(-32, 32)[None, None]
         with torch.inference_mode():
-            out = self._given(frame, masks) if masks is not None else self.model._run_single_frame_inference(
-                self.session, frame, 0, 1, first, points, None, reverse, prev_sam_mask_logits=before
-            )  # fmt: skip
+            out = self._given(frame, masks) if masks is not None else self._prompted(frame, first, points, reverse, before)
             self.session.store_output(0, frame, output_value=out, is_conditioning_frame=True)
             self.session.output_dict_per_obj[0]["non_cond_frame_outputs"].pop(frame, None)
-            self.model._batch_encode_memories(
-                self.session, frame, [0], [out["high_res_masks"]], [out["object_score_logits"]], [True]
-            )
+            self._remember(frame, out)
         return self._result(frame, out["pred_masks"], out["object_score_logits"])
+
+    def _prompted(self, frame, first, points, reverse, before):
+        run = self.model._run_single_frame_inference
+        return run(self.session, frame, 0, 1, first, points, None, reverse, prev_sam_mask_logits=before)
+
+    def _remember(self, frame, out):
+        self.model._batch_encode_memories(
+            self.session, frame, [0], [out["high_res_masks"]], [out["object_score_logits"]], [True]
+        )
 
     def _given(self, frame, masks):
         forward = type(self.model)._single_frame_forward
         single = lambda *args, **kwargs: forward(self.model, *args, multimask_output=False, **kwargs)  # noqa: E731
         self.model._single_frame_forward = single
         try:
-            out = self.model._run_single_frame_inference(self.session, frame, 0, 1, True, None, masks, False)
+            out = self._run_given(frame, masks)
         finally:
             del self.model._single_frame_forward
         full = F.interpolate(out["pred_masks"].view(1, 1, *out["pred_masks"].shape[-2:]), (self.side,) * 2, mode="bilinear")
         return {**out, "high_res_masks": full}
+
+    def _run_given(self, frame, masks):
+        return self.model._run_single_frame_inference(self.session, frame, 0, 1, True, None, masks, False)
 
     def track(self, frame, reverse=False):
         """A frame without prompts."""
@@ -158,3 +166,23 @@ class ReferenceFilm:
             for index, (logits, _) in self.results.items()
         }
         return {index: values > 0 for index, values in full.items()}
+
+
+class EdgeReferenceFilm(ReferenceFilm):
+    """The same with transformers' `EdgeTamVideoModel`, which encodes a memory as it makes the mask."""
+
+    def _prompted(self, frame, first, points, reverse, before):
+        run = self.model._run_single_frame_inference
+        return run(self.session, frame, 0, 1, first, points, None, reverse, True, prev_sam_mask_logits=before)
+
+    def _run_given(self, frame, masks):
+        return self.model._run_single_frame_inference(self.session, frame, 0, 1, True, None, masks, False, False)
+
+    def _remember(self, frame, out):
+        """Of a given mask it is made anew, of the mask's low-resolution logits."""
+        if out["maskmem_features"] is not None:
+            return
+        (*_, features), _ = self.model._prepare_vision_features(self.session, frame, 1)
+        found = self.model._encode_new_memory(features, out["high_res_masks"], out["object_score_logits"], True)
+        stored = self.session.output_dict_per_obj[0]["cond_frame_outputs"][frame]
+        stored["maskmem_features"], stored["maskmem_pos_enc"] = found

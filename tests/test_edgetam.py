@@ -1,17 +1,22 @@
-"""EdgeTAM on images beside transformers' `EdgeTamModel`: maps, logits, scores, masks; files, nodes and tasks."""
+"""EdgeTAM beside transformers' `EdgeTamModel` and `EdgeTamVideoModel`: maps, logits, masks, films; files, nodes and tasks."""
 
 import pytest
 import torch
 from conftest import as_image, make_image
-from reference_edgetam import SMALL, random_edgetam
+from reference_edgetam import SMALL, random_edgetam, random_edgetam_video
+from reference_track import EdgeReferenceFilm
 from safetensors.torch import save_file
 from samkit.nodes.predict import Segment
+from samkit.nodes.track import TrackObjects
 from samkit.sam import SAMError, load_model
-from samkit.sam.models.sam2 import repvit
+from samkit.sam.models.sam2 import memory, repvit
 from samkit.sam.tasks.everything import preset_options
 from samkit.sam.weights.registry import KNOWN
 from test_sam2 import CASES, SIZES, Pair, compare, encode
 from test_teach import check_taught
+from test_track import CASES as FILMS
+from test_track import SMALL_WITHIN, film
+from test_track import compare as compare_film
 from test_train_decoder import check_trained
 
 SIDE = 128
@@ -50,7 +55,7 @@ def in_metas_names(state, small):
     }
 
 
-VIDEO = {"spatial_perceiver.latents": (4, 64), "memory_attention.norm.weight": (64,), "maskmem_tpos_enc": (7, 1, 1, 64)}
+VIDEO = {"memory_attention.norm.weight": (64,), "maskmem_tpos_enc": (7, 1, 1, 64)}  # not whole: images do not need it
 
 
 # Every kind of prompt on one size, and one on the others: only how the image is stretched differs.
@@ -136,8 +141,80 @@ def test_what_is_not_whole_is_refused_by_name(small, change, said, tmp_path):
         load_model(tmp_path / "x.pt")
 
 
-def test_films_are_refused_by_name(small):
-    assert not small.ours.tracks and small.ours.memory_fault == "this pack runs EdgeTAM on images alone"
+class EdgeFilmPair:
+    """The same weights in transformers' class for films and in the pack's."""
+
+    reference = EdgeReferenceFilm
+
+    def __init__(self, folder, side=1024, channels=256, **options):
+        self.theirs, self.side = random_edgetam_video(side, channels, **options), side
+        self.state = {name: tensor.contiguous().clone() for name, tensor in self.theirs.state_dict().items()}
+        self.path = folder / "model.safetensors"
+        save_file(self.state, self.path)
+        self.ours = load_model(self.path, "fp32")
+
+
+@pytest.fixture(scope="module")
+def films(small_side, tmp_path_factory):
+    return EdgeFilmPair(tmp_path_factory.mktemp("films"), SIDE, 128, **SMALL)
+
+
+FEW = ("one click", "a box and clicks", "a given mask", "a correction", "three objects", "both ways")
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_films_equal_transformers(films, case, monkeypatch):
+    monkeypatch.setattr(memory, "STORED_TYPE", torch.float32)  # as transformers stores EdgeTAM's, unlike SAM 2's
+    count, prompts, direction = FILMS[case]
+    compare_film(films, film(count), prompts, direction, within=SMALL_WITHIN)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", FILMS)
+def test_films_of_full_size_equal_transformers(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(repvit, "_SIDE", 1024)
+    monkeypatch.setattr(memory, "STORED_TYPE", torch.float32)
+    count, prompts, direction = FILMS[case]
+    pair = EdgeFilmPair(tmp_path)
+    compare_film(pair, film(count), prompts, direction)
+    assert pair.ours.memory.shape.perceiver.anywhere == 256
+
+
+def test_memories_are_a_few_tokens(films):
+    assert films.ours.tracks and films.ours.family == "EdgeTAM"
+    features, logits = torch.randn(128, 8, 8), torch.randn(32, 32)
+    kept = films.ours.memory.remembered(features, logits, torch.randn(128), torch.tensor(1.0), prompted=True)
+    assert kept.map.shape == (8, 64) and kept.map.dtype == torch.bfloat16
+
+
+def in_metas_video_names(films):
+    """Our names of the whole model, whose trunk is folded, as Meta's file has them."""
+    whole = films.ours.state_dict()
+    part = {name.removeprefix("memory."): one for name, one in whole.items() if name.startswith("memory.")}
+    return in_metas_names(films.state, films) | part
+
+
+def test_metas_names_load_to_the_same_memory(films, tmp_path):
+    meta = in_metas_video_names(films)
+    assert {"spatial_perceiver.layers.1.self_attn.to_kv.weight", "spatial_perceiver.layers.0.ff.3.weight"} <= set(meta)
+    torch.save({"model": {name: one for name, one in meta.items() if not name.startswith("memory.")}}, tmp_path / "edgetam.pt")
+    model = load_model(tmp_path / "edgetam.pt", "fp32")
+    assert model.tracks and model.memory_identity == films.ours.memory_identity
+
+
+def test_the_node_follows_an_object(films):
+    frames = as_image(*film(4))
+    masks = TrackObjects().execute(films.ours, frames, '[{"x": 30, "y": 25}]', method="memory")[0]
+    assert masks.shape == (4, 60, 80)
+
+
+def test_a_memory_that_is_not_whole_is_said(small, films, tmp_path):
+    state = dict(films.state)
+    del state["spatial_perceiver.layers.1.self_mlp.up_proj.weight"]
+    torch.save(state, tmp_path / "x.pt")
+    model = load_model(tmp_path / "x.pt", "fp32")
+    assert not model.tracks and "self_ff.1.weight" in model.memory_fault
+    assert small.ours.memory_fault == "the file holds an image model alone"
 
 
 def test_a_node_an_everything_preset_and_identities(small):

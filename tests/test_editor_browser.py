@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from browser import Editor, build, open_page
 from demo import SCENE_SEED, SCENE_SIZE
 from load_pack import ROOT
 from PIL import Image
 from reference_sam2 import write_tiny
+from reference_sam3 import SMALL, SMALL_SIDE, random_sam3
 from samkit.nodes.editor.contract import LIMITS
 from samkit.utils.finish import Finish, finish_mask
 from scenes import make_scene
@@ -22,7 +24,7 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 LEAF, CARPET, STICKER = (209, 386), (300, 240), (380, 312)
 LEAST_IOU = 0.8
-SAM_2 = "sam2.1_hiera_tiny.pt"  # with random weights
+SAM_2, SAM_3 = "sam2.1_hiera_tiny.pt", "sam3_small.pt"  # with random weights
 _numbers = itertools.count(3)
 CONNECT_COPY = """async () => {
 const of = (type) => app.graph.nodes.filter((one) => one.type === type);
@@ -45,7 +47,9 @@ def server(editor_server):
     checkpoints = editor_server.base / "models" / "sams"
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_tiny(checkpoints / SAM_2)
-    return editor_server
+    torch.save(random_sam3(SMALL, SMALL_SIDE, 64).state_dict(), checkpoints / SAM_3)
+    yield editor_server
+    (checkpoints / SAM_3).unlink()  # other tests count on SAM 2 being the smallest
 
 
 @pytest.fixture
@@ -292,8 +296,9 @@ def test_paint_that_comes_before_its_image_waits_for_it(editor):
     assert editor.state["objects"][0]["paint"] and not errors
 
 
-def test_sam_2_previews_what_a_run_gives(page, server):
-    build(page, model=SAM_2)
+@pytest.mark.parametrize("checkpoint", [SAM_2, SAM_3])
+def test_other_families_preview_what_a_run_gives(page, server, checkpoint):
+    build(page, model=checkpoint)
     editor = Editor(page).ready()
     editor.click(*LEAF)
     editor.drag((150, 330), (270, 440))

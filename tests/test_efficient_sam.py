@@ -16,15 +16,18 @@ from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.prompts import PromptTensors
 from samkit.sam.tasks.everything import preset_options
+from samkit.sam.tasks.predict import PredictOptions
 from samkit.sam.weights.registry import KNOWN
 from samkit.utils.images import resize_pil
 from segment_anything import SamPredictor
+from test_sam2 import decoded
 from test_teach import check_taught
 from test_train_decoder import check_trained
+from torch.nn import functional as F
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.append(str(FIXTURES))
-from make_efficient_sam import PROMPTS, SIDE, STEP, image, weights  # noqa: E402
+from make_efficient_sam import IN_SIZES, PROMPTS, SIDE, SIZES, STEP, image, weights  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -94,6 +97,26 @@ def test_the_plain_forward_is_the_references_too(model, expected, monkeypatch):
     np.testing.assert_allclose(np.asarray(plain)[0][:, ::4, ::4], expected["embedding"], atol=1e-3)
     for name in PROMPTS:
         check(model, plain, expected, name, "several")
+
+
+@pytest.mark.parametrize("name", IN_SIZES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_images_of_other_sizes_give_what_the_reference_gives(model, expected, height, width, name):
+    """Pillow stretches the image over the square, which the reference gets; prompts are in the image's pixels."""
+    (points,), (labels,) = IN_SIZES[name]
+    points, corners = np.array(points) * [width, height], np.array(labels) >= 2
+    box = points[corners].reshape(-1) if corners.any() else None
+    prompt = Prompt(points[~corners], np.array(labels, np.int32)[~corners], box)
+    whole = encode(model, [image()[:height, :width]])
+    found = decoded(model, whole, [prompt], True)
+    logits, scores = (torch.from_numpy(expected[f"{height}x{width}, {name}, {part}"]) for part in ("logits", "scores"))
+    assert logits.std() > 0.1, "trivial logits compare nothing"
+    torch.testing.assert_close(found.logits[..., ::STEP, ::STEP], logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.scores, scores, atol=1e-3, rtol=0)
+    masks = decode(model, whole, [[prompt]], PredictOptions(candidate="all", multimask="on")).masks[0]
+    full = F.interpolate(found.logits, (height, width), mode="bilinear", align_corners=False)[0]
+    full = full[found.scores[0].argsort(descending=True, stable=True)] > 0
+    assert (masks.bool() == full).float().mean() >= 0.9999
 
 
 def test_masks_of_an_image_of_another_size(model):

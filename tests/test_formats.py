@@ -195,7 +195,7 @@ def test_a_pickled_model_is_refused_with_what_to_use(tiny_sam, tmp_path):
     ("key", "family"),
     [
         ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
-        ("detector.backbone.vision_backbone.trunk.pos_embed", "SAM 3"),
+        ("detector.backbone.vision_backbone.trunk.pos_embed", "a part of SAM 3 without the tracker"),
     ],
 )
 def test_relatives_are_named_with_what_to_use(tiny_sam, tmp_path, key, family):

@@ -20,6 +20,7 @@ from samkit.sam.weights.registry import BUNDLED, KNOWN
 NODES = pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
 CONTRACT = {
     "AV_SAMLoader": ("Load SAM Model", ["model_name"], ["precision", "base_model"], ["sam_model"]),
+    "SAMKit_FromSAM3": ("SAM from SAM3 Model", ["model"], [], ["sam_model"]),
     "SAMKit_HubLoader": ("Load SAM from Hub", ["repo_id"], ["revision", "filename", "precision"], ["sam_model"]),
     "SAMKit_SaveMasks": (
         "SAM Save Masks",

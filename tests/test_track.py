@@ -102,7 +102,7 @@ def tracked(model, frames, prompts, direction="forward", method="memory", **opti
 
 def reference(pair, frames, prompts, direction):
     """Of one object: its results by frame."""
-    theirs = ReferenceFilm(pair.theirs, pair.side, frames)
+    theirs = getattr(pair, "reference", ReferenceFilm)(pair.theirs, pair.side, frames)
     start = max(prompts) if direction == "backward" else min(prompts)
     forward = range(start, len(frames)) if direction != "backward" else ()
     backward = range(start - (direction == "both"), -1, -1) if direction != "forward" else ()

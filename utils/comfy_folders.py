@@ -11,19 +11,21 @@ CHECKPOINT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors", ".ckpt", ".bin",
 CONCEPT_FOLDER, DECODER_FOLDER = "sam_concepts", "sam_decoders"
 _SAVED = (CONCEPT_FOLDER, DECODER_FOLDER)  # as core's `loras`: what is trained is saved, and found again, in `output/<kind>`
 _SAVED_AS = ".safetensors"
+_CORES = ("checkpoints",)  # which are listed as core lists them, and not changed here
 
 
 def model_folders(kind: str) -> list[Path]:
     """Folders that hold models of one kind, in order of preference; `models/<kind>` is one of them.
 
-    None of the pack's kinds is core's, but the community's: so they are registered here. Folders that extra_model_paths.yaml or
-    other packs have added stay as they are.
+    The pack's kinds are the community's, so they are registered here; core's `checkpoints` are only looked at. Folders that
+    extra_model_paths.yaml or other packs have added stay as they are.
     """
     if not inside_comfyui():
         return [PACK / "models" / kind, *([PACK / "output" / kind] if kind in _SAVED else [])]
     import folder_paths
 
-    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+    if kind not in _CORES:
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
     if kind in _SAVED:
         folder_paths.add_model_folder_path(kind, str(data_folder("output") / kind))
     return [Path(path) for path in folder_paths.folder_names_and_paths[kind][0]]
@@ -51,7 +53,7 @@ def _names_in(kind: str) -> list[str]:
     import folder_paths
 
     paths, suffixes = folder_paths.folder_names_and_paths[kind]
-    if CHECKPOINT_SUFFIXES - set(suffixes):
+    if kind not in _CORES and CHECKPOINT_SUFFIXES - set(suffixes):
         folder_paths.folder_names_and_paths[kind] = (paths, set(suffixes) | CHECKPOINT_SUFFIXES)
     try:
         return folder_paths.get_filename_list(kind)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Scores that are worked on at a time, on a CPU. Finer pieces fit smaller caches, but threads wait for each other after each:
-# beside another load on the cores, pieces of 64 MiB are a seventh faster, alone a twentieth slower.
-_PIECE_BYTES = 16 << 20
+from .linear import LinearKind
+from .workers import for_each
+
+_PIECE_BYTES = 4 << 20  # scores that a core of a CPU works on at a time: they stay in its cache
+_PIECES_PER_THREAD = 4  # at least: the last ones leave cores idle
 log = logging.getLogger("samkit")
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], None]
@@ -41,8 +43,8 @@ def position_table(rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
     return torch.cat([rel_pos_h.flip(0), rel_pos_w.flip(0)]).t().contiguous()
 
 
-def positions(q: Tensor, table: Tensor, height: int, width: int) -> Positions:
-    """The position terms of queries `[B, h*w, d]` in raster order, by one product with the `position_table`.
+def positions(q: Tensor, table: Tensor, height: int, width: int, first: int = 0) -> Positions:
+    """The position terms of queries `[B, h*w, d]`, in raster order from row `first` on, by a product with the `position_table`.
 
     Query row y needs the table's entries n-1-y to 2n-2-y, in order: a stride one shorter than the row's walks along them, so
     no table is gathered per row.
@@ -51,13 +53,16 @@ def positions(q: Tensor, table: Tensor, height: int, width: int) -> Positions:
     n, step = (distances + 1) // 2, table.shape[1]
     terms = torch.matmul(q.reshape(-1, q.shape[-1]), table)
     shape, image, line = (count, height, width, n), height * width * step, width * step
-    rows = terms.as_strided(shape, (image, line - 1, step, 1), n - 1)
+    rows = terms.as_strided(shape, (image, line - 1, step, 1), n - 1 - first)
     columns = terms.as_strided(shape, (image, line, step - 1, 1), distances + n - 1)
     return Positions(rows, columns)
 
 
 def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:
-    """Attention for a CPU: as many heads and rows of queries at a time as the cache holds.
+    """Attention for a CPU in windows: as many heads at a time as the cache holds.
+
+    A window is so narrow that its position terms are best added by the product itself: a query's are further components of it,
+    and a key has a one where its row and its column are among them.
 
     Args:
         q: `[B, h*w, d]`, B heads (of any windows), queries in raster order over `width` columns.
@@ -67,33 +72,98 @@ def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int,
         out: `[B, h*w, d]`, written to.
     """
     count, queries, size = q.shape
-    height, keys = queries // width, k.shape[1]
-    heads, rows = _piece(count, height, width * keys * q.element_size())
-    buffer = q.new_empty(heads * rows * width * keys)
+    keys, n = k.shape[1], (table.shape[1] // 2 + 1) // 2
+    heads = min(count, max(1, _PIECE_BYTES // (queries * keys * q.element_size())))
+    buffer = q.new_empty(heads * queries * keys)
     for b in range(0, count, heads):
         part = slice(b, b + heads)
-        some_q, some_k, some_v = (x[part].contiguous() for x in (q, k, v))  # rows of a qkv matrix lie pages apart
-        terms = positions(some_q, table, height, width)
-        for y in range(0, height, rows):
-            here, lines = slice(y * width, (y + rows) * width), min(rows, height - y)
-            scores = buffer[: len(some_q) * lines * width * keys].view(len(some_q), lines * width, keys)
-            _write_bias(terms, slice(y, y + rows), scores)
-            torch.baddbmm(scores, some_q[:, here], some_k.transpose(1, 2), alpha=size**-0.5, out=scores)
+        some_q, some_v = q[part].contiguous(), v[part].contiguous()  # rows of a qkv matrix lie pages apart
+        asking, asked = q.new_empty(len(some_q), queries, size + 2 * n), q.new_empty(len(some_q), n, n, size + 2 * n)
+        asking[..., :size] = some_q
+        for start, term in zip((size, size + n), positions(some_q, table, queries // width, width), strict=True):
+            asking[..., start : start + n] = term.flatten(1, 2)
+        torch.mul(k[part].unflatten(1, (n, n)), size**-0.5, out=asked[..., :size])
+        same = torch.eye(n, dtype=q.dtype)
+        asked[..., size : size + n], asked[..., size + n :] = same[:, None], same
+        scores = buffer[: len(some_q) * queries * keys].view(len(some_q), queries, keys)
+        torch.bmm(asking, asked.flatten(1, 2).transpose(1, 2), out=scores)
+        torch.softmax(scores, -1, out=scores)
+        out[part] = torch.bmm(scores, some_v)
+
+
+def attend_by_head(linear: LinearKind, q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out: Tensor) -> None:
+    """Attention for a CPU over a whole image: some rows of queries of a head at a time, on all cores.
+
+    The scores are made where the position terms were written, by ATen: oneDNN's layer cannot do that, and loses more by writing
+    elsewhere than its product gains.
+
+    Args:
+        linear: which linear layers; a head's values are the weights of one.
+        q, k, v, table, width, out: as for `attend_in_pieces`.
+    """
+    keys, size = k.shape[1:]
+    at_a_time = max(1, _PIECE_BYTES // (width * keys * q.element_size()))
+
+    def attend(piece: tuple[int, slice]) -> None:
+        head, rows = piece
+        asked, answers = k[head].t(), linear(v[head].t(), None, q.dtype)
+        asking, made = (x[head, rows.start * width : rows.stop * width] for x in (q, out))
+        terms = positions(asking[None], table, rows.stop - rows.start, width, rows.start)
+        buffer = q.new_empty(1, at_a_time * width, keys)
+        for y in range(0, rows.stop - rows.start, at_a_time):
+            here = slice(y * width, (y + at_a_time) * width)
+            scores = buffer[:, : len(asking[here])]
+            _write_bias(Positions(*(term[:, y : y + at_a_time] for term in terms)), scores)
+            torch.addmm(scores[0], asking[here], asked, alpha=size**-0.5, out=scores[0])
             torch.softmax(scores, -1, out=scores)
-            out[part, here] = torch.bmm(scores, some_v)
+            answers.into(scores[0], made[here])
+
+    for_each(attend, _shares(len(q), q.shape[1] // width))
 
 
-def _piece(count: int, height: int, row_bytes: int) -> tuple[int, int]:
-    """How many of `count` heads and `height` rows go into a piece: a head for each core first, then rows, then more heads."""
-    cores = min(count, torch.get_num_threads())
-    rows = min(height, max(1, _PIECE_BYTES // (row_bytes * cores)))
-    heads = min(count, max(cores, _PIECE_BYTES // (row_bytes * height))) if rows == height else cores
-    return heads, rows
+def attend_without_positions(linear: LinearKind, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """Attention for a CPU over a whole image: some queries of a head at a time, on all cores.
+
+    On an AMD with AVX-512, torch's fused kernel took 335 ms for 12 heads of 4,096 tokens in float32 and 347 in bfloat16, and
+    these two layers with a softmax between them 361 and 237.
+
+    Args:
+        linear: which linear layers; a head's keys, and its values, are the weights of one.
+        q, k, v: `[B, T, d]`, B heads.
+        out: `[B, T, d]`, written to.
+    """
+    keys, size = k.shape[1:]
+    at_a_time = max(1, _PIECE_BYTES // (keys * q.element_size()))
+
+    def attend(piece: tuple[int, slice]) -> None:
+        head, queries = piece
+        if q.dtype == torch.float32:
+            out[head, queries] = F.scaled_dot_product_attention(*(x[None, None] for x in (q[head, queries], k[head], v[head])))[
+                0, 0
+            ]
+            return
+        asked, answers = linear(k[head], None, q.dtype), linear(v[head].t(), None, q.dtype)
+        for asking, made in zip(
+            (q[head, queries] * size**-0.5).split(at_a_time), out[head, queries].split(at_a_time), strict=True
+        ):
+            scores = asked.plain(asking)
+            answers.into(torch.softmax(scores, -1, out=scores), made)
+
+    for_each(attend, _shares(len(q), q.shape[1]))
 
 
-def _write_bias(terms: Positions, rows: slice, scores: Tensor) -> None:
-    """Fill `scores` `[B, rows*w, n*n]` with the position terms of some rows of queries."""
-    row, column = (term[:, rows] for term in terms)
+def _shares(heads: int, rows: int) -> list[tuple[int, slice]]:
+    """Rows of each head in about equal parts, as many for each thread."""
+    threads = torch.get_num_threads()
+    parts = -(-_PIECES_PER_THREAD * threads // heads)
+    parts += next(more for more in range(threads) if (parts + more) * heads % threads == 0)
+    size = -(-rows // parts)
+    return [(head, slice(start, min(rows, start + size))) for head in range(heads) for start in range(0, rows, size)]
+
+
+def _write_bias(terms: Positions, scores: Tensor) -> None:
+    """Fill `scores` `[B, h*w, n*n]` with the position terms of queries."""
+    row, column = terms
     torch.add(row[..., :, None], column[..., None, :], out=scores.view(*row.shape, row.shape[-1]))
 
 
@@ -110,7 +180,7 @@ def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int,
     for b in range(0, count, heads):
         some_q, some_k, some_v = (x[b : b + heads].contiguous() for x in (q, k, v))
         bias = buffer[: len(some_q), :, :keys]
-        _write_bias(positions(some_q, table, queries // width, width), slice(None), bias)
+        _write_bias(positions(some_q, table, queries // width, width), bias)
         out[b : b + heads] = _fused(some_q, some_k, some_v, bias)
 
 

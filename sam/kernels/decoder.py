@@ -7,23 +7,26 @@ What differs from segment_anything's mask_decoder.py and transformer.py, none of
 - Cross attention with few tokens never projects the image: `q (W x)` is computed as `(q W) x`, 7 tokens x 8 heads wide.
 - Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled.
 - The predicted IoU comes first: prompts that it rejects are never upscaled.
-- A few prompts at a time, so that their 4 MiB each stay in the CPU's cache.
+- One prompt at a time on each core of a CPU (workers.py), so that its 4 MiB stay in the cache.
 
 Where gradients are on, nothing is written in place, so that the same arithmetic can be trained (with `AtenLinear`).
 
 The parts are separate, so that other decoders of the family (further output tokens, other upscaling) can be built of them.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .linear import Linear, LinearKind
+from .workers import for_each
 
-_PROMPTS_AT_A_TIME = {"cpu": 2}
-_ALL = 64  # elsewhere
+_PROMPTS_AT_A_TIME = 64  # on a GPU
+
+Found = TypeVar("Found")
 
 
 class SharedImage(NamedTuple):
@@ -92,6 +95,21 @@ class Decoded(NamedTuple):
     logits: Tensor
     scores: Tensor
     rows: Tensor
+
+
+def in_parts(decode: Callable[[slice], Found], prompts: int, device: torch.device) -> list[Found]:
+    """What `decode` gives for some prompts at a time, in order; on a CPU for one on each core."""
+    at_a_time = 1 if device.type == "cpu" else _PROMPTS_AT_A_TIME
+    parts = [slice(start, min(prompts, start + at_a_time)) for start in range(0, max(1, prompts), at_a_time)]
+    if device.type != "cpu" or len(parts) < torch.get_num_threads():  # a prompt alone is for all cores
+        return [decode(part) for part in parts]
+    found: list[Found | None] = [None] * len(parts)
+
+    def run(index: int) -> None:
+        found[index] = decode(parts[index])
+
+    for_each(run, range(len(parts)))
+    return found
 
 
 class FastDecoder:
@@ -188,18 +206,18 @@ class FastDecoder:
             wanted: the W mask tokens to decode; the first is SAM's single mask, the others are its candidates.
             above: leave out prompts of which no wanted mask's predicted IoU exceeds this; None leaves out none.
         """
-        results = []
-        size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
-        for start in range(0, len(sparse), size):
-            part = slice(start, start + size)
+
+        def decode(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
-            rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
+            rows = torch.arange(part.start, part.start + len(rated.scores), device=sparse.device)
             if above is not None:
                 kept = (rated.scores[:, wanted] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
-            results.append((self.masks(rated, wanted, shared), rated.scores[:, wanted], rows))
-        return Decoded(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+            return self.masks(rated, wanted, shared), rated.scores[:, wanted], rows
+
+        found = in_parts(decode, len(sparse), sparse.device)
+        return Decoded(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _transform(
         self, shared: SharedImage, prompt: Tensor, dense: Tensor | None, guidance: Guidance | None

@@ -4,14 +4,15 @@ None of what differs changes the result but for the order of float32 sums:
 
 - Tokens stay in window order. Pooling 2x2 within windows gives the next stage's windows of half the side, in the same order, so
   windows are never cut out and put back; global blocks have no positions to add, so their order does not matter.
-- Up to the third stage all windows lie within those of the first one, so the blocks before it run on some windows at a time,
-  from pixels' tokens to the second stage's end, while these stay in the CPU's cache.
+- Where windows lie within those of the block before, as in the first two stages, all blocks run on some windows at a time
+  (workers.py), while these stay in the cache of a core.
 - Tokens that pad the image's edge to whole windows are never computed: their keys and values are the bias of the qkv layer.
 - The pyramid's 1x1 convolutions and the decoder's on its two finer maps are one product each: the 256 channels between them,
   64 MiB of the finest map, are never written.
 - A stage's first block projects residual, queries, keys and values in one product.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import WindowOrder, tokens_at_a_time
+from .encoder import Piece, WindowOrder, pieces_of_windows, run_whole, tokens_at_a_time
 from .linear import Linear, LinearKind
-
-_LOCAL_TOKENS = 4096  # of the first stage, at a time, on a CPU
+from .workers import for_each
 
 
 class FastHiera:
@@ -41,68 +41,77 @@ class FastHiera:
     ) -> None:
         # Parts of the encoder and not itself: the plan is cached for as long as the encoder lives, and must not be the reason.
         shape, trunk = encoder.shape, encoder.trunk
-        self.grids, self.stage_ends = shape.grids, shape.stage_ends
-        self.steps, self.local = _steps(shape, trunk.blocks, dtype, linear)
-        first = WindowOrder(shape.grids[0], shape.size.windows[0])
-        self.window, self.device = shape.size.windows[0], trunk.pos_embed.device
-        self.order = first.order.to(self.device)
+        self.grids, self.device, self.linear = shape.grids, trunk.pos_embed.device, linear
+        steps = _steps(shape, trunk.blocks, dtype, linear, self.device)
+        self.runs = _runs(steps)
+        self.order = WindowOrder(shape.grids[0], shape.size.windows[0]).order.to(self.device)
         self.places = trunk.places(shape.grids[0]).reshape(len(self.order), -1)[self.order]
         self.patches, self.dtype = trunk.patch_embed.proj, dtype
         self.levels = pyramid_levels(encoder.neck, finer, no_memory, dtype, linear)
-        self.inverses = [self.steps[end].inverse.to(self.device) for end in shape.stage_ends]
+        self.inverses = [steps[end].inverse for end in shape.stage_ends]
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """Maps float32 `[B, C, h, w]`, finest first, of normalised pixels float32 `[B, 3, S, S]`."""
         count = len(pixels)
         levels = [
-            pixels.new_empty(count * grid**2, width, dtype=self.dtype)
+            pixels.new_empty(count, grid**2, width, dtype=self.dtype)
             for grid, (_, width) in zip(self.grids, self.levels, strict=True)
         ]
-        x = self._run_local(pixels, levels)
-        for index in range(self.local, len(self.steps)):
-            x = self._step(index, x, count, levels, slice(None))
+        patches = F.conv2d(pixels, self.patches.weight, self.patches.bias, self.patches.stride, self.patches.padding)
+        x = patches.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # or each selection of rows would copy all of it
+        for number, run in enumerate(self.runs):
+            if run[0].groups is None and self.device.type == "cpu":
+                run_whole(run[0].block, x, self.linear, functools.partial(self._write_level, levels, run[0].level))
+            else:
+                x = self._run(run, x, levels, self.places if number == 0 else None)
         *maps, coarse, coarsest = (self._map(level, stage, count) for stage, level in enumerate(levels))
         coarse += F.interpolate(coarsest, scale_factor=2.0, mode="nearest")
         return [*maps, coarse]
 
-    def _run_local(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
-        """The blocks that see no further than a window of the first stage, on some windows at a time."""
-        patches = F.conv2d(pixels, self.patches.weight, self.patches.bias, self.patches.stride, self.patches.padding)
-        patches = patches.permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = len(self.order) if pixels.device.type != "cpu" else self._local_tokens()
-        done = []
-        for number, image in enumerate(patches):
-            for start in range(0, len(self.order), tokens):
-                here = slice(start, start + tokens)
-                x = image[self.order[here]] + self.places[here]
-                begin = number * len(self.order) + start
-                piece = slice(begin, begin + len(x))
-                for index in range(self.local):
-                    x = self._step(index, x, 1, levels, piece)
-                done.append(x)
-        return torch.cat(done)
+    def _run(self, run: "list[_Step]", x: Tensor, levels: list[Tensor], places: Tensor | None) -> Tensor:
+        """Blocks in which a token needs those of its window only, on some windows at a time: `[B, T, E]` -> `[B, T', E']`.
 
-    def _local_tokens(self) -> int:
-        return max(1, _LOCAL_TOKENS // self.window**2) * self.window**2
+        Args:
+            run: the blocks.
+            x: tokens; in the order of the block before, or those of the image's patches in raster order.
+            levels: the pyramid's, which the blocks that end a stage write to.
+            places: the patches' positions, in the blocks' order; None where `x` is no patches.
+        """
+        count, tokens, _ = x.shape
+        order = self.order if places is not None else run[0].reorder
+        pools = sum(step.block.pools for step in run)
+        out = x.new_empty(count, tokens >> 2 * pools, run[-1].block.width)
 
-    def _step(self, index: int, x: Tensor, count: int, levels: list[Tensor], here: slice) -> Tensor:
-        """One block, and where it ends a stage its level of the pyramid; `here` is the piece in the first stage's tokens."""
-        step = self.steps[index]
-        if step.reorder is not None:
-            x = x.view(count, -1, x.shape[-1])[:, step.reorder.to(x.device)].flatten(0, 1)
-        x = step.block(x, count, step.groups if index >= self.local else None)
-        if index in self.stage_ends:
-            stage = self.stage_ends.index(index)
-            scale = 4**stage  # a piece is of whole windows: in a later stage it lies a quarter as far from the start
-            part = slice(None) if here == slice(None) else slice(here.start // scale, here.stop // scale)
-            self.levels[stage][0].into(x, levels[stage][part])
-        return x
+        def work(piece: Piece) -> None:
+            part, groups, here = x[piece.images], piece.groups, piece.tokens
+            part = part[:, here].clone() if order is None else part.index_select(1, order[here])
+            if places is not None:
+                part += places[here]
+            images, part = len(part), part.flatten(0, 1)
+            for step in run:
+                part = step.block(part, images, groups if step.groups is not None else None)
+                if step.block.pools:  # a piece is of whole windows: in the next stage it lies a quarter as far from the start
+                    groups = [(windows, height // 2, width // 2) for windows, height, width in groups]
+                    here = here if here == slice(None) else slice(here.start // 4, here.stop // 4)
+                self._write_level(levels, step.level, part, piece._replace(tokens=here))
+            out[piece.images, here] = part.view(images, -1, part.shape[1])
+
+        if run[0].groups is None:
+            work(Piece(slice(None), slice(None), []))
+        else:
+            for_each(work, pieces_of_windows(run[0].groups, count, x.shape[2], self.device))
+        return out
+
+    def _write_level(self, levels: list[Tensor], level: int | None, x: Tensor, piece: Piece) -> None:
+        """A level of the pyramid, of a piece of the tokens that end its stage; nothing where they end none."""
+        if level is not None:
+            target = levels[level][piece.images, piece.tokens]
+            target.copy_(self.levels[level][0].plain(x).view(target.shape))
 
     def _map(self, level: Tensor, stage: int, count: int) -> Tensor:
-        """Tokens `[B*h*w, C]` in a stage's order -> float32 `[B, C, h, w]`."""
+        """Tokens `[B, h*w, C]` in a stage's order -> float32 `[B, C, h, w]`."""
         grid = self.grids[stage]
-        tokens = level.view(count, grid**2, -1)[:, self.inverses[stage]]
-        return tokens.transpose(1, 2).float().reshape(count, -1, grid, grid)
+        return level[:, self.inverses[stage]].transpose(1, 2).float().reshape(count, -1, grid, grid)
 
 
 def lowered_weights(encoder: nn.Module) -> list[Tensor]:
@@ -122,31 +131,42 @@ class _Step(NamedTuple):
         reorder: indices that bring the tokens into the block's order, or None where they are in it.
         groups: (windows, height, width) of windows of one shape, in order; None for a global block.
         inverse: where in the block's output each raster index is.
+        level: of the pyramid, that is made of its output; None where it ends no stage.
     """
 
     block: "_Block"
     reorder: Tensor | None
     groups: list[tuple[int, int, int]] | None
     inverse: Tensor
+    level: int | None
 
 
-def _steps(shape: object, blocks: nn.ModuleList, dtype: torch.dtype, linear: LinearKind) -> tuple[list[_Step], int]:
-    """All blocks with their orders, and how many of the first see no further than a window of the first stage."""
+def _steps(shape: object, blocks: nn.ModuleList, dtype: torch.dtype, linear: LinearKind, device: torch.device) -> list[_Step]:
+    """All blocks with their orders."""
     grid, window = shape.grids[0], shape.size.windows[0]
-    current, local, steps = WindowOrder(grid, window), len(blocks), []
+    current, steps = WindowOrder(grid, window), []
     for index, (block, known) in enumerate(zip(blocks, shape.blocks, strict=True)):
         reorder = None
         if known.window and known.window != window:
             wanted = WindowOrder(grid, known.window)
-            reorder, current, window = current.inverse[wanted.order], wanted, known.window
-        if reorder is not None or not known.window:
-            local = min(local, index)
+            reorder, current, window = current.inverse[wanted.order].to(device), wanted, known.window
         groups = current.groups if known.window else None
         if known.pools:
             grid, window = grid // 2, window // 2
             current = WindowOrder(grid, window)
-        steps.append(_Step(_Block(block, known, dtype, linear), reorder, groups, current.inverse))
-    return steps, local
+        level = shape.stage_ends.index(index) if index in shape.stage_ends else None
+        steps.append(_Step(_Block(block, known, dtype, linear), reorder, groups, current.inverse.to(device), level))
+    return steps
+
+
+def _runs(steps: list[_Step]) -> list[list[_Step]]:
+    """The blocks that follow each other without a token of another window; a global one is by itself."""
+    runs: list[list[_Step]] = []
+    for step in steps:
+        if not runs or step.groups is None or runs[-1][-1].groups is None or step.reorder is not None:
+            runs.append([])
+        runs[-1].append(step)
+    return runs
 
 
 def pyramid_levels(
@@ -185,17 +205,23 @@ class _Block:
         self.hidden = first.out_features
 
     def __call__(self, x: Tensor, count: int, groups: list[tuple[int, int, int]] | None) -> Tensor:
-        """Tokens float32 `[B*T, E]`, changed in place -> `[B*T', E']`; without `groups` all windows are whole."""
-        wide = self.wide.plain(self.norm1(x))
-        if groups is None:
-            side = self.window
-            groups = [(len(x) // count // side**2, side, side)] if side else [(1, len(x) // count, 1)]
+        """Tokens float32 `[B*T, E]`, changed in place -> `[B*T', E']`; without `groups` each sees all of its image."""
+        wide = self.project(x)
+        groups = groups or [(1, len(x) // count, 1)]
         if self.pools:
             x = self._pooled(wide[:, : self.width], count, groups).float()
-        self.proj.add_to(self._attend(wide[:, -3 * self.width :], count, groups), x)
+        self.add_back(x, self._attend(wide[:, -3 * self.width :], count, groups))
+        return x
+
+    def project(self, x: Tensor) -> Tensor:
+        """The residual of a block that pools, then queries, keys and values, of tokens `[T, E]`."""
+        return self.wide.plain(self.norm1(x))
+
+    def add_back(self, x: Tensor, mixed: Tensor) -> None:
+        """What attention gave, then the MLP, added to tokens `[T, E]` in place."""
+        self.proj.add_to(mixed, x)
         for part in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
             self.lin2.add_to(self.lin1.gelu(self.norm2(part)), part)
-        return x
 
     def _attend(self, qkv: Tensor, count: int, groups: list[tuple[int, int, int]]) -> Tensor:
         """Queries, keys and values `[B*T, 3E]` -> `[B*T', E]`."""

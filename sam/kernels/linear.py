@@ -72,9 +72,9 @@ class AtenLinear:
         if self.dtype != residual.dtype:
             residual += self.plain(x)
             return
-        residual.addmm_(x, self.weight.t())
+        residual.addmm_(x, self.weight.to(self.dtype).t())
         if self.bias is not None:
-            residual += self.bias
+            residual += self.bias.to(self.dtype)
 
     def plain(self, x: Tensor) -> Tensor:
         """See `Linear.plain`."""

@@ -1,15 +1,16 @@
 """A plain ViT (sam/models/efficient_sam/encoder.py) with the same weights and arithmetic, in less time and memory.
 
 Every block sees the whole image, without relative positions: stock code writes and reads the scores of each head, 4096 x 4096,
-three times. Here torch's fused attention keeps them in the cache, linear layers are those of linear.py, and the MLP's hidden
-layer is in memory for some tokens at a time. None of it changes the result but for the order of float32 sums.
+three times. Here they stay in the cache (on a CPU by attention.py, each core for some queries; elsewhere by torch's fused
+attention), linear layers are those of linear.py, and the MLP's hidden layer is in memory for some tokens at a time. None of it
+changes the result but for the order of float32 sums.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import tokens_at_a_time
+from .encoder import run_whole, tokens_at_a_time
 from .linear import Linear, LinearKind
 
 
@@ -25,7 +26,7 @@ class FastPlainViT:
     def __init__(self, encoder: nn.Module, dtype: torch.dtype, linear: LinearKind) -> None:
         # Its parts and not the encoder itself: the plan is cached for as long as the encoder lives, and must not be the reason.
         patches, (first, *self.rest_of_neck) = encoder.patch_embed.proj, encoder.neck
-        self.dtype, self.grid, self.size = dtype, encoder.grid, patches.kernel_size[0]
+        self.dtype, self.linear, self.grid, self.size = dtype, linear, encoder.grid, patches.kernel_size[0]
         self.places = encoder.places().flatten(0, 1)
         self.patches = linear(patches.weight.flatten(1), patches.bias, dtype)
         self.neck, self.out_chans = linear(first.weight.flatten(1), None, dtype), first.out_channels
@@ -38,7 +39,10 @@ class FastPlainViT:
         x = self.places.repeat(count, 1)
         self.patches.add_to(cut, x)
         for block in self.blocks:
-            block(x, count)
+            if x.is_cpu:
+                run_whole(block, x.view(count, grid**2, -1), self.linear)
+            else:
+                block(x, count)
         y = x.new_empty(len(x), self.out_chans, dtype=self.dtype)
         self.neck.into(x, y)
         norm, conv, last = self.rest_of_neck
@@ -67,9 +71,17 @@ class _Block:
 
     def __call__(self, x: Tensor, count: int) -> None:
         """Change the tokens of all images, float32 `[B*h*w, E]`, in place."""
-        qkv = self.qkv.plain(self.norm1(x)).view(count, -1, 3, self.heads, x.shape[1] // self.heads)
+        qkv = self.project(x).view(count, -1, 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        self.proj.add_to(mixed.transpose(1, 2).reshape(x.shape), x)
+        self.add_back(x, mixed.transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `WholeBlock.project`."""
+        return self.qkv.plain(self.norm1(x))
+
+    def add_back(self, x: Tensor, mixed: Tensor) -> None:
+        """See `WholeBlock.add_back`."""
+        self.proj.add_to(mixed, x)
         for part in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
             self.fc2.add_to(self.fc1.gelu(self.norm2(part)), part)

@@ -6,12 +6,11 @@ None of what differs changes the result but for the order of float32 sums:
   form that is fastest, and nothing is transposed between convolutions, attention and MLP.
 - The convolutional blocks and patch mergings run on some rows of the image at a time, with the rows beside them that a 3x3
   kernel sees: the hidden layer, four times as wide as the map, is never written to memory.
+- Strips, and rows of windows, are worked on by one core each (workers.py).
 - A head's queries, keys and values come from the tokens' order into windows by one selection of rows. The tokens that pad the
   image to whole windows are never computed: all of them are the same row, the layers' answer to zeros.
 - Bias matrices are built once, GELU and sums are part of the layers (linear.py, convolution.py).
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,12 @@ from torch.nn import functional as F
 
 from .convolution import ConvolutionKind
 from .linear import LinearKind
+from .workers import for_each
 
 _STRIP_BYTES = 4 << 20  # of a hidden layer at a time
 _SCORE_BYTES = 2 << 20  # of attention at a time
 _MLP_TOKENS = 1024  # at a time
+_STRIPS_PER_THREAD = 3  # at least: the last ones leave cores idle
 
 
 class FastTinyViT:
@@ -67,18 +68,24 @@ class FastTinyViT:
         count, _, height, width = images.shape
         out = images.new_empty(count, height // 4, width // 4, self.widths[1], dtype=self.dtype)
         rows = max(1, _STRIP_BYTES // (2 * width * self.widths[0] * self.dtype.itemsize))
-        for image, made in zip(images.to(self.dtype), out, strict=True):
-            for strip in _strips(len(made), rows):
-                # With a row more above, whose own result sees the edge of the cut and is left out.
-                above = max(0, strip.start - 1)
-                hidden = first.gelu(image[None, :, 4 * above : 4 * strip.stop].permute(0, 2, 3, 1))
-                made[strip] = second.plain(hidden)[0, strip.start - above :]
+        images = images.to(self.dtype)
+
+        def embed(piece: tuple[int, slice]) -> None:
+            number, strip = piece
+            # With a row more above, whose own result sees the edge of the cut and is left out.
+            above = max(0, strip.start - 1)
+            hidden = first.gelu(images[number, None, :, 4 * above : 4 * strip.stop].permute(0, 2, 3, 1))
+            out[number, strip] = second.plain(hidden)[0, strip.start - above :]
+
+        for_each(embed, _strips(*out.shape[:2], rows))
         return out
 
 
-def _strips(rows: int, at_once: int) -> Iterator[slice]:
-    for start in range(0, rows, at_once):
-        yield slice(start, min(rows, start + at_once))
+def _strips(images: int, rows: int, at_once: int, unit: int = 1) -> list[tuple[int, slice]]:
+    """Some rows of an image at a time, in whole units of rows: at least a few for each thread, as far as there are as many."""
+    units = -(-images * rows // unit)
+    size = unit * max(1, min(at_once // unit, units // (_STRIPS_PER_THREAD * torch.get_num_threads())))
+    return [(image, slice(start, min(rows, start + size))) for image in range(images) for start in range(0, rows, size)]
 
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
@@ -117,18 +124,21 @@ class _Inverted:
         step = self.stride
         out = x.new_empty(count, (height - 1) // step + 1, (width - 1) // step + 1, self.width)
         rows = max(1, _STRIP_BYTES // (step * width * self.hidden * self.dtype.itemsize))
-        for image, made in zip(x, out, strict=True):
-            for strip in _strips(len(made), rows):
-                # With a row more on each side, whose own results see the edge of the cut and are left out.
-                above, below = max(0, strip.start - 1), min(len(made), strip.stop + 1)
-                part = image[above * step : below * step]
-                hidden = self.first.gelu(part.flatten(0, 1)).view(1, *part.shape[:2], self.hidden)
-                seen = self.between.gelu(hidden)[0, strip.start - above :][: strip.stop - strip.start].flatten(0, 1)
-                to = made[strip].flatten(0, 1)
-                if self.is_residual:
-                    torch.ops.aten.gelu.out(self.last.plus(seen, image[strip].flatten(0, 1)), out=to)
-                else:
-                    self.last.into(seen, to)
+
+        def run(piece: tuple[int, slice]) -> None:
+            number, strip = piece
+            # With a row more on each side, whose own results see the edge of the cut and are left out.
+            above, below = max(0, strip.start - 1), min(out.shape[1], strip.stop + 1)
+            part = x[number, above * step : below * step]
+            hidden = self.first.gelu(part.flatten(0, 1)).view(1, *part.shape[:2], self.hidden)
+            seen = self.between.gelu(hidden)[0, strip.start - above :][: strip.stop - strip.start].flatten(0, 1)
+            to = out[number, strip].flatten(0, 1)
+            if self.is_residual:
+                torch.ops.aten.gelu.out(self.last.plus(seen, x[number, strip].flatten(0, 1)), out=to)
+            else:
+                self.last.into(seen, to)
+
+        for_each(run, _strips(*out.shape[:2], rows))
         return out
 
 
@@ -149,22 +159,26 @@ class _Block:
 
     def __call__(self, x: Tensor) -> Tensor:
         """In place."""
-        _, height, width, _ = x.shape
+        count, height, width, _ = x.shape
         across = -(-width // self.window)
         windows = max(1, _SCORE_BYTES // (across * self.heads * self.window**4 * self.dtype.itemsize))
-        rows = max(1, _MLP_TOKENS // width)
-        made = torch.empty_like(x[0])
-        for image in x:
-            for strip in _strips(height, windows * self.window):
-                part = image[strip]
-                tokens = part.flatten(0, 1)
-                mixed = self._attend(part.shape[:2], self._normed(tokens, self.norm1))
-                made[strip] = self.proj.plus(mixed, tokens).view(part.shape)
-            for strip in _strips(height, rows):
-                above, below = max(0, strip.start - 1), min(height, strip.stop + 1)
-                seen = self.local.plain(made[None, above:below])[0, strip.start - above :][: strip.stop - strip.start]
-                tokens = seen.flatten(0, 1)
-                image[strip] = self.lin2.plus(self.lin1.gelu(self._normed(tokens, self.norm2)), tokens).view(seen.shape)
+        made = torch.empty_like(x)
+
+        def attend(piece: tuple[int, slice]) -> None:
+            part = x[piece]
+            tokens = part.flatten(0, 1)
+            mixed = self._attend(part.shape[:2], self._normed(tokens, self.norm1))
+            made[piece] = self.proj.plus(mixed, tokens).view(part.shape)
+
+        def add(piece: tuple[int, slice]) -> None:
+            number, strip = piece
+            above, below = max(0, strip.start - 1), min(height, strip.stop + 1)
+            seen = self.local.plain(made[number, None, above:below])[0, strip.start - above :][: strip.stop - strip.start]
+            tokens = seen.flatten(0, 1)
+            x[piece] = self.lin2.plus(self.lin1.gelu(self._normed(tokens, self.norm2)), tokens).view(seen.shape)
+
+        for_each(attend, _strips(count, height, windows * self.window, self.window))
+        for_each(add, _strips(count, height, max(1, _MLP_TOKENS // width)))
         return x
 
     def _normed(self, tokens: Tensor, norm: nn.LayerNorm) -> Tensor:

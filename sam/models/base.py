@@ -69,6 +69,7 @@ class Segmenter(Protocol):
 
     And of its `network`:
         lowered_weights(): the tensors that are only used in the encoder's type; on a GPU they are loaded in it.
+        owner(): ComfyUI's handle on a model that shares its weights with this one, or None.
     """
 
     @property
@@ -131,7 +132,9 @@ class Segmenter(Protocol):
         ...
 
 
-Member: TypeAlias = Literal["decoder_parts", "working_bytes", "pred_iou_thresh", "takes_masks", "tracks", "lowered_weights"]
+Member: TypeAlias = Literal[
+    "decoder_parts", "working_bytes", "pred_iou_thresh", "takes_masks", "tracks", "lowered_weights", "owner"
+]
 
 
 def optional_member(owner: Segmenter | nn.Module, name: Member) -> Any:

@@ -1,5 +1,6 @@
 """SAM, SAM 2 and their relatives by name. A trained decoder and a LoRA adapter are loaded into what they were made for."""
 
+import re
 from pathlib import Path
 
 from ...utils.comfy_folders import DECODER_FOLDER
@@ -30,6 +31,7 @@ def _load_onto(base: Entry[Segmenter], path: Path, precision: Precision = "auto"
 SAM_MODELS = Catalog(
     kind="sams",
     more=("sam2", "sam", DECODER_FOLDER),  # sam2: where the packs for SAM 2 put theirs; sam: RMBG and A1111
+    among=("checkpoints", re.compile(r"(?i)(?:^|[\\/])sam[_-]?3[^\\/]*$")),  # where ComfyUI's own nodes want SAM 3
     known=KNOWN,
     aliases=SAM_ALIASES,
     bundled=BUNDLED,

@@ -55,7 +55,7 @@ def as_segmenter(model: Any) -> Segmenter:
 def _unknown(model: Any) -> str:
     return (
         f"sam_model is {described(model)}, not a SAM model that this pack can use. Connect Load SAM Model: it loads the "
-        "checkpoints of SAM, SAM-HQ, MobileSAM, SAM 2 and EfficientSAM."
+        "checkpoints of SAM, SAM-HQ, MobileSAM, SAM 2, SAM 3 and EfficientSAM."
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...utils.comfy import inside_comfyui
+from ..models.base import optional_member
 from ..store.weights import tensors_of
 from .resident import Resident, resident_of
 
@@ -148,7 +149,9 @@ class ComfyUIHost:
         """Through the manager; where that leaves the weights on the CPU (`--novram`) they are loaded by hand if they fit."""
         import comfy.model_management as management
 
-        device = self.device()
+        device, owner = self.device(), _owner_of(network)
+        if owner is not None and owner.load_device == device:  # its weights are then there for both
+            management.load_models_gpu([owner], memory_required=memory_required)
         resident = _stale_dropped(network, device, dtype, self._drop)
         patcher = _patcher(resident, device)
         # Nothing of it is loaded partially: an nn.Linear cannot run with its weights elsewhere.
@@ -169,16 +172,21 @@ class ComfyUIHost:
     def unload(self, network: nn.Module) -> None:
         """Through ComfyUI's manager where it has the model, so that its accounts stay true."""
         self._drop(resident_of(network))
+        self._free(_owner_of(network))
         move(network, CPU)
 
+    def _drop(self, resident: Resident) -> None:
+        self._free(resident.patcher)
+        resident.drop()
+
     @staticmethod
-    def _drop(resident: Resident) -> None:
-        if resident.patcher is not None:
+    def _free(patcher: Any) -> None:
+        """Unload one model, and no other."""
+        if patcher is not None:
             import comfy.model_management as management
 
-            others = [loaded for loaded in management.current_loaded_models if loaded.model is not resident.patcher]
-            management.free_memory(1e30, resident.patcher.load_device, keep_loaded=others)
-        resident.drop()
+            others = [loaded for loaded in management.current_loaded_models if loaded.model is not patcher]
+            management.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
     def after_auto(self, network: nn.Module) -> None:
         """Nothing: the manager evicts the model when something else needs the memory."""
@@ -228,6 +236,12 @@ def _patcher(resident: Resident, device: torch.device) -> Any:
     if resident.device is None:  # what it will be
         resident.patcher.size = resident.nbytes
     return resident.patcher
+
+
+def _owner_of(network: nn.Module) -> Any:
+    """ComfyUI's handle on the model that shares its weights with a network, or None."""
+    owner = optional_member(network, "owner")
+    return None if owner is None else owner()
 
 
 def _stale_dropped(

@@ -86,12 +86,13 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        """What `load` takes on the device."""
+        """What `load` takes on the device; weights that another model has there already take nothing more."""
         network = self._network()
         if network is None:
             return 0
         types, every = self._types(network), {id(own): own for own in tensors_of(network)}
-        return sum(own.numel() * types.get(key, own.dtype).itemsize for key, own in every.items())
+        needed = {key: own for key, own in every.items() if own.is_cpu or types.get(key, own.dtype) != own.dtype}
+        return sum(own.numel() * types.get(key, own.dtype).itemsize for key, own in needed.items())
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -192,6 +192,7 @@ class Catalog(Generic[Model]):
         known: published models, by the names that a loader lists before and after the download.
         load: loads a path; further arguments are options.
         more: other folders in `models` with such files.
+        among: a folder of `models` whose files are mostly others, and what the names of such files are like.
         aliases: the names that other packs' loaders have for known models.
         bundled: models that ship in the pack.
         base_of: the name of what a trained decoder or an adapter was made for, empty where it does not say; None for a model.
@@ -203,6 +204,7 @@ class Catalog(Generic[Model]):
     known: Mapping[str, Known]
     load: Callable[..., Model]
     more: tuple[str, ...] = ()
+    among: tuple[str, re.Pattern[str]] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     bundled: Mapping[str, Path] = field(default_factory=dict)
     base_of: Callable[[Path], str | None] = _no_base
@@ -275,6 +277,8 @@ class Catalog(Generic[Model]):
         Of a checkpoint in shards the first is listed, and of a preset of keras-hub the file that holds all weights.
         """
         found = {name for kind in (self.kind, *self.more) for name in model_names(kind)}
+        if self.among is not None:
+            found.update(name for name in model_names(self.among[0]) if self.among[1].search(name))
         listed, groups = [], set()
         for name in sorted(found):
             group = shard_group(name)
@@ -286,12 +290,17 @@ class Catalog(Generic[Model]):
 
     def path_of(self, name: str) -> Path | None:
         """Where something of that name is, complete; None where it is not."""
-        return next(filter(None, (model_path(kind, name) for kind in (self.kind, *self.more))), None)
+        return next(filter(None, (model_path(kind, name) for kind in self._kinds_of(name))), None)
 
     def link_of(self, name: str) -> str | None:
         """Where a name of the list leads, if it is a link; else None."""
-        links = (model_link(kind, name) for kind in (self.kind, *self.more)) if name in self.present() else ()
+        links = (model_link(kind, name) for kind in self._kinds_of(name)) if name in self.present() else ()
         return next(filter(None, links), None)
+
+    def _kinds_of(self, name: str) -> tuple[str, ...]:
+        """The folders in which a file of that name may be one of these."""
+        is_among = self.among is not None and self.among[1].search(name)
+        return (self.kind, *self.more, self.among[0]) if is_among else (self.kind, *self.more)
 
     def files_of(self, path: Path) -> list[Path]:
         """All files of a model, or of an adapter alone."""

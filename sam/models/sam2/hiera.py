@@ -89,6 +89,11 @@ class HieraShape:
         return self.size.side
 
     @property
+    def grid(self) -> int:
+        """Tokens on a side of the main map."""
+        return self.grids[_USED_LEVELS - 1]
+
+    @property
     def grids(self) -> tuple[int, ...]:
         """Tokens on a side of the image, by stage."""
         return tuple(self.size.side // STRIDE // _POOL**stage for stage in range(len(self.stage_ends)))

@@ -12,7 +12,7 @@ from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kernels.decoder import _ALL, _PROMPTS_AT_A_TIME, Decoded, FastDecoder, Guidance, Rated, SharedImage
+from ...kernels.decoder import Decoded, FastDecoder, Guidance, Rated, SharedImage, in_parts
 from ...kernels.linear import Linear, LinearKind
 from ..taught import combined, sources
 
@@ -222,20 +222,20 @@ class FastSAM2Decoder(FastDecoder):
             above: leave out prompts of which no decoded mask's predicted IoU exceeds this; None leaves out none.
             strictly: the single mask is that of its token, stable or not: what was taught.
         """
-        results = []
-        size = _PROMPTS_AT_A_TIME.get(sparse.device.type, _ALL)
-        for start in range(0, max(1, len(sparse)), size):
-            part = slice(start, start + size)
+        wanted, is_fixed = _SEVERAL if several else _SINGLE, several or strictly
+
+        def decode(part: slice) -> tuple[Tensor, ...]:
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
-            rows = torch.arange(start, start + len(rated.scores), device=sparse.device)
-            wanted, is_fixed = _SEVERAL if several else _SINGLE, several or strictly
+            rows = torch.arange(part.start, part.start + len(rated.scores), device=sparse.device)
             if above is not None and is_fixed:
                 kept = (rated.scores[:, wanted] > above).any(1)
                 rated, rows = Rated(*(x[kept] for x in rated)), rows[kept]
-            found = self._tokens(wanted, rated, shared) if is_fixed else self.single(rated, shared)
-            results.append((*found, rows, self.object_scores(rated)))
-        *decoded, object_scores = (torch.cat(parts) for parts in zip(*results, strict=True))
+            masks = self._tokens(wanted, rated, shared) if is_fixed else self.single(rated, shared)
+            return *masks, rows, self.object_scores(rated)
+
+        found = in_parts(decode, len(sparse), sparse.device)
+        *decoded, object_scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         if above is not None and not several:
             kept = decoded[1][:, 0] > above
             decoded, object_scores = [x[kept] for x in decoded], object_scores[kept]

@@ -1,10 +1,10 @@
-"""What SAM 2 follows objects through a film by: memory attention, memory encoder and object pointers, under Meta's names.
+"""What SAM 2 and EdgeTAM follow objects through a film by: memory attention, memory encoder, pointers, under Meta's names.
 
 "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714, section 4 and appendix C.1; facebookresearch/sam2,
 `memory_attention.py`, `memory_encoder.py` and `sam2_base.py`). A memory is what a frame and an object's mask on it leave
 behind: a map of few channels, and a pointer, the mask token of the decoder. The features of a later frame attend to such
 memories, and the decoder makes a mask of the result. Everything is float32 but the stored maps, which are bfloat16 in the
-reference too.
+reference too. EdgeTAM ("EdgeTAM: On-Device Track Anything Model", arXiv 2501.07256) keeps a few tokens in place of a map.
 """
 
 import math
@@ -25,13 +25,29 @@ NO_OBJECT = -1024.0
 """The logit of every pixel of an object that is not in the image (`NO_OBJ_SCORE`)."""
 
 # Of Meta's configs/sam2*/*.yaml, the same for every size; no weight's shape tells them.
-_HEADS, _THETA, _POSITION_SHARE = 1, 10000.0, 0.1
+_HEADS, _THETA, _POSITION_SHARE = 1, 10000.0, 0.1  # the perceiver has one head, too
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
 _TEMPERATURE, _EPS = 10000.0, 1e-6
 MOST_POINTERS = 16
 STORED_TYPE = torch.bfloat16
 """Of the maps that frames leave behind."""
 _MASK_STRIDE = 16  # of the memory encoder: pixels of the square for a token
+_PERCEIVER = "spatial_perceiver."
+
+
+class PerceiverShape(NamedTuple):
+    """What `Perceiver` needs to be built.
+
+    Attributes:
+        anywhere, side: tokens that see the whole map, and on a side of the grid those that see a part of it each.
+        layers, inner, hidden: of its layers, their attention, and their feed-forward layers.
+    """
+
+    anywhere: int
+    side: int
+    layers: int
+    inner: int
+    hidden: int
 
 
 class MemoryShape(NamedTuple):
@@ -45,6 +61,7 @@ class MemoryShape(NamedTuple):
         fuser_layers: of the memory encoder.
         dated: whether a pointer says how long ago it was (SAM 2.1).
         marks_absence: whether the map of an object that is not in the image is marked as such (SAM 2.1).
+        perceiver: of what makes tokens of a map (EdgeTAM); None where the map itself is stored.
     """
 
     channels: int
@@ -55,6 +72,7 @@ class MemoryShape(NamedTuple):
     fuser_layers: int
     dated: bool
     marks_absence: bool
+    perceiver: PerceiverShape | None
 
 
 def read_memory(shapes: Mapping[str, torch.Size]) -> MemoryShape:
@@ -77,9 +95,24 @@ def read_memory(shapes: Mapping[str, torch.Size]) -> MemoryShape:
             fuser_layers=_count(shapes, r"memory_encoder\.fuser\.layers\.(\d{1,3})\."),
             dated="obj_ptr_tpos_proj.weight" in shapes,
             marks_absence="no_obj_embed_spatial" in shapes,
+            perceiver=_read_perceiver(shapes, width) if any(name.startswith(_PERCEIVER) for name in shapes) else None,
         )
     except (KeyError, IndexError, ValueError) as error:
         raise SAMError(f"{error} is missing or has an unknown shape") from error
+
+
+def _read_perceiver(shapes: Mapping[str, torch.Size], width: int) -> PerceiverShape:
+    in_grid, layer = shapes[_PERCEIVER + "latents_2d"][0], _PERCEIVER + "layers.0."
+    inner = shapes[layer + "attn.to_q.weight"][0]
+    if math.isqrt(in_grid) ** 2 != in_grid or inner != width:
+        raise ValueError(_PERCEIVER + "latents_2d")
+    return PerceiverShape(
+        anywhere=shapes[_PERCEIVER + "latents"][0],
+        side=math.isqrt(in_grid),
+        layers=_count(shapes, rf"{re.escape(_PERCEIVER)}layers\.(\d{{1,3}})\."),
+        inner=inner,
+        hidden=shapes[layer + "ff.1.weight"][0],
+    )
 
 
 def _count(shapes: Mapping[str, torch.Size], pattern: str) -> int:
@@ -90,7 +123,7 @@ class Remembered(NamedTuple):
     """What one frame leaves behind of an object.
 
     Attributes:
-        map: bfloat16 `[h*w, width]`.
+        map: bfloat16 `[h*w, width]`, or EdgeTAM's tokens in its place.
         pointer: float32 `[C]`.
     """
 
@@ -132,6 +165,7 @@ class Memory(nn.Module):
         self.mask_downsample = nn.Conv2d(1, 1, 4, stride=4)
         self.obj_ptr_tpos_proj = nn.Linear(channels, width) if shape.dated else None
         self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, width)) if shape.marks_absence else None
+        self.spatial_perceiver = None if shape.perceiver is None else Perceiver(width, shape.perceiver)
 
     def conditioned(self, features: Tensor, objects: Sequence[Recalled], film_frames: int) -> list[Tensor]:
         """A frame's features after they have attended to what is known of each object.
@@ -147,13 +181,24 @@ class Memory(nn.Module):
         channels, height, width = features.shape
         places = sine_positions(channels, (height, width), features.device)
         tokens = features.flatten(1).T + _POSITION_SHARE * places
-        memories = [self._memory(one, (height, width), film_frames) for one in objects]
+        memories = [self._memory(one, *self._places((height, width)), film_frames) for one in objects]
         attended = self.memory_attention(tokens[None], memories, (height, width))
         return [one[0].T.reshape(channels, height, width) for one in attended]
 
-    def _memory(self, known: Recalled, grid: tuple[int, int], film_frames: int) -> "_Keys":
+    def _places(self, grid: tuple[int, int]) -> tuple[Tensor, "Rotations"]:
+        """Positions `[K, width]` of the tokens of one memory, and how these are turned as keys; those anywhere have neither."""
+        width, device, shape = self.shape.width, self.no_obj_ptr.device, self.shape.perceiver
+        if shape is None:
+            return sine_positions(width, grid, device), rotations(self.shape.channels // _HEADS, grid, device)
+        side = (shape.side, shape.side)
+        places, turns = sine_positions(width, side, device), rotations(self.shape.channels // _HEADS, side, device)
+        free = turns.cosines.new_zeros(shape.anywhere, turns.cosines.shape[1])
+        turns = Rotations(torch.cat([free + 1, turns.cosines]), torch.cat([free, turns.sines]))
+        return F.pad(places, (0, 0, shape.anywhere, 0)), turns
+
+    def _memory(self, known: Recalled, places: Tensor, turns: "Rotations", film_frames: int) -> "_Keys":
         """Memories and pointers as tokens."""
-        width, places = self.shape.width, sine_positions(self.shape.width, grid, self.no_obj_ptr.device)
+        width = self.shape.width
         maps = torch.cat([values.to(places) for _, values in known.maps])
         # Meta counts from the oldest: the last of `maskmem_tpos_enc` is that of prompted frames, the first the latest frame's.
         ages = [self.maskmem_tpos_enc[age - 1, 0] for age, _ in known.maps]
@@ -168,7 +213,7 @@ class Memory(nn.Module):
             pieces = self.shape.channels // width  # of a pointer, which is wider than a memory's map
             maps = torch.cat([maps, pointers.reshape(-1, width)])
             positions = torch.cat([positions, dates.repeat_interleave(pieces, 0)])
-        return _Keys(maps[None], positions[None], sum(len(values) for _, values in known.maps))
+        return _Keys(maps[None], positions[None], sum(len(values) for _, values in known.maps), turns)
 
     def remembered(self, features: Tensor, logits: Tensor, pointer: Tensor, object_score: Tensor, prompted: bool) -> Remembered:
         """What a frame leaves behind of an object: alone, since in a batch the same object's sums would differ in the last bit.
@@ -186,7 +231,8 @@ class Memory(nn.Module):
         found = self.memory_encoder(features[None], share * _MASK_SCALE + _MASK_BIAS)[0]
         if self.no_obj_embed_spatial is not None:
             found = found + (object_score <= 0).float() * self.no_obj_embed_spatial[0, :, None, None]
-        return Remembered(found.flatten(1).T.to(STORED_TYPE).contiguous(), pointer)
+        tokens = found.flatten(1).T if self.spatial_perceiver is None else self.spatial_perceiver(found)
+        return Remembered(tokens.to(STORED_TYPE).contiguous(), pointer)
 
     def pointers(self, tokens: Tensor, is_there: Tensor) -> Tensor:
         """Mask tokens `[n, C]` as object pointers `[n, C]`; an object that is not in the image has `no_obj_ptr`."""
@@ -194,11 +240,18 @@ class Memory(nn.Module):
 
 
 class _Keys(NamedTuple):
-    """Tokens to attend to: `[1, K, width]`, their positions, and how many of them, from the first on, lie on the grid."""
+    """Tokens to attend to.
+
+    Attributes:
+        tokens, positions: `[1, K, width]`.
+        of_maps: how many of them, from the first on, are memories' maps.
+        turns: of the tokens of one map.
+    """
 
     tokens: Tensor
     positions: Tensor
-    on_grid: int
+    of_maps: int
+    turns: "Rotations"
 
 
 class MemoryAttention(nn.Module):
@@ -235,12 +288,13 @@ class MemoryAttentionLayer(nn.Module):
     def begin(self, tokens: Tensor, turns: "Rotations") -> Tensor:
         """The half that knows no object."""
         own = self.norm1(tokens)
-        return tokens + self.self_attn(own, own, own, turns, own.shape[1])
+        return tokens + self.self_attn(own, own, own, turns, turns, own.shape[1])
 
     def end(self, tokens: Tensor, memory: _Keys, turns: "Rotations") -> Tensor:
         """The half that is an object's own."""
         keys = memory.tokens + memory.positions
-        tokens = tokens + self.cross_attn_image(self.norm2(tokens), keys, memory.tokens, turns, memory.on_grid)
+        attend, queries = self.cross_attn_image, self.norm2(tokens)
+        tokens = tokens + attend(queries, keys, memory.tokens, turns, memory.turns, memory.of_maps)
         return tokens + self.linear2(F.relu(self.linear1(self.norm3(tokens))))
 
 
@@ -253,14 +307,16 @@ class RoPEAttention(nn.Module):
         self.k_proj, self.v_proj = nn.Linear(width, channels), nn.Linear(width, channels)
         self.out_proj = nn.Linear(channels, channels)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, turns: "Rotations", on_grid: int) -> Tensor:
-        """Queries `[n, h*w, C]` to keys and values `[n, K, width]`, of which the first `on_grid` are whole grids of tokens."""
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, turns: "Rotations", key_turns: "Rotations", turned: int
+    ) -> Tensor:
+        """Queries `[n, h*w, C]` to keys and values `[n, K, width]`; of the keys the first ones are `turned`, map by map."""
         q, k, v = (
             layer(x).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
             for layer, x in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values))
         )
         q = turns.turned(q)
-        k = torch.cat([turns.turned(k[:, :, :on_grid]), k[:, :, on_grid:]], 2)
+        k = torch.cat([key_turns.turned(k[:, :, :turned]), k[:, :, turned:]], 2)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -304,6 +360,70 @@ class MemoryEncoder(nn.Module):
         for layer in self.fuser.layers:
             fused = layer(fused)
         return self.out_proj(fused)
+
+
+class Perceiver(nn.Module):
+    """A map as a few tokens: some that see all of it, and some that see a window each (`perceiver.py` of EdgeTAM)."""
+
+    def __init__(self, width: int, shape: PerceiverShape) -> None:
+        super().__init__()
+        self.side = shape.side
+        self.latents = nn.Parameter(torch.zeros(shape.anywhere, width))
+        self.latents_2d = nn.Parameter(torch.zeros(shape.side**2, width))
+        self.layers = nn.ModuleList(PerceiverLayer(width, shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, found: Tensor) -> Tensor:
+        """`[width, h, w]` -> tokens `[K, width]`, first those that see all."""
+        width, height, _ = found.shape
+        places = sine_positions(width, tuple(found.shape[1:]), found.device)[None]
+        window = height // self.side
+        windows = found.view(width, self.side, window, self.side, window).permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)
+        tokens, local = self.latents[None], self.latents_2d[:, None]
+        for layer in self.layers:
+            tokens, local = layer(tokens, found.flatten(1).T[None], places), layer(local, windows, None)
+        return self.norm(torch.cat([tokens[0], local[:, 0]]))
+
+
+class PerceiverLayer(nn.Module):
+    """Tokens attend to what they see, then to each other, each followed by a feed-forward layer."""
+
+    def __init__(self, width: int, shape: PerceiverShape) -> None:
+        super().__init__()
+        self.attn, self.self_attn = PerceiverAttention(width, shape.inner), PerceiverAttention(width, shape.inner, alone=True)
+        self.ff, self.self_ff = _feed_forward(width, shape.hidden), _feed_forward(width, shape.hidden)
+
+    def forward(self, tokens: Tensor, seen: Tensor, places: Tensor | None) -> Tensor:
+        """Tokens `[n, K, width]` and what they see `[n, T, width]` at its places -> `[n, K, width]`."""
+        attend = self.attn
+        tokens = tokens + attend(attend.norm_latents(tokens), attend.norm_x(seen), places)
+        tokens = tokens + self.ff(tokens)
+        own = self.self_attn.norm(tokens)
+        tokens = tokens + self.self_attn(own, own, None)
+        return tokens + self.self_ff(tokens)
+
+
+class PerceiverAttention(nn.Module):
+    """Attention of one head; `alone` has one norm for queries and what they see."""
+
+    def __init__(self, width: int, inner: int, alone: bool = False) -> None:
+        super().__init__()
+        for name in ("norm",) if alone else ("norm_x", "norm_latents"):
+            self.add_module(name, nn.LayerNorm(width))
+        self.to_q, self.to_kv = nn.Linear(width, inner, bias=False), nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, queries: Tensor, seen: Tensor, places: Tensor | None) -> Tensor:
+        """Normed tokens `[n, K, width]` -> `[n, K, width]`; the places are added to keys and values alike."""
+        keys, values = self.to_kv(seen).chunk(2, -1)
+        if places is not None:
+            keys, values = keys + places, values + places
+        return self.to_out(F.scaled_dot_product_attention(self.to_q(queries), keys, values))
+
+
+def _feed_forward(width: int, hidden: int) -> nn.Sequential:
+    layers = nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False)
+    return nn.Sequential(nn.LayerNorm(width), *layers)
 
 
 class MaskDownSampler(nn.Module):

@@ -1,11 +1,13 @@
-"""SAM 2 and 2.1, and EdgeTAM: an image encoder, SAM's prompt encoder and decoder with two finer maps, and a memory for films.
+"""SAM 2 and 2.1, EdgeTAM, and SAM 3's clicks: an image encoder, SAM's prompts and decoder with two finer maps, and a memory.
 
 "SAM 2: Segment Anything in Images and Videos" (arXiv 2408.00714). The image path is that of sam2's `SAM2ImagePredictor` and of
 transformers' `Sam2Model`, the parity reference; it does not touch the memory, which only films need and not every file has.
+SAM 3 (arXiv 2511.16719) has the same decoder on another encoder.
 """
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +22,13 @@ from ...errors import SAMError
 from ...geometry import Geometry, Size
 from ...kernels import hiera as fast_hiera
 from ...kernels import repvit as fast_repvit
+from ...kernels import vit_det as fast_vit_det
 from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
 from ...kernels.plans import Plans
 from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import works_on
+from ...kernels.vit_det import FastViTDet
 from ...prompts import PromptTensors
 from ...store.identity import Identities
 from ..base import DecoderParts, Precision, Wanted, with_concept
@@ -35,7 +39,8 @@ from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2Pro
 from .memory import Memory, build_memory
 from .predictor import ForPredictor
 from .repvit import BODY, RepViTEncoder, RepViTShape, folded, read_repvit
-from .self_test import decoder_error, encoder_error, repvit_error
+from .self_test import decoder_error, encoder_error, repvit_error, vit_det_error
+from .vit_det import ViTDetEncoder, ViTDetShape, is_vit_det, read_vit_det
 
 log = logging.getLogger("samkit")
 
@@ -43,34 +48,37 @@ HIGH_RES = ("high_res_0", "high_res_1")
 """Names of the two finer maps, of strides 4 and 8; Meta's `high_res_feats`."""
 
 _DECODER_HEADS, _DECODER_DEPTH = 8, 2
-_STRIDE = 16  # pixels of the square for a token of the main map
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _GREY_LEVELS = 255.0
+_IMAGES_ALONE = "SAM 3"
 
 
 class SAM2Model(ForPredictor, nn.Module):
-    """A SAM 2 or 2.1 model, or EdgeTAM's for images; see `Segmenter` for what every family does.
+    """A SAM 2 or 2.1 model, EdgeTAM's, or SAM 3's for clicks; see `Segmenter` for what every family does.
 
     Args:
         shape: of the image encoder.
         decoder: widths of the decoder, see `read_decoder`.
         checkpoint: the file that it was loaded from.
         precision: what the image encoder computes in; prompt encoder and mask decoder stay float32.
-        family: "SAM 2.1", "SAM 2" or "EdgeTAM", for messages.
+        family: "SAM 2.1", "SAM 2", "EdgeTAM" or "SAM 3", for messages.
 
     Attributes:
         memory: the video part; None where the file has none, or none that is whole.
         memory_fault: why it has none, for messages.
+        shared_with: ComfyUI's handle on the model whose weights these are; None where they are its own.
     """
 
     memory: Memory | None
+    shared_with: "weakref.ref[object] | None" = None
     memory_fault = "the file holds an image model alone"
     mask_threshold = 0.0
     pred_iou_thresh = 0.8  # what `SAM2AutomaticMaskGenerator` keeps by default
 
     def __init__(
         self,
-        shape: HieraShape | RepViTShape,
+        shape: HieraShape | RepViTShape | ViTDetShape,
         decoder: Mapping[str, int],
         checkpoint: Path,
         precision: Precision = "auto",
@@ -78,8 +86,8 @@ class SAM2Model(ForPredictor, nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint, self.precision, self.family, self.side = checkpoint, precision, family, shape.side
-        grid = self.side // _STRIDE
-        self.image_encoder = ImageEncoder(shape) if isinstance(shape, HieraShape) else RepViTEncoder(shape)
+        self.grid = grid = shape.grid
+        self.image_encoder = _ENCODERS[type(shape)](shape)
         self.sam_prompt_encoder = SAM2PromptEncoder(
             shape.channels, (grid, grid), (self.side, self.side), decoder["mask_in_chans"]
         )
@@ -107,8 +115,12 @@ class SAM2Model(ForPredictor, nn.Module):
 
     def geometry(self, original: Size) -> Geometry:
         """The image is resized to the whole square, whatever its proportions; each axis has a scale of its own."""
-        grid = 4 * self.side // _STRIDE
+        grid = 4 * self.grid
         return Geometry(original, (self.side, self.side), self.side, (grid, grid), through_square=False)
+
+    def owner(self) -> object | None:
+        """ComfyUI's handle on the model that shares its weights with this one, while it lives; else None."""
+        return None if self.shared_with is None else self.shared_with()
 
     def lowered_weights(self) -> list[Tensor]:
         """The weights that are only used in the image encoder's type; on a GPU they are loaded in it."""
@@ -134,6 +146,8 @@ class SAM2Model(ForPredictor, nn.Module):
         if works_on(pixels.device, _KINDS[type(self.image_encoder)].error):
             fine, middle, image = self._encoder_plan(dtype)(pixels)
         else:
+            own = next(self.image_encoder.parameters()).dtype  # of shared weights; all others are float32
+            dtype = dtype if own == torch.float32 else own
             with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 fine, middle, image = (values.float() for values in self.image_encoder(pixels))
             fine, middle = self.sam_mask_decoder.conv_s0(fine), self.sam_mask_decoder.conv_s1(middle)
@@ -186,15 +200,16 @@ class SAM2Model(ForPredictor, nn.Module):
         return self.no_mem_embed.device
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (_MEAN, _STD))
+        colours = _KINDS[type(self.image_encoder)].colours
+        mean, std = (_GREY_LEVELS * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in colours)
         return (pixels.float() - mean) / std
 
-    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera | FastRepViT:
+    def _encoder_plan(self, dtype: torch.dtype) -> FastHiera | FastRepViT | FastViTDet:
         linear, no_memory = self._linear(dtype), self.no_mem_embed
         finer = (self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
         key = no_memory.data_ptr(), no_memory._version, dtype, linear
 
-        def make() -> FastHiera | FastRepViT:
+        def make() -> FastHiera | FastRepViT | FastViTDet:
             kind = _KINDS[type(self.image_encoder)].plan
             return kind(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
 
@@ -213,19 +228,26 @@ class SAM2Model(ForPredictor, nn.Module):
 
 
 class _Kind(NamedTuple):
-    """How an image encoder runs: its plan, the plan's self-test, and which weights it lowers."""
+    """How an image encoder runs: its plan, the plan's self-test, the weights it lowers, and the pixels' mean and deviation."""
 
-    plan: type[FastHiera] | type[FastRepViT]
+    plan: type[FastHiera] | type[FastRepViT] | type[FastViTDet]
     error: Callable[[torch.device], float]
     lowered: Callable[[nn.Module], list[Tensor]]
+    colours: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 _KINDS: dict[type, _Kind] = {
-    ImageEncoder: _Kind(FastHiera, encoder_error, fast_hiera.lowered_weights),
-    RepViTEncoder: _Kind(FastRepViT, repvit_error, fast_repvit.lowered_weights),
+    ImageEncoder: _Kind(FastHiera, encoder_error, fast_hiera.lowered_weights, _IMAGENET),
+    RepViTEncoder: _Kind(FastRepViT, repvit_error, fast_repvit.lowered_weights, _IMAGENET),
+    ViTDetEncoder: _Kind(FastViTDet, vit_det_error, fast_vit_det.lowered_weights, _HALVES),
+}
+_ENCODERS: dict[type, type[nn.Module]] = {
+    HieraShape: ImageEncoder,
+    RepViTShape: RepViTEncoder,
+    ViTDetShape: ViTDetEncoder,
 }
 _identities = Identities()
-_encoders: Plans[FastHiera | FastRepViT] = Plans()
+_encoders: Plans[FastHiera | FastRepViT | FastViTDet] = Plans()
 _decoders: Plans[FastSAM2Decoder] = Plans()
 
 
@@ -247,7 +269,7 @@ def _mask_decoder(channels: int, decoder: Mapping[str, int]) -> SAM2MaskDecoder:
     )
 
 
-def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+def read_decoder(shapes: Mapping[str, torch.Size], family: str) -> dict[str, int]:
     """Widths of the prompt encoder and mask decoder, from a state dict's shapes under Meta's names.
 
     Raises:
@@ -268,7 +290,8 @@ def read_decoder(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
             "iou_head_hidden_dim": shapes[root + "iou_prediction_head.layers.0.weight"][0],
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise SAMError(f"this is not a whole SAM 2 checkpoint: {error} is missing or has an unknown shape.") from error
+        what = family if family in ("EdgeTAM", "SAM 3") else "SAM 2"
+        raise SAMError(f"this is not a whole {what} checkpoint: {error} is missing or has an unknown shape.") from error
 
 
 def build_sam2(
@@ -290,27 +313,10 @@ def build_sam2(
     Raises:
         SAMError: the weights are not those of a published size, or tensors are missing, unknown or of a different shape.
     """
-    is_edge = any(name.startswith(BODY) for name in state)
-    try:
-        state = folded(state) if is_edge else state
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        encoder, decoder = read_repvit(shapes) if is_edge else read_hiera(shapes), read_decoder(shapes)
-    except SAMError as error:
-        raise SAMError(f"{checkpoint.name}: {error}") from error
-    with torch.device("meta"):
-        model = SAM2Model(encoder, decoder, checkpoint, precision, "EdgeTAM" if is_edge else family)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
-    if wrong:
-        what = "EdgeTAM checkpoint" if is_edge else f"SAM 2 checkpoint of size {encoder.size.name}"
-        raise SAMError(
-            f"{checkpoint.name} is not a whole {what}: {counted(len(wrong), 'tensor')} "
-            f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
-        )
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    if is_edge:
-        model.memory_fault = "this pack runs EdgeTAM on images alone"
-        return model.eval().requires_grad_(False)
+    model = _assembled({name: tensor.float() for name, tensor in state.items()}, checkpoint, precision, family)
+    if model.family == _IMAGES_ALONE:
+        model.memory_fault = f"this pack runs {model.family} on images alone"
+        return model
     memory = build_memory(video or {})
     if isinstance(memory, str):
         model.memory_fault = f"its video part is not whole: {memory}"
@@ -318,3 +324,55 @@ def build_sam2(
     else:
         model.memory = memory
     return model.eval().requires_grad_(False)
+
+
+def share_sam3(state: Mapping[str, Tensor], checkpoint: Path) -> SAM2Model:
+    """SAM 3 for clicks on the very parameters of a loaded model: the large ones are in memory once.
+
+    The norms, the prompt encoder and the mask decoder, which compute in float32, are copied: one weight in fifty.
+
+    Args:
+        state: parameters under the names of our model, as `formats.sam3.for_clicks` gives them, of one float type.
+        checkpoint: what to call it.
+
+    Raises:
+        SAMError: as of `build_sam2`.
+    """
+    is_shared = re.compile(r"image_encoder\.(?!.*\b(?:norm\d|ln_pre)\.)")
+    weights = {name: one if is_shared.match(name) else one.detach().float().clone() for name, one in state.items()}
+    types = {one.dtype for name, one in weights.items() if is_shared.match(name)}
+    if len(types) != 1 or not types <= _PRECISION_OF.keys():
+        raise SAMError(
+            f"{checkpoint.name} holds weights of {', '.join(map(str, types))}: load it in float16, bfloat16 or float32."
+        )
+    model = _assembled(weights, checkpoint, _PRECISION_OF[types.pop()], "SAM 3")
+    model.memory_fault = "this pack runs SAM 3 on images alone"
+    return model
+
+
+_PRECISION_OF: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _assembled(state: dict[str, Tensor], checkpoint: Path, precision: Precision, family: str) -> SAM2Model:
+    """The image model on the very tensors of a state dict; see `build_sam2`."""
+    is_edge = any(name.startswith(BODY) for name in state)
+    family = "EdgeTAM" if is_edge else "SAM 3" if is_vit_det(state) else family
+    try:
+        state = folded(state) if is_edge else state
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        read = {"EdgeTAM": read_repvit, "SAM 3": read_vit_det}.get(family, read_hiera)
+        encoder, decoder = read(shapes), read_decoder(shapes, family)
+    except SAMError as error:
+        raise SAMError(f"{checkpoint.name}: {error}") from error
+    with torch.device("meta"):
+        model = SAM2Model(encoder, decoder, checkpoint, precision, family).eval().requires_grad_(False)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    if wrong:
+        what = f"SAM 2 checkpoint of size {encoder.size.name}" if isinstance(encoder, HieraShape) else f"{family} checkpoint"
+        raise SAMError(
+            f"{checkpoint.name} is not a whole {what}: {counted(len(wrong), 'tensor')} "
+            f"missing, unknown or of a different shape ({', '.join(wrong[:3])})."
+        )
+    model.load_state_dict(state, assign=True)
+    return model

@@ -22,6 +22,7 @@ BODY = "image_encoder.trunk.body."
 _ROOT = "image_encoder.trunk."
 _NORM_EPS = 1e-5
 _SIDE = 1024  # pixels; no weight's shape tells
+_STRIDE = 16  # pixels for a token of the main map
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class RepViTShape:
     ratio: int
     channels: int
     side: int
+
+    @property
+    def grid(self) -> int:
+        """Tokens on a side of the main map."""
+        return self.side // _STRIDE
 
 
 def read_repvit(shapes: Mapping[str, torch.Size]) -> RepViTShape:

@@ -7,9 +7,11 @@ from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear
 from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import difference, livelier, moved
+from ...kernels.vit_det import FastViTDet
 from .hiera import BlockShape, HieraShape, HieraSize, ImageEncoder
 from .mask_decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
 from .repvit import RepViTEncoder, RepViTShape
+from .vit_det import ViTDetEncoder, ViTDetShape, ViTDetSize
 
 
 def encoder_error(device: torch.device) -> float:
@@ -41,6 +43,19 @@ def repvit_error(device: torch.device) -> float:
     pixels, no_memory = torch.randn(2, 3, 64, 64), torch.randn(16)
     there = [moved(one, device) for one in convolutions]
     fast = FastRepViT(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
+    fine, middle, image = encoder(pixels)
+    plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
+    return max(difference(one, other) for one, other in zip(fast, plain, strict=True))
+
+
+def vit_det_error(device: torch.device) -> float:
+    """The same of SAM 3's encoder, `FastViTDet`: windows, then the whole image."""
+    shape = ViTDetShape(ViTDetSize(2, 3, (1,), 6), width=16, depth=2, hidden=24, patch=4, places=5, channels=16)
+    encoder = livelier(ViTDetEncoder(shape).eval())
+    convolutions = [torch.nn.Conv2d(16, width, 1) for width in (2, 4)]
+    pixels, no_memory = torch.randn(2, 3, shape.side, shape.side), torch.randn(16)
+    there = [moved(one, device) for one in convolutions]
+    fast = FastViTDet(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
     fine, middle, image = encoder(pixels)
     plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
     return max(difference(one, other) for one, other in zip(fast, plain, strict=True))

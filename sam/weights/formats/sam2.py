@@ -43,6 +43,27 @@ _VIDEO_PARTS = {
 _FUSER = {"depthwise_conv": "dwconv", "layer_norm": "norm", "pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}
 
 
+_PERCEIVER = (
+    (r"latents_1d", "latents"),
+    (r"layers\.(\d+)\.layer_norm_input\.(\w+)", r"layers.\1.attn.norm_x.\2"),
+    (r"layers\.(\d+)\.layer_norm_latents\.(\w+)", r"layers.\1.attn.norm_latents.\2"),
+    (r"layers\.(\d+)\.layer_norm_self\.(\w+)", r"layers.\1.self_attn.norm.\2"),
+    (r"layers\.(\d+)\.cross_attention\.q_proj\.(\w+)", r"layers.\1.attn.to_q.\2"),
+    (r"layers\.(\d+)\.cross_attention\.o_proj\.(\w+)", r"layers.\1.attn.to_out.\2"),
+    (r"layers\.(\d+)\.cross_attention\.([kv])_proj\.(\w+)", r"layers.\1.attn.to_\2.\3"),
+    (r"layers\.(\d+)\.self_attention\.q_proj\.(\w+)", r"layers.\1.self_attn.to_q.\2"),
+    (r"layers\.(\d+)\.self_attention\.o_proj\.(\w+)", r"layers.\1.self_attn.to_out.\2"),
+    (r"layers\.(\d+)\.self_attention\.([kv])_proj\.(\w+)", r"layers.\1.self_attn.to_\2.\3"),
+    *(
+        (rf"layers\.(\d+)\.{theirs}\.{part}\.(\w+)", rf"layers.\1.{ours}.{index}.\2")
+        for theirs, ours in (("mlp", "ff"), ("self_mlp", "self_ff"))
+        for part, index in (("layer_norm", 0), ("up_proj", 1), ("down_proj", 3))
+    ),
+    (r"layer_norm\.(\w+)", r"norm.\1"),
+)
+_KEYS = re.compile(r"(spatial_perceiver\.layers\.\d+\.(?:self_)?attn)\.to_([kv])\.(\w+)")
+
+
 def _table() -> Iterable[tuple[str, str]]:
     trunk, decoder = r"vision_encoder\.backbone\.", r"mask_decoder\."
     yield trunk + r"timm_model\.(.+)", r"image_encoder.trunk.body.\1"
@@ -78,7 +99,11 @@ def _video_table() -> Iterable[tuple[str, str]]:
     layer, ours = r"memory_attention\.layers\.(\d+)\.", r"memory_attention.layers.\1."
     yield rf"{layer}(self_attn|cross_attn_image)\.o_proj\.(\w+)", ours + r"\2.out_proj.\3"
     yield rf"{layer}layer_norm(\d)\.(\w+)", ours + r"norm\2.\3"
+    yield rf"{layer}mlp\.up_proj\.(\w+)", ours + r"linear1.\2"
+    yield rf"{layer}mlp\.down_proj\.(\w+)", ours + r"linear2.\2"
     yield r"memory_attention\.layer_norm\.(\w+)", r"memory_attention.norm.\1"
+    for theirs, mine in _PERCEIVER:
+        yield rf"spatial_perceiver\.{theirs}", rf"spatial_perceiver.{mine}"
     downsampler, ours = r"memory_encoder\.mask_downsampler\.", "memory_encoder.mask_downsampler.encoder."
     for index in range(_MASK_CONVOLUTIONS):
         yield rf"{downsampler}layers\.{index}\.conv\.(\w+)", rf"{ours}{3 * index}.\1"
@@ -123,7 +148,12 @@ def to_sam2_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
 
 def to_video_names(state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint's video part under Meta's names; none in a file of an image model. See `to_sam2_names`."""
-    return _renamed_all({name: tensor for name, tensor in state.items() if VIDEO.match(name)}, state, file)
+    video = _renamed_all({name: tensor for name, tensor in state.items() if VIDEO.match(name)}, state, file)
+    for name in list(video):  # keys and values of EdgeTAM's perceiver are one layer in Meta's files
+        match = _KEYS.fullmatch(name)
+        if match and match[2] == "k" and f"{match[1]}.to_v.{match[3]}" in video:
+            video[f"{match[1]}.to_kv.{match[3]}"] = torch.cat([video.pop(name), video.pop(f"{match[1]}.to_v.{match[3]}")])
+    return video
 
 
 def _renamed_all(part: dict[str, Tensor], state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:

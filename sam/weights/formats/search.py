@@ -19,6 +19,7 @@ from ...errors import SAMError
 from ..limits import shortened
 from ..pickles import Opaque
 from ..torch_file import SAVE_ALONE
+from . import sam3
 from .relatives import relative_in
 from .sam2 import VIDEO
 
@@ -71,6 +72,8 @@ def find_model(content: Any, file: str) -> FoundModel:
     leaves = list(_leaves(content))
     _refuse_unmerged(leaves, file)
     named = [(_plain(path), leaf) for path, leaf in leaves if any(isinstance(key, str) for key in path)]
+    if sam3.is_sam3(name for name, _ in named):
+        return _clicks_of_sam3(named, file)
     roots: dict[str, set[str]] = {}
     for name, _ in named:
         if place := _place_of(name):
@@ -85,6 +88,17 @@ def find_model(content: Any, file: str) -> FoundModel:
         others = ", ".join(_called(other) for other in whole[1:])
         log.warning("%s holds %d models: %s is used, not %s", file, len(whole), _called(root), others)
     return _taken(named, root, file)
+
+
+def _clicks_of_sam3(named: list[tuple[str, Tensor | Opaque]], file: str) -> FoundModel:
+    """The part of SAM 3 that clicks need: trunk, neck and heads lie at different places of its files."""
+    for name, leaf in named:
+        if isinstance(leaf, Opaque) and (leaf.problem or leaf.kind.startswith(_QUANTIZERS)):
+            raise SAMError(f"{file} was not loaded: its tensor {shortened(name)} {_why(leaf)}")
+    tensors = [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)]
+    weights = sam3.for_clicks(tensors, file)
+    log.info("%s: %s of SAM 3 are for clicks, of %d in the file", file, counted(len(weights), "tensor"), len(tensors))
+    return FoundModel(weights, ())
 
 
 def _leaves(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensor | Opaque]]:
