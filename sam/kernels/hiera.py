@@ -213,7 +213,7 @@ class _Block:
         self.add_back(x, self._attend(wide[:, -3 * self.width :], count, groups))
         return x
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, tokens: slice = slice(None)) -> Tensor:
         """The residual of a block that pools, then queries, keys and values, of tokens `[T, E]`."""
         return self.wide.plain(self.norm1(x))
 
