@@ -5,7 +5,7 @@ None of what differs changes the result but for the order of float32 sums:
 - Tokens lie in window order from the first block to the last. A global block does not mind the order of its tokens, as their
   places are in the rotation of queries and keys, which is stored in that order too.
 - Queries and keys are rotated where the projection wrote them. Linear layers are those of linear.py, with GELU and the residual
-  fused. On a CPU some windows go through a whole block at a time.
+  fused. On a CPU each core takes one window through a whole block at a time (workers.py).
 - In the pyramid nothing lies between a convolution that enlarges and the 1x1 one after it, nor between a 3x3 one and the
   decoder's 1x1 convolution: each pair is one layer. A third of the operations is left, and the finest map of all channels,
   81 MiB, is never written.
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import attend_without_positions
 from .encoder import WindowOrder, tokens_at_a_time
 from .linear import Linear, LinearKind
+from .workers import for_each
 
-_TOKENS = 1728  # three windows at a time on a CPU: their queries, keys and values are in memory that is used again
+_TOKENS = 648  # of a global block, at a time, on a CPU
 
 
 class FastViTDet:
@@ -61,7 +63,7 @@ class FastViTDet:
         self.patches.add_to(cut[:, self.order].flatten(0, 1), x)
         x = self.norm(x)
         for block in self.blocks:
-            block(x, count)
+            block(x)
         tokens = x.view(count, grid**2, -1)[:, self.inverse].flatten(0, 1)
         return [level(tokens, count, grid) for level in self.levels]
 
@@ -84,30 +86,49 @@ class _Block:
 
         attn, mlp = block.attn, block.mlp
         self.heads, self.dtype, self.hidden, self.turns = attn.heads, dtype, mlp.fc1.out_features, turns
+        self.linear, self.is_global = linear, not block.window
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv, self.proj, self.fc1, self.fc2 = (layer(module) for module in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
 
-    def __call__(self, x: Tensor, count: int) -> None:
-        """Change the tokens of all images, float32 `[B*T, E]` in window order, in place."""
-        window = len(self.turns)
-        windows = max(1, _TOKENS // window) if x.is_cpu else len(x) // window
-        for part in x.split(windows * window):
-            self.proj.add_to(self._attend(part), part)
-            for some in part.split(tokens_at_a_time(part, self.hidden, self.dtype)):
-                self.fc2.add_to(self.fc1.gelu(self.norm2(some)), some)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Whole windows' tokens `[W*T, E]` -> what each has seen of its own window, in the type that is computed in."""
-        if not x.is_cpu or len(x) <= _TOKENS:
-            qkv = self.qkv.plain(self.norm1(x))
+    def __call__(self, x: Tensor) -> None:
+        """Change the tokens of all images, float32 `[B*T, E]` in window order, in place; on a CPU a window by each core."""
+        if not x.is_cpu:
+            self._run(x)
+        elif self.is_global:
+            for image in x.split(len(self.turns)):
+                self._run_whole(image)
         else:
-            qkv = x.new_empty(len(x), 3 * x.shape[1], dtype=self.dtype)
-            for some, out in zip(x.split(_TOKENS), qkv.split(_TOKENS), strict=True):
-                self.qkv.into(self.norm1(some), out)
-        qkv = qkv.view(-1, len(self.turns), 3, self.heads, x.shape[1] // self.heads)
-        rotate(qkv[:, :, :2], self.turns)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+            for_each(self._run, x.split(len(self.turns)))
+
+    def _run(self, x: Tensor) -> None:
+        """The block on whole windows `[W*T, E]`, in place."""
+        q, k, v = self._projected(x, self.turns).permute(2, 0, 3, 1, 4)
+        self._add_back(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def _run_whole(self, x: Tensor) -> None:
+        """The block on an image `[T, E]`, in place: some tokens by each core, but for attention."""
+        pieces = [slice(start, min(start + _TOKENS, len(x))) for start in range(0, len(x), _TOKENS)]
+        qkv = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads, dtype=self.dtype)
+        mixed = torch.empty_like(x, dtype=self.dtype)
+
+        def project(piece: slice) -> None:
+            qkv[:, :, piece] = self._projected(x[piece], self.turns[piece])[0].permute(1, 2, 0, 3)
+
+        for_each(project, pieces)
+        attend_without_positions(self.linear, *qkv, mixed.unflatten(1, (self.heads, -1)).transpose(0, 1))
+        for_each(lambda piece: self._add_back(x[piece], mixed[piece]), pieces)
+
+    def _projected(self, x: Tensor, turns: Tensor) -> Tensor:
+        """Queries, keys and values `[W, T, 3, heads, d]` of tokens `[W*T, E]`, the first two turned."""
+        qkv = self.qkv.plain(self.norm1(x)).view(-1, len(turns), 3, self.heads, x.shape[1] // self.heads)
+        rotate(qkv[:, :, :2], turns)
+        return qkv
+
+    def _add_back(self, x: Tensor, mixed: Tensor) -> None:
+        """What attention gave, then the block's MLP, added to tokens `[T, E]` in place."""
+        self.proj.add_to(mixed, x)
+        for part in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
+            self.fc2.add_to(self.fc1.gelu(self.norm2(part)), part)
 
 
 def rotate(x: Tensor, turns: Tensor) -> None:
