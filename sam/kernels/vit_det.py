@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import attend_at_once
 from .encoder import WindowOrder, run_whole, tokens_at_a_time
 from .linear import Linear, LinearKind
 from .workers import for_each
@@ -100,7 +101,7 @@ class _Block:
         """The block on tokens `[W*T, E]` of whole windows."""
         qkv = self.project(x, slice(None)).view(-1, len(self.turns), 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        self.add_back(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        self.add_back(x, attend_at_once(q, k, v).transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, tokens: slice) -> Tensor:
         """See `WholeBlock.project`; `tokens` are those of a window, or of each of some windows."""
