@@ -137,21 +137,27 @@ def test_an_error_ends_the_work_and_is_raised(either_way):
 
 
 @needs_workers
-def test_nothing_runs_any_more_when_it_has_raised(two_threads):
+def test_nothing_runs_any_more_when_it_has_raised(two_threads, monkeypatch):
     """A piece that is in work when another fails is waited for: its results go to memory that may be given back."""
-    begun, other_failed, ended = threading.Event(), threading.Event(), []
+    begun, released, ended, wait = threading.Event(), threading.Event(), [], workers.wait
+
+    def release_and_wait(running):
+        released.set()
+        return wait(running)
+
+    monkeypatch.setattr(workers, "wait", release_and_wait)
 
     def work(piece):
         if piece == "fails":
             begun.wait(20)
-            other_failed.set()
             raise RuntimeError("no")
         begun.set()
-        other_failed.wait(20)
+        released.wait(20)
         ended.append(piece)
 
     with pytest.raises(RuntimeError, match="no"):
         for_each(work, ["fails", "goes on"])
+    released.set()
     assert ended == ["goes on"]
 
 
