@@ -6,6 +6,7 @@
     python segment_folder.py photos --prompts boxes.json --png masks
     python segment_folder.py photos --boxes-from labels.xml --cvat corrected
     python segment_folder.py photos --everything --teach corrected --coco masks.json --review sheets
+    python segment_folder.py films --track --prompts clicks.json --index-png masks
 
 A run that was stopped or killed goes on where it was when it is started again. An image that cannot be segmented is reported
 and skipped. The exit status is 0 if every image was segmented, 1 if some were skipped, 2 if nothing could be done, and 130
@@ -82,6 +83,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the objects that a data set has boxes or masks of, in any form that is read",
     )
+    parser.add_argument(
+        "--track",
+        action="store_true",
+        help="with --prompts: each folder of images and each video file is a film, whose objects are followed through it",
+    )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
     outputs.add_argument("--yolo", type=Path, metavar="FOLDER", help="YOLO segmentation text, with copies of the images")
@@ -90,7 +96,12 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--cvat", type=Path, metavar="FOLDER", help="CVAT's XML, with copies of the images")
     outputs.add_argument("--label-studio", type=Path, metavar="FOLDER", help="Label Studio's tasks, with copies of the images")
     outputs.add_argument("--index-png", type=Path, metavar="FOLDER", help="a palette PNG per image, with copies of the images")
-    parser.add_argument("--upright", type=Path, metavar="FOLDER", help="with --coco, --png: upright copies of the images")
+    parser.add_argument(
+        "--upright",
+        type=Path,
+        metavar="FOLDER",
+        help="with --coco, --png: upright copies of the images, and the frames of video files",
+    )
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
     parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
@@ -119,7 +130,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     models.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run under Ray: on this machine, or on a cluster")
     models.add_argument("--actors", type=int, default=0, metavar="N", help="with --ray: how many copies of the model")
-    for title, options in (("with --everything", sam.AutoMaskOptions), ("with --words", sam.GroundingOptions)):
+    choices = {"direction": sam.DIRECTIONS, "method": sam.TRACK_METHODS}
+    for title, options in (
+        ("with --everything", sam.AutoMaskOptions),
+        ("with --words", sam.GroundingOptions),
+        ("with --track", sam.TrackOptions),
+    ):
         group = parser.add_argument_group(title)
         for field in fields(options):
             name, kind = f"--{field.name.replace('_', '-')}", type(field.default)
@@ -127,7 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
                 group.add_argument(name, type=_is_yes, nargs="?", const=True, default=field.default, metavar="yes|no")
                 group.add_argument(f"--no{name[1:]}", dest=field.name, action="store_false")
             elif field.name != "concept":
-                group.add_argument(name, type=kind, default=field.default)
+                group.add_argument(name, type=kind, default=field.default, choices=choices.get(field.name))
     return parser
 
 
@@ -145,6 +161,8 @@ def run(chosen: argparse.Namespace) -> int:
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     worst = output.with_name(f"{output.name}.worst.jpg")
     written = [path for path in (output, chosen.upright, chosen.review, worst) if path is not None]
+    if chosen.track:
+        return run_films(chosen, output, written)
     root, images, unread = folders.find_images(chosen.images, *written)
     task, left_out = make_task(chosen, folders), {}
     if chosen.teach:
@@ -157,17 +175,57 @@ def run(chosen: argparse.Namespace) -> int:
     runner = folders.run_here if chosen.ray is None else part("sam.tasks.distributed").RayRunner(chosen.ray, chosen.actors)
     with Bar(len(images)) as bar:
         summary = folders.segment_folder(task, images, output, runner, bar.advance, chosen.restart, chosen.upright)
-    errors = summary.errors | dict.fromkeys(unread, "images of this kind cannot be read: convert it to PNG or JPEG")
-    errors |= left_out
-    for name, error in errors.items():
-        say(f"{name}: skipped. {error}")
-    if chosen.upright is None and (chosen.coco or chosen.png) and (found := folders.turned(images)):
-        names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
-        say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
+    errors = summary.errors | unread_errors(unread) | left_out
+    say_skipped(errors)
+    if chosen.upright is None and (chosen.coco or chosen.png):
+        say_turned(folders.turned(images))
     if chosen.score or chosen.review:
         show(chosen, output, root, worst)
     say(f"Segmented now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, images in {root}")
     return 1 if errors else 0
+
+
+def run_films(chosen: argparse.Namespace, output: Path, written: Sequence[Path]) -> int:
+    """Track the objects of films, and say how it went."""
+    sam, films, folders = part("sam"), part("sam.tasks.films"), part("sam.tasks.folders")
+    if not chosen.prompts or chosen.teach or chosen.ray is not None:
+        raise sam.SAMError(
+            "--track follows the objects of --prompts, on this machine: leave out --teach, --ray and other modes."
+        )
+    root, found, unread = films.find_films(chosen.images, *written)
+    task = make_task(chosen, folders)
+    found, unknown = films.read_film_prompts(chosen.prompts, found)
+    shown = chosen.score or chosen.review
+    if shown and chosen.coco and not chosen.upright and (videos := [one.file_name for one in found if not one.frames]):
+        raise sam.SAMError(f"--score and --review need the frames of {videos[0]} as files: add --upright FOLDER.")
+    with Bar(len(found), "film") as bar:
+        summary = folders.segment_folder(task, found, output, films.track_here, bar.advance, chosen.restart, chosen.upright)
+    errors = summary.errors | unread_errors(unread) | dict.fromkeys(unknown, "it is in the prompts, but not among the films")
+    say_skipped(errors)
+    if chosen.upright is None and chosen.coco:
+        say_turned(folders.turned(file for film in found for file in film.files))
+    if shown:
+        show(chosen, output, chosen.upright or root, output.with_name(f"{output.name}.worst.jpg"))
+    say(f"Tracked now: {summary.done}; before: {summary.before}; skipped: {len(errors)}. {output}, films in {root}")
+    return 1 if errors else 0
+
+
+def unread_errors(names: Sequence[str]) -> dict[str, str]:
+    """Why images of other kinds are skipped."""
+    return dict.fromkeys(names, "images of this kind cannot be read: convert it to PNG or JPEG")
+
+
+def say_skipped(errors: dict[str, str]) -> None:
+    """What was skipped, and why."""
+    for name, error in errors.items():
+        say(f"{name}: skipped. {error}")
+
+
+def say_turned(found: Sequence[str]) -> None:
+    """Which images some readers show otherwise than their masks lie."""
+    if found:
+        names = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
+        say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
 
 
 def show(chosen: argparse.Namespace, output: Path, root: Path, worst: Path) -> None:
@@ -237,10 +295,11 @@ def form_of(chosen: argparse.Namespace) -> str:
 def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
     """The options as a task, with the models' files found, or fetched where they are known."""
     sam = part("sam")
-    kinds = {"everything": sam.AutoMaskOptions, "found": sam.GroundingOptions}
+    kinds = {"everything": sam.AutoMaskOptions, "found": sam.GroundingOptions, "track": sam.TrackOptions}
     options = {
         name: kind(**{f.name: getattr(chosen, f.name) for f in fields(kind) if f.name != "concept"})
         for name, kind in kinds.items()
+        if name != "track" or chosen.track
     }
     path, grounding = Path(chosen.model), None
     if chosen.words is not None:
@@ -265,10 +324,10 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
 class Bar:
     """A progress bar on a terminal, and nothing elsewhere."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, unit: str = "image") -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, unit="image", disable=None)
+        self._bar = tqdm(total=total, unit=unit, disable=None)
 
     def advance(self, result: Any) -> None:
         """One image more."""

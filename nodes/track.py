@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..sam import (
     DIRECTIONS,
+    MOST_STEADIED,
     TRACK_METHODS,
     DeviceMode,
     Direction,
@@ -68,6 +69,14 @@ _FRAME_OFFSET = (
 _META_BATCH = (
     "VideoHelperSuite's Meta Batch Manager that splits the film. frame_offset then follows each part, prompts are those of the "
     "whole film, and each part goes on where the one before has ended. The direction must be forward."
+)
+_FILL_FLICKER = (
+    "Fill an object's gaps of up to so many frames, where it is missing between two frames with it, by the mask of the nearer "
+    "frame, moved to where the object is in between. 0 fills none."
+)
+_REMOVE_BLINKS = (
+    "Then remove an object where it appears for up to so many frames between two frames without it. Marked frames stay as they "
+    "are. 0 removes none."
 )
 
 
@@ -159,6 +168,8 @@ class TrackObjects(ShowsResult):
                 "show_result": SHOW_RESULT_INPUT,
                 "frame_offset": with_tooltip(FRAME_OFFSET_INPUT, _FRAME_OFFSET),
                 "meta_batch": with_tooltip(META_BATCH_INPUT, _META_BATCH),
+                "fill_flicker": ("INT", {"default": 0, "min": 0, "max": MOST_STEADIED, "tooltip": _FILL_FLICKER}),
+                "remove_blinks": ("INT", {"default": 0, "min": 0, "max": MOST_STEADIED, "tooltip": _REMOVE_BLINKS}),
             },
             "hidden": {"prompt": "PROMPT"},
         }
@@ -181,6 +192,8 @@ class TrackObjects(ShowsResult):
         box_form: BoxForm = "auto",
         frame_offset: int = -1,
         meta_batch: Any = None,
+        fill_flicker: int = 0,
+        remove_blinks: int = 0,
         prompt: Mapping[str, Any] | None = None,
     ) -> Result:
         frames, *size = as_image(image).shape[:3]
@@ -202,7 +215,7 @@ class TrackObjects(ShowsResult):
                 prompts = _joined(track.prompts, prompts)
         names = list(dict.fromkeys((*(() if known is None else known.names), *prompts)))
         results = _Results(names, frames, tuple(size), individual_masks, first)
-        options = TrackOptions(direction, non_overlapping, method)
+        options = TrackOptions(direction, non_overlapping, method, fill_flicker, remove_blinks)
         now = follow(sam_model, image, prompts, results.take, options, known, device_mode, None if offset < 0 else offset)
         if meta_batch is not None:
             self._last = now

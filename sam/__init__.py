@@ -52,6 +52,7 @@ from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import prompt_each, segment_each
 from .tasks.track import (
     DIRECTIONS,
+    MOST_STEADIED,
     TRACK_METHODS,
     Direction,
     FilmPrompt,
@@ -74,6 +75,7 @@ __all__ = [
     "GROUNDING_MODELS",
     "MATTE_MODELS",
     "METHODS",
+    "MOST_STEADIED",
     "MULTIMASK",
     "PRECISIONS",
     "PRESETS",

@@ -57,7 +57,7 @@ CONTRACT = {
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "track", "mask_frame", "direction"]
         + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"]
-        + ["frame_offset", "meta_batch"],
+        + ["frame_offset", "meta_batch", "fill_flicker", "remove_blinks"],
         ["masks", "bboxes", "scores", "track"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),

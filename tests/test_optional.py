@@ -50,6 +50,13 @@ assert "pip install" in said and "transformers" in said, said""",
     "cv2": "",
     "pycocotools": "",
     "h5py": "",
+    "av": """from pathlib import Path
+from samkit.sam.datasets.films import VideoFrames
+from samkit.sam.tasks.films import Film, track_here
+said = refusal(lambda: VideoFrames(Path("clip.mp4")))
+assert "PyAV is needed to read video files: pip install av" in said, said
+said = refusal(lambda: next(track_here(None, [Film(Path("frames"), "frames", ("0.png",)), Film(Path("clip.mp4"), "clip.mp4")])))
+assert "PyAV is needed" in said, said""",
     "ray": "",
 }
 

@@ -37,7 +37,9 @@ class Coco:
     """A COCO file.
 
     `file_name` of an image is relative to the folder of images, which a reader is given beside the file. Numbers of images,
-    annotations and categories begin at 1. `score` is added to an annotation where it is known.
+    annotations and categories begin at 1. `score` is added to an annotation where it is known. Frames of films are listed as
+    TAO lists them: `videos` and `tracks`, an image with `video_id` and `frame_index`, an annotation with `track_id`,
+    which is that of one object of one film (https://github.com/TAO-Dataset/tao).
 
     Args:
         path: the JSON file.
@@ -118,12 +120,24 @@ def _extended(document: dict[str, Any], records: Sequence[Record]) -> dict[str, 
             numbers[label] = 1 + max(numbers.values(), default=0)
             categories.append({"id": numbers[label], "name": label, "supercategory": ""})
     image_id, annotation_id = (1 + max((one["id"] for one in listed), default=0) for listed in (images, annotations))
+    videos: dict[str, dict[str, Any]] = {}
+    tracks: dict[tuple[str, int], dict[str, Any]] = {}
     for record in records:
-        images.append({"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}})
+        of_film = {}
+        if film := record.get("film"):
+            size = {key: record[key] for key in ("width", "height")}
+            video = videos.setdefault(film, {"id": len(videos) + 1, "name": film, **size})
+            of_film = {"video_id": video["id"], "frame_index": record["frame_index"]}
+        images.append({"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}, **of_film})
         for one in record["objects"]:
-            kept = {key: value for key, value in one.items() if key != "label"}
+            kept = {key: value for key, value in one.items() if key not in ("label", "track")}
             numbered = {"id": annotation_id, "image_id": image_id, "category_id": numbers[one["label"]], "iscrowd": 0}
+            if film:
+                place = {"category_id": numbered["category_id"], "video_id": of_film["video_id"]}
+                track = tracks.setdefault((film, one["track"]), {"id": len(tracks) + 1, **place})
+                numbered["track_id"] = track["id"]
             annotations.append({**numbered, **kept})
             annotation_id += 1
         image_id += 1
-    return {**document, "images": images, "annotations": annotations, "categories": categories}
+    of_films = {"videos": list(videos.values()), "tracks": list(tracks.values())} if videos else {}
+    return {**document, "images": images, "annotations": annotations, "categories": categories, **of_films}

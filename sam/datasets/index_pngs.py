@@ -17,7 +17,8 @@ _MOST = 255
 class IndexPngs:
     """Folders `images`, with copies of the images, and `masks`, with a PNG for each of them.
 
-    The form has no labels and no scores, and a pixel has one value: where objects overlap, it is that of the smallest one.
+    The form has no labels and no scores, and a pixel has one value: where objects overlap, it is that of the smallest one. In
+    a film an object has the same value on all frames.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,18 +29,19 @@ class IndexPngs:
         """What is recorded of an image, and the files that belong to it, by their paths below the data set.
 
         Raises:
-            SAMError: it has more than 255 objects.
+            SAMError: it has more than 255 objects, or is of a film that has.
         """
         seen = visible(image)
-        if len(seen) > _MOST:
-            raise SAMError(f"{image.file_name} has {counted(len(seen), 'object')}, but an index PNG has values for {_MOST}.")
+        numbers = [one.track or place for place, one in enumerate(seen, 1)]
+        if (most := max(numbers, default=0)) > _MOST:
+            raise SAMError(f"{image.file_name} has {counted(most, 'object')}, but an index PNG has values for {_MOST}.")
         values = np.zeros(image.size, np.uint8)
-        for number, one in sorted(enumerate(seen, 1), key=lambda pair: -int(pair[1].mask.sum())):
+        for number, one in sorted(zip(numbers, seen, strict=True), key=lambda pair: -int(pair[1].mask.sum())):
             values[one.mask] = number
         file, png = io.BytesIO(), Image.fromarray(values, "P")
         png.putpalette(palette())
         png.save(file, format="PNG")
-        record = record_of(image, list(range(1, len(seen) + 1)))
+        record = record_of(image, numbers)
         return record, {_path(record): file.getvalue()}
 
     def files_of(self, record: Record) -> set[str]:

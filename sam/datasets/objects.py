@@ -19,12 +19,14 @@ class LabeledMask:
     Attributes:
         mask: bool `[H, W]`; an object with an empty mask is not recorded.
         label: its category; empty: `DEFAULT_LABEL`.
-        score: SAM's predicted IoU or a detector's score; None: not known.
+        score: SAM's predicted IoU, a detector's score, or of a film the probability that it is visible; None: not known.
+        track: its number among the objects of a film, from 1, the same on all frames; None: not of a film.
     """
 
     mask: np.ndarray
     label: str = DEFAULT_LABEL
     score: float | None = None
+    track: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,13 @@ class Category(NamedTuple):
 
 Record = dict[str, Any]
 """A `LabeledImage` as JSON: `file_name`, `width`, `height`, and `objects`, each with `label`, `score` where it is known, `area`
-in pixels, `bbox` [x, y, width, height] and `segmentation`, whose form is the format's."""
+in pixels, `bbox` [x, y, width, height] and `segmentation`, whose form is the format's. A frame has its `film` and its
+`frame_index` there as well, and its objects have a `track`. A film's record has a `file_name` and `frames`, a record each."""
+
+
+def images_in(record: Record) -> list[Record]:
+    """The records of the images: of a film its frames, else the record itself."""
+    return record.get("frames", [record])
 
 
 def record_of(image: LabeledImage, segmentations: Sequence[Any]) -> Record:
@@ -70,8 +78,9 @@ def _object(one: LabeledMask, segmentation: Any) -> Record:
     x, y, width, height = (tight_box(one.mask) or {}).values()
     label = " ".join(one.label.split()) or DEFAULT_LABEL  # a line of text is a class in YOLO's files
     score = {} if one.score is None else {"score": float(one.score)}
+    track = {} if one.track is None else {"track": one.track}
     area = int(np.count_nonzero(one.mask))
-    return {"label": label, **score, "area": area, "bbox": [x, y, width, height], "segmentation": segmentation}
+    return {"label": label, **score, **track, "area": area, "bbox": [x, y, width, height], "segmentation": segmentation}
 
 
 def labels_in(records: Sequence[Record], known: Sequence[str] = ()) -> list[str]:

@@ -17,6 +17,7 @@ from ...utils.comfy import Progress
 from ...utils.comfy_folders import user_folder
 from ...utils.images import Frames, resize_pil
 from ...utils.text import counted
+from ..datasets.films import FilmFrames
 from ..errors import SAMError
 from ..geometry import Size
 from ..models.base import Segmenter, checked_model, optional_member
@@ -299,7 +300,7 @@ def _separate(names: list[str], made: dict[str, Tensor], done: Download) -> Iter
 
 def as_frames(images: Tensor | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     """Images, in any form that `encode` takes, as uint8 arrays `[H, W, 3]`."""
-    if isinstance(images, Frames):
+    if isinstance(images, (Frames, FilmFrames)):
         return images
     return [_as_frame(image) for image in images] if isinstance(images, (list, tuple, np.ndarray)) else Frames(images)
 
@@ -314,7 +315,7 @@ def _as_frame(image: np.ndarray) -> np.ndarray:
 
 
 def _common_size(frames: Sequence[np.ndarray]) -> Size:
-    if isinstance(frames, Frames):
+    if isinstance(frames, (Frames, FilmFrames)):
         return frames.size
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:

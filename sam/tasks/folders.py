@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -22,8 +22,9 @@ from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
 from ..datasets.images import IMAGE_SUFFIXES, is_turned, read_image, upright
 from ..datasets.journal import Journal, recorded
-from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record
+from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, images_in
 from ..datasets.read import open_data_set
+from ..datasets.reading import loaded_json
 from ..errors import SAMError
 from ..geometry import Geometry
 from ..models.base import Precision
@@ -35,6 +36,7 @@ from ..prompts import Prompt, PromptInputs, objects_per_frame
 from .embed import encode
 from .everything import AutoMaskOptions, segment_everything
 from .predict import PredictOptions, decode
+from .track import TrackOptions
 from .words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 
 log = logging.getLogger("samkit")
@@ -45,10 +47,13 @@ UNREAD = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".exr", ".hdr", ".tga", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw"}
 )
 # What PIL raises for files that are damaged, not images, or far too large; our own errors are ValueErrors.
-_BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# A RuntimeError is what torch raises for a device's memory, too: the next image may be smaller.
+FAILURES = (*BAD_IMAGE, RuntimeError, MemoryError)
+_FILM_FORMATS = ("COCO RLE", "COCO polygons", "index PNG")
 _CHUNK = 1 << 20
 _MOST_FAILURES = 3  # of the model, before any success: the next image would fail alike
-_PROMPT_KEYS = {"label", "positive_coords", "negative_coords", "bbox"}
+PROMPT_KEYS = frozenset({"label", "positive_coords", "negative_coords", "bbox"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class FolderTask:
         categories: that the data set begins with, in COCO and YOLO.
         everything, found: options of the modes `everything` and `words`.
         base_model: with an adapter, the name of the model that it was trained on; empty is the one that it names.
+        track: how the objects of films are followed; None: images are segmented, each on its own.
     """
 
     mode: Mode
@@ -83,12 +89,19 @@ class FolderTask:
     everything: AutoMaskOptions = field(default_factory=AutoMaskOptions)
     found: GroundingOptions = field(default_factory=GroundingOptions)
     base_model: str = ""
+    track: TrackOptions | None = None
 
     def __post_init__(self) -> None:
         if self.mode == "words":
             normalise_text(self.text)
             if self.grounding is None:
                 raise SAMError("The mode words needs a Grounding DINO model.")
+        if self.track is not None and (self.mode != "prompts" or self.concept is not None):
+            raise SAMError("Only objects that are prompted are tracked: leave out the concept, and choose the mode prompts.")
+        if self.track is not None and self.format not in _FILM_FORMATS:
+            raise SAMError(
+                f"{self.format} does not say which masks of a film are one object: write --coco or --index-png, which do."
+            )
 
     def settings(self) -> dict[str, Any]:
         """All that a record depends on, besides its image and prompts, as JSON. Models are known by their content."""
@@ -103,7 +116,8 @@ class FolderTask:
         model = _content(self.checkpoint.name, SAM_MODELS.at(self.checkpoint, self.base_model).files)
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
         categories = {"categories": [list(one) for one in self.categories]} if self.categories else {}
-        return {**common, **grounding, **concept, **categories, **options}
+        track = {"track": asdict(self.track)} if self.track is not None else {}
+        return {**common, **grounding, **concept, **categories, **track, **options}
 
 
 def _content(name: str, files: Iterable[Path]) -> str:
@@ -116,6 +130,29 @@ def _content(name: str, files: Iterable[Path]) -> str:
     return f"{name}, sha256 {digest.hexdigest()[:16]}"
 
 
+class Source(Protocol):
+    """What is segmented as a whole, and stands in the journal as one: an image file, or a film.
+
+    Attributes:
+        file_name: its name in the data set.
+        stem: what the names of its masks' files begin with.
+    """
+
+    @property
+    def file_name(self) -> str: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    def stamp(self) -> list[Any]:
+        """Changes when the files or the prompts do."""
+        ...
+
+    def images(self, is_upright: bool) -> Iterator[tuple[str, bytes]]:
+        """The image files for a copy of the data set, by their names in it; upright: see `datasets.images.upright`."""
+        ...
+
+
 class ImageFile(NamedTuple):
     """An image to segment: its path, its name in the data set, and its objects for the mode `prompts` (see `read_prompts`)."""
 
@@ -126,8 +163,21 @@ class ImageFile(NamedTuple):
     def stamp(self) -> list[Any]:
         """Changes when the file or its prompts do."""
         stat = self.path.stat()
-        prompts = hashlib.sha256(json.dumps(self.prompts, sort_keys=True).encode()).hexdigest()[:16]
-        return [stat.st_size, stat.st_mtime_ns, prompts]
+        return [stat.st_size, stat.st_mtime_ns, prompts_hash(self.prompts)]
+
+    @property
+    def stem(self) -> str:
+        """See `Source`."""
+        return str(PurePosixPath(self.file_name).with_suffix(""))
+
+    def images(self, is_upright: bool) -> Iterator[tuple[str, bytes]]:
+        """See `Source`."""
+        yield self.file_name, upright(self.path) if is_upright else self.path.read_bytes()
+
+
+def prompts_hash(prompts: Sequence[Mapping[str, Any]]) -> str:
+    """Changes when prompts of a file do."""
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ImageResult(NamedTuple):
@@ -138,6 +188,11 @@ class ImageResult(NamedTuple):
     files: dict[str, bytes]
     error: str = ""
     is_models: bool = False
+
+
+def failed(source: Source, error: BaseException, is_models: bool) -> ImageResult:
+    """The result of a source that cannot be segmented."""
+    return ImageResult(source.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0], is_models)
 
 
 class Summary(NamedTuple):
@@ -152,7 +207,7 @@ def turned(images: Iterable[ImageFile]) -> list[str]:
     """The names of the images that only readers of EXIF data see as their masks lie; damaged files are not among them."""
     found = []
     for image in images:
-        with contextlib.suppress(*_BAD_IMAGE):
+        with contextlib.suppress(*BAD_IMAGE):
             if is_turned(image.path):
                 found.append(image.file_name)
     return found
@@ -172,14 +227,13 @@ class Worker:
         try:
             pixels = read_image(image.path)
             geometry = self.model.geometry(pixels.shape[:2])
-            prompts = [_prompt(one, geometry) for one in image.prompts]
+            prompts = [prompt_of(one, geometry) for one in image.prompts]
             read = True
             objects = self._segment(pixels, prompts, [str(one.get("label") or self.task.label) for one in image.prompts])
             labeled = LabeledImage(image.file_name, pixels.shape[:2], objects)
             return ImageResult(image.file_name, *self._format.entry(labeled))
-        # A RuntimeError is what torch raises for a device's memory, too: the next image may be smaller.
-        except (*_BAD_IMAGE, RuntimeError, MemoryError) as error:
-            return ImageResult(image.file_name, None, {}, f"{type(error).__name__}: {error}".partition("\n")[0], read)
+        except FAILURES as error:
+            return failed(image, error, read)
 
     def _segment(self, pixels: np.ndarray, prompts: list[Prompt], labels: list[str]) -> list[LabeledMask]:
         task = self.task
@@ -208,7 +262,7 @@ class Worker:
         return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
 
 
-def _prompt(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
+def prompt_of(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
     """One object of the prompts file; everything that it has is one object, whatever it names."""
     names = ("positive_coords", "negative_coords")
     points = [Marks(points_per_frame(json.dumps(one.get(name, [])), 1, name)[0].rows) for name in names]
@@ -234,22 +288,35 @@ def find_images(paths: Iterable[Path], *leave_out: Path) -> tuple[Path, list[Ima
     Raises:
         SAMError: a path is not there, or there is no image.
     """
+    paths, files = find_files(paths, leave_out)
+    readable = readable_suffixes()
+    images = [file for file in files if file.suffix.lower() in readable]
+    others = [file for file in files if file.suffix.lower() in (IMAGE_SUFFIXES | UNREAD) - readable]
+    if not images:
+        raise SAMError(f"There is no image ({', '.join(sorted(readable))}) in {', '.join(map(str, paths))}.")
+    root = common_folder([path if path.is_dir() else path.parent for path in paths])
+    found = sorted((ImageFile(file, file.relative_to(root).as_posix()) for file in images), key=lambda one: one.file_name)
+    return root, found, sorted(file.relative_to(root).as_posix() for file in others)
+
+
+def find_files(paths: Iterable[Path], leave_out: Iterable[Path]) -> tuple[list[Path], set[Path]]:
+    """Paths without links in them, and all files that they are or have below them, but for those in `leave_out`.
+
+    Raises:
+        SAMError: a path is not there.
+    """
     paths = [path.resolve() for path in paths]
     for path in paths:
         if not path.exists():
             raise SAMError(f"There is no file or folder {path}.")
     files = {file for path in paths for file in (_files_in(path) if path.is_dir() else [path])}
     others = [path.resolve() for path in leave_out]
-    files = {file for file in files if not any(file.resolve().is_relative_to(path) for path in others)}
-    readable = IMAGE_SUFFIXES & Image.registered_extensions().keys()
-    images = [file for file in files if file.suffix.lower() in readable]
-    others = [file for file in files if file.suffix.lower() in (IMAGE_SUFFIXES | UNREAD) - readable]
-    if not images:
-        raise SAMError(f"There is no image ({', '.join(sorted(readable))}) in {', '.join(map(str, paths))}.")
-    folders = [path if path.is_dir() else path.parent for path in paths]
-    root = folders[0] if len(folders) == 1 else Path(*_common(folders))
-    found = sorted((ImageFile(file, file.relative_to(root).as_posix()) for file in images), key=lambda one: one.file_name)
-    return root, found, sorted(file.relative_to(root).as_posix() for file in others)
+    return paths, {file for file in files if not any(file.resolve().is_relative_to(path) for path in others)}
+
+
+def readable_suffixes() -> set[str]:
+    """The endings of the image files that can be read here, in lower case."""
+    return IMAGE_SUFFIXES & Image.registered_extensions().keys()
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
@@ -264,8 +331,12 @@ def _files_in(folder: Path) -> Iterator[Path]:
         yield from (file for name in names if (file := Path(place, name)).is_file())
 
 
-def _common(folders: Sequence[Path]) -> list[str]:
-    """The parts that paths begin with alike."""
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The innermost folder that all of these are in, or are.
+
+    Raises:
+        SAMError: there is none, as on two drives.
+    """
     alike = []
     for parts in zip(*(folder.parts for folder in folders), strict=False):
         if len(set(parts)) > 1:
@@ -273,7 +344,7 @@ def _common(folders: Sequence[Path]) -> list[str]:
         alike.append(parts[0])
     if not alike:
         raise SAMError(f"The folders {', '.join(map(str, folders))} have no folder in common.")
-    return alike
+    return Path(*alike)
 
 
 def read_prompts(path: Path, images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[str]]:
@@ -287,18 +358,15 @@ def read_prompts(path: Path, images: Sequence[ImageFile]) -> tuple[list[ImageFil
     Raises:
         SAMError: the file is not there, or has another form.
     """
-    try:
-        prompts = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SAMError(f"{path} was not read as JSON: {error}") from error
+    prompts = loaded_json(path)
     if not isinstance(prompts, dict):
         raise SAMError(f'{path} must be a JSON object {{"image.jpg": [objects]}}, but is a {type(prompts).__name__}.')
     if {"images", "annotations", "categories"} <= prompts.keys():
         prompts = _boxes_of_coco(path, prompts)
     for name, objects in prompts.items():
-        is_list = isinstance(objects, list) and all(isinstance(one, dict) and one.keys() <= _PROMPT_KEYS for one in objects)
+        is_list = isinstance(objects, list) and all(isinstance(one, dict) and one.keys() <= PROMPT_KEYS for one in objects)
         if not is_list:
-            raise SAMError(f"{path}: {name!r} must be a list of objects with {', '.join(sorted(_PROMPT_KEYS))}.")
+            raise SAMError(f"{path}: {name!r} must be a list of objects with {', '.join(sorted(PROMPT_KEYS))}.")
     known = {image.file_name for image in images}
     chosen = [image._replace(prompts=tuple(prompts[image.file_name])) for image in images if image.file_name in prompts]
     return chosen, [name for name in prompts if name not in known]
@@ -352,7 +420,8 @@ def read_boxes(path: Path, images: Sequence[ImageFile], root: Path) -> tuple[lis
     return sorted(chosen, key=lambda image: image.file_name), errors
 
 
-Runner: TypeAlias = Callable[[FolderTask, Sequence[ImageFile]], Iterator[ImageResult]]
+Runner: TypeAlias = Callable[[FolderTask, Sequence[Any]], Iterator[ImageResult]]
+"""Makes results of sources, all of one kind: of images, or of films."""
 
 
 def run_here(task: FolderTask, images: Sequence[ImageFile]) -> Iterator[ImageResult]:
@@ -365,7 +434,7 @@ def run_here(task: FolderTask, images: Sequence[ImageFile]) -> Iterator[ImageRes
 
 def segment_folder(
     task: FolderTask,
-    images: Sequence[ImageFile],
+    images: Sequence[Source],
     output: Path,
     run: Runner = run_here,
     report: Callable[[ImageResult], None] = lambda result: None,
@@ -381,7 +450,7 @@ def segment_folder(
 
     Args:
         task: what to do.
-        images: see `find_images`; names must differ.
+        images: see `find_images`, or films, see `find_films`; names must differ.
         output: a file for COCO, a folder for the other formats.
         run: how to get results, in any order.
         report: called with each result.
@@ -403,13 +472,13 @@ def segment_folder(
         journal = stack.enter_context(Journal(journal_path, task.settings()))
         is_folder = not task.format.startswith("COCO")
         remove_parts(output, "**/.*") if is_folder else remove_parts(output.parent, f".{glob.escape(output.name)}")
-        errors = _unfit_names(images, is_folder)
+        errors = _unfit_names(images, is_folder or task.track is not None)
         stamps = {image.file_name: image.stamp() for image in images if image.file_name not in errors}
         to_do = [
             image for image in images if image.file_name in stamps and not journal.has(image.file_name, stamps[image.file_name])
         ]
         is_continued = bool(journal.records)
-        paths = {image.file_name: image.path for image in to_do}
+        sources = {image.file_name: image for image in to_do}
         failures, successes = 0, 0
         for result in run(task, to_do):
             if result.record is None:
@@ -422,28 +491,36 @@ def segment_folder(
                 for name, content in result.files.items():
                     write_whole(target.path / name, content)
                 if target.image_folder is not None:
-                    write_whole(target.image_folder / result.file_name, paths[result.file_name].read_bytes())
+                    for name, content in sources[result.file_name].images(is_upright=False):
+                        write_whole(target.image_folder / name, content)
                 journal.add(result.file_name, stamps[result.file_name], result.record)
             report(result)
         finished = [name for name in stamps if name not in errors]
         for image in images if copies is not None else ():
-            is_there = image.file_name not in paths and (copies / image.file_name).is_file()
-            if image.file_name in stamps and image.file_name not in errors and not is_there:
-                write_whole(copies / image.file_name, upright(image.path))
+            if image.file_name not in stamps or image.file_name in errors:
+                continue
+            names = [one["file_name"] for one in images_in(journal.records[image.file_name])]
+            if image.file_name in sources or not all((copies / name).is_file() for name in names):
+                for name, content in image.images(is_upright=True):
+                    write_whole(copies / name, content)
         records = [journal.records[name] for name in finished]
-        target.write(records, is_continued, task.categories)
-        wanted = set().union(*map(target.files_of, records))
+        target.write([one for record in records for one in images_in(record)], is_continued, task.categories)
+
+        def files_of(some: Iterable[Record]) -> set[str]:
+            return set().union(*(target.files_of(one) for record in some for one in images_in(record)))
+
+        wanted = files_of(records)
         for name in journal.records.keys() - set(finished):
-            if target.files_of(journal.records[name]) - wanted:
+            if files_of([journal.records[name]]) - wanted:
                 journal.forget(name)
-        left = set().union(*map(target.files_of, [*before, *journal.records.values()])) - wanted
+        left = files_of([*before, *journal.records.values()]) - wanted
         for name in left:
             with writing(target.path / name):
                 (target.path / name).unlink(missing_ok=True)
     return Summary(successes, len(finished) - successes, errors)
 
 
-def _unfit_names(images: Sequence[ImageFile], in_one_folder: bool) -> dict[str, str]:
+def _unfit_names(images: Sequence[Source], in_one_folder: bool) -> dict[str, str]:
     """Errors for names that are not text, and, in one folder, for those that differ in the ending only."""
     first: dict[str, str] = {}
     errors = {}
@@ -453,7 +530,7 @@ def _unfit_names(images: Sequence[ImageFile], in_one_folder: bool) -> dict[str, 
         except UnicodeEncodeError:  # from an old archive, or another system's disk
             errors[image.file_name] = "its name is not valid UTF-8: rename it"
             continue
-        owner = first.setdefault(str(PurePosixPath(image.file_name).with_suffix("")), image.file_name)
+        owner = first.setdefault(image.stem, image.file_name)
         if in_one_folder and owner != image.file_name:
             errors[image.file_name] = f"its name differs from that of {owner} only in the extension: rename one of them"
     return errors

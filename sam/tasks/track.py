@@ -10,7 +10,7 @@ images and prompts up to its frame and on nothing else, neither on other objects
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
@@ -38,11 +38,14 @@ from ..store.memory import one_run, passing
 from .embed import Encoded, EncoderRun
 from .follow import CERTAIN, Candidate, Followed, FollowFrame, Looks, kept
 from .predict import PROMPT_BYTES
+from .steady import steady
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 TrackMethod: TypeAlias = Literal["auto", "memory", "follow"]
 TRACK_METHODS: tuple[str, ...] = get_args(TrackMethod)
+MOST_STEADIED = 8
+"""Frames of the longest gap that is filled, or appearance that is removed."""
 
 _FLOAT = 4  # bytes
 _MEMORY_BYTES = 64 << 20  # of all memories of a film that a track keeps
@@ -94,13 +97,21 @@ class TrackOptions:
         non_overlapping: a pixel that several masks have is left to the one with the highest logit.
         method: `memory`, which only SAM 2 has; `follow`, by the last mask and how the object looks, which any model can do; or
             `auto`: memory where the model has one, else follow.
+        fill_flicker: fill gaps of an object of up to so many frames between two frames with it, see `steady`; 0: none.
+        remove_blinks: then remove appearances of up to so many frames between two frames without it; 0: none. Both change what
+            is handed on and not the track, and frames on which the object was prompted stay as they are.
     """
 
     direction: Direction = "forward"
     non_overlapping: bool = False
     method: TrackMethod = "auto"
+    fill_flicker: int = 0
+    remove_blinks: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("fill_flicker", "remove_blinks"):
+            if not 0 <= getattr(self, name) <= MOST_STEADIED:
+                raise SAMError(f"{name} is {getattr(self, name)}: choose 0 to {MOST_STEADIED} frames.")
         for name, choices in (("direction", DIRECTIONS), ("method", TRACK_METHODS)):
             one_of(getattr(self, name), choices, name)
 
@@ -195,7 +206,8 @@ class TrackedFrame(NamedTuple):
         index: of the frame, in the film.
         masks: bool `[N, H, W]`, empty where an object is absent or was not followed to this frame.
         object_scores: float32 `[N]`, logits that each object is in the image; `NO_OBJECT` where it was not followed to.
-        logits: low-resolution mask logits `[4h, 4w]` by name, of the objects that were computed now.
+        logits: low-resolution mask logits `[4h, 4w]` by name, of the objects that were computed now; none where masks are
+            changed by `fill_flicker` or `remove_blinks`.
     """
 
     index: int
@@ -228,7 +240,8 @@ def track(
         model: see `load_model`, or `as_segmenter` for another pack's.
         images: the frames, see `encode`.
         prompts: by object and frame. Beside a `known` track, those that are new; they replace the object's own on that frame.
-        take: gets each frame once. Frames on which nothing is to be computed come first, the others in the order of the work.
+        take: gets each frame once. Frames on which nothing is to be computed come first, the others in the order of the work;
+            with `fill_flicker` or `remove_blinks`, all come in order after the last one was computed.
         options: see `TrackOptions`; None: its defaults.
         known: what an earlier call made of the same film, or of the parts before; what does not change is not computed again.
         device_mode: see `placed`.
@@ -280,7 +293,10 @@ def track(
                 f"Object {work.name!r} would have to be followed from frame {needed} again, but the images begin with frame "
                 f"{first}. Track the parts of the film in order, all with the same options."
             )
-    _Film(method, run, first, works, take, options).run()
+    held = _Held(run.size) if options.fill_flicker or options.remove_blinks else None
+    _Film(method, run, first, works, take if held is None else held.put, options).run()
+    if held is not None:
+        held.hand_on(take, [{frame - first for frame in work.prompts} for work in works], options)
     objects = {work.name: work.track for work in works}
     return Track(identity, keys, run.size, options.non_overlapping, objects, first_known)
 
@@ -336,6 +352,28 @@ def _check(
                     f"{place} lies before these images, which are the frames {first} to {end - 1} of the film, and no track of "
                     "the frames before has it. Connect the track of the part before, or run the film again from its start."
                 )
+
+
+class _Held:
+    """The frames of a film whose masks are made steady before they are handed on: a bit per pixel until then."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.frames: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+    def put(self, found: TrackedFrame) -> None:
+        """Take a frame."""
+        bits = np.packbits(found.masks.flatten(1).cpu().numpy(), axis=1)
+        self.frames[found.index] = bits, found.object_scores
+
+    def hand_on(self, take: Callable[[TrackedFrame], None], prompted: Sequence[Collection[int]], options: TrackOptions) -> None:
+        """All frames in order; those that an object was prompted on, counted from the first of them, keep its mask."""
+        film = [self.frames[index][0] for index in sorted(self.frames)]
+        steady(film, self.size, prompted, options.fill_flicker, options.remove_blinks, options.non_overlapping)
+        height, width = self.size
+        for index, bits in zip(sorted(self.frames), film, strict=True):
+            masks = np.unpackbits(bits, axis=1, count=height * width).reshape(len(bits), height, width).astype(bool)
+            take(TrackedFrame(index, torch.from_numpy(masks).to(result_device()), self.frames[index][1], {}))
 
 
 class _Thinned:
