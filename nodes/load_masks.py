@@ -139,14 +139,14 @@ class LoadMasks:
 
 
 def opened_data_set(path: str, image_folder: str = "") -> DataSet:
-    """The data set of the node's inputs. It reads no image outside of ComfyUI's folder, or that of `image_folder`.
+    """The data set of the node's inputs. It reads no file outside of ComfyUI's input and output folders.
 
     Raises:
         SAMError: there is no such file or folder, or it is not a data set.
     """
     images = found_path(image_folder, "image_folder") if image_folder.strip() else None
-    within = annotated_path(f". [{'output' if path.strip().endswith('[output]') else 'input'}]", _FOLDERS, or_folder=True)
-    return open_data_set(found_path(path, "path"), images, images or within)
+    within = [folder for kind in _FOLDERS if (folder := annotated_path(f". [{kind}]", _FOLDERS, or_folder=True))]
+    return open_data_set(found_path(path, "path"), images, within)
 
 
 def found_path(name: str, what: str) -> Path:

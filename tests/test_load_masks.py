@@ -475,7 +475,7 @@ def test_altered_files_are_read_or_refused_in_one_sentence(name, tmp_path):
     for _ in range(600):
         (tmp_path / name).write_text(json.dumps(altered(LEGAL[name], rng)))
         try:
-            data = open_data_set(tmp_path / name, within=tmp_path)
+            data = open_data_set(tmp_path / name, within=[tmp_path])
             for index in range(len(data.names)):
                 labels, (_, labeled) = data.labels(index), data.read(index)
                 for one in labeled.objects:
