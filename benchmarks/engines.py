@@ -5,6 +5,8 @@ are installed when the part runs.
 """
 
 import contextlib
+import copy
+import functools
 import importlib.util
 import os
 import statistics
@@ -16,22 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import MODELS, Report, Table, interleaved, peak_memory, random_sam
-from samkit.sam import load_model
+from harness import MODELS, Report, Table, interleaved, peak_memory, photo, random_sam
+from samkit.sam import as_segmenter, load_model
+from samkit.sam.kernels.linear import cpu_linear
 from samkit.sam.models.efficient_sam.decoder import DecoderShape
 from samkit.sam.models.efficient_sam.encoder import PlainViTShape
 from samkit.sam.models.efficient_sam.model import EfficientSAM
 from samkit.sam.models.features import IMAGE
 from samkit.sam.models.sam import decoder_plan, run_encoder
+from samkit.sam.models.sam2.mask_decoder import FastSAM2Decoder
 from samkit.sam.models.tiny_vit import Stage, TinyViT
+from samkit.sam.tasks.embed import cache
+from samkit.sam.tasks.everything import AutoMaskOptions, segment_everything
 from torch import Tensor, nn
 
 PACKAGES = {"openvino": "2026.4.1", "onnxruntime": "1.32.0", "onnx": "1.23.2"}
-ROUNDS, PROMPTS = 5, (1, 64, 256)
+ROUNDS, PROMPTS = 3, (1, 64, 256)
 CONFIGS = {"SAM ViT-B": "vit_b", "SlimSAM-77": "slimsam_77", "SAM 2.1 tiny": "tiny", "SAM 2.1 base+": "base+"}
 ENCODERS = (*CONFIGS, "MobileSAM", "EfficientSAM-Ti", "EdgeTAM")
 IN_ONNX = ("SAM ViT-B", "MobileSAM")
 _BUSY = "while True: pass"
+_BATCH = 64  # points
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY = """
 from engines import *
@@ -160,25 +167,41 @@ def busy() -> Iterator[None]:
 
 @torch.no_grad()
 def measure(models: list[str], device: torch.device) -> Report:
-    """Encoders idle and beside a busy process, their memory, and the decoder; `models` say nothing here."""
+    """Encoders, decoders and segment everything, idle and beside a busy process, and memory; `models` say nothing here."""
     _install()
     report = Report("engines")
     head = ["encoder, 1024x1024", "ours", "OpenVINO", "ONNX Runtime", "faster than OpenVINO"]
-    exact, lower = (
-        Table("float32", [*head, "largest difference"]),
-        Table("bfloat16", [*head[:3], head[-1], "ours: error", "OpenVINO: error"]),
-    )
-    loaded = Table(
-        "float32, beside a process that keeps one core busy", ["encoder", "ours", "slowed by", "OpenVINO", "slowed by"]
-    )
+    exact = Table("float32", [*head, "largest difference"])
+    lower = Table("bfloat16", [*head[:3], head[-1], "ours: error", "OpenVINO: error"])
+    loaded = Table("float32, beside a process that keeps one core busy", ["", "ours", "slowed by", "the other", "slowed by"])
     memory = Table("Memory above the model, float32", ["encoder", "ours", "OpenVINO"])
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ENCODERS:
-            _encoder(name, Path(folder), (exact, lower, loaded, memory), report)
-        decoder = _decoder(Path(folder), report)
+    head = ["prompts", "ours", "OpenVINO", "ONNX Runtime", "faster than the faster one", "largest difference"]
+    decoders = Table("Mask decoders, float32, three candidates each", head)
+    everything = Table("Segment everything, ViT-B, 16 points per side, float32", ["", "seconds", "masks"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for encoder in ENCODERS:
+            _encoder(encoder, folder, (exact, lower, loaded, memory), report)
+        faster = _decoder("SAM", folder, (decoders, loaded), report)
+        _decoder("SAM 2.1 tiny", folder, (decoders, loaded), report)
+        _everything(folder, faster, (everything, loaded), report)
     exact.note = f"Medians of {ROUNDS} rounds. Differences and errors are relative to the reference's largest value."
-    report.tables += [exact, lower, loaded, memory, decoder]
+    report.tables += [exact, lower, loaded, memory, decoders, everything]
     return report
+
+
+def _add_loaded(
+    table: Table, name: str, candidates: dict[str, Callable[[], Any]], idle: dict[str, list[float]], report: Report
+) -> None:
+    """A row of two candidates beside a busy process; `idle` are their seconds without one."""
+    with busy():
+        beside = interleaved(candidates, torch.device("cpu"), ROUNDS)
+    report.numbers[f"{name}, beside a busy process"] = beside
+    line = [name]
+    for who, times in beside.items():
+        seconds = statistics.median(times)
+        line += [f"{seconds:.2f} s", f"{seconds / statistics.median(idle[who]):.2f}x"]
+    table.rows.append(line)
 
 
 def _install() -> None:
@@ -206,13 +229,7 @@ def _encoder(name: str, folder: Path, tables: tuple[Table, Table, Table, Table],
     exact.rows.append([name, f"{own:.2f} s", f"{others:.2f} s", onnx, f"**{others / own:.2f}x**", f"{errors['ours']:.1e}"])
     line = [name, f"{own_lower:.2f} s", f"{others_lower:.2f} s", f"**{others_lower / own_lower:.2f}x**"]
     lower.rows.append([*line, f"{errors['ours, bf16']:.1e}", f"{errors['OpenVINO, bf16']:.1e}"])
-    with busy():
-        beside = interleaved({who: candidates[who] for who in ("ours", "OpenVINO")}, torch.device("cpu"), ROUNDS)
-    report.numbers[name]["beside a busy process"] = beside
-    line = [name]
-    for who, idle in (("ours", own), ("OpenVINO", others)):
-        line += [f"{statistics.median(beside[who]):.2f} s", f"{statistics.median(beside[who]) / idle:.2f}x"]
-    loaded.rows.append(line)
+    _add_loaded(loaded, name, {who: candidates[who] for who in ("ours", "OpenVINO")}, seconds, report)
     used = [peak_memory(MEMORY.format(name=name, path=which)) for which in (None, path)]
     report.numbers[name]["memory"] = used
     memory.rows.append([name, *(f"{value / 2**20:.0f} MB" for value in used)])
@@ -230,28 +247,120 @@ class _Decoder(nn.Module):
         return scores[:, 1:], logits[:, 1:]
 
 
-def _decoder(folder: Path, report: Report) -> Table:
-    head = ["prompts", "ours", "OpenVINO", "ONNX Runtime", "faster than the faster one", "largest difference"]
-    table = Table("Mask decoder of SAM, float32, three candidates each", head)
-    sam = random_sam(**MODELS["vit_b"])
-    features, module = torch.randn(1, 256, 64, 64), _Decoder(sam)
-    plan = decoder_plan(sam.mask_decoder, sam.prompt_encoder, torch.device("cpu"))
-    shared = plan.share(features[0])
+class _SAM2Decoder(nn.Module):
+    """SAM 2's mask decoder, as sam2 computes it, with three candidates, for export."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.decoder, self.place = model.sam_mask_decoder, model.sam_prompt_encoder.get_dense_pe()
+
+    def forward(self, features: Tensor, fine: Tensor, middle: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        logits, scores, _, _ = self.decoder.plainly(features, (fine, middle), self.place, sparse, dense)
+        return scores[:, 1:], logits[:, 1:]
+
+
+def _decoder(name: str, folder: Path, tables: tuple[Table, Table], report: Report) -> str:
+    """Rows of one family's decoder; which engine is the faster one for 64 prompts."""
+    table, loaded = tables
+    if name == "SAM":
+        model = random_sam(**MODELS["vit_b"])
+        prompts = model.prompt_encoder
+        maps = [torch.randn(1, 256, 64, 64)]
+        module, plan = _Decoder(model), decoder_plan(model.mask_decoder, prompts, torch.device("cpu"))
+        shared = plan.share(maps[0][0])
+
+        def ours(sparse: Tensor) -> Tensor:
+            return plan(shared, sparse, None, slice(1, None)).logits
+    else:
+        from sam2 import pair
+
+        _, model = pair("tiny", torch.device("cpu"))
+        prompts = model.sam_prompt_encoder
+        maps = [torch.randn(256, 64, 64), torch.randn(32, 256, 256), torch.randn(64, 128, 128)]
+        module, plan = _SAM2Decoder(model), FastSAM2Decoder(model.sam_mask_decoder, prompts, cpu_linear(torch.float32))
+        shared = plan.share(maps[0], (maps[1], maps[2]))
+
+        def ours(sparse: Tensor) -> Tensor:
+            return plan.decode(shared, sparse, None, several=True).logits
+
+    faster = ""
     for count in PROMPTS:
         points = torch.rand(count, 1, 2) * 1024, torch.ones(count, 1)
-        sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
-        given = features, sparse, dense.contiguous()
+        sparse, dense = prompts(points=points, boxes=None, masks=None)
+        no_mask = prompts.no_mask_embed.weight.view(1, -1, 1, 1)
+        dense = no_mask.expand(count, -1, *prompts.image_embedding_size) if dense is None else dense
+        given = *maps, sparse, dense.contiguous()
         candidates: dict[str, Callable[[], Any]] = {
-            "ours": lambda sparse=sparse: plan(shared, sparse, None, slice(1, None)).logits,
+            "ours": functools.partial(ours, sparse),
             "OpenVINO": in_openvino(export_openvino(module, folder / f"{count}.xml", *given), "f32", *given),
             "ONNX Runtime": in_onnxruntime(export_onnx(module, folder / f"{count}.onnx", *given), *given),
         }
         expected = module(*given)[1]
         error = float((candidates["ours"]() - expected).abs().max() / expected.abs().max())
-        seconds = interleaved(candidates, torch.device("cpu"), 15 if count == 1 else 3)
+        seconds = interleaved(candidates, torch.device("cpu"), 15 if count == 1 else ROUNDS)
         median = {who: statistics.median(times) for who, times in seconds.items()}
-        report.numbers[f"{count} prompts"] = seconds
-        faster = min(median["OpenVINO"], median["ONNX Runtime"]) / median["ours"]
+        report.numbers[f"{name}, {count} prompts"] = seconds
+        best = min(("OpenVINO", "ONNX Runtime"), key=median.__getitem__)
         times = [f"{1000 * median[who]:.0f} ms" for who in ("ours", "OpenVINO", "ONNX Runtime")]
-        table.rows.append([str(count), *times, f"**{faster:.2f}x**", f"{error:.1e}"])
-    return table
+        line = [f"{name}, {count}", *times, f"**{median[best] / median['ours']:.2f}x**", f"{error:.1e}"]
+        table.rows.append(line)
+        if count == 64:
+            faster = best
+            some = {who: candidates[who] for who in ("ours", best)}
+            _add_loaded(loaded, f"{name}'s decoder, 64 prompts ({best})", some, seconds, report)
+    return faster
+
+
+def _everything(folder: Path, decoder: str, tables: tuple[Table, Table], report: Report) -> None:
+    """segment_anything's generator with OpenVINO's encoder and the faster engine's decoder in place of its own."""
+    from automask import lively
+    from segment_anything import SamAutomaticMaskGenerator
+
+    table, loaded = tables
+    frame = photo(1024, 1024)
+    model = lively("vit_b", frame)
+    theirs = copy.deepcopy(model)
+    pixels = torch.randn(1, 3, 1024, 1024)
+    compiled = compiled_for(export_openvino(model.image_encoder, folder / "encoder.xml", pixels), "f32").create_infer_request()
+    theirs.image_encoder.forward = lambda image: torch.from_numpy(compiled.infer([image.contiguous().numpy()])[0].copy())
+    points = torch.rand(_BATCH, 1, 2) * 1024, torch.ones(_BATCH, 1)
+    sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=None)
+    given = torch.randn(1, 256, 64, 64), sparse, dense.contiguous()
+    if decoder == "OpenVINO":
+        request = compiled_for(export_openvino(_Decoder(model), folder / "decoder.xml", *given), "f32").create_infer_request()
+
+        def decode(features: Tensor, sparse: Tensor) -> list[Any]:
+            found = request.infer([features.numpy(), sparse.numpy(), given[2].numpy()])
+            return [found[0], found[1]]
+    else:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        path = export_onnx(_Decoder(model), folder / "decoder.onnx", *given)
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
+
+        def decode(features: Tensor, sparse: Tensor) -> list[Any]:
+            return session.run(None, dict(zip(names, (features.numpy(), sparse.numpy(), given[2].numpy()), strict=True)))
+
+    def forward(image_embeddings: Tensor, sparse_prompt_embeddings: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        scores, logits = decode(image_embeddings.contiguous(), sparse_prompt_embeddings.contiguous())
+        return torch.from_numpy(logits), torch.from_numpy(scores)
+
+    theirs.mask_decoder.forward = forward
+    generator = SamAutomaticMaskGenerator(theirs, points_per_side=16, points_per_batch=_BATCH)
+
+    def ours() -> Any:
+        cache.clear()
+        return segment_everything(as_segmenter(model), frame, AutoMaskOptions(points_per_side=16))
+
+    other = f"OpenVINO's encoder, {decoder}'s decoder"
+    candidates: dict[str, Callable[[], Any]] = {"ours": ours, other: lambda: generator.generate(frame)}
+    found = {who: len(run()) for who, run in candidates.items()}
+    seconds = interleaved(candidates, torch.device("cpu"), ROUNDS, warm_up=0)
+    report.numbers["segment everything"] = seconds
+    for who, times in seconds.items():
+        table.rows.append([who, f"{statistics.median(times):.1f} s", str(found[who])])
+    table.rows.append(["faster", f"**{statistics.median(seconds[other]) / statistics.median(seconds['ours']):.2f}x**", ""])
+    _add_loaded(loaded, "segment everything (the mixture below)", candidates, seconds, report)

@@ -8,8 +8,18 @@ import threading
 import pytest
 import torch
 from load_pack import ROOT
+from reference import random_sam
 from samkit.sam.kernels import workers
+from samkit.sam.kernels.attention import attend_in_pieces
+from samkit.sam.kernels.convolution import AtenConvolution
+from samkit.sam.kernels.decoder import FastDecoder
+from samkit.sam.kernels.encoder import FastEncoder
+from samkit.sam.kernels.linear import AtenLinear
+from samkit.sam.kernels.plain_vit import FastPlainViT
+from samkit.sam.kernels.tiny_vit import FastTinyViT
 from samkit.sam.kernels.workers import for_each
+from samkit.sam.models.efficient_sam.encoder import PlainViT, PlainViTShape
+from samkit.sam.models.tiny_vit import Stage, TinyViT
 
 
 @pytest.fixture
@@ -28,6 +38,65 @@ def either_way(request, two_threads, monkeypatch):
     if request.param and not workers._are_available():
         pytest.skip("this torch has no OpenMP whose threads can be told")
     monkeypatch.setattr(workers, "_are_available", lambda: request.param)
+
+
+def small_encoders():
+    """(plain forward, fast plan, input) of a small encoder of each kind that works in pieces, of windows that do not fit."""
+    numbers = torch.Generator().manual_seed(0)
+    vit = random_sam(grid=11, window=4, embed_dim=28, heads=2, depth=4, global_blocks=(1, 3), out_chans=16, mlp_dim=32)
+    vit = vit.image_encoder.requires_grad_(False)
+    yield (
+        "ViT",
+        vit,
+        FastEncoder(vit, torch.float32, AtenLinear, attend_in_pieces),
+        torch.randn(3, 3, 176, 176, generator=numbers),
+    )
+    plain = PlainViT(PlainViTShape(24, 2, 3, 48, 8, 11, 17, 8)).eval().requires_grad_(False)
+    yield "plain ViT", plain, FastPlainViT(plain, torch.float32, AtenLinear), torch.randn(3, 3, 88, 88, generator=numbers)
+    stages = Stage(16, 1, 0, 0, 2), Stage(24, 1, 2, 7, 2), Stage(32, 1, 2, 3, 1), Stage(48, 1, 3, 7, 0)
+    tiny = TinyViT(160, stages, 2.0, 2.0, 16).eval().requires_grad_(False)
+    plan = FastTinyViT(tiny, torch.float32, AtenLinear, AtenConvolution, 1)
+    yield "TinyViT", tiny, lambda x: plan(x)[0], torch.randn(3, 3, 160, 160, generator=numbers)
+
+
+@needs_workers
+@pytest.mark.parametrize("name", ["ViT", "plain ViT", "TinyViT"])
+def test_encoders_give_the_references_features_by_workers(name, two_threads, monkeypatch):
+    """Three images, on two threads of which each takes what is next; some of the work is done by either."""
+    names, real = set(), workers.for_each
+
+    def watched(work, pieces):
+        def run(piece):
+            names.add(threading.current_thread().name)
+            work(piece)
+
+        real(run, pieces)
+
+    for module in ("attention", "encoder", "tiny_vit"):
+        monkeypatch.setattr(f"samkit.sam.kernels.{module}.for_each", watched)
+    encoder, fast, images = next(parts[1:] for parts in small_encoders() if parts[0] == name)
+    with torch.inference_mode():
+        expected, found = encoder(images), fast(images)
+        found = found[0] if isinstance(found, tuple) else found
+    assert expected.std() > 0.1, "trivial features compare nothing"
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert names and all(name.startswith("samkit") for name in names)
+
+
+@needs_workers
+def test_a_decoder_gives_the_references_masks_by_workers(two_threads):
+    sam = random_sam(grid=8, window=4, embed_dim=24, heads=3, depth=2, global_blocks=(1,), out_chans=32, mlp_dim=32)
+    sam = sam.requires_grad_(False)
+    features = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    points = torch.rand(5, 1, 2) * 128, torch.ones(5, 1)
+    sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
+    expected, scores = sam.mask_decoder.predict_masks(features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    plan = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
+    with torch.no_grad():
+        found = plan(plan.share(features[0]), sparse, None, slice(1, None))
+    torch.testing.assert_close(found.logits, expected[:, 1:], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.scores, scores[:, 1:], atol=1e-5, rtol=1e-5)
+    assert found.rows.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_every_piece_is_worked_on_once(either_way):

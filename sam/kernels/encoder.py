@@ -163,13 +163,13 @@ def _of_each_image(pieces: list[Piece], count: int) -> list[Piece]:
 
 
 class WholeBlock(Protocol):
-    """A transformer block in which every token sees the whole image, in a plan's form; positions play no part."""
+    """A transformer block in which every token sees the whole image, in a plan's form, without position terms in its scores."""
 
     heads: int
     dtype: torch.dtype
 
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values `[T, 3E]` of tokens `[T, E]`."""
+    def project(self, x: Tensor, tokens: slice) -> Tensor:
+        """Queries, keys and values `[T, 3E]` of tokens `[T, E]`, which are those of an image."""
 
     def add_back(self, x: Tensor, mixed: Tensor) -> None:
         """What attention gave, then the MLP, added to tokens `[T, E]` in place."""
@@ -190,7 +190,7 @@ def run_whole(block: WholeBlock, x: Tensor, linear: LinearKind, then: Callable[[
     mixed = torch.empty_like(x, dtype=block.dtype)
 
     def project(piece: Piece) -> None:
-        found = block.project(x[piece.images, piece.tokens][0])
+        found = block.project(x[piece.images, piece.tokens][0], piece.tokens)
         qkv[piece.images, :, :, piece.tokens] = found.view(1, len(found), 3, block.heads, -1).permute(0, 2, 3, 1, 4)
 
     def add_back(piece: Piece) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import attend_at_once
 from .encoder import Piece, WindowOrder, pieces_of_windows, run_whole, tokens_at_a_time
 from .linear import Linear, LinearKind
 from .workers import for_each
@@ -213,7 +214,7 @@ class _Block:
         self.add_back(x, self._attend(wide[:, -3 * self.width :], count, groups))
         return x
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, tokens: slice = slice(None)) -> Tensor:
         """The residual of a block that pools, then queries, keys and values, of tokens `[T, E]`."""
         return self.wide.plain(self.norm1(x))
 
@@ -233,7 +234,7 @@ class _Block:
                 q = _pool(q.transpose(1, 2).unflatten(1, (height, width))).flatten(1, 2).transpose(1, 2)
             if self.window and height * width < self.window**2:
                 k, v = (self._padded(x, which) for which, x in ((1, k), (2, v)))
-            mixed = F.scaled_dot_product_attention(q, k, v)
+            mixed = attend_at_once(q, k, v)
             found.append(mixed.transpose(1, 2).reshape(count, -1, self.width))
             start = here.stop
         return (found[0] if len(found) == 1 else torch.cat(found, 1)).flatten(0, 1)

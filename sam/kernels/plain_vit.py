@@ -76,7 +76,7 @@ class _Block:
         mixed = F.scaled_dot_product_attention(q, k, v)
         self.add_back(x, mixed.transpose(1, 2).reshape(x.shape))
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, tokens: slice = slice(None)) -> Tensor:
         """See `WholeBlock.project`."""
         return self.qkv.plain(self.norm1(x))
 

@@ -1,7 +1,8 @@
 """Whether the fast forwards are right on a device, found out by a small model where it is not known.
 
-On CPUs and CUDA GPUs they are. Elsewhere (Apple's MPS, Intel's XPU, DirectML) views with overlapping strides, in-place products
-and tensors of many dimensions work in some versions of torch and are silently wrong in others.
+On CUDA GPUs they are. On CPUs oneDNN's layers, and threads of the pack's own, depend on the processor and the build of torch.
+Elsewhere (Apple's MPS, Intel's XPU, DirectML) views with overlapping strides, in-place products and tensors of many dimensions
+work in some versions of torch and are silently wrong in others.
 """
 
 import copy
@@ -13,14 +14,14 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
-from .attention import attend_with_bias
+from .attention import attend_in_pieces, attend_with_bias
 from .decoder import FastDecoder
 from .encoder import FastEncoder
-from .linear import AtenLinear
+from .linear import AtenLinear, LinearKind, cpu_linear
 
 log = logging.getLogger("samkit")
 
-_KNOWN = ("cpu", "cuda")
+_KNOWN = ("cuda",)
 _TOLERANCE = 1e-3  # of values about 1
 
 
@@ -34,15 +35,19 @@ def decoder_works_on(device: torch.device) -> bool:
     return works_on(device, _decoder_error)
 
 
-def works_on(device: torch.device, error_on: Callable[[torch.device], float], always: bool = False) -> bool:
-    """Whether a fast forward is right on a device.
+def works_on(device: torch.device, error_on: Callable[[torch.device], float]) -> bool:
+    """Whether a fast forward is right on a device, tried out once in a process.
 
     Args:
         device: where it is to run.
         error_on: its largest difference from the plain forward on the CPU, with random weights of a small model (`difference`).
-        always: whether it is tried on CPUs and CUDA GPUs, too.
     """
-    return (device.type in _KNOWN and not always) or _passes(error_on, str(device))
+    return device.type in _KNOWN or _passes(error_on, str(device))
+
+
+def linear_on(device: torch.device) -> LinearKind:
+    """The layers that a fast forward in float32 has on a device."""
+    return cpu_linear(torch.float32) if device.type == "cpu" else AtenLinear
 
 
 @functools.cache
@@ -64,7 +69,8 @@ def _encoder_error(device: torch.device) -> float:
     shape = {"img_size": 88, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "out_chans": 8}
     encoder = ImageEncoderViT(**shape, use_rel_pos=True, window_size=4, global_attn_indexes=(1,)).eval()
     images = torch.randn(2, 3, 88, 88)
-    fast = FastEncoder(moved(livelier(encoder), device), torch.float32, AtenLinear, attend_with_bias)
+    attend = attend_in_pieces if device.type == "cpu" else attend_with_bias
+    fast = FastEncoder(moved(livelier(encoder), device), torch.float32, linear_on(device), attend)
     return difference(fast(images.to(device))[0], encoder(images))
 
 
@@ -73,7 +79,7 @@ def _decoder_error(device: torch.device) -> float:
     prompts = PromptEncoder(32, (8, 8), (128, 128), 4)
     decoder = MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 8, 64)).eval()
     features, sparse, dense = torch.randn(1, 32, 8, 8), torch.randn(3, 2, 32), torch.randn(3, 32, 8, 8)
-    fast = FastDecoder(moved(livelier(decoder), device), moved(livelier(prompts), device), AtenLinear)
+    fast = FastDecoder(moved(livelier(decoder), device), moved(livelier(prompts), device), linear_on(device))
     shared, errors = fast.share(features[0].to(device)), []
     no_mask = prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(3, -1, 8, 8)
     for given in (None, dense):

@@ -5,7 +5,7 @@ None of what differs changes the result but for the order of float32 sums:
 - Tokens lie in window order from the first block to the last. A global block does not mind the order of its tokens, as their
   places are in the rotation of queries and keys, which is stored in that order too.
 - Queries and keys are rotated where the projection wrote them. Linear layers are those of linear.py, with GELU and the residual
-  fused. On a CPU some windows go through a whole block at a time.
+  fused. On a CPU each core takes a window through a whole block (workers.py).
 - In the pyramid nothing lies between a convolution that enlarges and the 1x1 one after it, nor between a 3x3 one and the
   decoder's 1x1 convolution: each pair is one layer. A third of the operations is left, and the finest map of all channels,
   81 MiB, is never written.
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import WindowOrder, tokens_at_a_time
+from .attention import attend_at_once
+from .encoder import WindowOrder, run_whole, tokens_at_a_time
 from .linear import Linear, LinearKind
-
-_TOKENS = 1728  # three windows at a time on a CPU: their queries, keys and values are in memory that is used again
+from .workers import for_each
 
 
 class FastViTDet:
@@ -39,7 +39,7 @@ class FastViTDet:
     ) -> None:
         # Parts of the encoder and not itself: the plan is cached for as long as the encoder lives, and must not be the reason.
         shape, trunk, device = encoder.shape, encoder.trunk, no_memory.device
-        self.grid, self.patch, self.dtype = shape.grid, shape.patch, dtype
+        self.grid, self.patch, self.dtype, self.linear = shape.grid, shape.patch, dtype, linear
         order = WindowOrder(shape.grid, shape.size.window)
         self.order, self.inverse = order.order.to(device), order.inverse.to(device)
         self.places = trunk.places().flatten(0, 1)[self.order].float()
@@ -61,7 +61,7 @@ class FastViTDet:
         self.patches.add_to(cut[:, self.order].flatten(0, 1), x)
         x = self.norm(x)
         for block in self.blocks:
-            block(x, count)
+            block(x, count, self.linear)
         tokens = x.view(count, grid**2, -1)[:, self.inverse].flatten(0, 1)
         return [level(tokens, count, grid) for level in self.levels]
 
@@ -87,27 +87,33 @@ class _Block:
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv, self.proj, self.fc1, self.fc2 = (layer(module) for module in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
 
-    def __call__(self, x: Tensor, count: int) -> None:
+    def __call__(self, x: Tensor, count: int, linear: LinearKind) -> None:
         """Change the tokens of all images, float32 `[B*T, E]` in window order, in place."""
         window = len(self.turns)
-        windows = max(1, _TOKENS // window) if x.is_cpu else len(x) // window
-        for part in x.split(windows * window):
-            self.proj.add_to(self._attend(part), part)
-            for some in part.split(tokens_at_a_time(part, self.hidden, self.dtype)):
-                self.fc2.add_to(self.fc1.gelu(self.norm2(some)), some)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Whole windows' tokens `[W*T, E]` -> what each has seen of its own window, in the type that is computed in."""
-        if not x.is_cpu or len(x) <= _TOKENS:
-            qkv = self.qkv.plain(self.norm1(x))
+        if not x.is_cpu:
+            self._run(x)
+        elif window * count == len(x):
+            run_whole(self, x.view(count, window, -1), linear)
         else:
-            qkv = x.new_empty(len(x), 3 * x.shape[1], dtype=self.dtype)
-            for some, out in zip(x.split(_TOKENS), qkv.split(_TOKENS), strict=True):
-                self.qkv.into(self.norm1(some), out)
-        qkv = qkv.view(-1, len(self.turns), 3, self.heads, x.shape[1] // self.heads)
-        rotate(qkv[:, :, :2], self.turns)
+            for_each(self._run, x.split(window))
+
+    def _run(self, x: Tensor) -> None:
+        """The block on tokens `[W*T, E]` of whole windows."""
+        qkv = self.project(x, slice(None)).view(-1, len(self.turns), 3, self.heads, x.shape[1] // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        self.add_back(x, attend_at_once(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor, tokens: slice) -> Tensor:
+        """See `WholeBlock.project`; `tokens` are those of a window, or of each of some windows."""
+        qkv, turns = self.qkv.plain(self.norm1(x)), self.turns[tokens]
+        rotate(qkv.view(-1, len(turns), 3, self.heads, x.shape[1] // self.heads)[:, :, :2], turns)
+        return qkv
+
+    def add_back(self, x: Tensor, mixed: Tensor) -> None:
+        """See `WholeBlock.add_back`."""
+        self.proj.add_to(mixed, x)
+        for some in x.split(tokens_at_a_time(x, self.hidden, self.dtype)):
+            self.fc2.add_to(self.fc1.gelu(self.norm2(some)), some)
 
 
 def rotate(x: Tensor, turns: Tensor) -> None:

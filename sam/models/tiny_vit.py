@@ -200,7 +200,7 @@ def run_tiny_vit(encoder: TinyViT, images: Tensor, dtype: torch.dtype) -> tuple[
     Returns:
         Embeddings float32 `[B, C, S/16, S/16]`, and the early features float32 `[B, h, w, E]`.
     """
-    if images.is_cpu and works_on(images.device, _error_on_cpu, always=True):
+    if images.is_cpu and works_on(images.device, _error_on_cpu):
         return _plans.get(encoder, dtype, lambda: _plan(encoder, dtype))(images)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         features, early = encoder.run(images)

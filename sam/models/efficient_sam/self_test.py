@@ -2,9 +2,8 @@
 
 import torch
 
-from ...kernels.linear import AtenLinear
 from ...kernels.plain_vit import FastPlainViT
-from ...kernels.self_test import difference, livelier, moved
+from ...kernels.self_test import difference, linear_on, livelier, moved
 from .decoder import DecoderShape, EfficientMaskDecoder, EfficientPromptEncoder, FastEfficientDecoder
 from .encoder import PlainViT, PlainViTShape
 
@@ -13,7 +12,7 @@ def encoder_error(device: torch.device) -> float:
     """The largest difference between `FastPlainViT` on a device and the encoder's own forward on the CPU."""
     encoder = livelier(PlainViT(PlainViTShape(24, 2, 3, 48, 8, 11, 17, 8)).eval())
     pixels = torch.randn(2, 3, 88, 88)
-    fast = FastPlainViT(moved(encoder, device), torch.float32, AtenLinear)
+    fast = FastPlainViT(moved(encoder, device), torch.float32, linear_on(device))
     return difference(fast(pixels.to(device)), encoder(pixels))
 
 
@@ -23,6 +22,6 @@ def decoder_error(device: torch.device) -> float:
     decoder = livelier(EfficientMaskDecoder(DecoderShape(32, 2, 64, 2, 4, 8, 4, 2, 32, 2)).eval())
     features, sparse = torch.randn(32, 8, 8), torch.randn(3, 6, 32)
     logits, scores = decoder.plainly(features, prompts.get_dense_pe(), sparse)
-    fast = FastEfficientDecoder(moved(decoder, device), moved(prompts, device), AtenLinear)
+    fast = FastEfficientDecoder(moved(decoder, device), moved(prompts, device), linear_on(device))
     ours = fast(fast.share(features.to(device)), sparse.to(device), None, slice(None))
     return max(difference(ours.logits, logits), difference(ours.scores, scores))

@@ -132,7 +132,7 @@ def memory_of(model: SAM2Model) -> Memory:
     """
     if model.memory is None:
         raise SAMError(
-            f"{model.checkpoint.name} cannot track: {model.memory_fault}. Load a whole SAM 2 or SAM 2.1 checkpoint, such as "
-            "sam2.1_hiera_tiny.pt."
+            f"{model.checkpoint.name} cannot track: {model.memory_fault}. Load a whole file of SAM 2, SAM 2.1 or EdgeTAM, "
+            "such as sam2.1_hiera_tiny.pt."
         )
     return model.memory

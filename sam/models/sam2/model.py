@@ -270,7 +270,7 @@ def _mask_decoder(channels: int, decoder: Mapping[str, int]) -> SAM2MaskDecoder:
 
 
 def read_decoder(shapes: Mapping[str, torch.Size], family: str) -> dict[str, int]:
-    """Widths of the prompt encoder and mask decoder, from a state dict's shapes under Meta's names.
+    """Widths of the prompt encoder and mask decoder, from a state dict's shapes under Meta's names; `family` is for messages.
 
     Raises:
         SAMError: a tensor is missing, or has an unknown shape.

@@ -4,9 +4,8 @@ import torch
 from segment_anything.modeling import TwoWayTransformer
 
 from ...kernels.hiera import FastHiera
-from ...kernels.linear import AtenLinear
 from ...kernels.repvit import FastRepViT
-from ...kernels.self_test import difference, livelier, moved
+from ...kernels.self_test import difference, linear_on, livelier, moved
 from ...kernels.vit_det import FastViTDet
 from .hiera import BlockShape, HieraShape, HieraSize, ImageEncoder
 from .mask_decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
@@ -30,7 +29,7 @@ def encoder_error(device: torch.device) -> float:
     encoder, convolutions = livelier(ImageEncoder(shape).eval()), [torch.nn.Conv2d(16, width, 1) for width in (2, 4)]
     pixels, no_memory = torch.randn(2, 3, size.side, size.side), torch.randn(16)
     there = [moved(one, device) for one in convolutions]
-    fast = FastHiera(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
+    fast = FastHiera(moved(encoder, device), there, no_memory.to(device), torch.float32, linear_on(device))(pixels.to(device))
     fine, middle, image = encoder(pixels)
     plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
     return max(difference(one, other) for one, other in zip(fast, plain, strict=True))
@@ -42,7 +41,7 @@ def repvit_error(device: torch.device) -> float:
     convolutions = [torch.nn.Conv2d(16, width, 1) for width in (2, 4)]
     pixels, no_memory = torch.randn(2, 3, 64, 64), torch.randn(16)
     there = [moved(one, device) for one in convolutions]
-    fast = FastRepViT(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
+    fast = FastRepViT(moved(encoder, device), there, no_memory.to(device), torch.float32, linear_on(device))(pixels.to(device))
     fine, middle, image = encoder(pixels)
     plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
     return max(difference(one, other) for one, other in zip(fast, plain, strict=True))
@@ -55,7 +54,7 @@ def vit_det_error(device: torch.device) -> float:
     convolutions = [torch.nn.Conv2d(16, width, 1) for width in (2, 4)]
     pixels, no_memory = torch.randn(2, 3, shape.side, shape.side), torch.randn(16)
     there = [moved(one, device) for one in convolutions]
-    fast = FastViTDet(moved(encoder, device), there, no_memory.to(device), torch.float32, AtenLinear)(pixels.to(device))
+    fast = FastViTDet(moved(encoder, device), there, no_memory.to(device), torch.float32, linear_on(device))(pixels.to(device))
     fine, middle, image = encoder(pixels)
     plain = convolutions[0](fine), convolutions[1](middle), image + no_memory.view(1, -1, 1, 1)
     return max(difference(one, other) for one, other in zip(fast, plain, strict=True))
@@ -69,7 +68,7 @@ def decoder_error(device: torch.device) -> float:
     decoder = livelier(SAM2MaskDecoder(mlp_dim=64, transformer_dim=32, transformer=transformer, **options)).eval()
     features, finer = torch.randn(32, 8, 8), (torch.randn(4, 32, 32), torch.randn(8, 16, 16))
     sparse, dense, errors = torch.randn(3, 2, 32), torch.randn(3, 32, 8, 8), []
-    fast = FastSAM2Decoder(moved(decoder, device), moved(prompts, device), AtenLinear)
+    fast = FastSAM2Decoder(moved(decoder, device), moved(prompts, device), linear_on(device))
     shared = fast.share(features.to(device), tuple(one.to(device) for one in finer))
     no_mask = prompts.no_mask_embed.weight.view(1, -1, 1, 1)
     for given in (None, dense):
