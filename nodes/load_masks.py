@@ -109,6 +109,8 @@ class LoadMasks:
         image_folder: str = "",
     ) -> tuple[list[Tensor], list[Tensor], list[list[list[BoundingBox]]], list[str]]:
         data = opened_data_set(path, image_folder)
+        if not data.names:
+            raise SAMError(f"{path} has no images: choose another data set.")
         wanted = {name for part in category.replace("\uff0c", ",").split(",") if (name := part.strip())}
         chosen = [index for index in range(len(data.names)) if not wanted or wanted & data.labels(index)]
         if wanted and not chosen:
@@ -116,9 +118,10 @@ class LoadMasks:
             raise SAMError(
                 f"no object of {path} is called {', '.join(sorted(wanted))}: it has {', '.join(known[:20]) or 'none'}."
             )
+        if start >= len(chosen):
+            such = " with such objects" if wanted else ""
+            raise SAMError(f"start is {start}, but {path} has {counted(len(chosen), 'image')}{such}: lower it.")
         chosen = chosen[start : start + count if count else None]
-        if not chosen:
-            raise SAMError(f"start is {start}, but {path} has {counted(len(data.names), 'image')} with such objects: lower it.")
         progress = Progress(len(chosen))
         images, masks, boxes, labels = [], [], [], []
         for index in chosen:
