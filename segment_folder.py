@@ -161,9 +161,12 @@ def run(chosen: argparse.Namespace) -> int:
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     worst = output.with_name(f"{output.name}.worst.jpg")
     written = [path for path in (output, chosen.upright, chosen.review, worst) if path is not None]
+    check_read(chosen, output)
     if chosen.track:
         return run_films(chosen, output, written)
     root, images, unread = folders.find_images(chosen.images, *written)
+    if chosen.score:
+        open_set(chosen.score, root)  # what is wrong with it is said before the images are segmented
     task, left_out = make_task(chosen, folders), {}
     if chosen.teach:
         task = replace(task, concept=taught(chosen.teach, task, output, root))
@@ -228,6 +231,21 @@ def say_turned(found: Sequence[str]) -> None:
         say(f"Turned by their EXIF data: {names}. Masks are of the upright image: --upright FOLDER writes copies that are.")
 
 
+def check_read(chosen: argparse.Namespace, output: Path) -> None:
+    """Raise SAMError where the output would replace what the command reads."""
+    for option in ("prompts", "boxes_from", "categories", "score", "teach"):
+        source = getattr(chosen, option)
+        if source is None:
+            continue
+        places = [source.resolve(), source.resolve() / "annotations.json"]
+        if option not in ("prompts", "categories"):  # a file of a data set stands for its folder
+            places.append(source.resolve().parent)
+        if output.resolve() in places:
+            raise part("sam").SAMError(
+                f"{output} would replace {source}, which --{option.replace('_', '-')} reads: choose another output."
+            )
+
+
 def show(chosen: argparse.Namespace, output: Path, root: Path, worst: Path) -> None:
     """Score what was written, and make the pictures of it."""
     sheets = part("sam.datasets.sheets")
@@ -235,6 +253,10 @@ def show(chosen: argparse.Namespace, output: Path, root: Path, worst: Path) -> N
     if chosen.score:
         truth = open_set(chosen.score, root)
         compared = part("sam.datasets.score").score(found, truth)
+        labels, known = (set().union(*map(data.labels, range(len(data.names)))) for data in (found, truth))
+        if labels and labels.isdisjoint(known):
+            listed = [", ".join(sorted(some)[:20]) for some in (labels, known)]
+            say(f"The masks are called {listed[0]}, and the true objects {listed[1]}: only those of one name are compared.")
         say_score(compared.rows)
         sheets.write_worst(found, truth, compared.worst, worst)
         say(f"The objects with the lowest IoU: {worst}")

@@ -1,7 +1,7 @@
 """Part `scale`: a folder of images to a data set, by the command here and under Ray with one and with two actors.
 
-The model is the bundled one. Ray is left out where it is not installed: pip install "ray[data]". It runs in a process of its
-own, which does not take this folder's click.py for the package of that name.
+And a data set is opened. The model is the bundled one. Ray is left out where it is not installed: pip install "ray[data]". It
+runs in a process of its own, which does not take this folder's click.py for the package of that name.
 """
 
 import importlib.util
@@ -15,15 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Report, Table
+from harness import Report, Table, peak_memory
 from PIL import Image
 from samkit.sam import AutoMaskOptions
+from samkit.sam.datasets.formats import data_set
+from samkit.sam.datasets.objects import LabeledImage, LabeledMask
+from samkit.sam.datasets.read import open_data_set
 from samkit.sam.tasks.distributed import RayRunner
 from samkit.sam.tasks.folders import FolderTask, ImageFile, ImageResult, Runner, find_images, run_here, segment_folder
 from samkit.sam.weights.registry import BUNDLED
 from scenes import make_scene
 
 IMAGES, SIZE, SEED = 48, (480, 640), 3_000_000
+LISTED, OBJECTS = 10_000, 7  # images of a data set, and objects of each, as in COCO's
 _AT_FIRST = 16  # results that are not measured: workers start, and load the model
 
 
@@ -31,6 +35,7 @@ def measure(models: list[str], device: torch.device) -> Report:
     """Images per second of each way. `models` is not used."""
     table = Table(f"Segment everything, {IMAGES} images of {SIZE[1]}x{SIZE[0]}", ["way", "until the first result", "images/s"])
     report = Report("scale", [table])
+    report.tables.append(opened(report.numbers))
     ways = {"the command": 0} | ({f"--ray --actors {n}": n for n in (1, 2)} if importlib.util.find_spec("ray") else {})
     outputs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -47,6 +52,35 @@ def measure(models: list[str], device: torch.device) -> Report:
     same = "the same" if len(set(outputs)) == 1 else "not the same, byte for byte (OMP_NUM_THREADS changes last digits)"
     table.note = f"The outputs are {same}."
     return report
+
+
+def opened(numbers: dict[str, object]) -> Table:
+    """Seconds and memory of a COCO file that is opened, of which one image is read."""
+    table = Table(
+        f"Open {LISTED:,} images with {OBJECTS} objects each, and read one", ["form", "file", "opened", "read", "memory"]
+    )
+    scene = make_scene(SEED, SIZE)
+    masks = [LabeledMask(mask, "object") for mask in np.resize(np.asarray(scene.masks, bool), (OBJECTS, *SIZE))]
+    for form in ("COCO RLE", "COCO polygons"):
+        with tempfile.TemporaryDirectory() as folder:
+            path, last = Path(folder) / "annotations.json", f"{LISTED - 1:05}.png"
+            target = data_set(form, path)
+            record = target.entry(LabeledImage(last, SIZE, masks))[0]
+            target.write([{**record, "file_name": f"{index:05}.png"} for index in range(LISTED)])
+            Image.fromarray(scene.image).save(path.with_name(last))
+            begun = time.perf_counter()
+            data = open_data_set(path)
+            listed = time.perf_counter()
+            data.read(LISTED - 1)
+            seconds = listed - begun, time.perf_counter() - listed
+            code = "from samkit.sam.datasets.read import open_data_set\nfrom pathlib import Path\nstart()\n"
+            added = peak_memory(f"{code}data = open_data_set(Path({str(path)!r}))\ndata.read({LISTED - 1})")
+            size = path.stat().st_size
+            table.rows.append(
+                [form, f"{size / 1e6:.0f} MB", f"{seconds[0]:.2f} s", f"{seconds[1] * 1e3:.0f} ms", f"{added / 1e6:.0f} MB"]
+            )
+            numbers[f"open {form}"] = {"file": size, "open": seconds[0], "read": seconds[1], "memory": added}
+    return table
 
 
 def run(folder: Path, output: Path, actors: int, device: str) -> dict[str, float]:

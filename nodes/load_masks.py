@@ -109,6 +109,8 @@ class LoadMasks:
         image_folder: str = "",
     ) -> tuple[list[Tensor], list[Tensor], list[list[list[BoundingBox]]], list[str]]:
         data = opened_data_set(path, image_folder)
+        if not data.names:
+            raise SAMError(f"{path} has no images: choose another data set.")
         wanted = {name for part in category.replace("\uff0c", ",").split(",") if (name := part.strip())}
         chosen = [index for index in range(len(data.names)) if not wanted or wanted & data.labels(index)]
         if wanted and not chosen:
@@ -116,9 +118,10 @@ class LoadMasks:
             raise SAMError(
                 f"no object of {path} is called {', '.join(sorted(wanted))}: it has {', '.join(known[:20]) or 'none'}."
             )
+        if start >= len(chosen):
+            such = " with such objects" if wanted else ""
+            raise SAMError(f"start is {start}, but {path} has {counted(len(chosen), 'image')}{such}: lower it.")
         chosen = chosen[start : start + count if count else None]
-        if not chosen:
-            raise SAMError(f"start is {start}, but {path} has {counted(len(data.names), 'image')} with such objects: lower it.")
         progress = Progress(len(chosen))
         images, masks, boxes, labels = [], [], [], []
         for index in chosen:
@@ -139,14 +142,14 @@ class LoadMasks:
 
 
 def opened_data_set(path: str, image_folder: str = "") -> DataSet:
-    """The data set of the node's inputs. It reads no image outside of ComfyUI's folder, or that of `image_folder`.
+    """The data set of the node's inputs. It reads no file outside of ComfyUI's input and output folders.
 
     Raises:
         SAMError: there is no such file or folder, or it is not a data set.
     """
     images = found_path(image_folder, "image_folder") if image_folder.strip() else None
-    within = annotated_path(f". [{'output' if path.strip().endswith('[output]') else 'input'}]", _FOLDERS, or_folder=True)
-    return open_data_set(found_path(path, "path"), images, images or within)
+    within = [folder for kind in _FOLDERS if (folder := annotated_path(f". [{kind}]", _FOLDERS, or_folder=True))]
+    return open_data_set(found_path(path, "path"), images, within)
 
 
 def found_path(name: str, what: str) -> Path:

@@ -249,3 +249,82 @@ def test_json_is_changed_in_places(text):
     ):
         assert json.loads(with_elements(text, span, changed, added)) == {"a": wanted, "c": 2}
     assert with_elements(text, span, {}, []) == text
+
+
+def rewritten(folder, change):
+    """A data set whose JSON another program has written otherwise."""
+    (path,) = [folder / name for name in ("annotations.json", "manifest.json", "tasks.json") if (folder / name).is_file()]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("form", ["COCO RLE", "COCO polygons"])
+@pytest.mark.parametrize("kind", ["none", "text", "floats"])
+def test_ids_of_a_coco_file_that_are_no_whole_numbers(kind, form, tmp_path):
+    def change(document):
+        for one in document["annotations"]:
+            one["id"] = {"none": None, "text": f"0{one['id']}", "floats": float(one["id"])}[kind]
+            one["category_id"] = f"0{one['category_id']}" if kind == "text" else one["category_id"]
+            if kind == "none":
+                del one["id"]
+        for one in document["categories"]:
+            one["id"] = f"0{one['id']}" if kind == "text" else one["id"]
+
+    folder = made(form, tmp_path / "set")
+    path = rewritten(folder, change)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    data, index, objects = objects_of(folder)
+    assert write_back(data, index, [*objects, LabeledMask(disc(52, 34, 4), "bird")]) == 1
+    assert [one.label for one in objects_of(folder)[2]] == ["cat", "dog", "cup", "bird"]
+    after = json.loads(path.read_text(encoding="utf-8"))
+    new = after["annotations"][-1]
+    assert after["annotations"][:-1] == before["annotations"] and after["categories"][:-1] == before["categories"]
+    assert new["id"] == (1 if kind == "none" else 5) and new["category_id"] == 4
+
+
+def test_a_new_category_has_no_id_that_annotations_without_a_category_use(tmp_path):
+    folder = made("COCO RLE", tmp_path / "set")
+    rewritten(folder, lambda document: document["categories"].clear())
+    data, index, objects = objects_of(folder)
+    assert write_back(data, index, [*objects, LabeledMask(disc(52, 34, 4), "bird")]) == 1
+    assert [one.label for one in objects_of(folder)[2]] == ["object", "object", "object", "bird"]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "index PNG"])
+def test_texts_with_a_byte_order_mark_and_empty_lines(form, tmp_path):
+    """As Windows' Notepad and PowerShell leave them."""
+    folder = made(form, tmp_path / "set")
+    texts = [path for path in folder.rglob("*") if path.suffix in (".json", ".xml", ".txt")]
+    for path in texts:
+        content = path.read_bytes()
+        content = content.replace(b"\n", b"\r\n\r\n") if form == "YOLO" and path.name != "classes.txt" else content
+        path.write_bytes(b"\xef\xbb\xbf" + content)
+    data, index, (cat, dog, cup) = objects_of(folder)
+    assert [one.label for one in (cat, dog, cup)] == ["cat", "dog", "cup"] and texts
+    assert write_back(data, index, [cat, LabeledMask(MOVED, "cup")]) == 3
+    found = objects_of(folder)[2]
+    assert [one.label for one in found] == ["cat", "cup"]
+    assert (found[0].mask == CAT).all() and (found[1].mask == MOVED).all()
+    assert (folder / "classes.txt").is_file() == (form == "YOLO") and objects_of(folder, "a.png")[2][0].label == "dog"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("label", ["", "a\0b", "\ud800"])
+def test_labels_that_could_not_be_read_again_are_refused(label, form, tmp_path):
+    folder = made(form, tmp_path / "set")
+    before = content(folder)
+    data, index, objects = objects_of(folder)
+    with pytest.raises(SAMError, match="the label"):
+        write_back(data, index, [*objects, LabeledMask(disc(52, 34, 4), label)])
+    assert content(folder) == before
+
+
+def test_a_label_that_xml_cannot_hold_in_a_task_without_labels(tmp_path):
+    folder = made("CVAT", tmp_path / "set")
+    path = folder / "annotations.xml"
+    path.write_bytes(re.sub(rb"<labels>.*</labels>", b"", path.read_bytes(), flags=re.DOTALL))
+    data, index, objects = objects_of(folder)
+    assert write_back(data, index, [LabeledMask(CAT, "a\x01<b"), *objects[1:], LabeledMask(disc(52, 34, 4), "c\x02\n")]) == 2
+    assert [one.label for one in objects_of(folder)[2]] == ["a <b", "dog", "cup", "c \n"]

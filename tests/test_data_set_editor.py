@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from samkit.nodes.editor.data_set import accepted, opened
 from samkit.nodes.editor.jobs import RefusedError
 from samkit.nodes.editor.routes import ROUTES, reply_to
 from samkit.nodes.editor.text import parse_editor
+from samkit.nodes.load_masks import LoadMasks
 from samkit.sam import SAMError
 from samkit.sam.datasets.read import open_data_set
 from samkit.utils.patches import encode_runs, paint_over
@@ -109,6 +111,53 @@ def test_other_requests_are_refused_and_nothing_is_written(change, message, plac
             opened({"path": "set", "index": 0, **change})
     after = content(place.parent.parent)
     assert {name: data for name, data in after.items() if not name.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_images_may_be_in_the_other_folder(form, place, tmp_path):
+    """The annotations in `input`, the images in `output`."""
+    made(form, place)
+    photos = tmp_path / "output" / "photos"
+    shutil.copytree(place / "images", photos)
+    index = open_data_set(place, photos).names.index("day 1/b.png")
+    found = opened({"path": "set", "image_folder": "photos [output]", "index": index})
+    assert found["image"] == {"filename": "b.png", "subfolder": "photos/day 1", "type": "output"}
+    assert len(found["text"]["objects"]) == 3
+
+
+LINKS = {
+    "COCO RLE": "annotations.json",
+    "YOLO": "labels",
+    "YOLO classes": "classes.txt",
+    "labelme": "images/day 1/b.json",
+    "CVAT": "annotations.xml",
+    "Label Studio": "tasks.json",
+    "PNG": "manifest.json",
+    "index PNG": "masks",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+@pytest.mark.parametrize("name", LINKS)
+def test_annotations_behind_a_link_out_of_the_folder_are_neither_read_nor_written(name, place, tmp_path):
+    made(name.removesuffix(" classes"), place)
+    linked, secret = place / LINKS[name], tmp_path / "secret" / "of others"
+    names = list(open_data_set(place).names)
+    index = names.index("day 1/b.png")
+    stamp = opened({"path": "set", "index": index})["stamp"]
+    secret.parent.mkdir()
+    shutil.move(linked, secret)
+    linked.symlink_to(secret)
+    before = content(secret.parent)
+    assert open_data_set(place).read(index).labeled.objects  # the command reads it
+    body = {"path": "set", "index": index}
+    with pytest.raises(SAMError, match="a link leads out of"):
+        opened(body)
+    with pytest.raises(SAMError, match="a link leads out of"):
+        accepted({**body, "stamp": stamp, "objects": []})
+    with pytest.raises(SAMError, match="a link leads out of"):
+        LoadMasks().execute("set", count=0)
+    assert content(secret.parent) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right there")

@@ -607,6 +607,37 @@ def test_what_cannot_teach_is_said_before_anything_is_written(photos, checkpoint
         command.main([str(one) for one in [*arguments, "--concept", "x"]])
 
 
+@pytest.mark.parametrize("option", ["--score", "--teach", "--boxes-from"])
+@pytest.mark.parametrize("form", ["--coco", "--yolo"])
+def test_the_output_never_replaces_what_is_read(form, option, photos, checkpoint, tmp_path, capsys):
+    discs(photos, tmp_path / "set" / "annotations.json")
+    before = (tmp_path / "set" / "annotations.json").read_bytes()
+    read = [tmp_path / "set" / "annotations.json", tmp_path / "set"]
+    output = read[0] if form == "--coco" else read[1]
+    for source in read:
+        arguments = [photos, form, output, option, source, "--model", checkpoint]
+        arguments += [] if option == "--boxes-from" else ["--everything", "--points-per-side", "2"]
+        assert command.main([str(one) for one in arguments]) == 2
+        assert f"would replace {source}, which {option} reads" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["annotations.json"]
+    assert (tmp_path / "set" / "annotations.json").read_bytes() == before
+
+
+def test_a_truth_that_cannot_be_read_is_said_before_the_images_are_segmented(photos, checkpoint, tmp_path, capsys):
+    arguments = [photos, "--everything", "--coco", tmp_path / "out.json", "--model", checkpoint, "--score", tmp_path / "gone"]
+    assert command.main([str(one) for one in arguments]) == 2
+    assert "no file or folder" in capsys.readouterr().err and not list(tmp_path.glob("out.json*"))
+
+
+def test_masks_with_other_names_than_the_true_objects_are_explained(photos, checkpoint, tmp_path, capsys):
+    discs(photos, tmp_path / "truth.json")
+    arguments = [photos, "--boxes-from", tmp_path / "truth.json", "--score", tmp_path / "truth.json", "--model", checkpoint]
+    assert command.main([str(one) for one in [*arguments, "--coco", tmp_path / "out.json"]]) == 0
+    assert "are called" not in capsys.readouterr().err
+    assert command.main([str(one) for one in [*arguments, "--index-png", tmp_path / "out"]]) == 0
+    assert "The masks are called object, and the true objects disc: only those of one name" in capsys.readouterr().err
+
+
 def test_a_data_set_of_other_images_is_refused(photos, checkpoint, tmp_path, capsys):
     (tmp_path / "boxes.xml").write_text("<annotations><image id='0' name='gone.png' width='1' height='1'/></annotations>")
     arguments = [photos, "--boxes-from", tmp_path / "boxes.xml", "--model", checkpoint, "--coco", tmp_path / "out.json"]

@@ -475,7 +475,7 @@ def test_altered_files_are_read_or_refused_in_one_sentence(name, tmp_path):
     for _ in range(600):
         (tmp_path / name).write_text(json.dumps(altered(LEGAL[name], rng)))
         try:
-            data = open_data_set(tmp_path / name, within=tmp_path)
+            data = open_data_set(tmp_path / name, within=[tmp_path])
             for index in range(len(data.names)):
                 labels, (_, labeled) = data.labels(index), data.read(index)
                 for one in labeled.objects:
@@ -485,3 +485,24 @@ def test_altered_files_are_read_or_refused_in_one_sentence(name, tmp_path):
         except SAMError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
     assert 0 < read < 600
+
+
+def test_a_range_after_the_end_and_a_data_set_without_images(tmp_path, monkeypatch):
+    install(monkeypatch, FakeComfyUI(tmp_path))
+    folder = tmp_path / "input" / "set"
+    document = {
+        "images": [{"id": index, "file_name": f"{index}.png"} for index in range(3)],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    photo(folder / "1.png")
+    (folder / "annotations.json").write_text(json.dumps(document))
+    assert len(LoadMasks().execute("set", "cat")[0]) == 1
+    with pytest.raises(SAMError, match="start is 1, but set has 1 image with such objects: lower it"):
+        LoadMasks().execute("set", "cat", start=1)
+    with pytest.raises(SAMError, match="start is 3, but set has 3 images: lower it"):
+        LoadMasks().execute("set", start=3)
+    (folder / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    for category in ("", "cat"):
+        with pytest.raises(SAMError, match="set has no images: choose another data set"):
+            LoadMasks().execute("set", category)

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.parsers import expat
@@ -14,15 +14,17 @@ import numpy as np
 from PIL import Image
 
 from ...utils.boxes import tight_box
+from ...utils.checks import is_number
 from ...utils.files import write_whole, writing
+from ...utils.text import shown
 from ..errors import SAMError
-from .cvat import CvatSet, cvat_runs
+from .cvat import NOT_IN_XML, CvatSet, cvat_runs
 from .json_text import place_of, with_elements
 from .label_studio import LabelStudioSet, encode_brush
 from .objects import LabeledMask
 from .polygons import coco_polygons, yolo_polygon
 from .read import CocoSet, LabelmeSet, MaskSet, PngSet, YoloSet
-from .reading import DataSet, reading
+from .reading import DataSet, as_text, reading
 from .rle import encode_mask, runs
 from .score import iou
 
@@ -72,6 +74,11 @@ def write_back(data: DataSet, index: int, objects: Sequence[LabeledMask]) -> int
     changes = changes_of(before, [one for one in objects if one.mask.any()])
     if not changes:
         return 0
+    for change in changes:
+        if change.now is not None:  # a file with another label could not be written, or read again
+            as_text(change.now.label, "the label of an object")
+            with reading(f"the label {shown(change.now.label)}"):
+                change.now.label.encode()
     writers: dict[type, Callable[..., Files]] = {
         CocoSet: _coco,
         YoloSet: _yolo,
@@ -116,19 +123,31 @@ def _text_of(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
 
 
+def _parsed(text: str) -> Any:
+    """JSON; a text of Windows' Notepad may begin with a byte order mark, which `json_text` keeps."""
+    return json.loads(text.removeprefix("\ufeff"))
+
+
+def _next_id(used: Iterable[Any]) -> int:
+    """A number above all that are in use. Ids may be text, and in files of other programs some are missing."""
+    numbers = [int(one) for one in used if is_number(one) or (isinstance(one, str) and one.isdecimal())]
+    return 1 + max(numbers, default=0)
+
+
 def _box(mask: np.ndarray) -> list[int]:
     return [int(side) for side in (tight_box(mask) or {}).values()]
 
 
 def _coco(data: CocoSet, index: int, changes: Sequence[Change], before: Sequence[LabeledMask]) -> Files:
     text = _text_of(data.path)
-    document = json.loads(text)
+    document = _parsed(text)
     image_id = document["images"][index]["id"]
     places = [place for place, one in enumerate(document["annotations"]) if one["image_id"] == image_id]
     numbers = {one["name"]: one["id"] for one in document["categories"]}
     categories: list[dict[str, Any]] = []
     is_polygons = bool(document["annotations"]) and isinstance(document["annotations"][0].get("segmentation"), list)
-    next_id = 1 + max((one["id"] for one in document["annotations"]), default=0)
+    next_id = _next_id(one.get("id") for one in document["annotations"])
+    used = [*numbers.values(), *(one.get("category_id") for one in document["annotations"])]  # also those without a name
     changed: dict[int, Any] = {}
     added: list[dict[str, Any]] = []
     for change in changes:
@@ -137,7 +156,7 @@ def _coco(data: CocoSet, index: int, changes: Sequence[Change], before: Sequence
             continue
         label, mask = change.now.label, change.now.mask
         if label not in numbers:
-            numbers[label] = 1 + max(numbers.values(), default=0)
+            numbers[label] = _next_id([*used, *numbers.values()])
             categories.append({"id": numbers[label], "name": label, "supercategory": ""})
         old = {} if change.was is None else document["annotations"][places[change.was]]
         new = {**old, "category_id": numbers[label]}
@@ -160,13 +179,15 @@ def _coco(data: CocoSet, index: int, changes: Sequence[Change], before: Sequence
 
 def _yolo(data: YoloSet, index: int, changes: Sequence[Change], before: Sequence[LabeledMask]) -> Files:
     path = data.text_of(index)
-    lines = _text_of(path).splitlines(keepends=True) if path.is_file() else []
+    lines = _text_of(path).removeprefix("\ufeff").splitlines(keepends=True) if path.is_file() else []
+    places = [place for place, line in enumerate(lines) if line.strip()]  # of the objects; the others are empty
     numbers = {name: number for number, name in reversed(data.classes.items())}
     now: dict[int, str | None] = {}
     added = []
     for change in changes:
+        place = None if change.was is None else places[change.was]
         if change.now is None:
-            now[change.was] = None
+            now[place] = None
             continue
         label = change.now.label
         if label not in numbers and not label.isdecimal():
@@ -174,17 +195,18 @@ def _yolo(data: YoloSet, index: int, changes: Sequence[Change], before: Sequence
             raise SAMError(f"the data set has no class {label!r}: use one of {known}, or add it to its classes first.")
         number = str(numbers.get(label, label))
         if change.is_same:
-            now[change.was] = lines[change.was].replace(lines[change.was].split()[0], number, 1)
-        elif change.was is None:
+            now[place] = lines[place].replace(lines[place].split()[0], number, 1)
+        elif place is None:
             added.append(_yolo_line(number, change.now.mask))
         else:
-            now[change.was] = _yolo_line(number, change.now.mask)
+            now[place] = _yolo_line(number, change.now.mask)
     written = [now.get(place, line) for place, line in enumerate(lines)]
     if any(len(line.split()) > 5 for line in [*filter(None, written), *added]):
         # Ultralytics leaves out an image that has boxes beside polygons.
-        for place, line in enumerate(written):
+        for one, place in zip(before, places, strict=True):
+            line = written[place]
             if line is not None and len(line.split()) == 5:
-                written[place] = _yolo_line(line.split()[0], before[place].mask)
+                written[place] = _yolo_line(line.split()[0], one.mask)
     kept = [line for line in written if line is not None]
     if kept and added and not kept[-1].endswith("\n"):
         kept[-1] += "\n"
@@ -200,7 +222,7 @@ def _yolo_line(number: str, mask: np.ndarray) -> str:
 def _labelme(data: LabelmeSet, index: int, changes: Sequence[Change], before: Sequence[LabeledMask]) -> Files:
     path, places = data.file_of(index), data.records(index)
     text = _text_of(path)
-    shapes = json.loads(text)["shapes"]
+    shapes = _parsed(text)["shapes"]
     changed: dict[int, Any] = {}
     added = []
     for change in changes:
@@ -231,7 +253,7 @@ def _labelme(data: LabelmeSet, index: int, changes: Sequence[Change], before: Se
 
 def _label_studio(data: LabelStudioSet, index: int, changes: Sequence[Change], before: Sequence[LabeledMask]) -> Files:
     text = _text_of(data.path)
-    task = json.loads(text)[index]
+    task = _parsed(text)[index]
     name = "annotations" if task.get("annotations") or "completions" not in task else "completions"
     listed = task.get(name) or []
     place = next((number for number, one in enumerate(listed) if not one.get("was_cancelled")), None)
@@ -282,7 +304,7 @@ def _relabeled(result: Mapping[str, Any], label: str) -> dict[str, Any]:
 def _pngs(data: PngSet, index: int, changes: Sequence[Change], before: Sequence[LabeledMask]) -> Files:
     path = data.folder / "manifest.json"
     text = _text_of(path)
-    objects = json.loads(text)["images"][index]["objects"]
+    objects = _parsed(text)["images"][index]["objects"]
     stem, used = PurePosixPath(data.names[index]).with_suffix(""), {one["mask"] for one in objects}
     changed: dict[int, Any] = {}
     added, written, removed = [], {}, []
@@ -349,7 +371,7 @@ def _cvat(data: CvatSet, index: int, changes: Sequence[Change], before: Sequence
             known = ", ".join(sorted(labels))
             raise SAMError(f"the task has no label {change.now.label!r}: use one of {known}, or add it to the task in CVAT.")
         if change.now is not None and change.is_same:
-            label = f" label={quoteattr(change.now.label)}".encode().replace(b"\\", rb"\\")
+            label = f" label={_quoted(change.now.label)}".encode().replace(b"\\", rb"\\")
             edits += [(start, stop, _LABEL.sub(label, content[start:stop], count=1)) for start, stop, _ in own]
             continue
         for number, (start, stop, inner) in enumerate(own):
@@ -371,8 +393,12 @@ def _mask_element(one: LabeledMask, old: bytes, inner: bytes) -> bytes:
     kept = "".join(f" {name}={value}" for name, value in _KEPT.findall(start))
     kept = kept or ' occluded="0" z_order="0"'
     box = f'left="{left}" top="{top}" width="{width}" height="{height}"'
-    head = f'<mask label={quoteattr(one.label)} source="manual"{kept} rle="{cvat_runs(one.mask)}" {box}>'
+    head = f'<mask label={_quoted(one.label)} source="manual"{kept} rle="{cvat_runs(one.mask)}" {box}>'
     return head.encode() + inner + b"</mask>"
+
+
+def _quoted(label: str) -> str:
+    return quoteattr(label.translate(NOT_IN_XML))
 
 
 def _shapes_of(content: bytes, index: int) -> tuple[list[tuple[int, int, bytes]], tuple[int, bool], set[str]]:

@@ -19,7 +19,7 @@ from .reading import ReadImage, check_size, find_image, pixels_of, reading
 
 _VERSION = "1.1"
 # XML 1.0 has no form for these, whatever they are escaped to.
-_NOT_IN_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535], " ")
+NOT_IN_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535], " ")
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 _MOST_RUNS = 1 << 24
 
@@ -29,7 +29,7 @@ class CvatSet:
 
     form = "CVAT"
 
-    def __init__(self, path: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+    def __init__(self, path: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
         self.path, self._file, self._within = path, path.name, within
         self._folders = [image_folder] if image_folder else [path.parent / "images", path.parent]
         with reading(path):
@@ -139,7 +139,7 @@ class Cvat:
             SAMError: the file is not one of CVAT.
         """
         root, known = self._read(), self.names()
-        self._write(root, [record for record in records if record["file_name"].translate(_NOT_IN_XML) not in known])
+        self._write(root, [record for record in records if record["file_name"].translate(NOT_IN_XML) not in known])
 
     def _read(self) -> ElementTree.Element:
         if not self._file.exists():
@@ -156,11 +156,11 @@ class Cvat:
         first = 1 + max((int(one.get("id", -1)) for one in root.findall("image")), default=-1)
         for number, record in enumerate(records, first):
             sides = {"width": str(record["width"]), "height": str(record["height"])}
-            name = record["file_name"].translate(_NOT_IN_XML)
+            name = record["file_name"].translate(NOT_IN_XML)
             image = ElementTree.SubElement(root, "image", {"id": str(number), "name": name, **sides})
             for one in record["objects"]:
                 box = {key: str(int(side)) for key, side in zip(("left", "top", "width", "height"), one["bbox"], strict=True)}
-                label = one["label"].translate(_NOT_IN_XML)
+                label = one["label"].translate(NOT_IN_XML)
                 what = {"label": label, "source": "auto", "occluded": "0", "rle": one["segmentation"], **box, "z_order": "0"}
                 ElementTree.SubElement(image, "mask", what)
         listed = root.find("meta/task/labels")  # without them, datumaro refuses a file

@@ -8,7 +8,7 @@ from typing import Any
 Span = tuple[int, int]
 """Where a value begins in a text, and where it ends."""
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE = re.compile(r"[\ufeff \t\r\n]*")  # a byte order mark may stand before a text
 _decoder = json.JSONDecoder()
 
 

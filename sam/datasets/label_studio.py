@@ -39,7 +39,7 @@ class LabelStudioSet:
 
     form = "Label Studio"
 
-    def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Path | None = None) -> None:
+    def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
         self.path, self._file, self._within = path, path.name, within
         self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
         with reading(path):

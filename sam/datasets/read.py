@@ -29,6 +29,7 @@ from .reading import (
     ReadImage,
     as_score,
     as_text,
+    check_inside,
     check_size,
     find_image,
     loaded_json,
@@ -48,7 +49,7 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")  # of labelme's shapes
 _FAR = 1e6  # no coordinate of an image is as large
 
 
-def open_data_set(path: Path, image_folder: Path | None = None, within: Path | None = None) -> DataSet:
+def open_data_set(path: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> DataSet:
     """The data set in a file or a folder, whose form is found out by what is there.
 
     - COCO instance JSON: a file, or a folder with `annotations.json` or `annotations/instances_*.json`. Run lengths as text or
@@ -67,7 +68,7 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
     Args:
         path: the file or folder.
         image_folder: where the images are, if not beside it or in `images`.
-        within: no image outside of this folder is read, wherever the data set or a link says that it is; None: from anywhere.
+        within: no file outside of these folders is read, wherever the data set or a link says that it is; empty: from anywhere.
 
     Raises:
         SAMError: there is nothing, or nothing that this reads.
@@ -75,21 +76,27 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
     if not path.exists():
         raise SAMError(f"there is no file or folder {path}.")
     if path.is_file():
+        check_inside(path, within)
         found = _of_file(path, image_folder, within)
         if found is not None:
             return found
     elif (path / "manifest.json").is_file():
+        check_inside(path / "manifest.json", within)
         return PngSet(path, image_folder, within)
     elif (path / "labels").is_dir():
         return YoloSet(path, image_folder, within)
     else:
         listed = [path / "annotations.json", path / "annotations.xml", *sorted((path / "annotations").glob("instances_*.json"))]
         for file in listed:
-            if file.is_file() and (found := _of_file(file, image_folder, within)) is not None:
-                return found
+            if file.is_file():
+                check_inside(file, within)
+                if (found := _of_file(file, image_folder, within)) is not None:
+                    return found
         if (path / "masks").is_dir():
             return MaskSet(path, image_folder, within)
         files = sorted(path.rglob("*.json"))
+        for file in files:
+            check_inside(file, within)
         if files and isinstance(loaded_object(files[0]).get("shapes"), list):
             inside = path / "images"  # where this pack writes them
             return LabelmeSet(
@@ -103,7 +110,7 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Path | N
     )
 
 
-def _of_file(path: Path, image_folder: Path | None, within: Path | None) -> DataSet | None:
+def _of_file(path: Path, image_folder: Path | None, within: Sequence[Path]) -> DataSet | None:
     if path.suffix.lower() == ".xml":
         return CvatSet(path, image_folder, within)
     content, places = _without_polygons(path)
@@ -155,7 +162,7 @@ class CocoSet:
         path: Path,
         content: Mapping[str, Any],
         image_folder: Path | None = None,
-        within: Path | None = None,
+        within: Sequence[Path] = (),
         places: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.path, self._within, self._polygons = path, within, places
@@ -207,7 +214,7 @@ class YoloSet:
 
     form = "YOLO"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
         self._labels_folder, self._images, self._within = folder / "labels", image_folder or folder / "images", within
         if not self._images.is_dir():
             raise SAMError(
@@ -215,6 +222,8 @@ class YoloSet:
             )
         found = [path for path in self._images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
         self.names = sorted(path.relative_to(self._images).as_posix() for path in found)
+        for name in ("classes.txt", "data.yaml"):
+            check_inside(folder / name, within)
         self.classes = _class_names(folder)
 
     def text_of(self, index: int) -> Path:
@@ -222,14 +231,18 @@ class YoloSet:
         name = self.names[index]
         before, inside, after = f"/{name}".rpartition("/images/")
         nested = self._images / f"{before}/labels/{after}".lstrip("/") if inside else self._labels_folder / name
-        return nested.with_suffix(".txt")
+        path = nested.with_suffix(".txt")
+        check_inside(path, self._within)
+        return path
 
     def _lines(self, index: int) -> list[tuple[str, np.ndarray]]:
         """Label and numbers of each object."""
         path, lines = self.text_of(index), []
         with reading(path):
-            texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            texts = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
         for number, line in enumerate(texts, start=1):
+            if not line.strip():
+                continue  # as Ultralytics does
             try:
                 kind, *shares = line.split()
                 values = np.array(shares, np.float64)
@@ -269,8 +282,8 @@ def _class_names(folder: Path) -> dict[int, str]:
     """Names by number, of `classes.txt` or of `names: [...]` in `data.yaml`; a class without a name is called by its number."""
     try:
         if (folder / "classes.txt").is_file():
-            return dict(enumerate((folder / "classes.txt").read_text(encoding="utf-8").splitlines()))
-        for line in (folder / "data.yaml").read_text(encoding="utf-8").splitlines():
+            return dict(enumerate((folder / "classes.txt").read_text(encoding="utf-8-sig").splitlines()))
+        for line in (folder / "data.yaml").read_text(encoding="utf-8-sig").splitlines():
             if line.startswith("names:"):
                 names = json.loads(line.removeprefix("names:").strip().replace("'", '"'))
                 return dict(enumerate(map(str, names)))
@@ -292,7 +305,7 @@ class LabelmeSet:
     form = "labelme"
 
     def __init__(
-        self, folder: Path, files: Sequence[Path], image_folder: Path | None = None, within: Path | None = None
+        self, folder: Path, files: Sequence[Path], image_folder: Path | None = None, within: Sequence[Path] = ()
     ) -> None:
         self._files, self._image_folder, self._within = list(files), image_folder, within
         below = [path.relative_to(folder).parent for path in self._files]
@@ -383,7 +396,7 @@ class PngSet:
 
     form = "PNG"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
         self.folder, self._within = folder, within
         self._images = [image_folder] if image_folder else [folder / "images", folder, folder.parent]
         self._records = (read_json(folder / "manifest.json", ("images",)) or {"images": []})["images"]
@@ -415,7 +428,7 @@ class MaskSet:
 
     form = "masks"
 
-    def __init__(self, folder: Path, image_folder: Path | None = None, within: Path | None = None) -> None:
+    def __init__(self, folder: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
         self._masks, self._images, self._within = folder / "masks", image_folder or folder / "images", within
         images = {path.with_suffix("").relative_to(self._images).as_posix(): path for path in _below(self._images)}
         pairs = [(path, path.with_suffix("").relative_to(self._masks).as_posix()) for path in _below(self._masks)]
@@ -430,16 +443,15 @@ class MaskSet:
 
     def mask_of(self, index: int) -> Path:
         """The file with the masks of an image."""
-        return self._pairs[index][1]
+        path = self._pairs[index][1]
+        check_inside(path, self._within)
+        return path
 
     def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
         path = self.mask_of(index)
-        with reading(path):
-            if self._within is not None and not path.resolve().is_relative_to(self._within.resolve()):
-                raise SAMError(f"a link leads out of {self._within}.")
-            with Image.open(path) as image:
-                is_index = image.mode in ("L", "P", "1") or image.mode.startswith("I")
-                values = np.asarray(image if is_index else image.convert("L"))
+        with reading(path), Image.open(path) as image:
+            is_index = image.mode in ("L", "P", "1") or image.mode.startswith("I")
+            values = np.asarray(image if is_index else image.convert("L"))
         found = np.unique(values)
         found = found[found != _BACKGROUND]
         if len(found) > _MOST_VALUES:

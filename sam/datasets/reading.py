@@ -114,13 +114,24 @@ def as_score(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def find_image(name: str, folders: Sequence[Path], within: Path | None) -> Path:
+def is_inside(path: Path, within: Sequence[Path]) -> bool:
+    """Whether a path is in one of these folders, also where a link leads; without folders it always is."""
+    return not within or any(path.resolve().is_relative_to(folder.resolve()) for folder in within)
+
+
+def check_inside(path: Path, within: Sequence[Path]) -> None:
+    """Raise SAMError where a file is in none of the folders that may be read."""
+    with reading(path):
+        if not is_inside(path, within):
+            raise SAMError(f"a link leads out of {' and '.join(map(str, within))}.")
+
+
+def find_image(name: str, folders: Sequence[Path], within: Sequence[Path]) -> Path:
     """The image of a name in the first folder that has it; a name never leads out of its folder, nor out of `within`."""
     for folder in folders:
         path = folder / name
         with reading(path):
-            bounds = [folder.resolve(), *([] if within is None else [within.resolve()])]
-            if all(path.resolve().is_relative_to(bound) for bound in bounds) and path.is_file():
+            if is_inside(path, [folder]) and is_inside(path, within) and path.is_file():
                 return path
     raise SAMError(f"there is no image {name} in {' or '.join(map(str, folders))}: say where the images are by image_folder.")
 
