@@ -204,6 +204,13 @@ def _add_loaded(
     table.rows.append(line)
 
 
+def _say(*tables: Table) -> None:
+    """The rows that were just made, since the whole part takes half an hour."""
+    for table in tables:
+        sys.stderr.write(f"{table.title}: {' | '.join(table.rows[-1])}\n")
+    sys.stderr.flush()
+
+
 def _install() -> None:
     missing = [f"{name}=={version}" for name, version in PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
@@ -233,6 +240,7 @@ def _encoder(name: str, folder: Path, tables: tuple[Table, Table, Table, Table],
     used = [peak_memory(MEMORY.format(name=name, path=which)) for which in (None, path)]
     report.numbers[name]["memory"] = used
     memory.rows.append([name, *(f"{value / 2**20:.0f} MB" for value in used)])
+    _say(*tables)
 
 
 class _Decoder(nn.Module):
@@ -304,10 +312,12 @@ def _decoder(name: str, folder: Path, tables: tuple[Table, Table], report: Repor
         times = [f"{1000 * median[who]:.0f} ms" for who in ("ours", "OpenVINO", "ONNX Runtime")]
         line = [f"{name}, {count}", *times, f"**{median[best] / median['ours']:.2f}x**", f"{error:.1e}"]
         table.rows.append(line)
+        _say(table)
         if count == 64:
             faster = best
             some = {who: candidates[who] for who in ("ours", best)}
             _add_loaded(loaded, f"{name}'s decoder, 64 prompts ({best})", some, seconds, report)
+            _say(loaded)
     return faster
 
 
@@ -364,3 +374,4 @@ def _everything(folder: Path, decoder: str, tables: tuple[Table, Table], report:
         table.rows.append([who, f"{statistics.median(times):.1f} s", str(found[who])])
     table.rows.append(["faster", f"**{statistics.median(seconds[other]) / statistics.median(seconds['ours']):.2f}x**", ""])
     _add_loaded(loaded, "segment everything (the mixture below)", candidates, seconds, report)
+    _say(*tables)

@@ -91,7 +91,7 @@ def test_what_was_changed_meanwhile_is_refused(place):
         ({"index": True}, "index is True"),
         ({"more": 1}, "unknown key 'more'"),
         ({"image_folder": "../secret"}, "image_folder is '../secret'"),
-        ({"objects": {}}, "objects must be a list"),
+        ({"objects": {}}, "objects is a dict: it must be a list"),
         ({"objects": [5]}, "is not a JSON object"),
         ({"objects": [{"name": "a", "mask": {"x": 0}}]}, "is not a patch"),
         ({"objects": [{"mask": None, "name": "a"}]}, "is not a patch"),

@@ -65,7 +65,8 @@ def accepted(body: Mapping[str, Any]) -> dict[str, Any]:
     check_keys(body, ACCEPT_KEYS, "the body")
     listed = body.get("objects")
     if not isinstance(listed, list) or len(listed) > LIMITS.objects:
-        raise SAMError(f"objects must be a list of at most {LIMITS.objects} objects.")
+        seen = f"has {len(listed)}" if isinstance(listed, list) else f"is a {type(listed).__name__}"
+        raise SAMError(f"objects {seen}: it must be a list of at most {LIMITS.objects} objects.")
     with locked(found_path(text_of(body, "path"), "path")):
         index, data = _place(body)
         read = data.read(index)
