@@ -162,6 +162,32 @@ def test_yolo_as_ultralytics_has_it(tmp_path):
         data.read(0)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names: ['cat', \"dog's\"]",
+        "names:\n  - cat\n  - dog's",
+        "names:\n  0: cat\n  1: dog's  # as Ultralytics' own data sets and CVAT's export have them",
+        "nc: 2\nnames: {0: cat,\n  1: dog's}",
+    ],
+)
+def test_yolo_names_in_every_form_of_a_list_in_yaml(tmp_path, names):
+    photo(tmp_path / "images" / "a.png")
+    (tmp_path / "data.yaml").write_text(f"path: ../set\ntrain: images\n{names}\n")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.25 0.5 0.5 0.5\n1 0.25 0.5 0.5 0.5\n2 0.25 0.5 0.5 0.5\n")
+    assert [one[0] for one in masks_of(open_data_set(tmp_path))] == ["cat", "dog's", "2"]
+
+
+@pytest.mark.parametrize("text", ["names: [cat", "names: 5", "- 1", "", "names: {cat: 0}"])
+def test_yolo_without_names_that_can_be_read_has_numbers(tmp_path, text):
+    photo(tmp_path / "images" / "a.png")
+    (tmp_path / "data.yaml").write_text(text)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.25 0.5 0.5 0.5\n")
+    assert [one[0] for one in masks_of(open_data_set(tmp_path))] == ["0"]
+
+
 def labelme(path, shapes, image="a.png"):
     content = {
         "version": "5.5.0",

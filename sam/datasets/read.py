@@ -54,8 +54,8 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Sequence
 
     - COCO instance JSON: a file, or a folder with `annotations.json` or `annotations/instances_*.json`. Run lengths as text or
       as lists, and polygons, of which an object is the union.
-    - YOLO labels: a folder with `labels`, `images` and `classes.txt`, or `data.yaml` with a list of names in one line. Lines of
-      four numbers are boxes.
+    - YOLO labels: a folder with `labels`, `images`, and `classes.txt` or `data.yaml` with `names`. Lines of four numbers are
+      boxes.
     - labelme: one of its files, or a folder of them. Polygons, rectangles, circles and masks; shapes with one label and
       `group_id` are one object.
     - CVAT's XML for images: a file, or a folder with `annotations.xml`. Masks, polygons, boxes and ellipses; shapes with one
@@ -279,17 +279,22 @@ class YoloSet:
 
 
 def _class_names(folder: Path) -> dict[int, str]:
-    """Names by number, of `classes.txt` or of `names: [...]` in `data.yaml`; a class without a name is called by its number."""
+    """Names by number, of `classes.txt` or of `names` in `data.yaml`, a list or a mapping of numbers to names.
+
+    A class without a name is called by its number.
+    """
+    import yaml  # takes as long to import as all of this file
+
     try:
         if (folder / "classes.txt").is_file():
             return dict(enumerate((folder / "classes.txt").read_text(encoding="utf-8-sig").splitlines()))
-        for line in (folder / "data.yaml").read_text(encoding="utf-8-sig").splitlines():
-            if line.startswith("names:"):
-                names = json.loads(line.removeprefix("names:").strip().replace("'", '"'))
-                return dict(enumerate(map(str, names)))
-    except (OSError, ValueError):
+        settings = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {}
+    names = settings.get("names") if isinstance(settings, dict) else None
+    if isinstance(names, list):
+        return dict(enumerate(map(str, names)))
+    return {number: str(name) for number, name in names.items() if type(number) is int} if isinstance(names, dict) else {}
 
 
 class LabelmeSet:
