@@ -9,7 +9,14 @@ import pytest
 import torch
 from reference import random_sam
 from samkit.sam.kernels import linear
-from samkit.sam.kernels.attention import attend_fused, attend_in_pieces, attend_with_bias, faster_on_gpu, position_table
+from samkit.sam.kernels.attention import (
+    attend_fused,
+    attend_in_pieces,
+    attend_with_bias,
+    attend_without_positions,
+    faster_on_gpu,
+    position_table,
+)
 from samkit.sam.kernels.encoder import FastEncoder, WindowOrder, plan_for, supports
 from samkit.sam.kernels.linear import AtenLinear, OneDNNLinear
 from samkit.sam.models.sam import run_encoder
@@ -57,6 +64,20 @@ def test_it_equals_the_stock_forward(shape, kind, attend):
     ours, _ = FastEncoder(encoder, torch.float32, kind, attend)(images)
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
     assert expected.std() > 0.5, "a trivial embedding compares nothing"
+
+
+@pytest.mark.parametrize("kind", LINEARS)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("piece_bytes", [1000, 1 << 20])
+def test_attention_without_positions_is_torchs(piece_bytes, dtype, error, kind, monkeypatch):
+    """Three heads of 14, as SlimSAM has, and 50 tokens: neither fills a piece."""
+    monkeypatch.setattr("samkit.sam.kernels.attention._PIECE_BYTES", piece_bytes)
+    numbers = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(3, 50, 14, generator=numbers) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    found = torch.full((50, 3, 14), float("nan"), dtype=dtype).transpose(0, 1)
+    attend_without_positions(kind, *(x.to(dtype) for x in (q, k, v)), found)
+    assert (found.float() - expected).norm() / expected.norm() < error
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 3000, 50_000])
