@@ -105,6 +105,7 @@ def attend_by_head(linear: LinearKind, q: Tensor, k: Tensor, v: Tensor, table: T
     at_a_time = max(1, _PIECE_BYTES // (width * keys * q.element_size()))
 
     def attend(piece: tuple[int, slice]) -> None:
+        """Some rows of queries of one head."""
         head, rows = piece
         asked, answers = k[head].t(), linear(v[head].t(), None, q.dtype)
         asking, made = (x[head, rows.start * width : rows.stop * width] for x in (q, out))
@@ -136,6 +137,7 @@ def attend_without_positions(linear: LinearKind, q: Tensor, k: Tensor, v: Tensor
     at_a_time = max(1, _PIECE_BYTES // (keys * q.element_size()))
 
     def attend(piece: tuple[int, slice]) -> None:
+        """Some queries of one head."""
         head, queries = piece
         if q.dtype == torch.float32:
             out[head, queries] = F.scaled_dot_product_attention(*(x[None, None] for x in (q[head, queries], k[head], v[head])))[

@@ -106,6 +106,7 @@ def in_parts(decode: Callable[[slice], Found], prompts: int, device: torch.devic
     found: list[Found | None] = [None] * len(parts)
 
     def run(index: int) -> None:
+        """Decode one part; several threads write to places of their own."""
         found[index] = decode(parts[index])
 
     for_each(run, range(len(parts)))
@@ -208,6 +209,7 @@ class FastDecoder:
         """
 
         def decode(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            """Logits, predicted IoUs and row numbers of some of the prompts."""
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
             rows = torch.arange(part.start, part.start + len(rated.scores), device=sparse.device)

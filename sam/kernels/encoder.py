@@ -190,10 +190,12 @@ def run_whole(block: WholeBlock, x: Tensor, linear: LinearKind, then: Callable[[
     mixed = torch.empty_like(x, dtype=block.dtype)
 
     def project(piece: Piece) -> None:
+        """Queries, keys and values of some tokens."""
         found = block.project(x[piece.images, piece.tokens][0], piece.tokens)
         qkv[piece.images, :, :, piece.tokens] = found.view(1, len(found), 3, block.heads, -1).permute(0, 2, 3, 1, 4)
 
     def add_back(piece: Piece) -> None:
+        """What attention gave some tokens, and the MLP."""
         part = x[piece.images, piece.tokens][0]
         block.add_back(part, mixed[piece.images, piece.tokens][0])
         if then is not None:

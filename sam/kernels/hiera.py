@@ -84,6 +84,7 @@ class FastHiera:
         out = x.new_empty(count, tokens >> 2 * pools, run[-1].block.width)
 
         def work(piece: Piece) -> None:
+            """All blocks of the run on some windows."""
             part, groups, here = x[piece.images], piece.groups, piece.tokens
             part = part[:, here].clone() if order is None else part.index_select(1, order[here])
             if places is not None:

@@ -225,6 +225,7 @@ class FastSAM2Decoder(FastDecoder):
         wanted, is_fixed = _SEVERAL if several else _SINGLE, several or strictly
 
         def decode(part: slice) -> tuple[Tensor, ...]:
+            """Logits, predicted IoUs, row numbers and object scores of some of the prompts."""
             guided = None if guidance is None else guidance.of(part)
             rated = self.rate(shared, sparse[part], None if dense is None else dense[part], guided)
             rows = torch.arange(part.start, part.start + len(rated.scores), device=sparse.device)
