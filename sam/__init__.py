@@ -22,6 +22,7 @@ from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, resu
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
+from .tasks.detail import DETAILS, Detail, Looked, SecondLook
 from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.embedding_file import load_embedding, save_embedding
 from .tasks.everything import (
@@ -70,6 +71,7 @@ from .training.teach import Lesson, TeachOptions, teach
 __all__ = [
     "ABSENT_LOGIT",
     "CANDIDATES",
+    "DETAILS",
     "DEVICE_MODES",
     "DIRECTIONS",
     "GROUNDING_MODELS",
@@ -86,6 +88,7 @@ __all__ = [
     "Candidate",
     "Concept",
     "DecoderOptions",
+    "Detail",
     "DeviceMode",
     "Direction",
     "FilmPrompt",
@@ -97,6 +100,7 @@ __all__ = [
     "GroundingOptions",
     "ImagePredictor",
     "Lesson",
+    "Looked",
     "MatteModel",
     "MatteOptions",
     "Method",
@@ -114,6 +118,7 @@ __all__ = [
     "SAMError",
     "SAMModel",
     "SAMWrapper",
+    "SecondLook",
     "Segmenter",
     "TeachOptions",
     "Track",

@@ -17,7 +17,7 @@ def resampled(logits: Tensor, source: View, target: View, outside: float) -> Ten
     Returns:
         float32 `[n, 4h, 4w]` on the grid of `target`.
     """
-    rows, columns = (_places(source, target, axis, logits.shape[1 + axis]).to(logits) for axis in (0, 1))
+    rows, columns = (_places(source, target, axis, logits.shape[1 + axis]).to(logits.device) for axis in (0, 1))
     inside = (rows.sum(1) > 0)[:, None] & (columns.sum(1) > 0)[None]
     return torch.where(inside, rows @ logits @ columns.T, logits.new_tensor(outside))
 
@@ -33,19 +33,19 @@ def averaged(values: Tensor, source: View, target: View) -> tuple[Tensor, Tensor
         The means float32 `[4h, 4w]` on the grid of `target` over what the source's window covers of each cell, 0 where that is
         nothing; and which share of each cell it covers.
     """
-    rows, columns = (_overlaps(source, target, axis).to(values) for axis in (0, 1))
+    rows, columns = (_overlaps(source, target, axis).to(values.device) for axis in (0, 1))
     covered = rows.sum(1)[:, None] * columns.sum(1)[None]
     return rows @ values @ columns.T / covered.clamp(min=1e-6), covered
 
 
 def _edges(view: View, axis: int) -> tuple[Tensor, float]:
-    """Where the cells of a grid begin and end on an axis, in pixels of the image, float64 `[count + 1]`; and the window's end."""
+    """The edges of a grid's cells on an axis, in pixels of the image, float64 `[count + 1]`; and where the window ends."""
     start, end = view.window[1 - axis], view.window[3 - axis]
     return start + torch.arange(view.geometry.grid[axis] + 1, dtype=torch.float64) / view.geometry.cells[axis], float(end)
 
 
 def _places(source: View, target: View, axis: int, count: int) -> Tensor:
-    """The matrix float64 `[of target, of source]` that interpolates at the middles of the target's cells, 0 in its padding."""
+    """The matrix float32 `[of target, of source]` that interpolates at the middles of the target's cells, 0 in its padding."""
     edges, end = _edges(target, axis)
     middles = (edges[1:] + edges[:-1]) / 2
     places = (middles - source.window[1 - axis]) * source.geometry.cells[axis] - 0.5
@@ -58,12 +58,12 @@ def _places(source: View, target: View, axis: int, count: int) -> Tensor:
     row = torch.arange(len(middles))
     matrix[row, first] += 1 - share
     matrix[row, (first + 1).clamp(max=count - 1)] += share
-    return matrix * (middles < end)[:, None]
+    return (matrix * (middles < end)[:, None]).float()
 
 
 def _overlaps(source: View, target: View, axis: int) -> Tensor:
-    """The matrix float64 `[of target, of source]` of the share of each cell of the target that each one of the source covers."""
+    """The matrix float32 `[of target, of source]`: which share of a cell of the target each cell of the source covers."""
     (own, end), (other, _) = _edges(source, axis), _edges(target, axis)
     own = own.clamp(max=end)
     low, high = torch.maximum(other[:-1, None], own[None, :-1]), torch.minimum(other[1:, None], own[None, 1:])
-    return (high - low).clamp(min=0) / (other[1:] - other[:-1])[:, None]
+    return ((high - low).clamp(min=0) / (other[1:] - other[:-1])[:, None]).float()

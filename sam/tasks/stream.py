@@ -15,7 +15,9 @@ from ..placement import devices
 from ..placement.devices import DeviceMode, device_for, placed
 from ..placement.memory import chunk
 from ..prompts import Prompt
+from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
+from .detail import Detail, Report, segment_in_detail
 from .embed import EncoderRun
 from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions, Take, check_count, prompt_bytes
 
@@ -33,6 +35,9 @@ def segment_each(
     take: Take,
     options: PredictOptions | None = None,
     device_mode: DeviceMode = "AUTO",
+    detail: Detail = "off",
+    embedding: SAMEmbedding | None = None,
+    report: Report | None = None,
 ) -> None:
     """`encode` and `decode` for batches of any length: the masks of each image are handed on, and its embedding is dropped.
 
@@ -42,11 +47,17 @@ def segment_each(
         images, device_mode: see `encode`.
         take: gets the index and the masks of each image; equal images come together, the others in order.
         model, prompts, options: see `decode`.
+        detail: second looks at each object, see `SecondLook`; `off`: none.
+        embedding: with detail, that of the images, where they are encoded already.
+        report: with detail, takes what became of the objects of each image, see `Looked`.
 
     Raises:
-        SAMError: what `encode` and `decode` raise.
+        SAMError: what `encode` and `decode` raise, or there is no such detail.
     """
     options = options or PredictOptions()
+    if detail != "off":
+        segment_in_detail(model, images, prompts, take, options, device_mode, detail, embedding, report)
+        return
     run = EncoderRun(model, images, device_mode)
     check_count(prompts, len(run.frames))
     each_image(run, lambda index, image: take(index, image.predict(prompts[index])), options, prompt_bytes(prompts))

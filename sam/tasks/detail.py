@@ -1,0 +1,317 @@
+"""The second look: an object again, in a cut of the image around its mask, where the model has more pixels for it.
+
+A model gets its own number of pixels of an image, whatever its size, and answers in a quarter of them. A cut around an object
+is encoded like an image, and prompted by the same marks and the first mask. The answer takes the place of the first mask where
+the two are one object.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...utils.checks import one_of
+from ...utils.comfy import Progress
+from ..geometry import Size, View, Window, cut_around
+from ..kernels.views import averaged, resampled
+from ..models.base import Segmenter, optional_member
+from ..placement import devices
+from ..placement.devices import DeviceMode, placed
+from ..prompts import ABSENT_LOGIT, Prompt, mask_to_logits
+from ..store.embedding import SAMEmbedding
+from ..store.memory import one_run, passing
+from .embed import Encoded, EncoderRun, encode_one
+from .predict import FramePrediction, ImagePredictor, PredictOptions, Take, check_count, features_of, prompt_bytes
+
+Detail: TypeAlias = Literal["off", "auto", "1", "2", "3"]
+DETAILS: tuple[str, ...] = get_args(Detail)
+
+# Chosen on the scenes that `benchmarks/detail.py --tune` draws, with the demonstration model.
+_MOST_LOOKS = 3
+_LEAST_GAIN = 1.2  # of resolution, below which a look is not worth an encoding
+_AUTO_GAIN = 1.5  # the same for `auto`, beside the last look
+_SAME_OBJECT = 0.5  # least agreement of two masks of one object
+_TRIMMED = 0.01  # of a mask at each side: specks far from it do not make its cut larger
+
+
+class Looked(NamedTuple):
+    """How many objects of an image have a mask of a second look.
+
+    Attributes:
+        sharper: objects whose mask a second look has replaced.
+        kept: those of which it saw something else, so that they have their first mask.
+        alike: those for which no cut has a higher resolution, so that there was none.
+    """
+
+    sharper: int
+    kept: int
+    alike: int
+
+    def __str__(self) -> str:
+        """For the note below a result; empty where there was no second look."""
+        said = {"sharper": self.sharper, "as before": self.kept}
+        return ", ".join(f"{count} {name}" for name, count in said.items() if count)
+
+
+Report: TypeAlias = Callable[[int, Looked], None]
+"""Takes what became of the objects of an image, by its index, before their masks are handed on."""
+
+
+@dataclass
+class _Object:
+    """An object while it is looked for.
+
+    Attributes:
+        prompt: its marks, in pixels of the image.
+        view: that it was last seen in.
+        logits: its mask there, float32 `[4h, 4w]`.
+        score: predicted IoU.
+        mask: the same in the image, bool `[H, W]`.
+        sharper: whether the mask is a second look's.
+        kept: whether the last look saw something else.
+        is_done: whether there is nothing more to gain.
+    """
+
+    prompt: Prompt
+    view: View
+    logits: Tensor
+    score: float
+    mask: Tensor
+    sharper: bool = False
+    kept: bool = False
+    is_done: bool = False
+
+
+class SecondLook:
+    """How one model looks again at objects that it has found.
+
+    Args:
+        model: see `load_model`, or `as_segmenter` for another pack's.
+        size: (H, W) of the images.
+        detail: how many looks: as many as gain resolution (`auto`), or so many where there is some to gain. `off`: none.
+        options: what the first masks were made with.
+        device_mode: see `placed`.
+
+    Raises:
+        SAMError: there is no such detail.
+    """
+
+    def __init__(self, model: Segmenter, size: Size, detail: Detail, options: PredictOptions, device_mode: DeviceMode) -> None:
+        one_of(detail, DETAILS, "detail")
+        self.model, self.size, self.device_mode = model, size, device_mode
+        self.is_auto = detail == "auto"
+        self.looks = {"off": 0, "auto": _MOST_LOOKS}.get(detail) if detail in ("off", "auto") else int(detail)
+        self.options = replace(options, candidate="best", multimask="off", logits=True)
+        self.whole = View((0, 0, size[1], size[0]), model.geometry(size))
+        self.takes_masks = optional_member(model, "takes_masks") is not False
+
+    def refine(self, image: np.ndarray, prompts: Sequence[Prompt], found: FramePrediction) -> tuple[FramePrediction, Looked]:
+        """Look again at all objects of an image, those with one cut together. Not in the body of a `placed`.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            prompts: those that each mask was made of.
+            found: masks, scores and logits of the first look; its masks are changed in place.
+
+        Returns:
+            The same with the masks, scores and logits of the last look, and what became of the objects.
+        """
+        objects = [
+            _Object(prompt, self.whole, logits[0], float(score), mask)
+            for prompt, mask, score, logits in zip(prompts, *found, strict=True)
+        ]
+        for _ in range(self.looks):
+            cuts: dict[Window, list[_Object]] = {}
+            for one in objects:
+                if (window := self._cut(one)) is not None:
+                    cuts.setdefault(window, []).append(one)
+            for window, members in cuts.items():
+                Progress.check_interrupted()
+                self._look(image, window, members)
+        scores = found.scores.new_tensor([one.score for one in objects])
+        logits = [self._on_the_whole(one, first[0]) for one, first in zip(objects, found.logits, strict=True)]
+        together = torch.stack(logits)[:, None] if logits else found.logits
+        sharper, kept = sum(one.sharper for one in objects), sum(one.kept and not one.sharper for one in objects)
+        return FramePrediction(found.masks, scores, together), Looked(sharper, kept, len(objects) - sharper - kept)
+
+    def refine_masks(self, image: np.ndarray, prompts: Sequence[Prompt | None], masks: Tensor) -> tuple[Tensor, Looked]:
+        """`refine` for masks bool `[N, H, W]` that are known without their logits, and an image's marks where there are any."""
+        marks, first = [], []
+        for prompt, mask in zip(prompts, masks, strict=True):
+            logits = mask_to_logits(mask.float(), self.whole.geometry)
+            marks.append(prompt or Prompt())
+            first.append(torch.full((1, *self.whole.geometry.grid), ABSENT_LOGIT) if logits is None else logits)
+        grid = self.whole.geometry.grid
+        logits = torch.stack(first).to(masks.device) if first else masks.new_zeros(0, 1, *grid, dtype=torch.float32)
+        found = FramePrediction(masks.clone(), torch.ones(len(masks)), logits)
+        refined, looked = self.refine(image, marks, found)
+        return refined.masks, looked
+
+    def _cut(self, one: _Object) -> Window | None:
+        """The cut that an object is to be seen in next; None where it would gain nothing, from then on."""
+        if one.is_done:
+            return None
+        box = self._extents(one)
+        if box is not None:
+            window = cut_around(box, self.size, max(self.whole.geometry.grid))
+            view = self._view(window)
+            if (view.gain(one.view) >= _AUTO_GAIN) if self.is_auto else (view.gain(self.whole) >= _LEAST_GAIN):
+                return window
+        one.is_done = True
+        return None
+
+    def _view(self, window: Window) -> View:
+        x1, y1, x2, y2 = window
+        return View(window, self.model.geometry((y2 - y1, x2 - x1)))
+
+    def _extents(self, one: _Object) -> tuple[float, float, float, float] | None:
+        """The box (x1, y1, x2, y2) that an object's cut is made around: its own, or the mask's, and its points on the object.
+
+        None where there is no mask.
+        """
+        around = _box_around(one.logits > self.options.mask_threshold, one.view)
+        if around is None:
+            return None
+        corners = [around if one.prompt.box is None else tuple(one.prompt.box.tolist())]
+        corners += [(x, y, x, y) for x, y in one.prompt.points[one.prompt.labels == 1].tolist()]
+        (left, top), (right, bottom) = (
+            (extreme(corner[i] for corner in corners), extreme(corner[i + 1] for corner in corners))
+            for extreme, i in ((min, 0), (max, 2))
+        )
+        return left, top, right, bottom
+
+    def _look(self, image: np.ndarray, window: Window, objects: list[_Object]) -> None:
+        """Encode a cut, or take it from the cache, and see objects in it."""
+        x1, y1, x2, y2 = window
+        view = self._view(window)
+        key, encoded = encode_one(self.model, [image[y1:y2, x1:x2]], self.device_mode)
+        prompts = [self._in_view(one, view) for one in objects]
+        with placed(self.model.network, self.device_mode, prompt_bytes([prompts])) as device:
+            ready = ImagePredictor(self.model, encoded.features(key, device), view.geometry.original, self.options)
+            found = ready.predict(prompts)
+        for one, mask, score, logits in zip(objects, *found, strict=True):
+            one.kept = self._agreement(one, logits[0], view) < _SAME_OBJECT
+            if one.kept:
+                one.is_done = True
+                continue
+            one.view, one.logits, one.score, one.sharper = view, logits[0], float(score), True
+            one.mask[y1:y2, x1:x2] = mask
+
+    def _in_view(self, one: _Object, view: View) -> Prompt:
+        """The marks of an object that fall into a window, in its pixels, and the last mask.
+
+        Where there are no marks, or the model takes no mask, the box around the mask is one.
+        """
+        x1, y1, x2, y2 = view.window
+        high = np.array([x2 - x1, y2 - y1], np.float64)
+        points = one.prompt.points - np.array([x1, y1])
+        inside = ((points >= 0) & (points <= high)).all(1)
+        box = one.prompt.box
+        if box is None and not (self.takes_masks and inside.any()):
+            box = np.array(_box_around(one.logits > self.options.mask_threshold, one.view))
+        if box is not None:
+            box = np.clip(box.reshape(2, 2) - np.array([x1, y1]), 0, high).reshape(4)
+        logits = resampled(one.logits[None], one.view, view, ABSENT_LOGIT) if self.takes_masks else None
+        return Prompt(points[inside], one.prompt.labels[inside], box, logits)
+
+    def _agreement(self, one: _Object, logits: Tensor, view: View) -> float:
+        """How far the mask in a view and the last one are one object, 0..1: their IoU on the grid of the last one.
+
+        Only the window is compared, and cells beside an edge of the other mask are right: the last look saw no better.
+        """
+        share, covered = averaged((logits > self.options.mask_threshold).float(), view, one.view)
+        most = float(share.max())
+        if not most:
+            return 0.0
+        now = share >= min(0.5, most)
+        before = (one.logits > self.options.mask_threshold) & (covered > 0.5)
+        wrong = (before & ~_grown(now)).sum() + (now & ~_grown(before)).sum()
+        return 1 - float(wrong) / float((before | now).sum())
+
+    def _on_the_whole(self, one: _Object, first: Tensor) -> Tensor:
+        """An object's logits `[4h, 4w]` on the grid of the image; the first ones, where it is smaller than a cell."""
+        if not one.sharper:
+            return first
+        values, covered = averaged(one.logits, one.view, self.whole)
+        merged = values * covered + first * (1 - covered)
+        return merged if bool((merged > self.options.mask_threshold).any()) else first
+
+
+def _box_around(mask: Tensor, view: View) -> tuple[float, float, float, float] | None:
+    """The box (x1, y1, x2, y2) of a mask bool `[4h, 4w]` in a view, without specks, in pixels of the image; None: it is empty."""
+    x1, y1, x2, y2 = view.window
+    ends = []
+    for axis, (start, end) in enumerate(((y1, y2), (x1, x2))):
+        cell = view.geometry.cells[axis]
+        counts = mask.sum(1 - axis).cpu()[: int(np.ceil((end - start) * cell))].double()
+        total, sums = float(counts.sum()), counts.cumsum(0)
+        if not total:
+            return None
+        first, last = int((sums > _TRIMMED * total).byte().argmax()), int((sums >= (1 - _TRIMMED) * total).byte().argmax())
+        ends.append((start + first / cell, min(start + (last + 1) / cell, float(end))))
+    (top, bottom), (left, right) = ends
+    return left, top, right, bottom
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """A mask bool `[h, w]`, by one cell larger."""
+    return F.max_pool2d(mask[None].float(), 3, 1, 1)[0] > 0
+
+
+@torch.no_grad()
+def segment_in_detail(
+    model: Segmenter,
+    images: Tensor | Sequence[np.ndarray],
+    prompts: Sequence[Sequence[Prompt]],
+    take: Take,
+    options: PredictOptions,
+    device_mode: DeviceMode,
+    detail: Detail,
+    embedding: SAMEmbedding | None = None,
+    report: Report | None = None,
+) -> None:
+    """`segment_each` with second looks: an image at a time, which is encoded and decoded before its cuts are.
+
+    Args:
+        detail: see `SecondLook`.
+        embedding: of the images, where they are encoded already.
+        report: see `Report`.
+        model, images, prompts, take, options, device_mode: see `segment_each`.
+
+    Raises:
+        SAMError: what `segment_each` raises, or there is no such detail.
+    """
+    run = EncoderRun(model, images, device_mode)
+    check_count(prompts, len(run.frames))
+    second = SecondLook(model, run.size, detail, options, device_mode)
+    progress = Progress(len(run.frames))
+    # Outside ComfyUI, AUTO would take the model off the GPU after every cut.
+    staying = devices.stay_loaded(model.network) if device_mode == "AUTO" else contextlib.nullcontext()
+    with staying, one_run(), passing(len(run.frames)):
+        for index, (key, objects) in enumerate(zip(run.keys, prompts, strict=True)):
+            progress.check_interrupted()
+            encoded: dict[str, Encoded] = {}
+            if embedding is None:
+                run.each([key], Progress(None), encoded.__setitem__)
+            with placed(model.network, device_mode, prompt_bytes([objects])) as device:
+                features = encoded[key].features(key, device) if embedding is None else features_of(embedding, index, device)
+                image = ImagePredictor(model, features, run.size, replace(options, logits=True))
+                if options.candidate == "all":  # how many an object has is only known where it is alone
+                    each = [image.predict([one]) for one in objects] or [image.predict([])]
+                    owners = [place for place, part in enumerate(each) for _ in part.masks]
+                else:
+                    each, owners = [image.predict(objects)], list(range(len(objects)))
+            found = FramePrediction(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+            refined, looked = second.refine(run.frames[index], [objects[place] for place in owners], found)
+            if options.candidate == "all":
+                order = sorted(range(len(owners)), key=lambda row: (owners[row], -float(refined.scores[row])))
+                refined = FramePrediction(*(part[order] for part in refined))
+            if report is not None:
+                report(index, looked)
+            take(index, refined if options.logits else refined._replace(logits=refined.logits[:0].clone()))
+            progress.advance()
