@@ -35,6 +35,7 @@ PARTS = (
     "finish",
     "batch",
     "engines",
+    "detail",
 )
 RESULTS = Path(__file__).resolve().parent / "results"
 

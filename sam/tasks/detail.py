@@ -243,7 +243,7 @@ class SecondLook:
 
 
 def _box_around(mask: Tensor, view: View) -> tuple[float, float, float, float] | None:
-    """The box (x1, y1, x2, y2) of a mask bool `[4h, 4w]` in a view, without specks, in pixels of the image; None: it is empty."""
+    """The box (x1, y1, x2, y2) of a mask bool `[4h, 4w]` in a view, without specks, in pixels of the image; None if empty."""
     x1, y1, x2, y2 = view.window
     ends = []
     for axis, (start, end) in enumerate(((y1, y2), (x1, x2))):

@@ -37,6 +37,26 @@ SUPERSAMPLE = 3
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """How many objects a scene has, and how large they are.
+
+    counts: the least number and one more than the most. smallest, largest: extent in long sides of the photo, by a power of
+    a random number between them. visible: the diameter of the disc of the least area that is in sight, in long sides. tries:
+    places for an object, which may not lie inside another one.
+    """
+
+    counts: tuple[int, int]
+    smallest: float
+    largest: float
+    power: float
+    visible: float
+    tries: int
+
+
+FEW = Crowd((3, 13), SMALLEST, LARGEST, 0.9, MIN_ACROSS, 4)
+
+
+@dataclass(frozen=True)
 class Scene:
     """One photo and its objects.
 
@@ -263,11 +283,16 @@ def _ground(rng: Generator, height: int, width: int, hue: float) -> Array:
 # --- placing and painting -------------------------------------------------------------------------------------------
 
 
-def _place(rng: Generator, height: int, width: int, across: float, centre: tuple[float, float]) -> _Placed | None:
-    """A random shape about `across` pixels long at `centre` (x, y), cut to the canvas; None if nothing is inside."""
+def _place(
+    rng: Generator, height: int, width: int, across: float, centre: tuple[float, float], smallest: float = SMALLEST
+) -> _Placed | None:
+    """A random shape about `across` pixels long at `centre` (x, y), cut to the canvas; None if nothing is inside.
+
+    No shape is thinner than `smallest` long sides of the canvas.
+    """
     name = str(rng.choice(list(SHAPES), p=SHAPE_ODDS / SHAPE_ODDS.sum()))
     curves = SHAPES[name](rng)
-    thinnest = min(0.9, SMALLEST * max(height, width) / across)
+    thinnest = min(0.9, smallest * max(height, width) / across)
     aspect = rng.uniform(max(0.45, thinnest), 1.0)
     turn = rng.uniform(0, 2 * np.pi) if rng.random() < 0.75 else 0.0
     rotate = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
@@ -404,29 +429,31 @@ def _place_part(rng: Generator, owner: NDArray[np.int16], whole: int, across: fl
     return _Placed(placed.name, placed.coverage * home, placed.left, placed.top, placed.across)
 
 
-def _is_visible(mask: Mask, drawn: float, long_side: int) -> bool:
-    """Whether enough of an object (of `drawn` pixels) is in sight, mostly in one piece."""
+def _is_visible(mask: Mask, drawn: float, least: float) -> bool:
+    """Whether enough of an object (of `drawn` pixels) is in sight, mostly in one piece, and a disc of `least` pixels."""
     area = int(mask.sum())
-    if area < MIN_VISIBLE * drawn or area < np.pi / 4 * (MIN_ACROSS * long_side) ** 2:
+    if area < MIN_VISIBLE * drawn or area < np.pi / 4 * least**2:
         return False
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     pieces, _ = ndimage.label(mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1])
     return int(np.bincount(pieces.ravel())[1:].max()) >= 0.85 * area
 
 
-def _draw_objects(rng: Generator, canvas: Array, hue: float) -> tuple[NDArray[np.int16], list[_Placed], list[int]]:
+def _draw_objects(
+    rng: Generator, canvas: Array, hue: float, crowd: Crowd = FEW
+) -> tuple[NDArray[np.int16], list[_Placed], list[int]]:
     """Paint all objects, large ones mostly first. Returns owner int16 [H, W] (-1 = ground), shapes, parents."""
     height, width = canvas.shape[:2]
     long_side = max(height, width)
     owner = np.full((height, width), -1, np.int16)
     shapes: list[_Placed] = []
     parents: list[int] = []
-    count = int(rng.integers(3, 13))
-    sizes = SMALLEST * (LARGEST / SMALLEST) ** (rng.random(count) ** 0.9)
+    count = int(rng.integers(*crowd.counts))
+    sizes = crowd.smallest * (crowd.largest / crowd.smallest) ** (rng.random(count) ** crowd.power)
     for across in sizes[np.argsort(-sizes * rng.uniform(0.7, 1.4, count))] * long_side:
-        for _ in range(4):
+        for _ in range(crowd.tries):
             centre = (float(rng.uniform(0.03, 0.97) * width), float(rng.uniform(0.03, 0.97) * height))
-            placed = _place(rng, height, width, float(across), centre)
+            placed = _place(rng, height, width, float(across), centre, crowd.smallest)
             if placed is not None and not _lies_inside(owner, placed):
                 break
         else:
@@ -446,7 +473,7 @@ def _draw_objects(rng: Generator, canvas: Array, hue: float) -> tuple[NDArray[np
     return owner, shapes, parents
 
 
-def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
+def make_scene(seed: int, size: tuple[int, int] | None = None, crowd: Crowd = FEW) -> Scene:
     """The scene of a seed. size: (height, width) in pixels; by default a random one. At least one object is listed."""
     rng = np.random.default_rng(seed)
     while True:
@@ -455,8 +482,8 @@ def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
         canvas = _ground(rng, height, width, hue)
         if rng.random() < 0.3:
             _clutter(rng, canvas)
-        owner, shapes, parents = _draw_objects(rng, canvas, hue)
-        kept = _in_sight(owner, shapes, parents)
+        owner, shapes, parents = _draw_objects(rng, canvas, hue, crowd)
+        kept = _in_sight(owner, shapes, parents, crowd.visible)
         if kept:
             return _photograph(rng, canvas, owner, shapes, parents, kept)
 
@@ -470,10 +497,11 @@ def _masks(owner: NDArray[np.int16], parents: list[int]) -> list[Mask]:
     return masks
 
 
-def _in_sight(owner: NDArray[np.int16], shapes: list[_Placed], parents: list[int]) -> list[int]:
+def _in_sight(owner: NDArray[np.int16], shapes: list[_Placed], parents: list[int], visible: float = MIN_ACROSS) -> list[int]:
     """Indices of the objects of which enough can be seen."""
+    least = visible * max(owner.shape)
     drawn = [float((shape.coverage >= 0.5).sum()) for shape in shapes]
-    return [i for i, mask in enumerate(_masks(owner, parents)) if _is_visible(mask, drawn[i], max(owner.shape))]
+    return [i for i, mask in enumerate(_masks(owner, parents)) if _is_visible(mask, drawn[i], least)]
 
 
 def _photograph(
