@@ -31,6 +31,7 @@ from .common import (
     MOST_SHOWN,
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
+    TILES_INPUT,
     Found,
     MakesLarge,
     Result,
@@ -186,6 +187,7 @@ class AutoMask(MakesLarge, ShowsResult):
                 "preset": ([CUSTOM, *PRESETS], preset),
                 "hq": PREDICT_INPUTS["hq"],
                 "show_result": SHOW_RESULT_INPUT,
+                "tiles": TILES_INPUT,
             },
         }
 
@@ -210,6 +212,7 @@ class AutoMask(MakesLarge, ShowsResult):
         concept: Concept | None = None,
         preset: str = CUSTOM,
         hq: bool = True,
+        tiles: str = "off",
     ) -> Result:
         custom = AutoMaskOptions(
             points_per_side,
@@ -229,6 +232,7 @@ class AutoMask(MakesLarge, ShowsResult):
             points_per_batch=points_per_batch,
             concept=concept,
             hq=hq,
+            tiles=tiles,
         )
         frames = Frames(image)
         regions, gathered = _regions(region, len(frames), frames.size), _Gathered(frames, max_masks)

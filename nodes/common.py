@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sam import DEVICE_MODES
+from ..sam import DETAILS, DEVICE_MODES, TILES, Looked
 from ..utils.comfy import is_connected
 from ..utils.comfy_files import save_results
 from ..utils.overlay import result_image, result_text
@@ -50,6 +50,24 @@ SHOW_RESULT_INPUT = (
 )
 
 
+DETAIL_INPUT: tuple[Any, ...] = (
+    list(DETAILS),
+    {
+        "default": "off",
+        "tooltip": "Segment each object again in a cut of the image around it, for sharp masks of objects that are small in a "
+        "large image. auto: as long as that gains resolution. 1 to 3: so many times. Each cut is encoded like an image.",
+    },
+)
+TILES_INPUT: tuple[Any, ...] = (
+    list(TILES),
+    {
+        "default": "off",
+        "tooltip": "Also segment overlapping tiles of a large image at full resolution, to find small objects. Masks that a "
+        "seam cuts are joined. auto: tiles of the size of the model's input. 2 to 8: so many along the longer side.",
+    },
+)
+
+
 def with_tooltip(declared: tuple[Any, ...], tooltip: str) -> tuple[Any, ...]:
     """An input declared as another one, with a tooltip of its own."""
     return declared[0], {**declared[1], "tooltip": tooltip}
@@ -65,17 +83,19 @@ class Found:
     Attributes:
         masks: bool `[N, H, W]`, to be tinted; `[0, H, W]` where the image shows them already.
         scores: one per object.
+        looked: what became of second looks, if there were any.
     """
 
     masks: Tensor
     scores: Sequence[float]
+    looked: Looked | None = None
 
 
 class PackedFound:
     """`Found` with a bit per pixel, for the frames of a long batch."""
 
-    def __init__(self, masks: Tensor, scores: Sequence[float]) -> None:
-        self.scores, self._shape = scores, tuple(masks.shape)
+    def __init__(self, masks: Tensor, scores: Sequence[float], looked: Looked | None = None) -> None:
+        self.scores, self.looked, self._shape = scores, looked, tuple(masks.shape)
         self._bits = np.packbits(masks.cpu().numpy())
 
     @property
@@ -95,10 +115,10 @@ class Shown:
         self._kind = Found if frames == 1 else PackedFound
         self._found: dict[int, Found | PackedFound] = {}
 
-    def put(self, frame: int, masks: Tensor, scores: list[float]) -> None:
-        """Masks bool `[N, H, W]` and scores of a frame."""
+    def put(self, frame: int, masks: Tensor, scores: list[float], looked: Looked | None = None) -> None:
+        """Masks bool `[N, H, W]` and scores of a frame, and what became of second looks."""
         if frame < MOST_SHOWN:
-            self._found[frame] = self._kind(masks, scores)
+            self._found[frame] = self._kind(masks, scores, looked)
 
     @property
     def found(self) -> "list[Found | PackedFound]":
@@ -142,7 +162,13 @@ def shown(result: Result, seconds: float) -> list[dict[str, str]]:
     """Save an image of each frame's result; their names, for ComfyUI's `ui`."""
     frames = [None] * len(result.found) if result.image is None else result.image
     each = list(zip(frames, result.found, strict=False))[:MOST_SHOWN]
-    return save_results([result_image(frame, one.masks, result_text(one.scores, seconds)) for frame, one in each])
+    return save_results([result_image(frame, one.masks, _text(one, seconds)) for frame, one in each])
+
+
+def _text(found: "Found | PackedFound", seconds: float) -> str:
+    """The note below a frame."""
+    text, looked = result_text(found.scores, seconds), found.looked and str(found.looked)
+    return f"{text}, detail: {looked}" if looked else text
 
 
 class MakesLarge:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..sam import (
     GROUNDING_MODELS,
+    Detail,
     DeviceMode,
     FoundBoxes,
     FramePrediction,
@@ -29,14 +30,17 @@ from ..utils.overlay import legend, paint_boxes, paint_masks
 from ..utils.stacks import MaskStack
 from .common import (
     CATEGORY,
+    DETAIL_INPUT,
     DEVICE_MODE_INPUT,
     MOST_SHOWN,
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
+    TILES_INPUT,
     Found,
     MakesLarge,
     Result,
     ShowsResult,
+    with_tooltip,
 )
 from .model import ModelLoader
 from .predict import OPTION_INPUTS, Results
@@ -44,6 +48,11 @@ from .segs import WordsDetector
 
 _DEFAULTS = {field.name: field.default for field in fields(GroundingOptions)}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.01}
+
+_TILES = (
+    "Also search overlapping tiles of a large image at full resolution, to find small objects. Boxes that a seam cuts are "
+    "joined. auto: tiles of 800 pixels. 2 to 8: so many along the longer side. Use it with detail, which makes the masks sharp."
+)
 
 GROUNDING_MODEL_INPUT = ("SAMKIT_GROUNDING_MODEL", {"tooltip": "A model from Load Grounding DINO."})
 WORDS_INPUTS: dict[str, Any] = {
@@ -217,6 +226,7 @@ class SegmentText(MakesLarge, ShowsResult):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         options = {name: OPTION_INPUTS[name] for name in ("individual_masks", "mask_threshold", "device_mode", "hq")}
         options["show_result"] = SHOW_RESULT_INPUT
+        options |= {"detail": DETAIL_INPUT, "tiles": with_tooltip(TILES_INPUT, _TILES)}
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -241,8 +251,10 @@ class SegmentText(MakesLarge, ShowsResult):
         mask_threshold: float = 0.0,
         device_mode: DeviceMode = "AUTO",
         hq: bool = True,
+        detail: Detail = "off",
+        tiles: str = "off",
     ) -> Result:
-        wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes)
+        wanted = GroundingOptions(box_threshold, text_threshold, nms_threshold, max_boxes, tiles)
         frames = Frames(image)
         found = find_boxes(grounding_model, frames, text, wanted, device_mode)
         options = PredictOptions(mask_threshold=mask_threshold, hq=hq, logits=False)
@@ -261,13 +273,14 @@ class SegmentText(MakesLarge, ShowsResult):
                 painted = paint_masks(frames[index], predicted.masks.cpu().numpy())
                 put_frame(overlay[index], _painted_boxes(painted, found[index]))
 
-        segment_each(sam_model, frames, prompts, take, options, device_mode)
+        segment_each(sam_model, frames, prompts, take, options, device_mode, detail, report=results.report)
         masks, _, scores, _ = results.outputs()
         where = result_device()
         cut = torch.empty(0, *frames.size, 4, device=where)
         if has_cutout:
             cut = cutout(image, merged.filled(where) if individual_masks else masks)
-        shown = [Found(torch.zeros(0, *frames.size, dtype=torch.bool), one.scores) for one in found]
+        nothing = torch.zeros(0, *frames.size, dtype=torch.bool)
+        shown = [Found(nothing, one.scores, results.looked.get(index)) for index, one in enumerate(found)]
         drawn = overlay[: len(frames) * is_whole].to(where)
         return Result((masks, bounding_boxes(found), scores, _labels(found), drawn, cut), overlay, shown)
 

@@ -14,13 +14,16 @@ from ..sam import (
     MULTIMASK,
     Candidate,
     Concept,
+    Detail,
     DeviceMode,
     FramePrediction,
+    Looked,
     Multimask,
     PredictOptions,
     Prompt,
     PromptInputs,
     SAMEmbedding,
+    SAMError,
     Segmenter,
     as_embedding,
     decode_each,
@@ -35,6 +38,7 @@ from ..utils.stacks import MaskStack, joined
 from .common import (
     CATEGORY,
     CONCEPT_INPUT,
+    DETAIL_INPUT,
     DEVICE_MODE_INPUT,
     SAM_MODEL_INPUT,
     SHOW_RESULT_INPUT,
@@ -103,6 +107,7 @@ _LAST_INPUTS = {
     "show_result": SHOW_RESULT_INPUT,
     "frame_offset": FRAME_OFFSET_INPUT,
     "meta_batch": META_BATCH_INPUT,
+    "detail": DETAIL_INPUT,
 }
 _HIDDEN_INPUTS = {"prompt": "PROMPT"}
 _SOCKETS = "positive_coords, negative_coords, bboxes, mask_prompt or logits"
@@ -152,7 +157,7 @@ class PredictMask(_Predictor):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        image = ("IMAGE", {"tooltip": "The encoded image. Only needed for an embedding from another pack."})
+        image = ("IMAGE", {"tooltip": "The encoded image. Needed for detail, and for an embedding from another pack."})
         return {
             "required": {
                 "sam_model": SAM_MODEL_INPUT,
@@ -182,6 +187,7 @@ class PredictMask(_Predictor):
         concept: Concept | None = None,
         frame_offset: int = -1,
         meta_batch: Any = None,
+        detail: Detail = "off",
         prompt: Mapping[str, Any] | None = None,
     ) -> Outputs:
         known = as_embedding(embedding, sam_model, image)
@@ -190,7 +196,7 @@ class PredictMask(_Predictor):
         refuse_nothing(given, _SOCKETS)
         refuse_shares(given, known.original_size)
         options = PredictOptions(candidate, multimask, mask_threshold, hq, concept, self.wants("logits"))
-        return predict(sam_model, known, given, options, individual_masks, device_mode, image)
+        return predict(sam_model, known, given, options, individual_masks, device_mode, image, detail)
 
 
 class Segment(_Predictor):
@@ -231,6 +237,7 @@ class Segment(_Predictor):
         concept: Concept | None = None,
         frame_offset: int = -1,
         meta_batch: Any = None,
+        detail: Detail = "off",
         prompt: Mapping[str, Any] | None = None,
     ) -> Outputs:
         frames, *size = image.shape[:3]
@@ -242,7 +249,7 @@ class Segment(_Predictor):
         geometry = sam_model.geometry(tuple(size))
         prompts = objects_per_frame(given, frames, geometry)
         results = Results(prompts, geometry, options, individual_masks)
-        segment_each(sam_model, image, prompts, results.take, options, device_mode)
+        segment_each(sam_model, image, prompts, results.take, options, device_mode, detail, report=results.report)
         return results.outputs(image)
 
 
@@ -254,12 +261,22 @@ def predict(
     individual_masks: bool,
     device_mode: DeviceMode = "AUTO",
     image: Tensor | None = None,
+    detail: Detail = "off",
 ) -> Outputs:
-    """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are."""
+    """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are.
+
+    Raises:
+        SAMError: detail without the image.
+    """
+    if detail != "off" and image is None:
+        raise SAMError(f"detail is {detail}: it needs the image, to encode cuts of it. Connect the embedded image to image.")
     geometry = model.geometry(embedding.original_size)
     prompts = objects_per_frame(given, len(embedding), geometry)
     results = Results(prompts, geometry, options, individual_masks)
-    decode_each(model, embedding, prompts, results.take, options, device_mode)
+    if detail == "off":
+        decode_each(model, embedding, prompts, results.take, options, device_mode)
+    else:
+        segment_each(model, image, prompts, results.take, options, device_mode, detail, embedding, results.report)
     return results.outputs(image)
 
 
@@ -278,6 +295,7 @@ class Results:
     ) -> None:
         self.geometry, self.options, self.apart = geometry, options, individual_masks or options.candidate == "all"
         self.masks, self.shown = MaskStack(len(prompts), geometry.original), Shown(len(prompts))
+        self.looked: dict[int, Looked] = {}
         self.bboxes: list[list[BoundingBox]] = [[] for _ in prompts]
         self.scores: list[list[float]] = [[] for _ in prompts]
         # How many candidates an object has is only known once it is decoded; otherwise the output is filled as they come.
@@ -286,10 +304,14 @@ class Results:
         count = count if options.logits and not self.parts else 0
         self.logits = torch.empty(count, 1, *geometry.grid, device=result_device())
 
+    def report(self, index: int, looked: Looked) -> None:
+        """What became of second looks at a frame, before its masks come."""
+        self.looked[index] = looked
+
     def take(self, index: int, found: FramePrediction) -> None:
         """A frame without objects gets one empty mask, so that no frame is ever lost from a batch."""
         self.bboxes[index] = _scored_boxes(found.masks, found.scores)
-        self.shown.put(index, found.masks, found.scores.tolist())
+        self.shown.put(index, found.masks, found.scores.tolist(), self.looked.get(index))
         if not len(found.masks):
             found = self._placeholder(found)
         together = not self.apart and len(found.masks) > 1

@@ -51,6 +51,7 @@ from .tasks.predict import (
 )
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import prompt_each, segment_each
+from .tasks.tiles import TILES
 from .tasks.track import (
     DIRECTIONS,
     MOST_STEADIED,
@@ -82,6 +83,7 @@ __all__ = [
     "PRECISIONS",
     "PRESETS",
     "SAM_MODELS",
+    "TILES",
     "TRACK_METHODS",
     "AutoMaskOptions",
     "BusyError",

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ...utils.checks import one_of
 from ...utils.comfy import Progress
+from ..errors import SAMError
 from ..geometry import Size, View, Window, cut_around
 from ..kernels.views import averaged, resampled
 from ..models.base import Segmenter, optional_member
@@ -25,7 +26,7 @@ from ..placement.devices import DeviceMode, placed
 from ..prompts import ABSENT_LOGIT, Prompt, mask_to_logits
 from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
-from .embed import Encoded, EncoderRun, encode_one
+from .embed import Encoded, EncoderRun, as_embedding, encode_one
 from .predict import FramePrediction, ImagePredictor, PredictOptions, Take, check_count, features_of, prompt_bytes
 
 Detail: TypeAlias = Literal["off", "auto", "1", "2", "3"]
@@ -284,10 +285,12 @@ def segment_in_detail(
         model, images, prompts, take, options, device_mode: see `segment_each`.
 
     Raises:
-        SAMError: what `segment_each` raises, or there is no such detail.
+        SAMError: what `segment_each` raises, there is no such detail, or the embedding is that of other images.
     """
     run = EncoderRun(model, images, device_mode)
     check_count(prompts, len(run.frames))
+    if embedding is not None and list(as_embedding(embedding, model).image_keys) != list(run.keys):
+        raise SAMError("The embedding is not that of the images. Pass the images that were encoded.")
     second = SecondLook(model, run.size, detail, options, device_mode)
     progress = Progress(len(run.frames))
     # Outside ComfyUI, AUTO would take the model off the GPU after every cut.

@@ -32,9 +32,10 @@ from ..placement.devices import DeviceMode, placed
 from ..prompts import Prompt
 from ..store.memory import one_run, passing
 from .embed import encode_one
+from .found_masks import Box, FoundMask
 from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions
+from .tiles import TILES, join_seams, tile_windows, without_other_levels
 
-Box = tuple[int, int, int, int]
 _MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
 _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the image's, is cut off by it
 
@@ -46,6 +47,8 @@ class AutoMaskOptions:
     Attributes:
         hq: see `PredictOptions`.
         concept: what was taught, or None. With it every point gives one mask, the one that was taught, and not three.
+        tiles: overlapping tiles that are segmented beside the image, see `TILES`; `auto`: of as many pixels as the model takes,
+            `off`: none. Unlike with crops, masks of two tiles that are parts of one object are joined.
     """
 
     points_per_side: int = 32
@@ -61,8 +64,10 @@ class AutoMaskOptions:
     min_mask_region_area: int = 0
     concept: Concept | None = None
     hq: bool = True
+    tiles: str = "off"
 
     def __post_init__(self) -> None:
+        one_of(self.tiles, TILES, "tiles")
         for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
             if getattr(self, name) < 1:
                 raise SAMError(f"{name} is {getattr(self, name)}: it must be at least 1.")
@@ -99,46 +104,6 @@ def preset_options(name: str, model: Segmenter) -> AutoMaskOptions:
     options = PRESETS[one_of(name, [*PRESETS], "preset")]
     own = optional_member(model, "pred_iou_thresh") if name == "balanced" else None
     return options if own is None else replace(options, pred_iou_thresh=own)
-
-
-@dataclass(frozen=True)
-class FoundMask:
-    """One mask, stored inside its box only.
-
-    Attributes:
-        bits: uint8, the mask inside its box, row by row, eight pixels to a byte: thousands wait for non-maximum suppression.
-        box: (x1, y1, x2, y2) in the image, the last row and column included, as the reference has it.
-        score: predicted IoU.
-        stability: IoU of the masks at a higher and a lower threshold.
-        point: (x, y) of its prompt.
-        crop: (x1, y1, x2, y2) of the crop that it was found in.
-    """
-
-    bits: np.ndarray
-    box: Box
-    score: float
-    stability: float
-    point: tuple[float, float]
-    crop: Box
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """The mask inside its box, bool `[h, w]`."""
-        x1, y1, x2, y2 = self.box
-        height, width = y2 - y1 + 1, x2 - x1 + 1
-        return np.unpackbits(self.bits, count=height * width).astype(bool).reshape(height, width)
-
-    @property
-    def area(self) -> int:
-        """Pixels in the mask."""
-        return int(np.unpackbits(self.bits).sum())  # the last byte is filled up with zeros
-
-    def full(self, size: Size) -> np.ndarray:
-        """The mask bool `[H, W]` in an image of that size."""
-        mask = np.zeros(size, dtype=bool)
-        x1, y1, x2, y2 = self.box
-        mask[y1 : y2 + 1, x1 : x2 + 1] = self.pixels
-        return mask
 
 
 def as_dicts(found: Sequence[FoundMask], size: Size, mask_format: str = "binary_mask") -> list[dict[str, Any]]:
@@ -234,9 +199,8 @@ def everything_each(
         regions: of each image, bool `[H, W]` or None.
     """
     sizes = [images.size] * len(images) if isinstance(images, Frames) else [image.shape[:2] for image in images]
-    crops = (_points_of_crops(size, options, region) for size, region in zip(sizes, regions, strict=True))
-    batches = sum(math.ceil(len(points) / options.points_per_batch) for each in crops for _, points in each)
-    generator = _MaskGenerator(model, options, device_mode, Progress(batches))
+    generator = _MaskGenerator(model, options, device_mode)
+    generator.progress = Progress(sum(map(generator.batches, sizes, regions)))
     staying = devices.stay_loaded(model.network) if device_mode == "AUTO" else contextlib.nullcontext()
     with staying, one_run(), passing(len(images)):
         for index, (image, region) in enumerate(zip(images, regions, strict=True)):
@@ -246,9 +210,14 @@ def everything_each(
 class _MaskGenerator:
     """segment_anything's `SamAutomaticMaskGenerator`: a model, how it looks for masks, where it runs, and the progress."""
 
-    def __init__(self, model: Segmenter, options: AutoMaskOptions, device_mode: DeviceMode, progress: Progress) -> None:
-        self.model, self.options, self.device_mode, self.progress = model, options, device_mode, progress
+    def __init__(self, model: Segmenter, options: AutoMaskOptions, device_mode: DeviceMode) -> None:
+        self.model, self.options, self.device_mode, self.progress = model, options, device_mode, Progress(None)
         self.above = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
+
+    def batches(self, size: Size, region: np.ndarray | None) -> int:
+        """How many batches of points an image (H, W) has in all its crops and tiles."""
+        every = _points_of_crops(size, self.options, region) + self._points_of_tiles(size, region)
+        return sum(math.ceil(len(points) / self.options.points_per_batch) for _, points in every)
 
     def generate(self, image: np.ndarray, region: np.ndarray | None) -> list[FoundMask]:
         """The masks of an image uint8 `[H, W, 3]`, largest first; see `segment_everything`."""
@@ -257,12 +226,32 @@ class _MaskGenerator:
         if len(crops) > 1:
             smallest_first = [1 / ((m.crop[2] - m.crop[0]) * (m.crop[3] - m.crop[1])) for m in found]
             found = _without_duplicates(found, smallest_first, options.crop_nms_thresh)
+        found = self._with_tiles(image, region, found)
         if options.min_mask_region_area > 0:
             found = _without_small_regions(found, image.shape[:2], options)
         return sorted(found, key=lambda mask: -mask.area)
 
-    def _of_crop(self, image: np.ndarray, crop: Box, points: np.ndarray) -> Iterator[FoundMask]:
-        """The stable masks of a crop's points `[P, 2]` that non-maximum suppression leaves; others are never rendered."""
+    def _points_of_tiles(self, size: Size, region: np.ndarray | None) -> list[tuple[Box, np.ndarray]]:
+        """Each tile of an image, and its points: as many as a crop of the first layer has."""
+        if self.options.tiles == "off":
+            return []
+        windows = tile_windows(size, self.options.tiles, self.model.geometry(size).side)
+        return [(window, _points(window, 1, self.options, region)) for window in windows]
+
+    def _with_tiles(self, image: np.ndarray, region: np.ndarray | None, found: list[FoundMask]) -> list[FoundMask]:
+        """What was found in an image, and what is found in its tiles, each object once."""
+        tiles = self._points_of_tiles(image.shape[:2], region)
+        parts = [mask for tile, points in tiles if len(points) for mask in self._of_crop(image, tile, points, is_tile=True)]
+        if not tiles:
+            return found
+        joined = join_seams(parts, image.shape[:2])
+        return without_other_levels([*joined, *found], self.options.crop_nms_thresh)
+
+    def _of_crop(self, image: np.ndarray, crop: Box, points: np.ndarray, is_tile: bool = False) -> Iterator[FoundMask]:
+        """The stable masks of a crop's points `[P, 2]` that non-maximum suppression leaves; others are never rendered.
+
+        Those that the crop cuts off are left out, but for a tile's.
+        """
         model, options, (x, y, right, bottom) = self.model, self.options, crop
         size = bottom - y, right - x
         key, encoded = encode_one(model, [image[y:bottom, x:right]], self.device_mode)
@@ -279,7 +268,7 @@ class _MaskGenerator:
                 clicks = batch[decoded.rows[kept.nonzero()[:, 0]].tolist()].tolist()
                 outlined = upsampler.outlined(decoded.logits[kept].cpu())
                 for mask, score, click in zip(outlined, decoded.scores[kept].tolist(), clicks, strict=True):
-                    if mask is not None and not _is_cut_off(mask.box, crop, image.shape[:2]):
+                    if mask is not None and (is_tile or not _is_cut_off(mask.box, crop, image.shape[:2])):
                         waiting.append(_Candidate(mask.box, score, tuple(click), mask))
                 if sum(candidate.waiting_bytes for candidate in waiting) > _MOST_WAITING:
                     for candidate in waiting:

@@ -35,9 +35,10 @@ from ..placement.devices import DeviceMode, device_for, placed, result_device
 from ..placement.memory import chunk
 from ..prompts import Prompt, mask_to_logits, to_model_input
 from ..store.memory import one_run, passing
+from .detail import DETAILS, Detail, SecondLook
 from .embed import Encoded, EncoderRun
 from .follow import CERTAIN, Candidate, Followed, FollowFrame, Looks, kept
-from .predict import PROMPT_BYTES
+from .predict import PROMPT_BYTES, PredictOptions
 from .steady import steady
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
@@ -100,6 +101,8 @@ class TrackOptions:
         fill_flicker: fill gaps of an object of up to so many frames between two frames with it, see `steady`; 0: none.
         remove_blinks: then remove appearances of up to so many frames between two frames without it; 0: none. Both change what
             is handed on and not the track, and frames on which the object was prompted stay as they are.
+        detail: second looks at what was found on each frame, see `SecondLook`, before that. They do not change how objects are
+            followed, nor masks that are given.
     """
 
     direction: Direction = "forward"
@@ -107,12 +110,13 @@ class TrackOptions:
     method: TrackMethod = "auto"
     fill_flicker: int = 0
     remove_blinks: int = 0
+    detail: Detail = "off"
 
     def __post_init__(self) -> None:
         for name in ("fill_flicker", "remove_blinks"):
             if not 0 <= getattr(self, name) <= MOST_STEADIED:
                 raise SAMError(f"{name} is {getattr(self, name)}: choose 0 to {MOST_STEADIED} frames.")
-        for name, choices in (("direction", DIRECTIONS), ("method", TRACK_METHODS)):
+        for name, choices in (("direction", DIRECTIONS), ("method", TRACK_METHODS), ("detail", DETAILS)):
             one_of(getattr(self, name), choices, name)
 
 
@@ -598,7 +602,9 @@ class _Film:
         options: TrackOptions,
     ) -> None:
         self.model, self.method, self.images, self.works, self.take, self.options = run.model, method, run, works, take, options
-        self.keys = dict(enumerate(run.keys, first))
+        self.keys, self.first, self.second = dict(enumerate(run.keys, first)), first, None
+        if options.detail != "off":
+            self.second = SecondLook(run.model, run.size, options.detail, PredictOptions(), run.device_mode)
         self.geometry: Geometry = self.model.geometry(run.size)
         self.result_device = result_device()
 
@@ -607,10 +613,6 @@ class _Film:
         sweeps = [sorted({frame for work in self.works for frame in work.left[side]}, reverse=side == 1) for side in (0, 1)]
         last = {frame: side for side, frames in enumerate(sweeps) for frame in frames}
         progress = Progress(sum(map(len, sweeps)))
-        for index in self.keys:
-            if index not in last:
-                progress.check_interrupted()
-                self._hand_on(index, {})
         feature_bytes = _FLOAT * sum(math.prod(shape) for shape in self.model.map_shapes.values())
         mode = self.images.device_mode
         size = chunk(device_for(mode), feature_bytes)
@@ -618,6 +620,10 @@ class _Film:
         staying = devices.stay_loaded(self.model.network) if mode == "AUTO" else contextlib.nullcontext()
         found: dict[int, dict[Name, Tensor]] = {}
         with staying, one_run(), passing(len(self.images.keys)):
+            for index in self.keys:
+                if index not in last:
+                    progress.check_interrupted()
+                    self._hand_on(index, {})
             for side, frames in enumerate(sweeps):
                 for start in range(0, len(frames), size):
                     some, encoded = frames[start : start + size], {}
@@ -628,9 +634,13 @@ class _Film:
                             progress.check_interrupted()
                             now = self._step(index, side, encoded[self.keys[index]], device)
                             found[index] = {**found.get(index, {}), **now}
-                            if last[index] == side:
+                            if last[index] == side and self.second is None:
                                 self._hand_on(index, found.pop(index))
                             progress.advance()
+                    # Second looks encode cuts, which needs a turn of its own on the device.
+                    for index in some if self.second is not None else ():
+                        if last[index] == side:
+                            self._hand_on(index, found.pop(index))
 
     def _step(self, index: int, side: int, encoded: Encoded, device: torch.device) -> dict[Name, Tensor]:
         """All that is left to compute on one frame in one sweep; the logits by object."""
@@ -663,5 +673,20 @@ class _Film:
                 masks[row] = full > highest
                 masks[:row] &= ~masks[row]
                 highest = torch.maximum(highest, full)
+        if self.second is not None:
+            masks = self._looked_at_again(index, masks, self.second)
         scores = torch.tensor([NO_OBJECT if answer is None else answer.object_score for answer in answers])
         self.take(TrackedFrame(index, masks.to(self.result_device), scores, logits))
+
+    def _looked_at_again(self, index: int, masks: Tensor, second: SecondLook) -> Tensor:
+        """The masks bool `[N, H, W]` of a frame after second looks, but for those that were given."""
+        rows, marks = [], []
+        for row, work in enumerate(self.works):
+            given = work.prompts.get(index)
+            if masks[row].any() and not (given is not None and given.is_mask):
+                rows.append(row)
+                marks.append(None if given is None else Prompt(given.points, given.labels, given.box))
+        refined = masks.clone()
+        if rows:
+            refined[rows], _ = second.refine_masks(self.images.frames[index - self.first], marks, masks[rows])
+        return torch.where(refined.sum(0) > 1, masks, refined) if self.options.non_overlapping else refined

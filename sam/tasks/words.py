@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from ...utils.boxes import Boxes
+from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ...utils.images import resize_pil
 from ...utils.marks import Marks
 from ..errors import SAMError
-from ..geometry import Size
+from ..geometry import Size, Window
 from ..kernels.nms import non_maximum_suppression
 from ..models.in_transformers.grounding import GroundingModel
 from ..placement.devices import DeviceMode, placed
 from ..placement.memory import fitting, in_batches
 from ..prompts import clip_boxes
+from .tiles import TILES, join_seams, tile_windows, without_other_levels
 
 _FRAMES_AT_ONCE = 4
+_TILE_SIDE = 800  # pixels: what the model brings the shorter side of an image to
 _FRAME_BYTES = 1 << 30  # about what a frame needs at the model's 800x1333
 # Also the full stops, commas and semicolons that keyboards for Chinese and Japanese type.
 _BETWEEN_PHRASES = re.compile("[.,;\n\uff0e\uff61\u3002\uff0c\uff64\u3001\uff1b]")
@@ -41,14 +44,18 @@ class GroundingOptions:
         text_threshold: a box's label is made of the words that score above this.
         nms_threshold: of two boxes that overlap by more than this (IoU), whatever their labels, the worse is dropped.
         max_boxes: keep this many per image, the best; 0 keeps all.
+        tiles: overlapping tiles that are searched beside the image, see `TILES`; `auto`: of as many pixels as the model takes,
+            `off`: none. Boxes of two tiles that are parts of one object are joined.
     """
 
     box_threshold: float = 0.35
     text_threshold: float = 0.25
     nms_threshold: float = 0.7
     max_boxes: int = 0
+    tiles: str = "off"
 
     def __post_init__(self) -> None:
+        one_of(self.tiles, TILES, "tiles")
         for name in ("box_threshold", "text_threshold", "nms_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SAMError(f"{name} is {getattr(self, name)}: it must be 0 to 1.")
@@ -102,7 +109,8 @@ def find_boxes(
     """
     options, caption = options or GroundingOptions(), normalise_text(text)
     _check_length(grounding, caption)
-    progress, found = Progress(len(frames)), []
+    tiles = [tile_windows(frame.shape[:2], options.tiles, _TILE_SIDE) if options.tiles != "off" else [] for frame in frames]
+    progress, found = Progress(len(frames) + sum(map(len, tiles))), []
     with placed(grounding.network, device_mode, _FRAME_BYTES * min(len(frames), _FRAMES_AT_ONCE)) as device:
 
         def detect(some: Sequence[np.ndarray]) -> list[FoundBoxes]:
@@ -113,7 +121,75 @@ def find_boxes(
         for boxes in in_batches(frames, fitting(device, _FRAME_BYTES, _FRAMES_AT_ONCE), detect):
             found += boxes
             progress.advance(len(boxes))
+        for index, windows in enumerate(tiles):
+            cuts = _Cuts(frames[index], windows) if windows else []
+            in_tiles = []
+            for boxes in in_batches(cuts, fitting(device, _FRAME_BYTES, _FRAMES_AT_ONCE), detect):
+                in_tiles += boxes
+                progress.advance(len(boxes))
+            if windows:
+                found[index] = _with_tiles(found[index], windows, in_tiles, frames[index].shape[:2], options)
     return found
+
+
+class _Cuts(Sequence[np.ndarray]):
+    """Windows of an image uint8 `[H, W, 3]`."""
+
+    def __init__(self, image: np.ndarray, windows: Sequence[Window]) -> None:
+        self.image, self.windows = image, windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        x1, y1, x2, y2 = self.windows[index]
+        return self.image[y1:y2, x1:x2]
+
+
+def _with_tiles(
+    found: FoundBoxes, windows: Sequence[Window], in_tiles: Sequence[FoundBoxes], size: Size, options: GroundingOptions
+) -> FoundBoxes:
+    """What was found in an image (H, W), and what was found in its tiles, each object once."""
+    parts = [part for window, boxes in zip(windows, in_tiles, strict=True) for part in _parts(boxes, window)]
+    labels = dict.fromkeys(part.label for part in parts)
+    joined = [one for label in labels for one in join_seams([part for part in parts if part.label == label], size)]
+    kept = without_other_levels([*joined, *_parts(found, (0, 0, size[1], size[0]))], options.nms_threshold)
+    kept = sorted(kept, key=lambda one: -one.score)[: options.max_boxes or None]
+    ends = np.array([one.ends for one in kept], np.float64).reshape(-1, 4)
+    return FoundBoxes(ends, [one.score for one in kept], [one.label for one in kept])
+
+
+def _parts(found: FoundBoxes, window: Window) -> list["_Part"]:
+    """The boxes of a window, in pixels of the image."""
+    return [_Part(tuple((box + np.tile(window[:2], 2)).tolist()), window, *rest) for box, *rest in zip(*found, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A box that was found in a part of an image, see `tiles.Part`."""
+
+    ends: tuple[float, float, float, float]
+    crop: Window
+    score: float
+    label: str
+
+    @property
+    def area(self) -> float:
+        return (self.ends[2] - self.ends[0]) * (self.ends[3] - self.ends[1])
+
+    def iou(self, other: "_Part", window: tuple[float, float, float, float]) -> float:
+        boxes = np.array([self.ends, other.ends])
+        low, high = np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])
+        common = float((high.min(0) - low.max(0)).clip(min=0).prod())
+        union = float((high - low).clip(min=0).prod(1).sum()) - common
+        return common / union if union else 0.0
+
+    def joined(self, others: Sequence["_Part"], crop: Window) -> "_Part":
+        ends = np.array([self.ends, *(one.ends for one in others)])
+        score = max(self.score, *(one.score for one in others)) if others else self.score
+        return replace(self, ends=(*ends[:, :2].min(0).tolist(), *ends[:, 2:].max(0).tolist()), crop=crop, score=score)
 
 
 def _check_length(grounding: GroundingModel, caption: str) -> None:
