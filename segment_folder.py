@@ -130,6 +130,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     models.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run under Ray: on this machine, or on a cluster")
     models.add_argument("--actors", type=int, default=0, metavar="N", help="with --ray: how many copies of the model")
+    large = parser.add_argument_group("large images")
+    large.add_argument(
+        "--detail",
+        default="off",
+        choices=sam.DETAILS,
+        help="with --prompts, --boxes-from, --words and --track: segment each object again in a cut around it (default: off)",
+    )
+    large.add_argument(
+        "--tiles",
+        default="off",
+        choices=sam.TILES,
+        help="with --everything and --words: also search overlapping tiles at full resolution (default: off)",
+    )
     choices = {"direction": sam.DIRECTIONS, "method": sam.TRACK_METHODS}
     for title, options in (
         ("with --everything", sam.AutoMaskOptions),
@@ -142,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
             if kind is bool:  # `--hq False`, as well as `--no-hq`
                 group.add_argument(name, type=_is_yes, nargs="?", const=True, default=field.default, metavar="yes|no")
                 group.add_argument(f"--no{name[1:]}", dest=field.name, action="store_false")
-            elif field.name != "concept":
+            elif field.name not in ("concept", "detail", "tiles"):
                 group.add_argument(name, type=kind, default=field.default, choices=choices.get(field.name))
     return parser
 
@@ -323,6 +336,12 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         for name, kind in kinds.items()
         if name != "track" or chosen.track
     }
+    if chosen.detail != "off" and chosen.everything:
+        raise sam.SAMError("--detail makes the masks of objects sharp that are prompted: with --everything, use --tiles.")
+    if chosen.tiles != "off" and not (chosen.everything or chosen.words is not None):
+        raise sam.SAMError(
+            "--tiles finds small objects with --everything and --words: for objects that are prompted, use --detail."
+        )
     path, grounding = Path(chosen.model), None
     if chosen.words is not None:
         folder = Path(chosen.grounding)
@@ -339,6 +358,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
         categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
+        detail=chosen.detail,
         **options,
     )
 

@@ -82,8 +82,8 @@ _REMOVE_BLINKS = (
 )
 _DETAIL = (
     "Segment each object of each frame again in a cut of the frame around it, for sharp masks of objects that are small in a "
-    "large frame. auto: as long as that gains resolution. 1 to 3: so many times. Each cut is encoded. It changes the masks, but "
-    "not how objects are followed."
+    "large frame. auto: as long as that gains resolution. 1 to 3: so many times. Each cut is encoded. How objects are followed "
+    "does not change."
 )
 
 
@@ -296,7 +296,7 @@ class _Results:
     def take(self, found: TrackedFrame) -> None:
         """A film without objects gets one empty mask per frame."""
         index, masks, scores = found.index - self.first, found.masks, found.object_scores.sigmoid().tolist()
-        self.shown.put(index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()])
+        self.shown.put(index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()], found.looked)
         for name, mask, score in zip(self.names, masks, scores, strict=True):
             if box := tight_box(mask):
                 self.bboxes[index].append(BoundingBox(**box, score=score, label=str(name), object=name))

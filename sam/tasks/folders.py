@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.boxes import boxes_per_frame, tight_box
+from ...utils.checks import one_of
 from ...utils.comfy_files import locked
 from ...utils.files import remove_parts, write_whole, writing
 from ...utils.marks import NO_BOXES, Marks
@@ -33,9 +34,10 @@ from ..models.concept import Concept
 from ..models.in_transformers.grounding import load_grounding
 from ..placement.devices import DeviceMode
 from ..prompts import Prompt, PromptInputs, objects_per_frame
-from .embed import encode
+from .detail import DETAILS, Detail
 from .everything import AutoMaskOptions, segment_everything
-from .predict import PredictOptions, decode
+from .predict import PredictOptions
+from .stream import segment_each
 from .track import TrackOptions
 from .words import FoundBoxes, GroundingOptions, find_boxes, normalise_text
 
@@ -74,6 +76,7 @@ class FolderTask:
         everything, found: options of the modes `everything` and `words`.
         base_model: with an adapter, the name of the model that it was trained on; empty is the one that it names.
         track: how the objects of films are followed; None: images are segmented, each on its own.
+        detail: second looks at the objects of the modes `words` and `prompts`, see `SecondLook`. `track` has its own.
     """
 
     mode: Mode
@@ -90,8 +93,10 @@ class FolderTask:
     found: GroundingOptions = field(default_factory=GroundingOptions)
     base_model: str = ""
     track: TrackOptions | None = None
+    detail: Detail = "off"
 
     def __post_init__(self) -> None:
+        one_of(self.detail, DETAILS, "detail")
         if self.mode == "words":
             normalise_text(self.text)
             if self.grounding is None:
@@ -107,6 +112,10 @@ class FolderTask:
         """All that a record depends on, besides its image and prompts, as JSON. Models are known by their content."""
         options = {"everything": asdict(self.everything), "words": asdict(self.found), "prompts": {}}[self.mode]
         options.pop("concept", None)
+        # What is off is left out: a journal that was begun before there was such an option goes on.
+        if options.get("tiles") == "off":
+            del options["tiles"]
+        detail = {} if self.detail == "off" or self.track is not None else {"detail": self.detail}
         grounding, concept = {}, {}
         if self.grounding is not None:
             files = sorted(path for path in self.grounding.glob("*") if path.suffix in (".json", ".txt", ".safetensors"))
@@ -117,7 +126,9 @@ class FolderTask:
         common = {"mode": self.mode, "format": self.format, "model": model, "precision": self.precision, "label": self.label}
         categories = {"categories": [list(one) for one in self.categories]} if self.categories else {}
         track = {"track": asdict(self.track)} if self.track is not None else {}
-        return {**common, **grounding, **concept, **categories, **track, **options}
+        if track and self.track.detail == "off":
+            del track["track"]["detail"]
+        return {**common, **grounding, **concept, **categories, **track, **detail, **options}
 
 
 def _content(name: str, files: Iterable[Path]) -> str:
@@ -257,9 +268,9 @@ class Worker:
         if not prompts:
             return [], []
         task = self.task
-        options = PredictOptions(concept=task.concept)
-        found = decode(self.model, encode(self.model, [pixels], task.device_mode), [prompts], options, task.device_mode)
-        return list(found.masks[0].cpu().numpy()), found.scores[0].tolist()
+        options, found = PredictOptions(concept=task.concept, logits=False), []
+        segment_each(self.model, [pixels], [prompts], lambda _, one: found.append(one), options, task.device_mode, task.detail)
+        return list(found[0].masks.cpu().numpy()), found[0].scores.tolist()
 
 
 def prompt_of(one: Mapping[str, Any], geometry: Geometry) -> Prompt:

@@ -35,7 +35,7 @@ from ..placement.devices import DeviceMode, device_for, placed, result_device
 from ..placement.memory import chunk
 from ..prompts import Prompt, mask_to_logits, to_model_input
 from ..store.memory import one_run, passing
-from .detail import DETAILS, Detail, SecondLook
+from .detail import DETAILS, Detail, Looked, SecondLook
 from .embed import Encoded, EncoderRun
 from .follow import CERTAIN, Candidate, Followed, FollowFrame, Looks, kept
 from .predict import PROMPT_BYTES, PredictOptions
@@ -212,12 +212,14 @@ class TrackedFrame(NamedTuple):
         object_scores: float32 `[N]`, logits that each object is in the image; `NO_OBJECT` where it was not followed to.
         logits: low-resolution mask logits `[4h, 4w]` by name, of the objects that were computed now; none where masks are
             changed by `fill_flicker` or `remove_blinks`.
+        looked: what became of second looks; None without `detail`.
     """
 
     index: int
     masks: Tensor
     object_scores: Tensor
     logits: Mapping[Name, Tensor]
+    looked: Looked | None = None
 
 
 @torch.no_grad()
@@ -363,12 +365,12 @@ class _Held:
 
     def __init__(self, size: Size) -> None:
         self.size = size
-        self.frames: dict[int, tuple[np.ndarray, Tensor]] = {}
+        self.frames: dict[int, tuple[np.ndarray, TrackedFrame]] = {}
 
     def put(self, found: TrackedFrame) -> None:
         """Take a frame."""
         bits = np.packbits(found.masks.flatten(1).cpu().numpy(), axis=1)
-        self.frames[found.index] = bits, found.object_scores
+        self.frames[found.index] = bits, found._replace(masks=torch.zeros(0), logits={})
 
     def hand_on(self, take: Callable[[TrackedFrame], None], prompted: Sequence[Collection[int]], options: TrackOptions) -> None:
         """All frames in order; those that an object was prompted on, counted from the first of them, keep its mask."""
@@ -377,7 +379,7 @@ class _Held:
         height, width = self.size
         for index, bits in zip(sorted(self.frames), film, strict=True):
             masks = np.unpackbits(bits, axis=1, count=height * width).reshape(len(bits), height, width).astype(bool)
-            take(TrackedFrame(index, torch.from_numpy(masks).to(result_device()), self.frames[index][1], {}))
+            take(self.frames[index][1]._replace(masks=torch.from_numpy(masks).to(result_device())))
 
 
 class _Thinned:
@@ -673,13 +675,14 @@ class _Film:
                 masks[row] = full > highest
                 masks[:row] &= ~masks[row]
                 highest = torch.maximum(highest, full)
+        looked = None
         if self.second is not None:
-            masks = self._looked_at_again(index, masks, self.second)
+            masks, looked = self._looked_at_again(index, masks, self.second)
         scores = torch.tensor([NO_OBJECT if answer is None else answer.object_score for answer in answers])
-        self.take(TrackedFrame(index, masks.to(self.result_device), scores, logits))
+        self.take(TrackedFrame(index, masks.to(self.result_device), scores, logits, looked))
 
-    def _looked_at_again(self, index: int, masks: Tensor, second: SecondLook) -> Tensor:
-        """The masks bool `[N, H, W]` of a frame after second looks, but for those that were given."""
+    def _looked_at_again(self, index: int, masks: Tensor, second: SecondLook) -> tuple[Tensor, Looked]:
+        """The masks bool `[N, H, W]` of a frame after second looks, but for those that were given; what became of them."""
         rows, marks = [], []
         for row, work in enumerate(self.works):
             given = work.prompts.get(index)
@@ -687,6 +690,7 @@ class _Film:
                 rows.append(row)
                 marks.append(None if given is None else Prompt(given.points, given.labels, given.box))
         refined = masks.clone()
-        if rows:
-            refined[rows], _ = second.refine_masks(self.images.frames[index - self.first], marks, masks[rows])
-        return torch.where(refined.sum(0) > 1, masks, refined) if self.options.non_overlapping else refined
+        refined[rows], looked = second.refine_masks(self.images.frames[index - self.first], marks, masks[rows])
+        if self.options.non_overlapping:
+            refined = torch.where(refined.sum(0) > 1, masks, refined)
+        return refined, looked
