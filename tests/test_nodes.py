@@ -41,7 +41,7 @@ CONTRACT = {
         ["sam_model", "embedding"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "image", "candidate", "multimask"]
         + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
-        + ["frame_offset", "meta_batch"],
+        + ["frame_offset", "meta_batch", "detail"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Segment": (
@@ -49,7 +49,7 @@ CONTRACT = {
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "logits", "candidate", "multimask"]
         + ["individual_masks", "mask_threshold", "device_mode", "hq", "box_form", "concept", "show_result"]
-        + ["frame_offset", "meta_batch"],
+        + ["frame_offset", "meta_batch", "detail"],
         ["masks", "bboxes", "scores", "logits"],
     ),
     "SAMKit_Track": (
@@ -57,7 +57,7 @@ CONTRACT = {
         ["sam_model", "image"],
         ["positive_coords", "negative_coords", "bboxes", "mask_prompt", "track", "mask_frame", "direction"]
         + ["method", "individual_masks", "non_overlapping", "device_mode", "box_form", "show_result"]
-        + ["frame_offset", "meta_batch", "fill_flicker", "remove_blinks"],
+        + ["frame_offset", "meta_batch", "fill_flicker", "remove_blinks", "detail"],
         ["masks", "bboxes", "scores", "track"],
     ),
     "SAMKit_ExampleImage": ("SAM Kit Example Image", ["image"], [], ["image"]),
@@ -72,7 +72,7 @@ CONTRACT = {
         ["sam_model", "image", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh"]
         + ["stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio"]
         + ["crop_n_points_downscale_factor", "min_mask_region_area", "max_masks"],
-        ["region", "device_mode", "concept", "preset", "hq", "show_result"],
+        ["region", "device_mode", "concept", "preset", "hq", "show_result", "tiles"],
         ["masks", "bboxes", "scores", "overlay", "labels"],
     ),
     "SAMKit_Personalize": (
@@ -127,7 +127,7 @@ CONTRACT = {
     "SAMKit_SegmentText": (
         "SAM Segment Text",
         ["sam_model", "grounding_model", "image", "text", "box_threshold", "text_threshold", "nms_threshold", "max_boxes"],
-        ["individual_masks", "mask_threshold", "device_mode", "hq", "show_result"],
+        ["individual_masks", "mask_threshold", "device_mode", "hq", "show_result", "detail", "tiles"],
         ["masks", "bboxes", "scores", "labels", "overlay", "cutout"],
     ),
     "SAMKit_MasksToSEGS": ("Masks to SEGS", ["masks", "crop_factor", "drop_size"], ["bboxes", "label"], ["segs"]),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_tiles_cover_the_image_and_overlap(size, side):
     assert covered.min() >= 1
     for axis in (0, 1):
         ends = sorted({(window[axis], window[axis + 2]) for window in windows})
-        assert all(one[1] - two[0] >= 0.25 * (one[1] - one[0]) - 1 for one, two in zip(ends, ends[1:], strict=False))
+        assert all(one[1] - two[0] >= 0.25 * (one[1] - one[0]) - 1 for one, two in pairwise(ends))
 
 
 def test_how_many_there_are():
