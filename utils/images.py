@@ -14,6 +14,7 @@ from .errors import SAMError
 from .text import shown
 
 _PIECE = 1 << 18  # values that are converted at a time
+_RESIZED_BYTES = 64 << 20  # of an image that are resized at a time
 _FAR = 1e30  # float64 has numbers that float32 has not: they are as white
 _BRIGHT = 2.0  # HDR images and upscalers exceed 1, but most of an image that was not divided by 255 is above this
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -252,9 +253,14 @@ def as_masks(mask: Tensor, name: str = "the mask") -> Tensor:
 def resize_pil(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a uint8 image `[H, W, C]` to (h, w) with PIL's bilinear filter, the one SAM was trained with.
 
-    Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2.
+    Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2. PIL resizes rows first, rounds, and
+    resizes columns then, and copies what it is given: of a large image it gets some rows at a time, for the same result.
     """
     height, width = size
+    if frame.nbytes > _RESIZED_BYTES:
+        rows = max(1, _RESIZED_BYTES // frame[0].nbytes)
+        bands = (Image.fromarray(frame[top : top + rows]) for top in range(0, len(frame), rows))
+        frame = np.concatenate([np.array(band.resize((width, band.height), Image.Resampling.BILINEAR)) for band in bands])
     return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
 
 

@@ -54,6 +54,8 @@ def image_key(frame: np.ndarray) -> str:
     if known is None or not all(map(np.array_equal, pieces, known.pieces)):
         digests = in_threads(lambda piece: hashlib.sha256(piece).digest(), pieces)
         key = hashlib.sha256(b"".join([f"{frame.shape}".encode(), *digests])).hexdigest()
+        if pixels.nbytes > _HASHED_BYTES:  # no copy that would not be cached
+            return key
         known = _Hashed([piece.copy() for piece in pieces], key)
         _hashed.put(samples, known)
     return known.key

@@ -33,7 +33,7 @@ Detail: TypeAlias = Literal["off", "auto", "1", "2", "3"]
 DETAILS: tuple[str, ...] = get_args(Detail)
 
 # Chosen on the scenes that `benchmarks/detail.py --tune` draws, with the demonstration model.
-_MOST_LOOKS = 3
+_LOOKS = {"off": 0, "auto": 3, "1": 1, "2": 2, "3": 3}
 _LEAST_GAIN = 1.2  # of resolution, below which a look is not worth an encoding
 _AUTO_GAIN = 1.5  # the same for `auto`, beside the last look
 _SAME_OBJECT = 0.5  # least agreement of two masks of one object
@@ -106,7 +106,7 @@ class SecondLook:
         one_of(detail, DETAILS, "detail")
         self.model, self.size, self.device_mode = model, size, device_mode
         self.is_auto = detail == "auto"
-        self.looks = {"off": 0, "auto": _MOST_LOOKS}.get(detail) if detail in ("off", "auto") else int(detail)
+        self.looks = _LOOKS[detail]
         self.options = replace(options, candidate="best", multimask="off", logits=True)
         self.whole = View((0, 0, size[1], size[0]), model.geometry(size))
         self.takes_masks = optional_member(model, "takes_masks") is not False
@@ -292,7 +292,7 @@ def segment_in_detail(
     if embedding is not None and list(as_embedding(embedding, model).image_keys) != list(run.keys):
         raise SAMError("The embedding is not that of the images. Pass the images that were encoded.")
     second = SecondLook(model, run.size, detail, options, device_mode)
-    progress = Progress(len(run.frames))
+    progress = Progress(sum(1 + len(objects) for objects in prompts))
     # Outside ComfyUI, AUTO would take the model off the GPU after every cut.
     staying = devices.stay_loaded(model.network) if device_mode == "AUTO" else contextlib.nullcontext()
     with staying, one_run(), passing(len(run.frames)):
@@ -309,7 +309,7 @@ def segment_in_detail(
                     owners = [place for place, part in enumerate(each) for _ in part.masks]
                 else:
                     each, owners = [image.predict(objects)], list(range(len(objects)))
-            found = FramePrediction(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+            found = each[0] if len(each) == 1 else FramePrediction(*map(torch.cat, zip(*each, strict=True)))
             refined, looked = second.refine(run.frames[index], [objects[place] for place in owners], found)
             if options.candidate == "all":
                 order = sorted(range(len(owners)), key=lambda row: (owners[row], -float(refined.scores[row])))
@@ -317,4 +317,4 @@ def segment_in_detail(
             if report is not None:
                 report(index, looked)
             take(index, refined if options.logits else refined._replace(logits=refined.logits[:0].clone()))
-            progress.advance()
+            progress.advance(1 + len(objects))
