@@ -253,7 +253,7 @@ def as_masks(mask: Tensor, name: str = "the mask") -> Tensor:
 def resize_pil(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a uint8 image `[H, W, C]` to (h, w) with PIL's bilinear filter, the one SAM was trained with.
 
-    Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2. PIL resizes rows first, rounds, and
+    Any other resize, torch's antialiased one included, moves SAM's embedding by 4e-3 to 2e-2. PIL resizes rows first, rounds,
     resizes columns then, and copies what it is given: of a large image it gets some rows at a time, for the same result.
     """
     height, width = size

@@ -27,9 +27,9 @@ class Pngs:
     def entry(self, image: LabeledImage) -> tuple[Record, dict[str, bytes]]:
         """What is recorded of an image, and the files that belong to it, by their paths below the data set."""
         stem = PurePosixPath(image.file_name).with_suffix("")
-        masks = [one.mask for one in visible(image)]
-        names = [f"masks/{stem}_{index:03}.png" for index in range(len(masks))]
-        return record_of(image, names), dict(zip(names, map(_png, masks), strict=True))
+        files = [_png(one.mask) for one in visible(image)]
+        names = [f"masks/{stem}_{index:03}.png" for index in range(len(files))]
+        return record_of(image, names), dict(zip(names, files, strict=True))
 
     def files_of(self, record: Record) -> set[str]:
         """The masks."""

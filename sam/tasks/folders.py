@@ -27,7 +27,7 @@ from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMas
 from ..datasets.read import open_data_set
 from ..datasets.reading import loaded_json
 from ..errors import SAMError
-from ..geometry import Geometry
+from ..geometry import Geometry, Size
 from ..models.base import Precision
 from ..models.checkpoints import SAM_MODELS
 from ..models.concept import Concept
@@ -36,6 +36,7 @@ from ..placement.devices import DeviceMode
 from ..prompts import Prompt, PromptInputs, objects_per_frame
 from .detail import DETAILS, Detail
 from .everything import AutoMaskOptions, segment_everything
+from .found_masks import FoundMask
 from .predict import PredictOptions
 from .stream import segment_each
 from .track import TrackOptions
@@ -251,7 +252,7 @@ class Worker:
         if task.mode == "everything":
             options = replace(task.everything, concept=task.concept)
             found = segment_everything(self.model, pixels, options, device_mode=task.device_mode)
-            return [LabeledMask(one.full(pixels.shape[:2]), task.label, one.score) for one in found]
+            return [_FoundObject(one, pixels.shape[:2], task.label) for one in found]
         if task.mode == "words":
             boxes = find_boxes(self.grounding, [pixels], task.text, task.found, task.device_mode)[0]
             return self._in_boxes(pixels, boxes)
@@ -271,6 +272,19 @@ class Worker:
         options, found = PredictOptions(concept=task.concept, logits=False), []
         segment_each(self.model, [pixels], [prompts], lambda _, one: found.append(one), options, task.device_mode, task.detail)
         return list(found[0].masks.cpu().numpy()), found[0].scores.tolist()
+
+
+class _FoundObject(LabeledMask):
+    """A mask of segment everything, whole only while somebody uses it: thousands of a large image would not fit into memory."""
+
+    def __init__(self, found: FoundMask, size: Size, label: str) -> None:
+        for name, value in {"found": found, "size": size, "label": label, "score": found.score, "track": None}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """See `LabeledMask`."""
+        return self.found.full(self.size)
 
 
 def prompt_of(one: Mapping[str, Any], geometry: Geometry) -> Prompt:
