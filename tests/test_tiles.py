@@ -252,3 +252,62 @@ def test_the_command_segments_in_detail_and_tiles(tmp_path):
     tiled = FolderTask("everything", "COCO RLE", path, everything=AutoMaskOptions(tiles="auto"))
     assert tiled.settings()["tiles"] == "auto"
     assert "tiles" not in FolderTask("everything", "COCO RLE", path).settings()
+
+
+class TestLargeFiles:
+    """Files that are larger than an image of a graph."""
+
+    def test_a_resize_in_bands_is_pils(self, monkeypatch):
+        from samkit.utils import images
+
+        frame = make_image(301, 457)
+        whole = [images.resize_pil(frame, size) for size in ((100, 128), (640, 970), (301, 64), (64, 457))]
+        monkeypatch.setattr(images, "_RESIZED_BYTES", 20_000)
+        for expected in whole:
+            assert np.array_equal(images.resize_pil(frame, expected.shape[:2]), expected)
+
+    def test_a_large_image_has_the_key_of_its_content_and_no_copy(self, monkeypatch):
+        from samkit.sam.store import keys
+
+        frame = make_image(120, 160)
+        expected = keys.image_key(frame)
+        keys._hashed.clear()
+        monkeypatch.setattr(keys, "_HASHED_BYTES", 1000)
+        assert keys.image_key(frame) == expected != keys.image_key(frame[:60]) and not keys._hashed.nbytes
+
+    def test_a_large_tiff_is_mapped_and_what_is_not_plain_is_read(self, tmp_path, monkeypatch):
+        from PIL import Image
+        from samkit.sam.datasets import images
+
+        tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+        monkeypatch.setattr(images, "_MAPPED_PIXELS", 1000)
+        pixels = make_image(64, 96)
+        tifffile.imwrite(tmp_path / "plain.tif", pixels)
+        Image.fromarray(pixels).save(tmp_path / "pil.tiff")
+        tifffile.imwrite(tmp_path / "packed.tif", pixels, compression="zlib")
+        tifffile.imwrite(tmp_path / "gray.tif", pixels[..., 0])
+        for name in ("plain.tif", "pil.tiff"):
+            mapped = images.read_image(tmp_path / name)
+            assert isinstance(mapped, np.memmap) and np.array_equal(mapped, pixels)
+        packed, gray = (images.read_image(tmp_path / name) for name in ("packed.tif", "gray.tif"))
+        assert not isinstance(packed, np.memmap) and np.array_equal(packed, pixels)
+        assert np.array_equal(gray, np.repeat(pixels[..., :1], 3, 2))
+        turned = Image.fromarray(pixels)
+        exif = turned.getexif()
+        exif[0x0112] = 6
+        turned.save(tmp_path / "turned.tiff", exif=exif)
+        assert images.read_image(tmp_path / "turned.tiff").shape == (96, 64, 3)
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        assert np.array_equal(images.read_image(tmp_path / "plain.tif"), pixels)
+
+    def test_a_file_over_pils_limit_is_opened_by_the_command_only(self, tmp_path, monkeypatch):
+        from PIL import Image
+        from samkit.sam.datasets.images import large_images, read_image
+
+        Image.fromarray(make_image(64, 96)).save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(Image.DecompressionBombError):
+            read_image(tmp_path / "a.png")
+        with large_images():
+            assert read_image(tmp_path / "a.png").shape == (64, 96, 3)
+        assert Image.MAX_IMAGE_PIXELS == 1000

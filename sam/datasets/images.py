@@ -23,15 +23,15 @@ def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 `[H, W, 3]`, turned upright as its EXIF data says, as ComfyUI's Load Image does.
 
     A large TIFF file of plain RGB is mapped, where tifffile is there: only what is used of it is in memory. Of several frames
-    it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do integers of
-    32 bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
+    it is the first. Gray levels of 16 bits become those of 8 bits by the range of the type, and so do integers of 32
+    bits that need no more; floats by the least of the ranges 0..1, 0..255 and 0..65535 that has all of them.
 
     Raises:
         OSError, ValueError, SyntaxError: the file is damaged, not an image, or its values fit no range.
     """
     if (mapped := _mapped(path)) is not None:
         return mapped
-    with _large_allowed(), Image.open(path) as image:
+    with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # its other frames are the same photograph for other displays
             log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
@@ -49,8 +49,8 @@ def read_image(path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _large_allowed() -> Iterator[None]:
-    """In the body, PIL opens larger images than by default, where it refuses what decompresses to more than 179 megapixels."""
+def large_images() -> Iterator[None]:
+    """In the body, images of up to a gigapixel are opened. PIL refuses those of more than 179 megapixels otherwise."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
     try:

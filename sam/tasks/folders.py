@@ -21,7 +21,7 @@ from ...utils.files import remove_parts, write_whole, writing
 from ...utils.marks import NO_BOXES, Marks
 from ...utils.points import points_per_frame
 from ..datasets.formats import FormatName, data_set
-from ..datasets.images import IMAGE_SUFFIXES, is_turned, read_image, upright
+from ..datasets.images import IMAGE_SUFFIXES, is_turned, large_images, read_image, upright
 from ..datasets.journal import Journal, recorded
 from ..datasets.objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, images_in
 from ..datasets.read import open_data_set
@@ -237,7 +237,8 @@ class Worker:
     def __call__(self, image: ImageFile) -> ImageResult:
         read = False
         try:
-            pixels = read_image(image.path)
+            with large_images():
+                pixels = read_image(image.path)
             geometry = self.model.geometry(pixels.shape[:2])
             prompts = [prompt_of(one, geometry) for one in image.prompts]
             read = True
