@@ -27,8 +27,13 @@ class BrightModel:
     def __init__(self, squashes=False, side=128):
         self.network, self.squashes, self.side, self.grid = nn.Module(), squashes, side, side // 4
         self.map_shapes = {"image": (1, self.grid, self.grid)}
-        self.encoder_identity = self.decoder_identity = f"bright {squashes} {side}"
         self.encoded, self.prompts = 0, []
+
+    @property
+    def encoder_identity(self):
+        return f"bright {self.squashes} {self.side}"
+
+    decoder_identity = encoder_identity
 
     def geometry(self, original):
         resized = (self.side, self.side) if self.squashes else fit_long_side(original, self.side)

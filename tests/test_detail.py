@@ -77,11 +77,13 @@ class TestCuts:
             x, y = rng.uniform(0, np.array([width, height]) - across)
             box = (x, y, x + across[0], y + across[1])
             x1, y1, x2, y2 = cut_around(box, (height, width), 128)
-            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and x2 - x1 == y2 - y1 >= 128
+            side = max(x2 - x1, y2 - y1)
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and side >= 128
+            assert (x2 - x1, y2 - y1) == (min(side, width), min(side, height))
             margin = 0.15 * max(across) - 1  # rounded to pixels
             assert x1 <= max(0, x - margin) and y1 <= max(0, y - margin)
             assert x2 >= min(width, box[2] + margin) and y2 >= min(height, box[3] + margin)
-            assert x2 - x1 <= max(129, 1.5 * 2**0.5 * max(across) + 1)
+            assert side <= max(129, 1.5 * 2**0.5 * max(across) + 1)
 
     def test_a_narrow_image_is_whole_on_that_axis(self):
         assert cut_around((1000, 10, 1200, 40), (60, 3000), 128)[1::2] == (0, 60)
