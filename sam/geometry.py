@@ -91,6 +91,12 @@ def cut_around(box: tuple[float, float, float, float], original: Size, least: in
     return x, y, min(x + side, original[1]), min(y + side, original[0])
 
 
+def cut_at(point: tuple[float, float], original: Size, side: int) -> Window:
+    """A square cut of an image with a point (x, y) in its middle, but at the image's edge; narrower where the image is."""
+    x, y = (max(0, min(round(at - side / 2), length - side)) for at, length in zip(point, original[::-1], strict=True))
+    return x, y, min(x + side, original[1]), min(y + side, original[0])
+
+
 def tiles_of(original: Size, side: int, overlap: float) -> list[Window]:
     """Square tiles that cover an image, row by row, evenly spaced; a single one where the image is no larger.
 

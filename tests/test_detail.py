@@ -48,7 +48,7 @@ def view(window, squashes, side=128):
 
 @pytest.fixture(params=[False, True], ids=["padded", "squashed"])
 def bright(request):
-    return BrightModel(request.param)
+    return BrightModel(request.param, 256)
 
 
 @pytest.fixture

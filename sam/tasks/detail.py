@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ...utils.checks import one_of
 from ...utils.comfy import Progress
 from ..errors import SAMError
-from ..geometry import Size, View, Window, cut_around
+from ..geometry import Size, View, Window, cut_around, cut_at
 from ..kernels.views import averaged, resampled
 from ..models.base import Segmenter, optional_member
 from ..placement import devices
@@ -31,12 +31,17 @@ from .predict import FramePrediction, ImagePredictor, PredictOptions, Take, chec
 
 Detail: TypeAlias = Literal["off", "auto", "1", "2", "3"]
 DETAILS: tuple[str, ...] = get_args(Detail)
+Box: TypeAlias = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) in pixels of the image."""
 
 # Chosen on the scenes that `benchmarks/detail.py --tune` draws, with the demonstration model.
 _LOOKS = {"off": 0, "auto": 3, "1": 1, "2": 2, "3": 3}
 _LEAST_GAIN = 1.2  # of resolution, below which a look is not worth an encoding
 _AUTO_GAIN = 1.5  # the same for `auto`, beside the last look
 _SAME_OBJECT = 0.5  # least agreement of two masks of one object
+_SURE = 0.8  # predicted IoU below which a mask says little about what is meant
+_EDGE_CELLS = 2  # from the edge of a cut: what ends there may go on
+_SCALES = 4  # cuts around a point, each twice as large as the one before
 _TRIMMED = 0.01  # of a mask at each side: specks far from it do not make its cut larger
 
 
@@ -134,6 +139,8 @@ class SecondLook:
             for window, members in cuts.items():
                 Progress.check_interrupted()
                 self._look(image, window, members)
+        for one in objects if self.looks else ():
+            self._look_at_points(image, one)
         scores = found.scores.new_tensor([one.score for one in objects])
         logits = [self._on_the_whole(one, first[0]) for one, first in zip(objects, found.logits, strict=True)]
         together = torch.stack(logits)[:, None] if logits else found.logits
@@ -170,41 +177,80 @@ class SecondLook:
         x1, y1, x2, y2 = window
         return View(window, self.model.geometry((y2 - y1, x2 - x1)))
 
-    def _extents(self, one: _Object) -> tuple[float, float, float, float] | None:
-        """The box (x1, y1, x2, y2) that an object's cut is made around: its own, or the mask's, and its points on the object.
+    def _extents(self, one: _Object) -> Box | None:
+        """The box that an object's cut is made around: its own, else the mask's, and its points on the object.
 
-        None where there is no mask.
+        None where there is neither a box nor a mask.
         """
-        around = _box_around(one.logits > self.options.mask_threshold, one.view)
+        box = one.prompt.box
+        around = _box_around(one.logits > self.options.mask_threshold, one.view) if box is None else tuple(box.tolist())
         if around is None:
             return None
-        corners = [around if one.prompt.box is None else tuple(one.prompt.box.tolist())]
-        corners += [(x, y, x, y) for x, y in one.prompt.points[one.prompt.labels == 1].tolist()]
-        (left, top), (right, bottom) = (
-            (extreme(corner[i] for corner in corners), extreme(corner[i + 1] for corner in corners))
-            for extreme, i in ((min, 0), (max, 2))
-        )
-        return left, top, right, bottom
+        points = one.prompt.points[one.prompt.labels == 1]
+        corners = np.concatenate([np.reshape(around, (2, 2)), points])
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+    def _seen(self, image: np.ndarray, view: View, prompts: list[Prompt], options: PredictOptions) -> FramePrediction:
+        """What prompts give in a view of an image, which is encoded, or taken from the cache."""
+        x1, y1, x2, y2 = view.window
+        key, encoded = encode_one(self.model, [image[y1:y2, x1:x2]], self.device_mode)
+        with placed(self.model.network, self.device_mode, prompt_bytes([prompts])) as device:
+            return ImagePredictor(self.model, encoded.features(key, device), view.geometry.original, options).predict(prompts)
 
     def _look(self, image: np.ndarray, window: Window, objects: list[_Object]) -> None:
-        """Encode a cut, or take it from the cache, and see objects in it."""
+        """See objects in a cut that is made around them."""
         x1, y1, x2, y2 = window
         view = self._view(window)
-        key, encoded = encode_one(self.model, [image[y1:y2, x1:x2]], self.device_mode)
-        prompts = [self._in_view(one, view) for one in objects]
-        with placed(self.model.network, self.device_mode, prompt_bytes([prompts])) as device:
-            ready = ImagePredictor(self.model, encoded.features(key, device), view.geometry.original, self.options)
-            found = ready.predict(prompts)
+        found = self._seen(image, view, [self._in_view(one, view) for one in objects], self.options)
         for one, mask, score, logits in zip(objects, *found, strict=True):
             one.kept = self._agreement(one, logits[0], view) < _SAME_OBJECT
             if one.kept:
                 one.is_done = True
                 continue
+            if one.prompt.box is not None:  # it says that the object is nowhere else
+                one.mask[:] = False
             one.view, one.logits, one.score, one.sharper = view, logits[0], float(score), True
             one.mask[y1:y2, x1:x2] = mask
 
+    def _look_at_points(self, image: np.ndarray, one: _Object) -> None:
+        """See what lies under the points of an object whose mask the model is not sure of, in smaller and larger cuts.
+
+        What is too small for the whole image to show is not in its mask; in a cut, the model is sure of it.
+        """
+        points = one.prompt.points[one.prompt.labels == 1]
+        if one.prompt.box is not None or not len(points) or one.score >= _SURE:
+            return
+        for scale in range(_SCALES):
+            window = cut_at(points[0], self.size, max(self.whole.geometry.grid) << scale)
+            view, (x1, y1, x2, y2) = self._view(window), window
+            if view.gain(self.whole) < _AUTO_GAIN:
+                return
+            if ((points < (x1, y1)) | (points > (x2, y2))).any():
+                continue
+            Progress.check_interrupted()
+            marks = self._in_view(one, view)
+            found = self._seen(image, view, [Prompt(marks.points, marks.labels)], replace(self.options, multimask="auto"))
+            score, logits = float(found.scores[0]), found.logits[0, 0]
+            around = _box_around(logits > self.options.mask_threshold, view)
+            if score >= _SURE and around is not None and not self._is_cut_off(around, window):
+                one.view, one.logits, one.score, one.sharper = view, logits, score, True
+                one.mask[:] = False
+                one.mask[y1:y2, x1:x2] = found.masks[0]
+                return
+
+    def _is_cut_off(self, box: Box, window: Window) -> bool:
+        """Whether a box ends at an edge of a window that is not the image's."""
+        cell = _EDGE_CELLS / min(self._view(window).geometry.cells)
+        (x1, y1, x2, y2), (left, top, right, bottom) = box, window
+        return (
+            (left > 0 and x1 < left + cell)
+            or (top > 0 and y1 < top + cell)
+            or (right < self.size[1] and x2 > right - cell)
+            or (bottom < self.size[0] and y2 > bottom - cell)
+        )
+
     def _in_view(self, one: _Object, view: View) -> Prompt:
-        """The marks of an object that fall into a window, in its pixels, and the last mask.
+        """The marks of an object that fall into a window, in its pixels, and the last mask, where that has a part there.
 
         Where there are no marks, or the model takes no mask, the box around the mask is one.
         """
@@ -218,21 +264,26 @@ class SecondLook:
         if box is not None:
             box = np.clip(box.reshape(2, 2) - np.array([x1, y1]), 0, high).reshape(4)
         logits = resampled(one.logits[None], one.view, view, ABSENT_LOGIT) if self.takes_masks else None
+        if logits is not None and not bool((logits > self.options.mask_threshold).any()):
+            logits = None
         return Prompt(points[inside], one.prompt.labels[inside], box, logits)
 
     def _agreement(self, one: _Object, logits: Tensor, view: View) -> float:
         """How far the mask in a view and the last one are one object, 0..1: their IoU on the grid of the last one.
 
-        Only the window is compared, and cells beside an edge of the other mask are right: the last look saw no better.
+        Only the window is compared, and cells beside an edge of the other mask are right: the last look saw no better. With a
+        box, it is also the object that was meant where the mask has that box.
         """
-        share, covered = averaged((logits > self.options.mask_threshold).float(), view, one.view)
-        most = float(share.max())
-        if not most:
+        mask = logits > self.options.mask_threshold
+        own = _box_around(mask, view)
+        if own is None:
             return 0.0
-        now = share >= min(0.5, most)
+        share, covered = averaged(mask.float(), view, one.view)
+        now = share >= min(0.5, float(share.max()))
         before = (one.logits > self.options.mask_threshold) & (covered > 0.5)
         wrong = (before & ~_grown(now)).sum() + (now & ~_grown(before)).sum()
-        return 1 - float(wrong) / float((before | now).sum())
+        agreement = 1 - float(wrong) / float((before | now).sum())
+        return agreement if one.prompt.box is None else max(agreement, _box_iou(own, one.prompt.box))
 
     def _on_the_whole(self, one: _Object, first: Tensor) -> Tensor:
         """An object's logits `[4h, 4w]` on the grid of the image; the first ones, where it is smaller than a cell."""
@@ -243,8 +294,8 @@ class SecondLook:
         return merged if bool((merged > self.options.mask_threshold).any()) else first
 
 
-def _box_around(mask: Tensor, view: View) -> tuple[float, float, float, float] | None:
-    """The box (x1, y1, x2, y2) of a mask bool `[4h, 4w]` in a view, without specks, in pixels of the image; None if empty."""
+def _box_around(mask: Tensor, view: View) -> Box | None:
+    """The box of a mask bool `[4h, 4w]` in a view, without specks, in pixels of the image; None if empty."""
     x1, y1, x2, y2 = view.window
     ends = []
     for axis, (start, end) in enumerate(((y1, y2), (x1, x2))):
@@ -257,6 +308,12 @@ def _box_around(mask: Tensor, view: View) -> tuple[float, float, float, float] |
         ends.append((start + first / cell, min(start + (last + 1) / cell, float(end))))
     (top, bottom), (left, right) = ends
     return left, top, right, bottom
+
+
+def _box_iou(one: Box, other: np.ndarray) -> float:
+    corners = np.array([one, other]).reshape(2, 2, 2)
+    common = float((corners[:, 1].min(0) - corners[:, 0].max(0)).clip(min=0).prod())
+    return common / (float((corners[:, 1] - corners[:, 0]).prod(1).sum()) - common)
 
 
 def _grown(mask: Tensor) -> Tensor:
