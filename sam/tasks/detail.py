@@ -34,14 +34,15 @@ DETAILS: tuple[str, ...] = get_args(Detail)
 Box: TypeAlias = tuple[float, float, float, float]
 """(x1, y1, x2, y2) in pixels of the image."""
 
-# Chosen on the scenes that `benchmarks/detail.py --tune` draws, with the demonstration model.
+# Chosen on the scenes that the script `benchmarks/detail.py` draws, with the demonstration model.
 _LOOKS = {"off": 0, "auto": 3, "1": 1, "2": 2, "3": 3}
-_LEAST_GAIN = 1.2  # of resolution, below which a look is not worth an encoding
-_AUTO_GAIN = 1.5  # the same for `auto`, beside the last look
-_SAME_OBJECT = 0.5  # least agreement of two masks of one object
+_LEAST_GAIN = 1.5  # of resolution
+_SAME_OBJECT, _SAME_SMALL_OBJECT = 0.8, 0.3  # least agreement of two masks of one object
+_SMALL_CELLS = 400  # of a mask that the last look has seen so small that its shape is uncertain
 _SURE = 0.8  # predicted IoU below which a mask says little about what is meant
 _EDGE_CELLS = 2  # from the edge of a cut: what ends there may go on
-_SCALES = 4  # cuts around a point, each twice as large as the one before
+_SCALES = 3  # cuts around a point, each twice as large as the one before
+_UNSEEN = 8  # cells of the whole image's grid: what is larger would have been in its mask
 _TRIMMED = 0.01  # of a mask at each side: specks far from it do not make its cut larger
 
 
@@ -168,7 +169,7 @@ class SecondLook:
         if box is not None:
             window = cut_around(box, self.size, max(self.whole.geometry.grid))
             view = self._view(window)
-            if (view.gain(one.view) >= _AUTO_GAIN) if self.is_auto else (view.gain(self.whole) >= _LEAST_GAIN):
+            if view.gain(one.view if self.is_auto else self.whole) >= _LEAST_GAIN:
                 return window
         one.is_done = True
         return None
@@ -203,7 +204,8 @@ class SecondLook:
         view = self._view(window)
         found = self._seen(image, view, [self._in_view(one, view) for one in objects], self.options)
         for one, mask, score, logits in zip(objects, *found, strict=True):
-            one.kept = self._agreement(one, logits[0], view) < _SAME_OBJECT
+            is_small = int((one.logits > self.options.mask_threshold).sum()) < _SMALL_CELLS
+            one.kept = self._agreement(one, logits[0], view) < (_SAME_SMALL_OBJECT if is_small else _SAME_OBJECT)
             if one.kept:
                 one.is_done = True
                 continue
@@ -223,7 +225,7 @@ class SecondLook:
         for scale in range(_SCALES):
             window = cut_at(points[0], self.size, max(self.whole.geometry.grid) << scale)
             view, (x1, y1, x2, y2) = self._view(window), window
-            if view.gain(self.whole) < _AUTO_GAIN:
+            if view.gain(self.whole) < _LEAST_GAIN:
                 return
             if ((points < (x1, y1)) | (points > (x2, y2))).any():
                 continue
@@ -232,11 +234,16 @@ class SecondLook:
             found = self._seen(image, view, [Prompt(marks.points, marks.labels)], replace(self.options, multimask="auto"))
             score, logits = float(found.scores[0]), found.logits[0, 0]
             around = _box_around(logits > self.options.mask_threshold, view)
-            if score >= _SURE and around is not None and not self._is_cut_off(around, window):
+            if score >= _SURE and around is not None and self._is_unseen(around) and not self._is_cut_off(around, window):
                 one.view, one.logits, one.score, one.sharper = view, logits, score, True
                 one.mask[:] = False
                 one.mask[y1:y2, x1:x2] = found.masks[0]
                 return
+
+    def _is_unseen(self, box: Box) -> bool:
+        """Whether what has a box is so small that the whole image does not show it well."""
+        rows, columns = self.whole.geometry.cells
+        return max((box[2] - box[0]) * columns, (box[3] - box[1]) * rows) <= _UNSEEN
 
     def _is_cut_off(self, box: Box, window: Window) -> bool:
         """Whether a box ends at an edge of a window that is not the image's."""
