@@ -22,6 +22,7 @@ class BrightModel:
         prompts: the prompts of all calls in the model's input, with the image that they were for, `[4h, 4w]` in 0..1.
     """
 
+    sure, unsure = 0.95, 0.5  # predicted IoU of an object, and of a prompt at which there is none
     family, precision, mask_threshold, takes_masks = "Bright", "fp32", 0.0, True
 
     def __init__(self, squashes=False, side=128):
@@ -50,13 +51,15 @@ class BrightModel:
         self.prompts.append((light, prompts))
         labels, _ = ndimage.label(light > 0.5)
         count = len(prompts.points[0] if prompts.points is not None else prompts.boxes)
+        scores = torch.full((count, 3 if wanted.several else 1), self.unsure)
         logits = torch.full((count, 3 if wanted.several else 1, self.grid, self.grid), -10.0)
         for index in range(count):
             label = self._label(labels, index, prompts)
             if label:
+                scores[index] = self.sure
                 around = ndimage.binary_dilation(labels == label, np.ones((3, 3)))
                 logits[index] = torch.from_numpy(np.where(around, 20 * light - 10, -10).astype(np.float32))
-        return Decoded(logits, torch.full(logits.shape[:2], 0.95), torch.arange(count))
+        return Decoded(logits, scores, torch.arange(count))
 
     def _label(self, labels, index, prompts):
         if prompts.points is not None:
