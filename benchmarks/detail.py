@@ -129,7 +129,7 @@ def measure_everything(model: Segmenter, scene: Scene, tiles: str) -> Tiled:
         fits[row] = [mask_iou(mask, wanted) if (mask & wanted).any() else 0.0 for wanted in scene.masks]
     hits = (fits >= FOUND).any(0) if len(found) else np.zeros(len(small), bool)
     false = int((fits.max(1, initial=0) < FITS).sum())
-    return Tiled(int(small.sum()), int(hits[small].sum()), len(found), false, int(((fits >= FITS).sum(0) > 1).sum()), seconds)
+    return Tiled(int(small.sum()), int(hits[small].sum()), len(found), false, int(((fits >= FOUND).sum(0) > 1).sum()), seconds)
 
 
 def tables_of(measured: Sequence[Measured], settings: Sequence[str], count: int) -> list[Table]:

@@ -16,6 +16,7 @@ _OVERLAP = 0.25  # of two tiles, in sides of one
 _SEAM = 4  # pixels: what ends this near to a tile's edge, but not to the image's, may go on beyond it
 _ALONG_SEAM = 0.6  # least IoU of two parts of one object, where their tiles overlap
 _SAME_OBJECT = 0.5  # least IoU of one object seen at two resolutions or in two tiles
+_SAME_MASK = 0.75  # the same in one tile, where an object and a part of it may overlap by more than half
 
 
 class Part(Protocol):
@@ -125,10 +126,14 @@ def without_other_levels(found: Sequence[Found], box_threshold: float) -> list[F
         # No two of which one is less than half as large overlap by half.
         smaller, larger = np.minimum(areas[kept], areas[index]), np.maximum(areas[kept], areas[index])
         rivals = (ordered[kept[place]] for place in np.flatnonzero((common > 0) & (smaller >= _SAME_OBJECT * larger)))
-        elsewhere = (rival for rival in rivals if rival.crop != one.crop)
-        if not any(one.iou(rival, _around([one.ends, rival.ends])) >= _SAME_OBJECT for rival in elsewhere):
+        if not any(_is_same(one, rival) for rival in rivals):
             kept.append(index)
     return [ordered[index] for index in kept]
+
+
+def _is_same(one: Part, other: Part) -> bool:
+    """Whether two are one object's."""
+    return one.iou(other, _around([one.ends, other.ends])) >= (_SAME_MASK if one.crop == other.crop else _SAME_OBJECT)
 
 
 def _seams(one: Part, size: Size) -> tuple[bool, bool, bool, bool]:
