@@ -63,7 +63,7 @@ TILES_INPUT: tuple[Any, ...] = (
     {
         "default": "off",
         "tooltip": "Also segment overlapping tiles of a large image at full resolution, to find small objects. Masks that a "
-        "seam cuts are joined. auto: tiles of the size of the model's input. 2 to 8: so many along the longer side.",
+        "seam cuts are joined. auto: tiles of half the size of the model's input. 2 to 8: so many along the longer side.",
     },
 )
 

@@ -37,6 +37,7 @@ from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions
 from .tiles import TILES, join_seams, tile_windows, without_other_levels
 
 _MOST_WAITING = 512 << 20  # bytes of logits: two thousand of stock SAM's masks
+_TILE_ZOOM = 2  # a tile by `auto` is half as large as the model's input: models are unsure of what is very small in it
 _EDGE = 20  # pixels: a mask that ends this near to a crop's edge, but not to the image's, is cut off by it
 
 
@@ -47,8 +48,9 @@ class AutoMaskOptions:
     Attributes:
         hq: see `PredictOptions`.
         concept: what was taught, or None. With it every point gives one mask, the one that was taught, and not three.
-        tiles: overlapping tiles that are segmented beside the image, see `TILES`; `auto`: of as many pixels as the model takes,
-            `off`: none. Unlike with crops, masks of two tiles that are parts of one object are joined.
+        tiles: overlapping tiles that are segmented beside the image, see `TILES`; `auto`: half as large as the model's
+            input, with half as many points a side, `off`: none. Unlike with crops, masks of two tiles that are parts of one object
+            are joined.
     """
 
     points_per_side: int = 32
@@ -232,11 +234,13 @@ class _MaskGenerator:
         return sorted(found, key=lambda mask: -mask.area)
 
     def _points_of_tiles(self, size: Size, region: np.ndarray | None) -> list[tuple[Box, np.ndarray]]:
-        """Each tile of an image, and its points: as many as a crop of the first layer has."""
+        """Each tile of an image, and its points."""
         if self.options.tiles == "off":
             return []
-        windows = tile_windows(size, self.options.tiles, self.model.geometry(size).side)
-        return [(window, _points(window, 1, self.options, region)) for window in windows]
+        is_auto, count = self.options.tiles == "auto", self.options.points_per_side
+        windows = tile_windows(size, self.options.tiles, self.model.geometry(size).side // _TILE_ZOOM)
+        count = max(1, count // _TILE_ZOOM) if is_auto else count
+        return [(window, _points(window, count, region)) for window in windows]
 
     def _with_tiles(self, image: np.ndarray, region: np.ndarray | None, found: list[FoundMask]) -> list[FoundMask]:
         """What was found in an image, and what is found in its tiles, each object once."""
@@ -290,7 +294,10 @@ class _MaskGenerator:
 
 
 def _points_of_crops(size: Size, options: AutoMaskOptions, region: np.ndarray | None) -> list[tuple[Box, np.ndarray]]:
-    return [(crop, _points(crop, layer, options, region)) for crop, layer in _crops(size, options)]
+    each = (
+        (crop, int(options.points_per_side / options.crop_n_points_downscale_factor**n)) for crop, n in _crops(size, options)
+    )
+    return [(crop, _points(crop, count, region)) for crop, count in each]
 
 
 def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
@@ -307,9 +314,8 @@ def _crops(size: Size, options: AutoMaskOptions) -> Iterator[tuple[Box, int]]:
                 yield (x, y, min(x + wide, width), min(y + high, height)), layer
 
 
-def _points(crop: Box, layer: int, options: AutoMaskOptions, region: np.ndarray | None) -> np.ndarray:
-    """The grid's points (x, y) `[P, 2]` in a crop, in the crop's own pixels, row by row."""
-    count = int(options.points_per_side / options.crop_n_points_downscale_factor**layer)
+def _points(crop: Box, count: int, region: np.ndarray | None) -> np.ndarray:
+    """The points (x, y) `[P, 2]` of a grid with `count` a side in a crop, in the crop's own pixels, row by row."""
     if not count:
         return np.zeros((0, 2))
     x1, y1, x2, y2 = crop

@@ -61,7 +61,7 @@ def tile_windows(size: Size, tiles: str, side: int) -> list[Window]:
     Args:
         size: (H, W) of the image.
         tiles: one of `TILES`.
-        side: pixels on a side of a model's input: those of a tile, where `tiles` is `auto`.
+        side: pixels on a side of a tile, where `tiles` is `auto`.
 
     Raises:
         SAMError: there is no such choice.
