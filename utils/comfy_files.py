@@ -221,21 +221,25 @@ def _saved_to_show(images: Iterable[Image.Image], start: str, ending: str, optio
 
     folder = Path(folder_paths.get_temp_directory())
 
-    def save(image: Image.Image) -> str:
-        name = f"{start}{hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:32]}{ending}"
+    def name_of(image: Image.Image) -> str:
+        return f"{start}{hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:32]}{ending}"
+
+    def save(named: tuple[str, Image.Image]) -> None:
+        name, image = named
         try:
             if not (folder / name).is_file():
                 with whole(folder / name) as part:
                     image.save(part, format=Image.registered_extensions()[ending], **options)
         except SAMError:
-            if not (folder / name).is_file():  # else another process, or an equal image, has just written the same
+            if not (folder / name).is_file():  # else another process has just written the same
                 raise
-        return name
 
     names, rest = [], iter(images)
     try:
         while some := list(islice(rest, WORKERS)):
-            names += in_threads(save, some)
+            new = in_threads(name_of, some)
+            in_threads(save, dict(zip(new, some, strict=True)).items())
+            names += new
     except SAMError as error:
         log.warning("The images are not shown: %s", error)
         return []

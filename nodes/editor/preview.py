@@ -513,7 +513,7 @@ def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
 
 
 def _check_pixels(path: Path, subject: Subject) -> int:
-    """Refuse a file by what its header says, for a few bytes on disk can be gigabytes once they are decoded; else count frames."""
+    """Refuse a file by its header: a few bytes on disk can be gigabytes once they are decoded. Else its number of frames."""
     try:
         with Image.open(path) as header:
             count = getattr(header, "n_frames", 1)

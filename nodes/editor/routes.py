@@ -290,7 +290,7 @@ _MOST_SIDE = 512  # pixels of a thumbnail
 
 
 async def frame(query: Mapping[str, str]) -> Reply:
-    """`GET /samkit/frame`: a frame of an image file, named as `parse_image` names it; `side` above 0: a thumbnail of that side."""
+    """`GET /samkit/frame`: a frame of an image file, named as in `parse_image`; with a `side` above 0 a thumbnail."""
     numbers = {name: query.get(name, "0") for name in ("frame", "side")}
     try:
         if not all(number.isdecimal() and len(number) < 8 for number in numbers.values()):
