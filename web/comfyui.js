@@ -52,7 +52,7 @@ export function warn(detail) {
 /** What any editor's host has, wherever its image comes from. */
 export const HOST = {
   send: (path, init) => api.fetchApi(path, init),
-  thumbnail: (image, side) => api.apiURL(frameQuery(image, { side })),
+  thumbnail: (image, side, version) => api.apiURL(frameQuery(image, { side, ...(version && { samkit: version }) })),
   url: (image, version) => {
     if (image.frame !== undefined) return api.apiURL(frameQuery(image, { ...(version && { samkit: version }) }));
     const isMasked = image.subfolder === MASKED || image.filename.startsWith(MASKED);

@@ -43,7 +43,7 @@ let editors = 0;
  * @property {(path: string, init: object) => Promise<Response>} send
  * @property {(image: ImageName, version: string) => string} url
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
- * @property {(image: ImageName, side: number) => string} [thumbnail]  the address of a small image
+ * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
  * @property {() => void} [loadImage]  run what is upstream of the image
@@ -842,7 +842,7 @@ export class PromptEditor {
    * there too. An object that has no marks yet takes any click. */
   objectAt(place) {
     const { state } = this;
-    if (!state.hasContent(state.current)) return null;
+    if (!state.hasContent(state.current) && !this.#isFollowed(state.current)) return null;
     const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place, INSIDE[this.mode.form]));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;

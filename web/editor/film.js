@@ -133,7 +133,7 @@ export function makeFilm(editor) {
     if (!thumbnail || editor.images.length < 2) return;
     const { image } = editor;
     const wanted = thumbnailsOf(state.frames, width, Math.max(8, (THUMBNAIL * image.width) / image.height));
-    const found = thumbnails.take(wanted.map(({ frame }) => thumbnail(editor.images[frame], SIDE)));
+    const found = thumbnails.take(wanted.map(({ frame }) => thumbnail(editor.images[frame], SIDE, editor.shown.version)));
     found.forEach((one, index) => {
       const { x, width: room } = wanted[index];
       if (!one) return;
