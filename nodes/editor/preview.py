@@ -335,7 +335,7 @@ def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tup
     places = range(len(prompts.objects)) if question.only is None else [question.only]
     if not places:
         return np.zeros(prepared.image.size, np.float32), 0.0
-    start = None if question.start is None else question.start.mask()
+    start = None if question.start is None else question.start.mask_if_there()
     with prepared.image.predictor() as image:
         found = [segment_marks(image, prompts, question.subject.frame, place, start) for place in places]
     return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)

@@ -1,5 +1,6 @@
 """The masks of SAM Track's last run for the prompt editor: saved in ComfyUI's temp folder, and read one at a time."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -81,6 +82,12 @@ class TrackedPlace:
     file: str
     object: int
     frame: int
+
+    def mask_if_there(self) -> np.ndarray | None:
+        """The mask, or None where it has gone."""
+        with contextlib.suppress(RefusedError):
+            return self.mask()
+        return None
 
     def mask(self) -> np.ndarray:
         """The mask bool `[H, W]`.
