@@ -86,7 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--track",
         action="store_true",
-        help="with --prompts: each folder of images and each video file is a film, whose objects are followed through it",
+        help="with --prompts or --boxes-from: each folder of images and each video file is a film, whose objects are followed "
+        "through it; --boxes-from takes masks of frames",
     )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
@@ -191,19 +192,23 @@ def run(chosen: argparse.Namespace) -> int:
 def run_films(chosen: argparse.Namespace, output: Path, written: Sequence[Path]) -> int:
     """Track the objects of films, and say how it went."""
     sam, films, folders = part("sam"), part("sam.tasks.films"), part("sam.tasks.folders")
-    if not chosen.prompts or chosen.teach or chosen.ray is not None:
+    if not (chosen.prompts or chosen.boxes_from) or chosen.teach or chosen.ray is not None:
         raise sam.SAMError(
-            "--track follows the objects of --prompts, on this machine: leave out --teach, --ray and other modes."
+            "--track follows the objects of --prompts or --boxes-from, on this machine: leave out --teach, --ray and other modes."
         )
     root, found, unread = films.find_films(chosen.images, *written)
     task = make_task(chosen, folders)
-    found, unknown = films.read_film_prompts(chosen.prompts, found)
+    if chosen.prompts:
+        found, unknown = films.read_film_prompts(chosen.prompts, found)
+        left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the films")
+    else:
+        found, left_out = films.read_film_masks(chosen.boxes_from, found, root)
     shown = chosen.score or chosen.review
     if shown and chosen.coco and not chosen.upright and (videos := [one.file_name for one in found if not one.frames]):
         raise sam.SAMError(f"--score and --review need the frames of {videos[0]} as files: add --upright FOLDER.")
     with Bar(len(found), "film") as bar:
         summary = folders.segment_folder(task, found, output, films.track_here, bar.advance, chosen.restart, chosen.upright)
-    errors = summary.errors | unread_errors(unread) | dict.fromkeys(unknown, "it is in the prompts, but not among the films")
+    errors = summary.errors | unread_errors(unread) | left_out
     say_skipped(errors)
     if chosen.upright is None and chosen.coco:
         say_turned(folders.turned(file for film in found for file in film.files))

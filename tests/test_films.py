@@ -6,6 +6,7 @@ import shutil
 import av
 import numpy as np
 import pytest
+import torch
 from load_pack import ROOT
 from PIL import Image
 from pycocotools.coco import COCO
@@ -14,7 +15,8 @@ from samkit.sam import FilmPrompt, SAMError, TrackOptions, load_model, track
 from samkit.sam.datasets import films as reading
 from samkit.sam.datasets.films import FolderFrames, VideoFrames, frame_order
 from samkit.sam.datasets.formats import FORMATS
-from samkit.sam.tasks.films import film_prompts, find_films, read_film_prompts, track_here
+from samkit.sam.datasets.rle import encode_mask
+from samkit.sam.tasks.films import film_prompts, find_films, read_film_masks, read_film_prompts, track_here
 from samkit.sam.tasks.folders import FolderTask, segment_folder
 from test_folders import tree
 from test_follow import BLUE, RED, SIZE, disc, drawn
@@ -107,6 +109,87 @@ def test_coco_has_the_masks_of_track_and_one_track_id_to_an_object(films, prompt
     for (owner, frame), (mask, score) in found.items():
         assert np.array_equal(mask, wanted[frame].masks[owner - 3].numpy())
         assert score == pytest.approx(float(wanted[frame].object_scores[owner - 3].sigmoid()))
+
+
+def boxes_of(kind, masks, films, tmp_path, frames=(0, 2)):
+    """Masks of the film "one" as a data set: {object: {frame: mask}}."""
+    names = ["8.png", "9.png", "10.png", "11.png"]
+    if kind == "index":
+        for folder in ("masks", "images"):
+            (tmp_path / "set" / folder / "one").mkdir(parents=True)
+        for frame in frames:
+            values = sum(np.uint8(name) * each[frame] for name, each in masks.items() if frame in each)
+            Image.fromarray(values).save(tmp_path / "set" / "masks" / "one" / names[frame])
+            shutil.copy(films / "one" / names[frame], tmp_path / "set" / "images" / "one")
+        return tmp_path / "set"
+    images = [{"id": frame, "file_name": f"one/{names[frame]}", "width": SIZE[1], "height": SIZE[0]} for frame in frames]
+    labels = {name: 1 if kind == "track" else place for place, name in enumerate(masks, 1)}
+    annotations = [
+        {"id": len(masks) * frame + labels[name], "image_id": frame, "category_id": labels[name], "iscrowd": 0}
+        | {"segmentation": encode_mask(each[frame])}
+        | ({"track_id": name + 40} if kind == "track" else {})
+        for frame in frames
+        for name, each in masks.items()
+        if frame in each
+    ]
+    categories = [{"id": number, "name": f"ball {number}"} for number in sorted(set(labels.values()))]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return tmp_path / "set.json"
+
+
+@pytest.mark.parametrize("kind", ["track", "label", "index"])
+def test_the_masks_of_a_data_set_are_prompts(kind, films, tmp_path):
+    """Those of an object on two frames; the truth is the runtime with the same masks."""
+    masks = {1: {0: disc(*WAY[0]), 2: disc(*WAY[2])}, 2: {2: disc(*OTHER[2], radius=16)}}
+    path = boxes_of(kind, masks, films, tmp_path)
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(path, found, root)
+    assert [film.file_name for film in chosen] == ["one"] and not errors
+    assert segment_folder(task(), chosen, tmp_path / "out.json", track_here) == (1, 0, {})
+    wanted = {}
+    prompts = {name: {t: FilmPrompt(mask=torch.from_numpy(mask)) for t, mask in each.items()} for name, each in masks.items()}
+    pixels = [np.array(Image.open(films / "one" / f"{number}.png")) for number in (8, 9, 10, 11)]
+    track(load_model(DEMO), pixels, prompts, lambda one: wanted.__setitem__(one.index, one))
+    coco = COCO(tmp_path / "out.json")
+    seen = {(one["track_id"], coco.imgs[one["image_id"]]["frame_index"]): coco.annToMask(one) for one in coco.anns.values()}
+    assert sorted(seen) == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3)]
+    for (number, frame), mask in seen.items():
+        assert np.array_equal(mask, wanted[frame].masks[number - 1].numpy())
+
+
+def test_what_was_tracked_can_be_prompts_again(films, prompts, tmp_path):
+    run(task(), films, prompts, tmp_path / "out.json")
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(tmp_path / "out.json", found, root)
+    assert not errors and segment_folder(task(), chosen, tmp_path / "again.json", track_here) == (2, 0, {})
+    first, again = COCO(tmp_path / "out.json"), COCO(tmp_path / "again.json")
+    assert len(again.anns) == len(first.anns) and {one["track_id"] for one in again.anns.values()} == {1, 2, 3, 4}
+    for number, one in first.anns.items():
+        mask, other = first.annToMask(one), again.annToMask(again.anns[number])
+        assert (mask & other).sum() > 0.95 * (mask | other).sum(), "at the resolution of the model's masks"
+
+
+def test_masks_that_may_be_of_one_object_and_names_that_are_not_frames(films, tmp_path):
+    masks = {1: {0: disc(*WAY[0]), 2: disc(*WAY[2])}, 2: {0: disc(*OTHER[0]), 2: disc(*OTHER[2], radius=16)}}
+    path = boxes_of("label", masks, films, tmp_path)
+    document = json.loads(path.read_text())
+    for one in document["annotations"]:
+        one["category_id"] = 1
+    document["images"].append({"id": 9, "file_name": "two/9.png", "width": 1, "height": 1})
+    path.write_text(json.dumps(document))
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(path, found, root)
+    assert not chosen and "not a frame of the films" in errors["two/9.png"]
+    assert "does not say which of its masks are one object" in errors["one"]
+    document["images"] = document["images"][:1]
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] == 0]
+    path.write_text(json.dumps(document))
+    (film,), errors = read_film_masks(path, found, root)
+    assert not errors and [one["object"] for one in film.prompts] == [1, 2], "masks of a single frame are an object each"
+    document["images"][0]["file_name"] = "none.png"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SAMError, match=r"set.json has no mask of a frame of the films"):
+        read_film_masks(path, found, root)
 
 
 def test_index_pngs_have_one_value_to_an_object(films, prompts, tmp_path):
@@ -364,7 +447,7 @@ class TestCommand:
     @pytest.mark.parametrize("options", [["--everything"], ["--words", "cat"], ["--prompts", "x", "--ray"]])
     def test_other_modes(self, options, films, tmp_path, capsys):
         assert command.main([str(films), "--track", *options, "--coco", str(tmp_path / "out.json")]) == 2
-        assert "--track follows the objects of --prompts, on this machine" in capsys.readouterr().err
+        assert "--track follows the objects of --prompts or --boxes-from, on this machine" in capsys.readouterr().err
 
     def test_sheets_of_a_video(self, films, tmp_path, capsys):
         write_video(films / "clip.mkv", frames_of("red"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 
 from ...utils.checks import is_number
@@ -16,7 +17,9 @@ from ..datasets.films import VIDEO_SUFFIXES, FilmFrames, FolderFrames, VideoFram
 from ..datasets.formats import data_set
 from ..datasets.images import upright
 from ..datasets.objects import LabeledImage, LabeledMask, Record
+from ..datasets.read import open_data_set
 from ..datasets.reading import loaded_json
+from ..datasets.rle import decode_mask, encode_mask
 from ..errors import SAMError
 from ..geometry import Geometry
 from ..models.checkpoints import SAM_MODELS
@@ -153,13 +156,77 @@ def read_film_prompts(path: Path, films: Sequence[Film]) -> tuple[list[Film], li
     return chosen, [name for name in prompts if name not in known]
 
 
+def read_film_masks(path: Path, films: Sequence[Film], root: Path) -> tuple[list[Film], dict[str, str]]:
+    """Give films the masks of a data set as prompts: an object's mask on a frame is its mask there.
+
+    The data set's images are frames of the films, by name. Which masks of a film are one object is said by their track (COCO's
+    `track_id`, the value in an index PNG), or by their label where no frame has two with one label. Masks of a single frame are
+    an object each.
+
+    Args:
+        path: of the data set, in any form that `open_data_set` reads.
+        films: see `find_films`; only the frames of folders are files with a name.
+        root: the folder that their names are relative to.
+
+    Returns:
+        The films that have masks, and why others, or frames, were left out, by name.
+
+    Raises:
+        SAMError: the data set cannot be read, or none of its images is a frame.
+    """
+    data = open_data_set(path, None if (path / "images").is_dir() else root)
+    places = {film.frame_name(index): (film, index) for film in films for index in range(len(film.frames))}
+    found: dict[str, dict[int, list[LabeledMask]]] = {}
+    errors: dict[str, str] = {}
+    for number, name in enumerate(data.names):
+        if name not in places:
+            errors[name] = f"it is in {path.name}, but not a frame of the films"
+            continue
+        film, index = places[name]
+        try:
+            objects = [one for one in data.read(number).labeled.objects if one.mask.any()]
+        except SAMError as error:
+            errors[name] = str(error)
+            continue
+        if objects:
+            found.setdefault(film.file_name, {})[index] = objects
+    chosen = []
+    for film in films:
+        frames = found.get(film.file_name, {})
+        objects = [one for each in frames.values() for one in each]
+        if not objects:
+            continue
+        is_tracked = all(one.track is not None for one in objects)
+        is_named = all(len({one.label for one in each}) == len(each) for each in frames.values())
+        if not is_tracked and not is_named and len(frames) > 1:
+            errors[film.file_name] = (
+                f"{path.name} does not say which of its masks are one object: give them a track_id, give each object of a frame "
+                "a label of its own, or leave the masks of one frame"
+            )
+            continue
+        items = [
+            {
+                "frame": index,
+                "object": one.track if is_tracked else one.label if is_named else place,
+                "label": one.label,
+                "mask": encode_mask(one.mask),
+            }
+            for index, each in sorted(frames.items())
+            for place, one in enumerate(each, 1)
+        ]
+        chosen.append(film._replace(prompts=tuple(items)))
+    if not found:
+        raise SAMError(f"{path} has no mask of a frame of the films in {root}: its names are relative to that folder.")
+    return chosen, errors
+
+
 def film_prompts(
     items: Sequence[Mapping[str, Any]], geometry: Geometry, label: str
 ) -> tuple[dict[Name, dict[int, FilmPrompt]], dict[Name, str]]:
     """Items of a prompts file as prompts by object and frame, and the label of each object.
 
     Args:
-        items: see `read_film_prompts`; objects are in the order in which they first appear in it.
+        items: see `read_film_prompts` and `read_film_masks`; objects are in the order in which they first appear in it.
         geometry: of the film's frames.
         label: of objects without one.
 
@@ -182,6 +249,9 @@ def film_prompts(
             raise SAMError(
                 f"Object {name!r} has the labels {labels[name]!r} and {own!r} in the prompts file: an object has one."
             )
+        if "mask" in one:
+            prompts[name][frame] = FilmPrompt(mask=torch.from_numpy(decode_mask(one["mask"])))
+            continue
         prompt = prompt_of(one, geometry)
         prompts[name][frame] = FilmPrompt(prompt.points, prompt.labels, prompt.box)
     return prompts, {name: labels.get(name, label) for name in prompts}
