@@ -103,6 +103,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="with --coco, --png: upright copies of the images, and the frames of video files",
     )
+    parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --track: videos of the films with their masks (PyAV)")
+    parser.add_argument(
+        "--overlay-form", choices=part("sam.datasets.overlays").OVERLAY_FORMS, default="mp4", help="of these (default: %(default)s)"
+    )
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
     parser.add_argument("--categories", type=Path, metavar="FILE", help="with --coco and --yolo: categories of this COCO file")
@@ -161,10 +165,12 @@ def run(chosen: argparse.Namespace) -> int:
     folders = part("sam.tasks.folders")
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     worst = output.with_name(f"{output.name}.worst.jpg")
-    written = [path for path in (output, chosen.upright, chosen.review, worst) if path is not None]
+    written = [path for path in (output, chosen.upright, chosen.review, chosen.overlay, worst) if path is not None]
     check_read(chosen, output)
     if chosen.track:
         return run_films(chosen, output, written)
+    if chosen.overlay:
+        raise part("sam").SAMError("--overlay makes videos of films: add --track, or make contact sheets by --review.")
     root, images, unread = folders.find_images(chosen.images, *written)
     if chosen.score:
         open_set(chosen.score, root)  # what is wrong with it is said before the images are segmented
@@ -344,6 +350,8 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
         categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
+        overlays=chosen.overlay,
+        overlay_form=chosen.overlay_form,
         **options,
     )
 

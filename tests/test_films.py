@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.rle import encode_mask
 from samkit.sam.tasks.films import film_prompts, find_films, read_film_masks, read_film_prompts, track_here
 from samkit.sam.tasks.folders import FolderTask, segment_folder
+from scipy import ndimage
 from test_folders import tree
 from test_follow import BLUE, RED, SIZE, disc, drawn
 from test_kills import killed_at
@@ -109,6 +111,41 @@ def test_coco_has_the_masks_of_track_and_one_track_id_to_an_object(films, prompt
     for (owner, frame), (mask, score) in found.items():
         assert np.array_equal(mask, wanted[frame].masks[owner - 3].numpy())
         assert score == pytest.approx(float(wanted[frame].object_scores[owner - 3].sigmoid()))
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "h264"), ("webm", "vp9")])
+def test_an_overlay_is_the_film_with_its_masks(form, codec, films, prompts, tmp_path):
+    """Decoded by PyAV: of the film's length, size and rate, tinted inside of the masks alone."""
+    shutil.rmtree(films / "deep")
+    write_video(films / "clip.mkv", [frame[:-1, :-1] for frame in frames_of("red")], rate=5)
+    prompts.write_text(json.dumps({"one": CLICKS["one"], "clip.mkv": CLICKS["one"][:1]}))
+    made = replace(task(), overlays=tmp_path / "seen", overlay_form=form)
+    assert run(made, films, prompts, tmp_path / "out.json") == (2, 0, {})
+    assert made.settings() == task().settings()
+    coco = COCO(tmp_path / "out.json")
+    for name, rate, size in (("one", 10, SIZE), ("clip", 5, SIZE)):  # an odd side gets the next row or column once more
+        with av.open(str(tmp_path / "seen" / f"{name}.{form}")) as video:
+            stream = video.streams.video[0]
+            assert stream.codec_context.name in (codec, f"lib{codec}") or codec in stream.codec_context.name
+            assert stream.average_rate == rate
+            decoded = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(stream)]
+        assert len(decoded) == 4 and decoded[0].shape[:2] == size
+        for t, frame in enumerate(decoded):
+            (image,) = [one for one in coco.imgs.values() if one["file_name"].startswith(f"{name}/") and one["frame_index"] == t]
+            masks = [coco.annToMask(coco.anns[number]).astype(bool) for number in coco.getAnnIds(image["id"])]
+            inside = np.logical_or.reduce(masks)
+            change = np.abs(frame - frames_of("red blue" if name == "one" else "red")[t]).sum(2)[: len(inside), : inside.shape[1]]
+            far = ~ndimage.binary_dilation(inside, iterations=6)
+            assert change[inside].mean() > 3 * change[far].mean(), (name, t)
+
+
+def test_overlays_need_films_and_a_pyav_that_can_write_them(films, prompts, tmp_path, monkeypatch, capsys):
+    arguments = [str(films), "--everything", "--coco", str(tmp_path / "out.json"), "--overlay", str(tmp_path / "seen")]
+    assert command.main(arguments) == 2 and "add --track" in capsys.readouterr().err
+    monkeypatch.setattr(av, "codecs_available", {"h263"})
+    made = replace(task(), overlays=tmp_path / "seen")
+    errors = run(made, films, prompts, tmp_path / "out.json")[2]
+    assert "cannot write mp4" in errors["one"] and not (tmp_path / "seen").exists()
 
 
 def boxes_of(kind, masks, films, tmp_path, frames=(0, 2)):

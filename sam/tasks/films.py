@@ -3,10 +3,13 @@
 import hashlib
 import io
 import json
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -17,11 +20,12 @@ from ..datasets.films import VIDEO_SUFFIXES, FilmFrames, FolderFrames, VideoFram
 from ..datasets.formats import data_set
 from ..datasets.images import upright
 from ..datasets.objects import LabeledImage, LabeledMask, Record
+from ..datasets.overlays import write_overlay
 from ..datasets.read import open_data_set
 from ..datasets.reading import loaded_json
 from ..datasets.rle import decode_mask, encode_mask
 from ..errors import SAMError
-from ..geometry import Geometry
+from ..geometry import Geometry, Size
 from ..models.checkpoints import SAM_MODELS
 from .folders import (
     FAILURES,
@@ -40,6 +44,7 @@ from .folders import (
 from .track import FilmPrompt, TrackedFrame, track
 
 _KEYS = PROMPT_KEYS | {"frame", "object"}
+_LEVEL = 1  # of zlib: masks are mostly runs of equal bytes
 
 
 class Film(NamedTuple):
@@ -272,9 +277,12 @@ class FilmWorker:
             prompts, labels = film_prompts(film.prompts, self.model.geometry(frames.size), self.task.label)
             records: dict[int, Record] = {}
             files: dict[str, bytes] = {}
+            masks: dict[int, tuple[int, bytes]] = {}  # of each frame, for the overlay
 
             def take(found: TrackedFrame) -> None:
                 index, scores = found.index, found.object_scores.sigmoid().tolist()
+                if self.task.overlays is not None:
+                    masks[index] = len(scores), zlib.compress(np.packbits(found.masks.cpu().numpy()).tobytes(), _LEVEL)
                 each = zip(found.masks.cpu().numpy(), labels.values(), scores, range(1, len(scores) + 1), strict=True)
                 image = LabeledImage(film.frame_name(index), frames.size, [LabeledMask(*one) for one in each])
                 record, own = self._format.entry(image)
@@ -284,9 +292,19 @@ class FilmWorker:
             is_models = True
             track(self.model, frames, prompts, take, self.task.track, device_mode=self.task.device_mode)
             record = {"file_name": film.file_name, "frames": [records[index] for index in range(len(frames))]}
+            if self.task.overlays is not None:
+                form = self.task.overlay_form
+                each = (_unpacked(*masks[index], frames.size) for index in range(len(frames)))
+                write_overlay(self.task.overlays / f"{film.stem}.{form}", form, frames, each)
             return ImageResult(film.file_name, record, files)
         except FAILURES as error:
             return failed(film, error, is_models and not isinstance(error, SAMError))
+
+
+def _unpacked(count: int, packed: bytes, size: Size) -> np.ndarray:
+    """Masks bool `[N, H, W]` of a frame (H, W)."""
+    shape = count, *size
+    return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=math.prod(shape)).reshape(shape).astype(bool)
 
 
 def track_here(task: FolderTask, films: Sequence[Film]) -> Iterator[ImageResult]:

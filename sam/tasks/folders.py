@@ -74,6 +74,8 @@ class FolderTask:
         everything, found: options of the modes `everything` and `words`.
         base_model: with an adapter, the name of the model that it was trained on; empty is the one that it names.
         track: how the objects of films are followed; None: images are segmented, each on its own.
+        overlays: a folder for the films with their masks painted on them; None: none.
+        overlay_form: of these, see `write_overlay`.
     """
 
     mode: Mode
@@ -90,6 +92,8 @@ class FolderTask:
     found: GroundingOptions = field(default_factory=GroundingOptions)
     base_model: str = ""
     track: TrackOptions | None = None
+    overlays: Path | None = None
+    overlay_form: str = "mp4"
 
     def __post_init__(self) -> None:
         if self.mode == "words":
