@@ -86,8 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--track",
         action="store_true",
-        help="with --prompts or --boxes-from: each folder of images and each video file is a film, whose objects are followed "
-        "through it; --boxes-from takes masks of frames",
+        help="each folder of images and each video file is a film, whose objects are followed through it: those of --prompts, "
+        "--words, or --boxes-from, which gives masks of frames",
     )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
@@ -102,6 +102,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="with --coco, --png: upright copies of the images, and the frames of video files",
+    )
+    parser.add_argument(
+        "--words-every", type=int, default=16, metavar="N", help="with --track, --words: frames after which objects are looked for again"
     )
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --track: videos of the films with their masks (PyAV)")
     parser.add_argument(
@@ -198,16 +201,18 @@ def run(chosen: argparse.Namespace) -> int:
 def run_films(chosen: argparse.Namespace, output: Path, written: Sequence[Path]) -> int:
     """Track the objects of films, and say how it went."""
     sam, films, folders = part("sam"), part("sam.tasks.films"), part("sam.tasks.folders")
-    if not (chosen.prompts or chosen.boxes_from) or chosen.teach or chosen.ray is not None:
+    if chosen.everything or chosen.teach or chosen.ray is not None:
         raise sam.SAMError(
-            "--track follows the objects of --prompts or --boxes-from, on this machine: leave out --teach, --ray and other modes."
+            "--track follows the objects of --prompts, --words or --boxes-from, on this machine: leave out --everything, --teach "
+            "and --ray."
         )
     root, found, unread = films.find_films(chosen.images, *written)
     task = make_task(chosen, folders)
+    left_out = {}
     if chosen.prompts:
         found, unknown = films.read_film_prompts(chosen.prompts, found)
         left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the films")
-    else:
+    elif chosen.boxes_from:
         found, left_out = films.read_film_masks(chosen.boxes_from, found, root)
     shown = chosen.score or chosen.review
     if shown and chosen.coco and not chosen.upright and (videos := [one.file_name for one in found if not one.frames]):
@@ -350,6 +355,7 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
         categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
+        words_every=chosen.words_every,
         overlays=chosen.overlay,
         overlay_form=chosen.overlay_form,
         **options,

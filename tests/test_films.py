@@ -14,6 +14,8 @@ from pycocotools.coco import COCO
 from samkit import segment_folder as command
 from samkit.sam import FilmPrompt, SAMError, TrackOptions, load_model, track
 from samkit.sam.datasets import films as reading
+from samkit.sam.tasks import films as films_module
+from samkit.sam.tasks.words import FoundBoxes
 from samkit.sam.datasets.films import FolderFrames, VideoFrames, frame_order
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.rle import encode_mask
@@ -146,6 +148,96 @@ def test_overlays_need_films_and_a_pyav_that_can_write_them(films, prompts, tmp_
     made = replace(task(), overlays=tmp_path / "seen")
     errors = run(made, films, prompts, tmp_path / "out.json")[2]
     assert "cannot write mp4" in errors["one"] and not (tmp_path / "seen").exists()
+
+
+def box_of(place, radius=22):
+    x, y = place
+    return [x - radius, y - radius, x + radius, y + radius]
+
+
+class Detector:
+    """Stands for Grounding DINO, which is tested in test_grounding.py: the boxes of the discs in a frame, by their color."""
+
+    def __init__(self, monkeypatch):
+        self.frames = 0
+        monkeypatch.setattr(films_module, "load_grounding", lambda folder: folder.name)
+        monkeypatch.setattr(films_module, "find_boxes", self.find)
+
+    def find(self, grounding, frames, text, options, device_mode):
+        assert (grounding, text, len(frames)) == ("dino", "red. blue.", 1)
+        self.frames += 1
+        boxes, labels = [], []
+        for label, color in (("red", RED), ("blue", BLUE)):
+            rows, columns = np.nonzero((np.abs(frames[0].astype(int) - color).sum(2) == 0))
+            if len(rows):
+                boxes.append([columns.min(), rows.min(), columns.max() + 1.0, rows.max() + 1.0])
+                labels.append(label)
+        return [FoundBoxes(np.array(boxes, float).reshape(-1, 4), [0.5] * len(boxes), labels)]
+
+
+def words_task(tmp_path, every, **options):
+    (tmp_path / "dino").mkdir(exist_ok=True)
+    return FolderTask(
+        "words", "COCO RLE", DEMO, grounding=tmp_path / "dino", text="red. blue.", track=TrackOptions(**options), words_every=every
+    )
+
+
+@pytest.fixture
+def coming(tmp_path):
+    """A red disc on all of 6 frames, and a blue one from frame 3 on."""
+    folder = tmp_path / "films" / "one"
+    folder.mkdir(parents=True)
+    way = [(40 + 12 * t, 60 + 5 * t) for t in range(6)]
+    for t, place in enumerate(way):
+        (frame,) = drawn([(RED, disc(*place)), *([(BLUE, disc(150, 120 - 5 * t, 16))] if t > 2 else [])])
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    return tmp_path / "films"
+
+
+@pytest.mark.parametrize(("every", "looked", "first"), [(2, 3, 4), (3, 2, 3), (1, 6, 3), (16, 1, None)])
+def test_words_are_looked_for_again_and_what_is_tracked_is_no_new_object(every, looked, first, coming, tmp_path, monkeypatch):
+    detector = Detector(monkeypatch)
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, every), found, tmp_path / "out.json", track_here) == (1, 0, {})
+    coco = COCO(tmp_path / "out.json")
+    labels = {one["id"]: coco.cats[one["category_id"]]["name"] for one in coco.dataset["tracks"]}
+    assert detector.frames == looked and labels == ({1: "red"} if first is None else {1: "red", 2: "blue"})
+    seen = {number: [] for number in labels}
+    for one in coco.anns.values():
+        seen[one["track_id"]].append(coco.imgs[one["image_id"]]["frame_index"])
+    assert seen[1] == list(range(6)) and (first is None or seen[2] == list(range(first, 6)))
+    prompts = {1: {0: FilmPrompt(box=np.array(box_of((40, 60))) + [0.0, 0, 1, 1])}}
+    wanted = {}
+    pixels = [np.array(Image.open(coming / "one" / f"{t}.png")) for t in range(6)]
+    track(load_model(DEMO), pixels, prompts, lambda one: wanted.__setitem__(one.index, one))
+    for one in coco.anns.values():
+        if one["track_id"] == 1:
+            assert np.array_equal(coco.annToMask(one), wanted[coco.imgs[one["image_id"]]["frame_index"]].masks[0].numpy())
+
+
+def test_words_go_backward_too_and_gaps_are_filled_in_the_whole_film(coming, tmp_path, monkeypatch):
+    """The last step knows the whole film: an object that is found in the middle is followed to the start."""
+    Detector(monkeypatch)
+    folder = coming / "one"
+    shutil.copy(folder / "3.png", folder / "2.png")  # the blue one is on frame 2, too
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, 3, direction="both"), found, tmp_path / "both.json", track_here).errors == {}
+    coco = COCO(tmp_path / "both.json")
+    blue = {coco.imgs[one["image_id"]]["frame_index"] for one in coco.anns.values() if one["track_id"] == 2}
+    assert blue == {2, 3, 4, 5}
+
+
+def test_words_that_find_nothing_leave_frames_without_objects(coming, tmp_path, monkeypatch):
+    Detector(monkeypatch)
+    monkeypatch.setattr(films_module, "find_boxes", lambda *_: [FoundBoxes(np.zeros((0, 4)), [], [])])
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, 2), found, tmp_path / "out.json", track_here) == (1, 0, {})
+    coco = COCO(tmp_path / "out.json")
+    assert len(coco.imgs) == 6 and not coco.anns
+    with pytest.raises(SAMError, match="words_every was 2, and is 3"):
+        segment_folder(words_task(tmp_path, 3), found, tmp_path / "out.json", track_here)
+    with pytest.raises(SAMError, match="words_every is 0"):
+        words_task(tmp_path, 0)
 
 
 def boxes_of(kind, masks, films, tmp_path, frames=(0, 2)):
@@ -481,10 +573,10 @@ class TestCommand:
         with pytest.raises(SAMError, match=f"{name} does not say which masks of a film are one object: write --coco or"):
             task(name)
 
-    @pytest.mark.parametrize("options", [["--everything"], ["--words", "cat"], ["--prompts", "x", "--ray"]])
+    @pytest.mark.parametrize("options", [["--everything"], ["--prompts", "x", "--ray"], ["--prompts", "x", "--teach", "y"]])
     def test_other_modes(self, options, films, tmp_path, capsys):
         assert command.main([str(films), "--track", *options, "--coco", str(tmp_path / "out.json")]) == 2
-        assert "--track follows the objects of --prompts or --boxes-from, on this machine" in capsys.readouterr().err
+        assert "--track follows the objects of --prompts, --words or --boxes-from, on this machine" in capsys.readouterr().err
 
     def test_sheets_of_a_video(self, films, tmp_path, capsys):
         write_video(films / "clip.mkv", frames_of("red"))

@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...utils.boxes import corners_of, tight_box
 from ...utils.checks import is_number
 from ...utils.marks import Name
 from ...utils.text import shown
@@ -27,6 +29,7 @@ from ..datasets.rle import decode_mask, encode_mask
 from ..errors import SAMError
 from ..geometry import Geometry, Size
 from ..models.checkpoints import SAM_MODELS
+from ..models.in_transformers.grounding import load_grounding
 from .folders import (
     FAILURES,
     PROMPT_KEYS,
@@ -41,9 +44,11 @@ from .folders import (
     prompts_hash,
     readable_suffixes,
 )
-from .track import FilmPrompt, TrackedFrame, track
+from .track import FilmPrompt, Track, TrackedFrame, TrackOptions, track
+from .words import find_boxes
 
 _KEYS = PROMPT_KEYS | {"frame", "object"}
+_SAME = 0.5  # least IoU of the boxes of one object on two frames in a row
 _LEVEL = 1  # of zlib: masks are mostly runs of equal bytes
 
 
@@ -268,13 +273,48 @@ class FilmWorker:
     def __init__(self, task: FolderTask) -> None:
         self.task = task
         self.model = SAM_MODELS.at(task.checkpoint, task.base_model).load(task.precision)
+        self.grounding = load_grounding(task.grounding) if task.grounding is not None else None
         self._format = data_set(task.format, Path())  # writes nothing
+
+    def _named(self, frames: FilmFrames) -> tuple[Track, dict[Name, str]]:
+        """What words name, followed forward, and the label of each object.
+
+        It is looked for every so many frames. What is found where an object of its label was on the frame before is that
+        object; anything else is a new one.
+        """
+        task = self.task
+        forward = replace(task.track or TrackOptions(), direction="forward", fill_flicker=0, remove_blinks=0)
+        known, labels, last = None, dict[Name, str](), np.zeros((0, *frames.size), bool)
+        for first in range(0, len(frames), task.words_every):
+            some = frames[first : first + task.words_every]
+            (found,) = find_boxes(self.grounding, some[:1], task.text, task.found, task.device_mode)
+            boxes = map(tight_box, last)
+            taken = [(label, corners_of(box)) for label, box in zip(labels.values(), boxes, strict=True) if box]
+            prompts: dict[Name, dict[int, FilmPrompt]] = {}
+            for box, label in zip(found.boxes, found.labels, strict=True):
+                label = label or task.label
+                if not any(label == other and _iou(box, corners) >= _SAME for other, corners in taken):
+                    name = len(labels) + 1
+                    labels[name], prompts[name] = label, {first: FilmPrompt(box=box)}
+
+            def take(one: TrackedFrame, end: int = first + len(some)) -> None:
+                nonlocal last
+                if one.index == end - 1:
+                    last = one.masks.cpu().numpy()
+
+            known = track(self.model, some, prompts, take, forward, known, task.device_mode, first)
+        return known, labels
 
     def __call__(self, film: Film) -> ImageResult:
         is_models = False
         try:
             frames = film.open()
-            prompts, labels = film_prompts(film.prompts, self.model.geometry(frames.size), self.task.label)
+            known = None
+            if self.task.mode == "words":
+                is_models = True
+                (known, labels), prompts = self._named(frames), {}
+            else:
+                prompts, labels = film_prompts(film.prompts, self.model.geometry(frames.size), self.task.label)
             records: dict[int, Record] = {}
             files: dict[str, bytes] = {}
             masks: dict[int, tuple[int, bytes]] = {}  # of each frame, for the overlay
@@ -290,7 +330,7 @@ class FilmWorker:
                 files.update(own)
 
             is_models = True
-            track(self.model, frames, prompts, take, self.task.track, device_mode=self.task.device_mode)
+            track(self.model, frames, prompts, take, self.task.track, known, self.task.device_mode)
             record = {"file_name": film.file_name, "frames": [records[index] for index in range(len(frames))]}
             if self.task.overlays is not None:
                 form = self.task.overlay_form
@@ -299,6 +339,14 @@ class FilmWorker:
             return ImageResult(film.file_name, record, files)
         except FAILURES as error:
             return failed(film, error, is_models and not isinstance(error, SAMError))
+
+
+def _iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two boxes (x1, y1, x2, y2)."""
+    x1, y1, x2, y2 = *np.maximum(one[:2], other[:2]), *np.minimum(one[2:], other[2:])
+    shared = max(0.0, x2 - x1) * max(0.0, y2 - y1)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / max(areas - shared, 1e-9)
 
 
 def _unpacked(count: int, packed: bytes, size: Size) -> np.ndarray:
