@@ -323,7 +323,7 @@ class TestGoingOn:
             tracked(small.ours, film(7)[1:], self.first)[1],
             tracked(older.ours, frames, self.first)[1],
             tracked(small.ours, frames, self.first, method="follow")[1],
-            tracked(small.ours, frames, self.first, non_overlapping=True)[1],
+            track(small.ours, frames, self.first, lambda one: None, TrackOptions(non_overlapping=True, method="memory")),
         ]
         whole, _ = tracked(small.ours, frames, self.first)
         for other in others:
@@ -704,11 +704,12 @@ class TestNode:
         run(node, [cat, dog])
         counter.taken()
         corrected = [cat, dog], [], [], [], [{"x": 50, "y": 20, "object": 1}]
+        left = iter(range(9, -1, -1))
         with monkeypatch.context() as patch:
-            patch.setattr(tracking.Progress, "check_interrupted", staticmethod(lambda: 1 / 0))
+            patch.setattr(tracking.Progress, "check_interrupted", staticmethod(lambda: 1 / next(left)))
             with pytest.raises(ZeroDivisionError):
-                run(node, *corrected)
-        counter.taken()
+                run(node, *reversed(corrected))
+        assert counter.taken()[1] > 1, "it was cancelled in the middle of its work"
         again = run(node, *corrected)
         assert counter.taken() == (2, 2, 2) and again[3].computed == {1: 2, 2: 0}
         whole = run(TrackObjects(), *corrected)
