@@ -52,7 +52,13 @@ def at(x, y, frame=None, label=1):
 def track(node, model, prompts, **options):
     positive, negative, boxes, *_ = PromptEditor().execute(film(), prompts)["result"]
     return node.run(
-        sam_model=model, image=film(), positive_coords=positive, negative_coords=negative, bboxes=boxes, method="follow", **options
+        sam_model=model,
+        image=film(),
+        positive_coords=positive,
+        negative_coords=negative,
+        bboxes=boxes,
+        method="follow",
+        **options,
     )
 
 
@@ -141,7 +147,9 @@ class TestTracked:
 
         monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
         answer = track(TrackObjects(), tiny_model, self.PROMPTS, show_result=True)
-        assert list(answer["ui"]) == ["images"] and not [path for path in (comfy.root / "temp").iterdir() if "track" in path.name]
+        assert list(answer["ui"]) == ["images"] and not [
+            path for path in (comfy.root / "temp").iterdir() if "track" in path.name
+        ]
 
     @pytest.mark.parametrize(
         ("change", "status", "said"),
@@ -192,7 +200,12 @@ class TestStart:
     """The preview of a correction begins with the mask that was tracked."""
 
     def question(self, start=None, **others):
-        body = {"image": {"filename": "film.webp", "frame": 3}, "model": {"model_name": "tiny.pth"}, "editor": "one", "sequence": 1}
+        body = {
+            "image": {"filename": "film.webp", "frame": 3},
+            "model": {"model_name": "tiny.pth"},
+            "editor": "one",
+            "sequence": 1,
+        }
         prompts = {"version": 2, "objects": [{"marks": [at(30, 25), at(60, 40, label=0)]}]}
         return {**body, "prompts": prompts, "object": 0, "form": "mask", **({"start": start} if start else {}), **others}
 
@@ -213,7 +226,9 @@ class TestStart:
         packed = TrackedMasks([1], FRAMES, (30, 40))
         packed.put(3, torch.ones(1, 30, 40, dtype=torch.bool))
         (told,) = packed.shown("forward", {})["samkit_track"]
-        replies = [post(routes.ask, self.question(start))[1] for start in ({"file": told["file"], "object": 0, "frame": 3}, None)]
+        replies = [
+            post(routes.ask, self.question(start))[1] for start in ({"file": told["file"], "object": 0, "frame": 3}, None)
+        ]
         assert replies[0].status == 200 and (shown_mask(replies[0]) == shown_mask(replies[1])).all()
 
     def test_without_one_that_has_gone_the_preview_goes_on(self, comfy):

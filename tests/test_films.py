@@ -133,10 +133,14 @@ def test_an_overlay_is_the_film_with_its_masks(form, codec, films, prompts, tmp_
             decoded = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(stream)]
         assert len(decoded) == 4 and decoded[0].shape[:2] == size
         for t, frame in enumerate(decoded):
-            (image,) = [one for one in coco.imgs.values() if one["file_name"].startswith(f"{name}/") and one["frame_index"] == t]
+            (image,) = [
+                one for one in coco.imgs.values() if one["file_name"].startswith(f"{name}/") and one["frame_index"] == t
+            ]
             masks = [coco.annToMask(coco.anns[number]).astype(bool) for number in coco.getAnnIds(image["id"])]
             inside = np.logical_or.reduce(masks)
-            change = np.abs(frame - frames_of("red blue" if name == "one" else "red")[t]).sum(2)[: len(inside), : inside.shape[1]]
+            change = np.abs(frame - frames_of("red blue" if name == "one" else "red")[t]).sum(2)[
+                : len(inside), : inside.shape[1]
+            ]
             far = ~ndimage.binary_dilation(inside, iterations=6)
             assert change[inside].mean() > 3 * change[far].mean(), (name, t)
 
@@ -178,7 +182,13 @@ class Detector:
 def words_task(tmp_path, every, **options):
     (tmp_path / "dino").mkdir(exist_ok=True)
     return FolderTask(
-        "words", "COCO RLE", DEMO, grounding=tmp_path / "dino", text="red. blue.", track=TrackOptions(**options), words_every=every
+        "words",
+        "COCO RLE",
+        DEMO,
+        grounding=tmp_path / "dino",
+        text="red. blue.",
+        track=TrackOptions(**options),
+        words_every=every,
     )
 
 
