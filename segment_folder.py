@@ -104,11 +104,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="with --coco, --png: upright copies of the images, and the frames of video files",
     )
     parser.add_argument(
-        "--words-every", type=int, default=16, metavar="N", help="with --track, --words: frames after which objects are looked for again"
+        "--words-every",
+        type=int,
+        default=16,
+        metavar="N",
+        help="with --track, --words: frames after which objects are looked for again",
     )
-    parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --track: videos of the films with their masks (PyAV)")
     parser.add_argument(
-        "--overlay-form", choices=part("sam.datasets.overlays").OVERLAY_FORMS, default="mp4", help="of these (default: %(default)s)"
+        "--overlay", type=Path, metavar="FOLDER", help="with --track: videos of the films with their masks (PyAV)"
+    )
+    parser.add_argument(
+        "--overlay-form",
+        choices=part("sam.datasets.overlays").OVERLAY_FORMS,
+        default="mp4",
+        help="of these (default: %(default)s)",
     )
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
@@ -203,8 +212,8 @@ def run_films(chosen: argparse.Namespace, output: Path, written: Sequence[Path])
     sam, films, folders = part("sam"), part("sam.tasks.films"), part("sam.tasks.folders")
     if chosen.everything or chosen.teach or chosen.ray is not None:
         raise sam.SAMError(
-            "--track follows the objects of --prompts, --words or --boxes-from, on this machine: leave out --everything, --teach "
-            "and --ray."
+            "--track follows the objects of --prompts, --words or --boxes-from, on this machine: leave out --everything, "
+            "--teach and --ray."
         )
     root, found, unread = films.find_films(chosen.images, *written)
     task = make_task(chosen, folders)

@@ -219,7 +219,7 @@ def graph_of(page, loader, values, more=""):
           link(model, 0, editor, "sam_model");
           link(model, 0, track, "sam_model");
           link(editor, 4, track, "image");
-          for (const [output, input] of [[0, "positive_coords"], [1, "negative_coords"], [2, "bboxes"]]) link(editor, output, track, input);
+          ["positive_coords", "negative_coords", "bboxes"].forEach((input, output) => link(editor, output, track, input));
           const image = add("MaskToImage", 1220, 120);
           link(track, 0, image, "mask");
           const save = add("SaveImage", 1220, 220, { filename_prefix: "film" });

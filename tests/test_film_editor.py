@@ -1,4 +1,4 @@
-"""A film in the prompt editor, without a browser: its marks on their way to SAM Track, and its frames and masks on their way back."""
+"""A film in the prompt editor, without a browser: its marks on their way to SAM Track, its frames and masks on the way back."""
 
 import asyncio
 import io
@@ -95,8 +95,8 @@ class TestTracked:
 
     PROMPTS = text([at(30, 25, 0)], [at(60, 30, 2)])
 
-    def run(self, tiny_model, **options):
-        answer = track(TrackObjects(), tiny_model, self.PROMPTS, individual_masks=True, show_result=True, **options)
+    def run(self, tiny_model, prompts=PROMPTS, **options):
+        answer = track(TrackObjects(), tiny_model, prompts, individual_masks=True, show_result=True, **options)
         return answer["result"][0].view(FRAMES, 2, *SIZE) > 0, answer["ui"]["samkit_track"][0]
 
     def test_each_mask_is_that_of_the_run(self, comfy, tiny_model):
@@ -119,7 +119,8 @@ class TestTracked:
 
     def test_equal_masks_are_one_file_and_others_another(self, comfy, tiny_model):
         files = {self.run(tiny_model)[1]["file"] for _ in range(2)}
-        assert len(files) == 1 and self.run(tiny_model, direction="both")[1]["file"] not in files
+        other = text([at(30, 25, 0)], [at(40, 20, 2)])
+        assert len(files) == 1 and self.run(tiny_model, other)[1]["file"] not in files
         assert not list((comfy.root / "temp").glob(".*"))
 
     def test_without_show_result_and_of_a_part_there_are_none(self, comfy, tiny_model):

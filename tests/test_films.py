@@ -14,13 +14,13 @@ from pycocotools.coco import COCO
 from samkit import segment_folder as command
 from samkit.sam import FilmPrompt, SAMError, TrackOptions, load_model, track
 from samkit.sam.datasets import films as reading
-from samkit.sam.tasks import films as films_module
-from samkit.sam.tasks.words import FoundBoxes
 from samkit.sam.datasets.films import FolderFrames, VideoFrames, frame_order
 from samkit.sam.datasets.formats import FORMATS
 from samkit.sam.datasets.rle import encode_mask
+from samkit.sam.tasks import films as films_module
 from samkit.sam.tasks.films import film_prompts, find_films, read_film_masks, read_film_prompts, track_here
 from samkit.sam.tasks.folders import FolderTask, segment_folder
+from samkit.sam.tasks.words import FoundBoxes
 from scipy import ndimage
 from test_folders import tree
 from test_follow import BLUE, RED, SIZE, disc, drawn
@@ -172,7 +172,7 @@ class Detector:
         self.frames += 1
         boxes, labels = [], []
         for label, color in (("red", RED), ("blue", BLUE)):
-            rows, columns = np.nonzero((np.abs(frames[0].astype(int) - color).sum(2) == 0))
+            rows, columns = np.nonzero(np.abs(frames[0].astype(int) - color).sum(2) == 0)
             if len(rows):
                 boxes.append([columns.min(), rows.min(), columns.max() + 1.0, rows.max() + 1.0])
                 labels.append(label)

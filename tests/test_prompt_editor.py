@@ -12,12 +12,12 @@ import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
+from samkit.nodes import prompt_editor as module
 from samkit.nodes.editor.contract import LIMITS
 from samkit.nodes.editor.jobs import RefusedError
 from samkit.nodes.editor.preview import find_image, parse_image
 from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.predict import Segment
-from samkit.nodes import prompt_editor as module
 from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, quietly

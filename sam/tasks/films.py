@@ -210,8 +210,8 @@ def read_film_masks(path: Path, films: Sequence[Film], root: Path) -> tuple[list
         is_named = all(len({one.label for one in each}) == len(each) for each in frames.values())
         if not is_tracked and not is_named and len(frames) > 1:
             errors[film.file_name] = (
-                f"{path.name} does not say which of its masks are one object: give them a track_id, give each object of a frame "
-                "a label of its own, or leave the masks of one frame"
+                f"{path.name} does not say which of its masks are one object: give them a track_id, give each object of a "
+                "frame a label of its own, or leave the masks of one frame"
             )
             continue
         items = [

@@ -104,7 +104,8 @@ class FolderTask:
                 raise SAMError("The mode words needs a Grounding DINO model.")
         if self.track is not None and (self.mode == "everything" or self.concept is not None):
             raise SAMError(
-                "Only objects that are prompted or named are tracked: leave out the concept, and choose the mode prompts or words."
+                "Only objects that are prompted or named are tracked: leave out the concept, and choose the mode prompts or "
+                "words."
             )
         if self.words_every < 1:
             raise SAMError(f"words_every is {self.words_every}: it must be at least 1 frame.")
