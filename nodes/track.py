@@ -110,6 +110,7 @@ class TrackObjects(ShowsResult):
         "mask video",
     ]
     CATEGORY = CATEGORY
+    OUTPUT_NODE = True  # so that a graph that ends here runs, and the editor gets its masks from ComfyUI's cache too
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", TRACK_TYPE)
     RETURN_NAMES = ("masks", "bboxes", "scores", "track")
     OUTPUT_IS_LIST = (False, False, True, False)

@@ -114,7 +114,9 @@ def test_the_template_is_marked_tracked_gone_through_corrected_and_opened_again(
     # Correct on frame 15: the preview shows it there, and what comes after is said to be older.
     go(film, 15)
     film.evaluate("editor.state.selectObject(0)")
-    film.click(*(float(place) for place in interior_point(truth[15, 0])), modifiers=["Control"])
+    film.page.keyboard.down("Control")
+    film.click(*(float(place) for place in interior_point(truth[15, 0])))
+    film.page.keyboard.up("Control")
     film.leave()
     assert film.marks[1] == {**film.marks[1], "label": 1, "frame": 15} and "score" in film.status
     assert film.exact(0).any()
@@ -154,7 +156,9 @@ def test_a_run_that_is_cancelled_at_half_leaves_nothing_half_done(film, server):
     go(film, 0)
     film.evaluate("editor.state.selectObject(1)")
     x, y = (film.marks[1][key] for key in "xy")
-    film.click(x + 3, y + 3, modifiers=["Control"])
+    film.page.keyboard.down("Control")
+    film.click(x + 3, y + 3)
+    film.page.keyboard.up("Control")
     film.leave()
     film.page.evaluate(CANCEL_AT_HALF)
     how, _ = film.page.evaluate(RUN)
