@@ -244,7 +244,7 @@ def test_words_that_find_nothing_leave_frames_without_objects(coming, tmp_path, 
     assert segment_folder(words_task(tmp_path, 2), found, tmp_path / "out.json", track_here) == (1, 0, {})
     coco = COCO(tmp_path / "out.json")
     assert len(coco.imgs) == 6 and not coco.anns
-    with pytest.raises(SAMError, match="words_every was 2, and is 3"):
+    with pytest.raises(SAMError, match="words_every was 2 and is 3"):
         segment_folder(words_task(tmp_path, 3), found, tmp_path / "out.json", track_here)
     with pytest.raises(SAMError, match="words_every is 0"):
         words_task(tmp_path, 0)

@@ -21,7 +21,7 @@ from ...utils.text import shown
 from ..datasets.films import VIDEO_SUFFIXES, FilmFrames, FolderFrames, VideoFrames, frame_order, video_reader
 from ..datasets.formats import data_set
 from ..datasets.images import upright
-from ..datasets.objects import LabeledImage, LabeledMask, Record
+from ..datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask, Record
 from ..datasets.overlays import write_overlay
 from ..datasets.read import open_data_set
 from ..datasets.reading import loaded_json
@@ -48,7 +48,7 @@ from .track import FilmPrompt, Track, TrackedFrame, TrackOptions, track
 from .words import find_boxes
 
 _KEYS = PROMPT_KEYS | {"frame", "object"}
-_SAME = 0.5  # least IoU of the boxes of one object on two frames in a row
+_SAME = 0.5  # least IoU of the box around an object and of one that is found for it
 _LEVEL = 1  # of zlib: masks are mostly runs of equal bytes
 
 
@@ -224,7 +224,8 @@ def read_film_masks(path: Path, films: Sequence[Film], root: Path) -> tuple[list
             for index, each in sorted(frames.items())
             for place, one in enumerate(each, 1)
         ]
-        chosen.append(film._replace(prompts=tuple(items)))
+        labels = {item["object"]: item["label"] for item in reversed(items) if item["label"] != DEFAULT_LABEL}
+        chosen.append(film._replace(prompts=tuple({**one, "label": labels.get(one["object"], "")} for one in items)))
     if not found:
         raise SAMError(f"{path} has no mask of a frame of the films in {root}: its names are relative to that folder.")
     return chosen, errors
@@ -279,14 +280,21 @@ class FilmWorker:
     def _named(self, frames: FilmFrames) -> tuple[Track, dict[Name, str]]:
         """What words name, followed forward, and the label of each object.
 
-        It is looked for every so many frames. What is found where an object of its label was on the frame before is that
-        object; anything else is a new one.
+        It is looked for every so many frames. What is found where an object of its label was followed to is that object;
+        anything else is a new one.
         """
         task = self.task
         forward = replace(task.track or TrackOptions(), direction="forward", fill_flicker=0, remove_blinks=0)
         known, labels, last = None, dict[Name, str](), np.zeros((0, *frames.size), bool)
+
+        def take(one: TrackedFrame) -> None:
+            nonlocal last
+            last = one.masks.cpu().numpy()
+
         for first in range(0, len(frames), task.words_every):
             some = frames[first : first + task.words_every]
+            if known is not None:  # on a frame that is looked at, where the known ones are now
+                known = track(self.model, some[:1], {}, take, forward, known, task.device_mode, first)
             (found,) = find_boxes(self.grounding, some[:1], task.text, task.found, task.device_mode)
             boxes = map(tight_box, last)
             taken = [(label, corners_of(box)) for label, box in zip(labels.values(), boxes, strict=True) if box]
@@ -296,13 +304,7 @@ class FilmWorker:
                 if not any(label == other and _iou(box, corners) >= _SAME for other, corners in taken):
                     name = len(labels) + 1
                     labels[name], prompts[name] = label, {first: FilmPrompt(box=box)}
-
-            def take(one: TrackedFrame, end: int = first + len(some)) -> None:
-                nonlocal last
-                if one.index == end - 1:
-                    last = one.masks.cpu().numpy()
-
-            known = track(self.model, some, prompts, take, forward, known, task.device_mode, first)
+            known = track(self.model, some, prompts, lambda _: None, forward, known, task.device_mode, first)
         return known, labels
 
     def __call__(self, film: Film) -> ImageResult:
