@@ -95,7 +95,7 @@ def test_the_template_is_marked_tracked_gone_through_corrected_and_opened_again(
     page = film.page
     # Mark: the third object anew, by a click.
     film.evaluate("editor.state.removeObject(2)")
-    page.keyboard.press("n")
+    page.get_by_label("New object (N)").filter(visible=True).click()
     film.click(*(float(place) for place in interior_point(truth[0, 2])))
     assert [mark.get("frame") for mark in film.marks] == [0, 0, 0]
     film.leave()
