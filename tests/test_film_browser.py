@@ -21,7 +21,7 @@ LOAD = """async (workflow) => {
   await new Promise((done) => setTimeout(done, 800));
   const { pos } = app.graph.nodes.find((node) => node.type === "SAMKit_PromptEditor");
   app.canvas.ds.scale = 1;
-  app.canvas.ds.offset = [100 - pos[0], 120 - pos[1]];
+  app.canvas.ds.offset = [420 - pos[0], 120 - pos[1]]; // beside what ComfyUI shows of a tab that the pointer rests on
   app.canvas.setDirty(true, true);
   await new Promise((done) => setTimeout(done, 400));
 }"""
@@ -74,7 +74,7 @@ def run(editor, server):
     (saved,) = [one["images"] for one in outputs.values() if any(image["type"] == "output" for image in one.get("images", []))]
     folder = server.base / "output"
     masks = [np.array(Image.open(folder / one["subfolder"] / one["filename"]).convert("L")) > 127 for one in saved]
-    editor.wait("editor.tracked.standing(editor.state, 0, 0) !== null")
+    editor.wait(f"{KEPT}?.prompts === editor.state.runText && editor.tracked.standing(editor.state, 0, 0) !== null")
     editor.settle()
     return np.stack(masks)
 
@@ -95,7 +95,7 @@ def test_the_template_is_marked_tracked_gone_through_corrected_and_opened_again(
     page = film.page
     # Mark: the third object anew, by a click.
     film.evaluate("editor.state.removeObject(2)")
-    page.get_by_label("New object (N)").filter(visible=True).click()
+    film.evaluate("editor.state.newObject()")
     film.click(*(float(place) for place in interior_point(truth[0, 2])))
     assert [mark.get("frame") for mark in film.marks] == [0, 0, 0]
     film.leave()
@@ -150,6 +150,7 @@ def test_the_template_is_marked_tracked_gone_through_corrected_and_opened_again(
 
 def test_a_run_that_is_cancelled_at_half_leaves_nothing_half_done(film, server):
     masks, first = run(film, server), film.page.evaluate(KEPT)
+    assert computed(film) == [FRAMES] * 3
     temp = server.base / "temp"
     files = sorted(path.name for path in temp.glob("*track*"))
     assert files == [first["file"]] or first["file"] in files
