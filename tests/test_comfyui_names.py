@@ -23,7 +23,9 @@ def uses_of(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.name.split(".")[0] in COMFYUI:
-                        known[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+                        known[alias.asname or alias.name.split(".")[0]] = (
+                            alias.name if alias.asname else alias.name.split(".")[0]
+                        )
                         found.add((alias.name, None, ()))
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in COMFYUI:
                 for alias in node.names:

@@ -60,7 +60,7 @@ def test_resized_crops_have_the_long_side_and_are_multiples(multiple):
     x, y = crop.corners[0]
     expected = Image.fromarray((image[0] * 255).byte().numpy()).crop((x, y, x + 24, y + 12)).resize((256, 128), Image.BICUBIC)
     assert np.abs((crops[0] * 255).numpy() - np.asarray(expected)).mean() < 2
-    assert 0 <= crops.min() and crops.max() <= 1
+    assert crops.min() >= 0 and crops.max() <= 1
 
 
 def test_sides_that_are_no_multiple_are_rounded_up_and_the_crop_has_the_same_shape():
