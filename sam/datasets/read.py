@@ -187,7 +187,8 @@ class CocoSet:
                     parts = [polygon_mask(part, size) for part in value]
                     mask = np.logical_or.reduce(parts) if parts else np.zeros(size, bool)
                 label = self._labels.get(one.get("category_id"), DEFAULT_LABEL)
-                objects.append(LabeledMask(mask, label, as_score(one.get("score"))))
+                track = one.get("track_id")
+                objects.append(LabeledMask(mask, label, as_score(one.get("score")), track if type(track) is int else None))
         return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
 
 
@@ -426,7 +427,7 @@ class MaskSet:
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
-        return {label for label, _ in self._objects(index)}
+        return {one.label for one in self._objects(index)}
 
     def mask_of(self, index: int) -> Path:
         """The file with the masks of an image."""
@@ -434,7 +435,7 @@ class MaskSet:
         check_inside(path, self._within)
         return path
 
-    def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
+    def _objects(self, index: int) -> list[LabeledMask]:
         path = self.mask_of(index)
         with reading(path), Image.open(path) as image:
             is_index = image.mode in ("L", "P", "1") or image.mode.startswith("I")
@@ -443,7 +444,8 @@ class MaskSet:
         found = found[found != _BACKGROUND]
         if len(found) > _MOST_VALUES:
             raise SAMError(f"{path} has {counted(len(found), 'value')}: it is not a mask, in which each value is an object.")
-        return [(DEFAULT_LABEL if len(found) == 1 else str(value), values == value) for value in found]
+        labels = [DEFAULT_LABEL if len(found) == 1 else str(value) for value in found]
+        return [LabeledMask(values == value, label, track=int(value)) for value, label in zip(found, labels, strict=True)]
 
     def image_of(self, index: int) -> Path:
         """See `DataSet`."""
@@ -453,7 +455,7 @@ class MaskSet:
         """See `DataSet`."""
         path = self.mask_of(index)
         pixels = pixels_of(self.image_of(index))
-        objects = [LabeledMask(mask, label) for label, mask in self._objects(index)]
+        objects = self._objects(index)
         for one in objects:
             check_size(one.mask.shape, pixels.shape[:2], str(path))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))
