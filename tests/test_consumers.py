@@ -279,6 +279,41 @@ def test_datumaro(form, kind, datumaro, tmp_path):
     check_exact(found, {name.replace(".png|", "|").replace(".jpg|", "|"): mask for name, mask in truth.items()})
 
 
+POLYGONS = """
+from pycocotools import mask as coding
+def drawn(one, item):
+    return coding.decode(coding.merge(coding.frPyObjects([list(one.points)], *map(int, item.media.size)))).astype(bool)
+"""
+
+
+@pytest.mark.parametrize(("form", "kind"), [("COCO RLE", "coco"), ("COCO polygons", "coco"), ("YOLO", "yolov8_segmentation")])
+def test_the_datumaro_of_cvat(form, kind, tmp_path, tmp_path_factory):
+    """Its sources, of commit 8970bb7, are in the folder CVAT_DATUMARO: it is on GitHub only.
+
+    In a set of YOLO it takes a folder for the beginning of a name, and finds no labels of images in a folder `images`.
+    """
+    sources = os.environ.get("CVAT_DATUMARO")
+    if not sources:
+        pytest.skip("CVAT_DATUMARO does not name a folder with the sources of cvat-ai/datumaro")
+    python = python_with(tmp_path_factory, ["numpy<2", "opencv-python-headless", sources])
+    _, truth = write(form, tmp_path / "set")
+    if kind == "coco":
+        (tmp_path / "set" / "annotations").mkdir()
+        (tmp_path / "set" / "annotations.json").rename(tmp_path / "set" / "annotations" / "instances_default.json")
+    script = DATUMARO.replace("from datumaro import", "from datumaro.components.dataset import")
+    if form != "COCO RLE":
+        mask = 'masks.get(f"{item.id}|{names[one.label]}", False) | drawn(one, item)'
+        script = POLYGONS + script.replace('"mask"', '"polygon"').replace("one.image.astype(bool)", mask)
+    found = read(python, script, tmp_path / "set", kind, place=tmp_path)
+    truth = {name.replace(".png|", "|").replace(".jpg|", "|"): mask for name, mask in truth.items()}
+    if form == "YOLO":
+        found = {name.split("/")[-1]: mask for name, mask in found.items()}
+        truth = {name.split("/")[-1]: mask for name, mask in truth.items() if name != "images/inner|dog"}
+        check_exact(found, truth, PARTS)
+    else:
+        check_exact(found, truth)
+
+
 LABEL_STUDIO = """
 import json, sys, numpy as np
 from urllib.parse import unquote

@@ -87,6 +87,13 @@ CONTRACT = {
         ["bboxes"],
         ["masks", "bboxes"],
     ),
+    "SAMKit_CropToMask": (
+        "SAM Crop to Mask",
+        ["image", "masks", "context", "side", "multiple_of"],
+        [],
+        ["image", "masks", "crop"],
+    ),
+    "SAMKit_StitchCrop": ("SAM Stitch Crop", ["crop", "image"], [], ["image"]),
     "SAMKit_RefineMask": (
         "SAM Refine Mask",
         ["masks", "fill_holes", "drop_islands", "smooth", "grow", "invert", "feather"],
