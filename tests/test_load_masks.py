@@ -434,6 +434,21 @@ def test_shapes_of_label_studio_are_parsed_for_the_images_that_are_read(kind, ke
     assert sum(parsed) < 0.3 * (tmp_path / "a.json").stat().st_size and len(parsed) == 2
 
 
+def test_python_does_not_look_for_cycles_while_a_file_is_opened(tmp_path):
+    images = [{"id": index, "file_name": f"{index}.png"} for index in range(5000)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    searches = []
+
+    def note(phase, _):
+        searches.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        assert len(open_data_set(tmp_path / "a.json").names) == 5000 and not searches
+    finally:
+        gc.callbacks.remove(note)
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("text", ['{"images": [], "annotations": [], "categories": []}', "no JSON"])
 def test_opening_leaves_the_search_for_cycles_as_it_was(enabled, text, tmp_path):

@@ -19,7 +19,6 @@ from .objects import LabeledImage
 
 _PLACE = "samkit: place"
 _SHAPE = re.compile(rb'"(?:segmentation|points|rle)"\s*:\s*(?=\[)')
-_OF_NUMBERS = b"[]0123456789.eE+-, \t\r\n"
 
 
 class ReadImage(NamedTuple):
@@ -99,7 +98,7 @@ class Outlined:
             start = shape.end()
             ends = (text.find(mark, start) for mark in (b'"', b"}"))
             end = text.rfind(b"]", start, min(end for end in ends if end >= 0)) + 1
-            if end > start and not text[start:end].translate(None, _OF_NUMBERS):
+            if end > start:
                 parts += [text[done:start], b'{"%s":%d}' % (_PLACE.encode(), len(self._places))]
                 self._places.append((start, end))
                 done = end
