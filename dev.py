@@ -52,7 +52,7 @@ def comfyui(extra: list[str]) -> int:
     link = home / "custom_nodes" / "samkit"
     if ROOT.parent != home / "custom_nodes" and not link.exists():
         link_folder(link)
-    for picture in (ROOT / "example_workflows").glob("*.png"):
+    for picture in (ROOT / "example_workflows").glob("samkit_*.*"):
         shutil.copy(picture, home / "input")
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     cpu = [] if subprocess.call([interpreter, "-c", has_gpu]) == 0 else ["--cpu"]

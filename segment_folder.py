@@ -86,7 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--track",
         action="store_true",
-        help="with --prompts: each folder of images and each video file is a film, whose objects are followed through it",
+        help="each folder of images and each video file is a film, whose objects are followed through it: those of --prompts, "
+        "--words, or --boxes-from, which gives masks of frames",
     )
     outputs = parser.add_argument_group("what to write").add_mutually_exclusive_group(required=True)
     outputs.add_argument("--coco", type=Path, metavar="FILE", help="COCO instance JSON")
@@ -101,6 +102,22 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="with --coco, --png: upright copies of the images, and the frames of video files",
+    )
+    parser.add_argument(
+        "--words-every",
+        type=int,
+        default=16,
+        metavar="N",
+        help="with --track, --words: frames after which objects are looked for again",
+    )
+    parser.add_argument(
+        "--overlay", type=Path, metavar="FOLDER", help="with --track: videos of the films with their masks (PyAV)"
+    )
+    parser.add_argument(
+        "--overlay-form",
+        choices=part("sam.datasets.overlays").OVERLAY_FORMS,
+        default="mp4",
+        help="of these (default: %(default)s)",
     )
     parser.add_argument("--polygons", action="store_true", help="with --coco: polygons instead of run lengths")
     parser.add_argument("--label", default="object", help="the category of objects without a label (default: %(default)s)")
@@ -173,10 +190,12 @@ def run(chosen: argparse.Namespace) -> int:
     folders = part("sam.tasks.folders")
     output = next(path for name in OUTPUTS if (path := getattr(chosen, name)))
     worst = output.with_name(f"{output.name}.worst.jpg")
-    written = [path for path in (output, chosen.upright, chosen.review, worst) if path is not None]
+    written = [path for path in (output, chosen.upright, chosen.review, chosen.overlay, worst) if path is not None]
     check_read(chosen, output)
     if chosen.track:
         return run_films(chosen, output, written)
+    if chosen.overlay:
+        raise part("sam").SAMError("--overlay makes videos of films: add --track, or make contact sheets by --review.")
     root, images, unread = folders.find_images(chosen.images, *written)
     if chosen.score:
         open_set(chosen.score, root)  # what is wrong with it is said before the images are segmented
@@ -204,19 +223,25 @@ def run(chosen: argparse.Namespace) -> int:
 def run_films(chosen: argparse.Namespace, output: Path, written: Sequence[Path]) -> int:
     """Track the objects of films, and say how it went."""
     sam, films, folders = part("sam"), part("sam.tasks.films"), part("sam.tasks.folders")
-    if not chosen.prompts or chosen.teach or chosen.ray is not None:
+    if chosen.everything or chosen.teach or chosen.ray is not None:
         raise sam.SAMError(
-            "--track follows the objects of --prompts, on this machine: leave out --teach, --ray and other modes."
+            "--track follows the objects of --prompts, --words or --boxes-from, on this machine: leave out --everything, "
+            "--teach and --ray."
         )
     root, found, unread = films.find_films(chosen.images, *written)
     task = make_task(chosen, folders)
-    found, unknown = films.read_film_prompts(chosen.prompts, found)
+    left_out = {}
+    if chosen.prompts:
+        found, unknown = films.read_film_prompts(chosen.prompts, found)
+        left_out = dict.fromkeys(unknown, "it is in the prompts, but not among the films")
+    elif chosen.boxes_from:
+        found, left_out = films.read_film_masks(chosen.boxes_from, found, root)
     shown = chosen.score or chosen.review
     if shown and chosen.coco and not chosen.upright and (videos := [one.file_name for one in found if not one.frames]):
         raise sam.SAMError(f"--score and --review need the frames of {videos[0]} as files: add --upright FOLDER.")
     with Bar(len(found), "film") as bar:
         summary = folders.segment_folder(task, found, output, films.track_here, bar.advance, chosen.restart, chosen.upright)
-    errors = summary.errors | unread_errors(unread) | dict.fromkeys(unknown, "it is in the prompts, but not among the films")
+    errors = summary.errors | unread_errors(unread) | left_out
     say_skipped(errors)
     if chosen.upright is None and chosen.coco:
         say_turned(folders.turned(file for film in found for file in film.files))
@@ -358,6 +383,9 @@ def make_task(chosen: argparse.Namespace, folders: ModuleType) -> Any:
         label=chosen.label,
         concept=chosen.concept and sam.load_concept(chosen.concept),
         categories=part("sam.datasets.coco").read_categories(chosen.categories) if chosen.categories else (),
+        words_every=chosen.words_every,
+        overlays=chosen.overlay,
+        overlay_form=chosen.overlay_form,
         detail=chosen.detail,
         **options,
     )

@@ -2,6 +2,7 @@
 
 from .automask import AutoMask
 from .boxes import ConvertBoxes
+from .crop import CropToMask, StitchCrop
 from .door import guarded
 from .editor.routes import register_routes
 from .embedding import GetSAMEmbedding, SAMEmbeddingToImage
@@ -43,6 +44,8 @@ _NODES = {
     "SAMKit_SaveDecoder": (SaveDecoder, "Save SAM Decoder"),
     "SAMKit_SelectMasks": (SelectMasks, "SAM Select Masks"),
     "SAMKit_RefineMask": (RefineMask, "SAM Refine Mask"),
+    "SAMKit_CropToMask": (CropToMask, "SAM Crop to Mask"),
+    "SAMKit_StitchCrop": (StitchCrop, "SAM Stitch Crop"),
     "SAMKit_MasksToSEGS": (MasksToSEGS, "Masks to SEGS"),
     "SAMKit_ConvertBoxes": (ConvertBoxes, "Convert Boxes"),
     "SAMKit_MatteLoader": (MatteLoader, "Load ViTMatte"),

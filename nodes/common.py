@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -132,15 +132,23 @@ class Result(tuple[Any, ...]):
     Attributes:
         image: IMAGE `[B, H, W, C]` that the objects are shown on; None: on black.
         found: per frame.
+        more: makes what the pack's own half in the browser gets besides, where the result is shown.
     """
 
     image: Tensor | None
     found: "Sequence[Found | PackedFound]"
+    more: Callable[[], Mapping[str, Any]]
 
-    def __new__(cls, outputs: tuple[Any, ...], image: Tensor | None, found: "Sequence[Found | PackedFound]") -> "Result":
+    def __new__(
+        cls,
+        outputs: tuple[Any, ...],
+        image: Tensor | None,
+        found: "Sequence[Found | PackedFound]",
+        more: Callable[[], Mapping[str, Any]] = dict,
+    ) -> "Result":
         """The outputs as a tuple."""
         result = super().__new__(cls, outputs)
-        result.image, result.found = image, found
+        result.image, result.found, result.more = image, found, more
         return result
 
 
@@ -155,7 +163,7 @@ class ShowsResult:
         result = self.execute(**inputs)
         if not show_result:
             return tuple(result)
-        return {"ui": {"images": shown(result, time.perf_counter() - started)}, "result": tuple(result)}
+        return {"ui": {"images": shown(result, time.perf_counter() - started), **result.more()}, "result": tuple(result)}
 
 
 def shown(result: Result, seconds: float) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..sam import Concept, GroundingModel, MatteModel, SAMError, Segmenter, as_segmenter, checked_embedding
 from ..utils.checks import is_number, one_of
+from ..utils.crops import Crops
 from ..utils.images import FLOATS, as_image, checked_mask, checked_tensor, without_gradients
 from ..utils.text import shown
 
@@ -201,5 +202,6 @@ _SOCKETS: dict[str, Check] = {
     "SAMKIT_CONCEPT": _made_by(Concept, "SAM Teach or Load SAM Concept"),
     "SAMKIT_GROUNDING_MODEL": _made_by(GroundingModel, "Load Grounding DINO"),
     "SAMKIT_MATTE_MODEL": _made_by(MatteModel, "Load ViTMatte"),
+    "SAMKIT_CROP": _made_by(Crops, "SAM Crop to Mask"),
 }
 """The check of each type of socket. Boxes have many forms: they are left to `utils.boxes`, which says what is wrong."""

@@ -21,12 +21,15 @@ class ExampleImage:
     CATEGORY = CATEGORY
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The example image, one frame.",)
+    OUTPUT_TOOLTIPS = ("The example image. samkit_film has 24 frames, all others have one.",)
     FUNCTION = "show"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "samkit_scene: objects to click on. samkit_reference and samkit_other_scene: one object in two images."
+        tooltip = (
+            "samkit_scene: objects to click on. samkit_film: objects that move. samkit_reference and samkit_other_scene: one "
+            "object in two images."
+        )
         return {"required": {"image": (example_names(), {"tooltip": tooltip})}}
 
     def show(self, image: str) -> dict[str, Any]:

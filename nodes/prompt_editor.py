@@ -1,9 +1,11 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +29,13 @@ from .editor.text import EditorObject, EditorPrompts, parse_editor
 
 log = logging.getLogger("samkit")
 
-MOST_IMAGES = 64  # frames of a batch that the editor can show
+MOST_IMAGES = 1024  # frames of a batch that the editor can show
+MOST_PIXELS = 1 << 30  # of them together: files in the temp folder, with about a byte a pixel
 
 
-def segment_marks(image: ImagePredictor, prompts: EditorPrompts, frame: int, only: int) -> tuple[Tensor, float]:
+def segment_marks(
+    image: ImagePredictor, prompts: EditorPrompts, frame: int, only: int, start: np.ndarray | None = None
+) -> tuple[Tensor, float]:
     """The mask of one of the editor's objects on a frame, as SAM Segment makes it, finished and painted; the preview's too.
 
     Args:
@@ -38,12 +43,16 @@ def segment_marks(image: ImagePredictor, prompts: EditorPrompts, frame: int, onl
         prompts: the editor's.
         frame: the frame's number, as the marks have it.
         only: the object's place.
+        start: a mask bool `[H, W]` that the marks correct.
 
     Returns:
         float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
     one = prompts.objects[only]
-    objects = objects_per_frame(prompts.given([frame], image.geometry.original, only), 1, image.geometry)[0]
+    given = prompts.given([frame], image.geometry.original, only)
+    if start is not None and start.shape == image.geometry.original:
+        given = replace(given, mask=torch.from_numpy(start).float()[None])
+    objects = objects_per_frame(given, 1, image.geometry)[0]
     options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
     masks, scores, _ = image.predict(objects, options)
     return finish_object(masks.any(0).float(), one, frame), min(scores.tolist(), default=0.0)
@@ -152,7 +161,8 @@ class PromptEditor(MakesLarge):
         parsed, (frames, *size) = parse_editor(prompts), image.shape[:3]
         images = Frames(image)
         first = images[:1]  # a single image is checked when it is read, whether it is shown or not
-        others = (images[index] for index in range(1, min(len(images), MOST_IMAGES)))
+        most = min(len(images), MOST_IMAGES, max(1, MOST_PIXELS // (size[0] * size[1])))
+        others = (images[index] for index in range(1, most))
         shown = {"samkit_images": save_temporary(chain(first, others))}
         if outside := parsed.outside(tuple(size)):
             log.warning(

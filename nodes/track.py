@@ -1,6 +1,6 @@
 """SAM Track: objects that are prompted on any frames of a film, on all of its frames."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ from .common import (
     ShowsResult,
     with_tooltip,
 )
+from .editor.tracked import TrackedMasks
 from .predict import OPTION_INPUTS
 from .prompt_inputs import (
     BOX_FORM_INPUT,
@@ -91,10 +92,12 @@ class TrackObjects(ShowsResult):
     """`SAMKit_Track`.
 
     ComfyUI keeps a node's object from one run to the next. So does VideoHelperSuite's manager, which runs a workflow once for
-    each part: what the node has made of a part is what the next one goes on from.
+    each part: what the node has made of a part is what the next one goes on from. And what it has made of a whole film spares
+    the next run what another prompt does not change.
     """
 
     _last: Track | None = None
+    _earlier: Track | None = None
     DESCRIPTION = (
         "Follows objects through a film: mark them on any frame, and get their masks on every frame. SAM 2 and SAM 2.1 use "
         "their memory, other models the last mask. A second SAM Track with further prompts computes only what they change."
@@ -114,6 +117,7 @@ class TrackObjects(ShowsResult):
         "mask video",
     ]
     CATEGORY = CATEGORY
+    OUTPUT_NODE = True  # so that a graph that ends here runs, and the editor gets its masks from ComfyUI's cache too
     RETURN_TYPES = ("MASK", "BOUNDING_BOX", "FLOAT", TRACK_TYPE)
     RETURN_NAMES = ("masks", "bboxes", "scores", "track")
     OUTPUT_IS_LIST = (False, False, True, False)
@@ -225,10 +229,23 @@ class TrackObjects(ShowsResult):
         names = list(dict.fromkeys((*(() if known is None else known.names), *prompts)))
         results = _Results(names, frames, tuple(size), individual_masks, first)
         options = TrackOptions(direction, non_overlapping, method, fill_flicker, remove_blinks, detail)
-        now = follow(sam_model, image, prompts, results.take, options, known, device_mode, None if offset < 0 else offset)
+        is_whole = offset < 0
+        now = follow(
+            sam_model,
+            image,
+            prompts,
+            results.take,
+            options,
+            known,
+            device_mode,
+            None if is_whole else offset,
+            self._earlier if is_whole else None,
+        )
+        self._earlier = now if is_whole else None
         if meta_batch is not None:
             self._last = now
-        return results.outputs(now, image)
+        more = dict if offset >= 0 else lambda: results.film.shown(direction, now.computed)
+        return results.outputs(now, image, more)
 
 
 def _joined(
@@ -290,12 +307,14 @@ class _Results:
     def __init__(self, names: list[Name], frames: int, size: tuple[int, int], apart: bool, first: int) -> None:
         self.names, self.apart, self.first = names, apart, first
         self.masks, self.shown = MaskStack(frames, size), Shown(frames)
+        self.film = TrackedMasks(names, frames, size)
         self.bboxes: list[list[BoundingBox]] = [[] for _ in range(frames)]
         self.scores: list[list[float]] = [[] for _ in range(frames)]
 
     def take(self, found: TrackedFrame) -> None:
         """A film without objects gets one empty mask per frame."""
         index, masks, scores = found.index - self.first, found.masks, found.object_scores.sigmoid().tolist()
+        self.film.put(index, masks)
         self.shown.put(index, masks, [score for score, mask in zip(scores, masks, strict=True) if mask.any()], found.looked)
         for name, mask, score in zip(self.names, masks, scores, strict=True):
             if box := tight_box(mask):
@@ -305,7 +324,7 @@ class _Results:
         self.masks.put(index, masks)
         self.scores[index] = scores or [0.0]
 
-    def outputs(self, known: Track, image: Tensor) -> Result:
-        """Masks, boxes, scores and track, shown on the film."""
+    def outputs(self, known: Track, image: Tensor, more: Callable[[], Mapping[str, Any]]) -> Result:
+        """Masks, boxes, scores and track, shown on the film; `more` is for the prompt editor."""
         scores = [score for frame in self.scores for score in frame]
-        return Result((self.masks.filled(result_device()), self.bboxes, scores, known), image, self.shown.found)
+        return Result((self.masks.filled(result_device()), self.bboxes, scores, known), image, self.shown.found, more)

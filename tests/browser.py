@@ -96,7 +96,8 @@ window.samkit = {
     const pause = (time) => new Promise((done) => setTimeout(done, time));
     for (let quiet = 0; quiet < 3;) {
       await pause(50);
-      quiet = editor.preview.busy || ["preparing", "stale"].includes(editor.preview.state.name) ? 0 : quiet + 1;
+      const isWorking = editor.preview.busy || editor.tracked.busy;
+      quiet = isWorking || ["preparing", "stale"].includes(editor.preview.state.name) ? 0 : quiet + 1;
     }
   },
 };

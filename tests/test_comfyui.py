@@ -143,6 +143,7 @@ def evaluate(graph):
         "RepeatImageBatch": lambda image, amount: (image.repeat(amount, 1, 1, 1),),
         "MaskToImage": lambda mask: (mask[..., None].expand(*mask.shape, 3),),
         "ImageFlip": lambda image, flip_method: (image.flip(1 if flip_method.startswith("x") else 2),),
+        "ImageFromBatch": lambda image, batch_index, length: (image[batch_index : batch_index + length],),
         "ImageBatch": lambda image1, image2: (torch.cat([image1, image2]),),
         "ImageToMask": lambda image, channel: (image[..., ["red", "green", "blue"].index(channel)],),
         "SaveImage": lambda images, filename_prefix: (images,),
@@ -212,8 +213,12 @@ def test_object_info_has_the_nodes_with_their_tooltips(server):
 
 @pytest.mark.parametrize("path", API_EXAMPLES, ids=lambda path: path.stem)
 def test_every_api_example_saves_what_pytest_computes(server, path):
+    graph = read(path)
+    if path.stem == "track_sam2":  # a model of full size on its first frames
+        graph["frames"] = {"class_type": "ImageFromBatch", "inputs": {"image": ["3", 0], "batch_index": 0, "length": 2}}
+        graph["4"]["inputs"]["image"] = ["frames", 0]
     if path.stem != "art_venture":
-        check_saved(server, read(path))
+        check_saved(server, graph)
 
 
 WORDS = {"text": "cat. a dog.", "text_threshold": 0.0, "nms_threshold": 0.7, "max_boxes": 3}

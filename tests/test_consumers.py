@@ -6,6 +6,7 @@ of the tests already (torch, pycocotools) is found there, where the versions all
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -84,10 +85,21 @@ def write(name, folder, upright_copies=False):
     return images, truth
 
 
-def python_with(tmp_path_factory, packages, beside=False):
-    """The Python of an environment with these packages; `beside`: it finds those of the tests, too."""
+def python_of(minor):
+    """A Python 3 of this minor version that runs, or None."""
+    if sys.version_info[1] == minor:
+        return sys.executable
+    for folder in os.environ["PATH"].split(os.pathsep):
+        found = shutil.which(f"python3.{minor}", path=folder)
+        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return found
+    return None
+
+
+def python_with(tmp_path_factory, packages, beside=False, own=sys.executable):
+    """The Python of an environment with these packages, made by `own`; `beside`: it finds those of the tests, too."""
     place = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    subprocess.run([own, "-m", "venv", place], check=True)
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     options = []
     if beside:
@@ -279,6 +291,41 @@ def test_datumaro(form, kind, datumaro, tmp_path):
     check_exact(found, {name.replace(".png|", "|").replace(".jpg|", "|"): mask for name, mask in truth.items()})
 
 
+POLYGONS = """
+from pycocotools import mask as coding
+def drawn(one, item):
+    return coding.decode(coding.merge(coding.frPyObjects([list(one.points)], *map(int, item.media.size)))).astype(bool)
+"""
+
+
+@pytest.mark.parametrize(("form", "kind"), [("COCO RLE", "coco"), ("COCO polygons", "coco"), ("YOLO", "yolov8_segmentation")])
+def test_the_datumaro_of_cvat(form, kind, tmp_path, tmp_path_factory):
+    """Its sources, of commit 8970bb7, are in the folder CVAT_DATUMARO: it is on GitHub only.
+
+    In a set of YOLO it takes a folder for the beginning of a name, and finds no labels of images in a folder `images`.
+    """
+    sources = os.environ.get("CVAT_DATUMARO")
+    if not sources:
+        pytest.skip("CVAT_DATUMARO does not name a folder with the sources of cvat-ai/datumaro")
+    python = python_with(tmp_path_factory, ["numpy<2", "opencv-python-headless", sources])
+    _, truth = write(form, tmp_path / "set")
+    if kind == "coco":
+        (tmp_path / "set" / "annotations").mkdir()
+        (tmp_path / "set" / "annotations.json").rename(tmp_path / "set" / "annotations" / "instances_default.json")
+    script = DATUMARO.replace("from datumaro import", "from datumaro.components.dataset import")
+    if form != "COCO RLE":
+        mask = 'masks.get(f"{item.id}|{names[one.label]}", False) | drawn(one, item)'
+        script = POLYGONS + script.replace('"mask"', '"polygon"').replace("one.image.astype(bool)", mask)
+    found = read(python, script, tmp_path / "set", kind, place=tmp_path)
+    truth = {name.replace(".png|", "|").replace(".jpg|", "|"): mask for name, mask in truth.items()}
+    if form == "YOLO":
+        found = {name.split("/")[-1]: mask for name, mask in found.items()}
+        truth = {name.split("/")[-1]: mask for name, mask in truth.items() if name != "images/inner|dog"}
+        check_exact(found, truth, PARTS)
+    else:
+        check_exact(found, truth)
+
+
 LABEL_STUDIO = """
 import json, sys, numpy as np
 from urllib.parse import unquote
@@ -304,13 +351,15 @@ LABELME = """
 import json, sys, numpy as np
 from pathlib import Path
 try:
-    from labelme._label_file import LabelFile
+    from labelme._label_file import read_label_file
+    read = lambda path: read_label_file(filename=str(path))
 except ImportError:
     from labelme.label_file import LabelFile
+    read = lambda path: LabelFile(str(path))
 images, masks = Path(sys.argv[1]) / "images", {}
 for path in sorted(images.rglob("*.json")):
-    file = LabelFile(str(path))
-    name = (path.parent / file.imagePath).relative_to(images).as_posix()
+    file = read(path)
+    name = (path.parent / (file.image_path if hasattr(file, "image_path") else file.imagePath)).relative_to(images).as_posix()
     for shape in file.shapes:
         (left, top), (right, bottom) = np.array(shape["points"]).astype(int)
         content = json.loads(path.read_text())
@@ -321,10 +370,13 @@ np.savez(sys.argv[-1], **masks)
 """
 
 
-def test_labelme(tmp_path, tmp_path_factory):
-    """6.3.1 is the newest for Python 3.11; from 7 on it needs 3.12."""
-    version = "7.9.1" if sys.version_info >= (3, 12) else "6.3.1"
-    python = python_with(tmp_path_factory, [f"labelme=={version}"])
+@pytest.mark.parametrize(("version", "least"), [("6.3.1", 11), ("7.9.1", 12)])
+def test_labelme(version, least, tmp_path, tmp_path_factory):
+    """From 7 on it needs Python 3.12, which may be another one than that of the tests."""
+    own = next((python for minor in range(least, 15) if (python := python_of(minor))), None)
+    if own is None:
+        pytest.skip(f"there is no Python 3.{least} or newer on the PATH")
+    python = python_with(tmp_path_factory, [f"labelme=={version}"], own=own)
     _, truth = write("labelme", tmp_path / "set")
     check_exact(read(python, LABELME, tmp_path / "set", place=tmp_path), truth)
 

@@ -87,7 +87,7 @@ def test_the_demo_finds_what_it_asks_for(tmp_path):
     ious = [float(line.split()[-3]) for line in result.stdout.splitlines() if re.match(r"[1-8] ", line)]
     assert len(ious) == 8 and np.mean(ious) > 0.75 and ious[-1] > 0.75, result.stdout
     with Image.open(ROOT / "demo_output" / "8_track.png") as strip:
-        assert strip.size == (5 * 240, 240)
+        assert strip.size == (6 * 320, 240)
     for path in (ROOT / "demo_output").glob("*_mask.png"):
         assert set(np.unique(np.array(Image.open(path)))) == {0, 255}
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
+import torch
 from load_pack import ROOT
 from PIL import Image
 from pycocotools.coco import COCO
@@ -14,8 +16,12 @@ from samkit.sam import FilmPrompt, SAMError, TrackOptions, load_model, track
 from samkit.sam.datasets import films as reading
 from samkit.sam.datasets.films import FolderFrames, VideoFrames, frame_order
 from samkit.sam.datasets.formats import FORMATS
-from samkit.sam.tasks.films import film_prompts, find_films, read_film_prompts, track_here
+from samkit.sam.datasets.rle import encode_mask
+from samkit.sam.tasks import films as films_module
+from samkit.sam.tasks.films import film_prompts, find_films, read_film_masks, read_film_prompts, track_here
 from samkit.sam.tasks.folders import FolderTask, segment_folder
+from samkit.sam.tasks.words import FoundBoxes
+from scipy import ndimage
 from test_folders import tree
 from test_follow import BLUE, RED, SIZE, disc, drawn
 from test_kills import killed_at
@@ -107,6 +113,222 @@ def test_coco_has_the_masks_of_track_and_one_track_id_to_an_object(films, prompt
     for (owner, frame), (mask, score) in found.items():
         assert np.array_equal(mask, wanted[frame].masks[owner - 3].numpy())
         assert score == pytest.approx(float(wanted[frame].object_scores[owner - 3].sigmoid()))
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "h264"), ("webm", "vp9")])
+def test_an_overlay_is_the_film_with_its_masks(form, codec, films, prompts, tmp_path):
+    """Decoded by PyAV: of the film's length, size and rate, tinted inside of the masks alone."""
+    shutil.rmtree(films / "deep")
+    write_video(films / "clip.mkv", [frame[:-1, :-1] for frame in frames_of("red")], rate=5)
+    prompts.write_text(json.dumps({"one": CLICKS["one"], "clip.mkv": CLICKS["one"][:1]}))
+    made = replace(task(), overlays=tmp_path / "seen", overlay_form=form)
+    assert run(made, films, prompts, tmp_path / "out.json") == (2, 0, {})
+    assert made.settings() == task().settings()
+    coco = COCO(tmp_path / "out.json")
+    for name, rate, size in (("one", 10, SIZE), ("clip", 5, SIZE)):  # an odd side gets the next row or column once more
+        with av.open(str(tmp_path / "seen" / f"{name}.{form}")) as video:
+            stream = video.streams.video[0]
+            assert stream.codec_context.name in (codec, f"lib{codec}") or codec in stream.codec_context.name
+            assert stream.average_rate == rate
+            decoded = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(stream)]
+        assert len(decoded) == 4 and decoded[0].shape[:2] == size
+        for t, frame in enumerate(decoded):
+            (image,) = [
+                one for one in coco.imgs.values() if one["file_name"].startswith(f"{name}/") and one["frame_index"] == t
+            ]
+            masks = [coco.annToMask(coco.anns[number]).astype(bool) for number in coco.getAnnIds(image["id"])]
+            inside = np.logical_or.reduce(masks)
+            change = np.abs(frame - frames_of("red blue" if name == "one" else "red")[t]).sum(2)[
+                : len(inside), : inside.shape[1]
+            ]
+            far = ~ndimage.binary_dilation(inside, iterations=6)
+            assert change[inside].mean() > 3 * change[far].mean(), (name, t)
+
+
+def test_overlays_need_films_and_a_pyav_that_can_write_them(films, prompts, tmp_path, monkeypatch, capsys):
+    arguments = [str(films), "--everything", "--coco", str(tmp_path / "out.json"), "--overlay", str(tmp_path / "seen")]
+    assert command.main(arguments) == 2 and "add --track" in capsys.readouterr().err
+    monkeypatch.setattr(av, "codecs_available", {"h263"})
+    made = replace(task(), overlays=tmp_path / "seen")
+    errors = run(made, films, prompts, tmp_path / "out.json")[2]
+    assert "cannot write mp4" in errors["one"] and not (tmp_path / "seen").exists()
+
+
+def box_of(place, radius=22):
+    x, y = place
+    return [x - radius, y - radius, x + radius, y + radius]
+
+
+class Detector:
+    """Stands for Grounding DINO, which is tested in test_grounding.py: the boxes of the discs in a frame, by their color."""
+
+    def __init__(self, monkeypatch):
+        self.frames = 0
+        monkeypatch.setattr(films_module, "load_grounding", lambda folder: folder.name)
+        monkeypatch.setattr(films_module, "find_boxes", self.find)
+
+    def find(self, grounding, frames, text, options, device_mode):
+        assert (grounding, text, len(frames)) == ("dino", "red. blue.", 1)
+        self.frames += 1
+        boxes, labels = [], []
+        for label, color in (("red", RED), ("blue", BLUE)):
+            rows, columns = np.nonzero(np.abs(frames[0].astype(int) - color).sum(2) == 0)
+            if len(rows):
+                boxes.append([columns.min(), rows.min(), columns.max() + 1.0, rows.max() + 1.0])
+                labels.append(label)
+        return [FoundBoxes(np.array(boxes, float).reshape(-1, 4), [0.5] * len(boxes), labels)]
+
+
+def words_task(tmp_path, every, **options):
+    (tmp_path / "dino").mkdir(exist_ok=True)
+    return FolderTask(
+        "words",
+        "COCO RLE",
+        DEMO,
+        grounding=tmp_path / "dino",
+        text="red. blue.",
+        track=TrackOptions(**options),
+        words_every=every,
+    )
+
+
+@pytest.fixture
+def coming(tmp_path):
+    """A red disc on all of 6 frames, and a blue one from frame 3 on."""
+    folder = tmp_path / "films" / "one"
+    folder.mkdir(parents=True)
+    way = [(40 + 12 * t, 60 + 5 * t) for t in range(6)]
+    for t, place in enumerate(way):
+        (frame,) = drawn([(RED, disc(*place)), *([(BLUE, disc(150, 120 - 5 * t, 16))] if t > 2 else [])])
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    return tmp_path / "films"
+
+
+@pytest.mark.parametrize(("every", "looked", "first"), [(2, 3, 4), (3, 2, 3), (1, 6, 3), (16, 1, None)])
+def test_words_are_looked_for_again_and_what_is_tracked_is_no_new_object(every, looked, first, coming, tmp_path, monkeypatch):
+    detector = Detector(monkeypatch)
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, every), found, tmp_path / "out.json", track_here) == (1, 0, {})
+    coco = COCO(tmp_path / "out.json")
+    labels = {one["id"]: coco.cats[one["category_id"]]["name"] for one in coco.dataset["tracks"]}
+    assert detector.frames == looked and labels == ({1: "red"} if first is None else {1: "red", 2: "blue"})
+    seen = {number: [] for number in labels}
+    for one in coco.anns.values():
+        seen[one["track_id"]].append(coco.imgs[one["image_id"]]["frame_index"])
+    assert seen[1] == list(range(6)) and (first is None or seen[2] == list(range(first, 6)))
+    prompts = {1: {0: FilmPrompt(box=np.array(box_of((40, 60))) + [0.0, 0, 1, 1])}}
+    wanted = {}
+    pixels = [np.array(Image.open(coming / "one" / f"{t}.png")) for t in range(6)]
+    track(load_model(DEMO), pixels, prompts, lambda one: wanted.__setitem__(one.index, one))
+    for one in coco.anns.values():
+        if one["track_id"] == 1:
+            assert np.array_equal(coco.annToMask(one), wanted[coco.imgs[one["image_id"]]["frame_index"]].masks[0].numpy())
+
+
+def test_words_go_backward_too_and_gaps_are_filled_in_the_whole_film(coming, tmp_path, monkeypatch):
+    """The last step knows the whole film: an object that is found in the middle is followed to the start."""
+    Detector(monkeypatch)
+    folder = coming / "one"
+    shutil.copy(folder / "3.png", folder / "2.png")  # the blue one is on frame 2, too
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, 3, direction="both"), found, tmp_path / "both.json", track_here).errors == {}
+    coco = COCO(tmp_path / "both.json")
+    blue = {coco.imgs[one["image_id"]]["frame_index"] for one in coco.anns.values() if one["track_id"] == 2}
+    assert blue == {2, 3, 4, 5}
+
+
+def test_words_that_find_nothing_leave_frames_without_objects(coming, tmp_path, monkeypatch):
+    Detector(monkeypatch)
+    monkeypatch.setattr(films_module, "find_boxes", lambda *_: [FoundBoxes(np.zeros((0, 4)), [], [])])
+    root, found, _ = find_films([coming])
+    assert segment_folder(words_task(tmp_path, 2), found, tmp_path / "out.json", track_here) == (1, 0, {})
+    coco = COCO(tmp_path / "out.json")
+    assert len(coco.imgs) == 6 and not coco.anns
+    with pytest.raises(SAMError, match="words_every was 2 and is 3"):
+        segment_folder(words_task(tmp_path, 3), found, tmp_path / "out.json", track_here)
+    with pytest.raises(SAMError, match="words_every is 0"):
+        words_task(tmp_path, 0)
+
+
+def boxes_of(kind, masks, films, tmp_path, frames=(0, 2)):
+    """Masks of the film "one" as a data set: {object: {frame: mask}}."""
+    names = ["8.png", "9.png", "10.png", "11.png"]
+    if kind == "index":
+        for folder in ("masks", "images"):
+            (tmp_path / "set" / folder / "one").mkdir(parents=True)
+        for frame in frames:
+            values = sum(np.uint8(name) * each[frame] for name, each in masks.items() if frame in each)
+            Image.fromarray(values).save(tmp_path / "set" / "masks" / "one" / names[frame])
+            shutil.copy(films / "one" / names[frame], tmp_path / "set" / "images" / "one")
+        return tmp_path / "set"
+    images = [{"id": frame, "file_name": f"one/{names[frame]}", "width": SIZE[1], "height": SIZE[0]} for frame in frames]
+    labels = {name: 1 if kind == "track" else place for place, name in enumerate(masks, 1)}
+    annotations = [
+        {"id": len(masks) * frame + labels[name], "image_id": frame, "category_id": labels[name], "iscrowd": 0}
+        | {"segmentation": encode_mask(each[frame])}
+        | ({"track_id": name + 40} if kind == "track" else {})
+        for frame in frames
+        for name, each in masks.items()
+        if frame in each
+    ]
+    categories = [{"id": number, "name": f"ball {number}"} for number in sorted(set(labels.values()))]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return tmp_path / "set.json"
+
+
+@pytest.mark.parametrize("kind", ["track", "label", "index"])
+def test_the_masks_of_a_data_set_are_prompts(kind, films, tmp_path):
+    """Those of an object on two frames; the truth is the runtime with the same masks."""
+    masks = {1: {0: disc(*WAY[0]), 2: disc(*WAY[2])}, 2: {2: disc(*OTHER[2], radius=16)}}
+    path = boxes_of(kind, masks, films, tmp_path)
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(path, found, root)
+    assert [film.file_name for film in chosen] == ["one"] and not errors
+    assert segment_folder(task(), chosen, tmp_path / "out.json", track_here) == (1, 0, {})
+    wanted = {}
+    prompts = {name: {t: FilmPrompt(mask=torch.from_numpy(mask)) for t, mask in each.items()} for name, each in masks.items()}
+    pixels = [np.array(Image.open(films / "one" / f"{number}.png")) for number in (8, 9, 10, 11)]
+    track(load_model(DEMO), pixels, prompts, lambda one: wanted.__setitem__(one.index, one))
+    coco = COCO(tmp_path / "out.json")
+    seen = {(one["track_id"], coco.imgs[one["image_id"]]["frame_index"]): coco.annToMask(one) for one in coco.anns.values()}
+    assert sorted(seen) == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3)]
+    for (number, frame), mask in seen.items():
+        assert np.array_equal(mask, wanted[frame].masks[number - 1].numpy())
+
+
+def test_what_was_tracked_can_be_prompts_again(films, prompts, tmp_path):
+    run(task(), films, prompts, tmp_path / "out.json")
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(tmp_path / "out.json", found, root)
+    assert not errors and segment_folder(task(), chosen, tmp_path / "again.json", track_here) == (2, 0, {})
+    first, again = COCO(tmp_path / "out.json"), COCO(tmp_path / "again.json")
+    assert len(again.anns) == len(first.anns) and {one["track_id"] for one in again.anns.values()} == {1, 2, 3, 4}
+    for number, one in first.anns.items():
+        mask, other = first.annToMask(one), again.annToMask(again.anns[number])
+        assert (mask & other).sum() > 0.95 * (mask | other).sum(), "at the resolution of the model's masks"
+
+
+def test_masks_that_may_be_of_one_object_and_names_that_are_not_frames(films, tmp_path):
+    masks = {1: {0: disc(*WAY[0]), 2: disc(*WAY[2])}, 2: {0: disc(*OTHER[0]), 2: disc(*OTHER[2], radius=16)}}
+    path = boxes_of("label", masks, films, tmp_path)
+    document = json.loads(path.read_text())
+    for one in document["annotations"]:
+        one["category_id"] = 1
+    document["images"].append({"id": 9, "file_name": "two/9.png", "width": 1, "height": 1})
+    path.write_text(json.dumps(document))
+    root, found, _ = find_films([films])
+    chosen, errors = read_film_masks(path, found, root)
+    assert not chosen and "not a frame of the films" in errors["two/9.png"]
+    assert "does not say which of its masks are one object" in errors["one"]
+    document["images"] = document["images"][:1]
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] == 0]
+    path.write_text(json.dumps(document))
+    (film,), errors = read_film_masks(path, found, root)
+    assert not errors and [one["object"] for one in film.prompts] == [1, 2], "masks of a single frame are an object each"
+    document["images"][0]["file_name"] = "none.png"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SAMError, match=r"set.json has no mask of a frame of the films"):
+        read_film_masks(path, found, root)
 
 
 def test_index_pngs_have_one_value_to_an_object(films, prompts, tmp_path):
@@ -361,10 +583,10 @@ class TestCommand:
         with pytest.raises(SAMError, match=f"{name} does not say which masks of a film are one object: write --coco or"):
             task(name)
 
-    @pytest.mark.parametrize("options", [["--everything"], ["--words", "cat"], ["--prompts", "x", "--ray"]])
+    @pytest.mark.parametrize("options", [["--everything"], ["--prompts", "x", "--ray"], ["--prompts", "x", "--teach", "y"]])
     def test_other_modes(self, options, films, tmp_path, capsys):
         assert command.main([str(films), "--track", *options, "--coco", str(tmp_path / "out.json")]) == 2
-        assert "--track follows the objects of --prompts, on this machine" in capsys.readouterr().err
+        assert "--track follows the objects of --prompts, --words or --boxes-from, on this machine" in capsys.readouterr().err
 
     def test_sheets_of_a_video(self, films, tmp_path, capsys):
         write_video(films / "clip.mkv", frames_of("red"))

@@ -1,6 +1,8 @@
 """Data sets that come in: what the real tools write is read to the exact masks, and so is what this pack writes."""
 
 import base64
+import contextlib
+import gc
 import io
 import json
 import random
@@ -20,6 +22,7 @@ from samkit.nodes.teach import Teach
 from samkit.sam import SAMError
 from samkit.sam.datasets.drawing import polygon_mask
 from samkit.sam.datasets.formats import FORMATS
+from samkit.sam.datasets.label_studio import encode_brush
 from samkit.sam.datasets.polygons import coco_polygons
 from samkit.sam.datasets.read import open_data_set
 from samkit.sam.datasets.rle import decode_mask, encode_mask
@@ -409,6 +412,55 @@ def test_polygons_are_parsed_for_the_images_that_are_read(indent, tmp_path, monk
         ((label, mask, _),) = masks_of(open_data_set(tmp_path / "a.json"), 7)
     assert label == tricky and (mask == SHAPES["holes in a row"]).all()
     assert sum(parsed) < 0.3 * (tmp_path / "a.json").stat().st_size and len(parsed) == 2
+
+
+@pytest.mark.parametrize("kind, key", [("polygon", "points"), ("brush", "rle")])
+def test_shapes_of_label_studio_are_parsed_for_the_images_that_are_read(kind, key, tmp_path, monkeypatch):
+    """A thousand tasks with one region each, of which one is read."""
+    photo(tmp_path / "7.png")
+    mask = SHAPES["holes in a row"]
+    corners = [[10, 10], [60, 10.5], [60, 80], [10, 80]] + [[10, 80 - step / 10] for step in range(200)]
+    value = {key: corners if kind == "polygon" else encode_brush(mask), f"{kind}labels": ["cat"]}
+    region = {"type": f"{kind}labels", "original_width": 120, "original_height": 90, "value": value}
+    tasks = [{"data": {"image": f"{index}.png"}, "annotations": [{"result": [region]}]} for index in range(1000)]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    parsed, whole = [], json.loads
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", lambda text, *rest, **more: parsed.append(len(text)) or whole(text, *rest, **more))
+        ((label, found, _),) = masks_of(open_data_set(tmp_path / "a.json"), 7)
+    if kind == "polygon":
+        mask = polygon_mask((np.array(corners) / 100 * [120, 90]).ravel().tolist(), SIZE)
+    assert label == "cat" and (found == mask).all() and found.any()
+    assert sum(parsed) < 0.3 * (tmp_path / "a.json").stat().st_size and len(parsed) == 2
+
+
+def test_python_does_not_look_for_cycles_while_a_file_is_opened(tmp_path):
+    images = [{"id": index, "file_name": f"{index}.png"} for index in range(5000)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    searches = []
+
+    def note(phase, _):
+        searches.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        found = open_data_set(tmp_path / "a.json")
+        assert len(found.names) == 5000 and len(searches) <= 4  # two begin and end after it, at the most
+    finally:
+        gc.callbacks.remove(note)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("text", ['{"images": [], "annotations": [], "categories": []}', "no JSON"])
+def test_opening_leaves_the_search_for_cycles_as_it_was(enabled, text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.suppress(SAMError):
+            open_data_set(tmp_path / "a.json")
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "COCO polygons"])

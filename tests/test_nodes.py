@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from load_pack import ROOT, inputs_of
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 from samkit import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
 from samkit.nodes.masks import SelectMasks
@@ -87,6 +87,13 @@ CONTRACT = {
         ["bboxes"],
         ["masks", "bboxes"],
     ),
+    "SAMKit_CropToMask": (
+        "SAM Crop to Mask",
+        ["image", "masks", "context", "side", "multiple_of"],
+        [],
+        ["image", "masks", "crop"],
+    ),
+    "SAMKit_StitchCrop": ("SAM Stitch Crop", ["crop", "image"], [], ["image"]),
     "SAMKit_RefineMask": (
         "SAM Refine Mask",
         ["masks", "fill_holes", "drop_islands", "smooth", "grow", "invert", "feather"],
@@ -357,10 +364,13 @@ def test_an_example_image_is_the_file_of_that_name():
     node = NODE_CLASS_MAPPINGS["SAMKit_ExampleImage"]
     names, _ = node.INPUT_TYPES()["required"]["image"]
     folder = ROOT / "example_workflows"
-    assert names[0] == "samkit_scene.png" and set(names) == {path.name for path in folder.glob("*.png")}
+    files = {path.name for ending in ("png", "webp") for path in folder.glob(f"*.{ending}")}
+    assert names[0] == "samkit_scene.png" and set(names) == files
     for name in names:
         (image,) = node().execute(name)
-        stored = np.array(Image.open(folder / name).convert("RGB"))
-        assert image.shape == (1, *stored.shape) and (image[0] * 255).round().byte().numpy().tobytes() == stored.tobytes()
+        with Image.open(folder / name) as file:
+            stored = np.stack([np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)])
+        assert len(image) == (24 if name == "samkit_film.webp" else 1)
+        assert image.shape == stored.shape and (image * 255).round().byte().numpy().tobytes() == stored.tobytes()
     with pytest.raises(SAMError, match=r"image is .*README.md.*: choose one of samkit_scene.png"):
         node().execute("../README.md")

@@ -12,6 +12,7 @@ import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
 from PIL import Image
+from samkit.nodes import prompt_editor as module
 from samkit.nodes.editor.contract import LIMITS
 from samkit.nodes.editor.jobs import RefusedError
 from samkit.nodes.editor.preview import find_image, parse_image
@@ -59,9 +60,19 @@ def test_marks_for_all_frames_give_flat_lists():
 
 def test_a_mark_for_one_frame_makes_a_list_per_frame():
     positive, negative, boxes, *_ = run(images(3), text(POINT, {**AWAY, "frame": 2}, {**BOX, "frame": 1}))
-    assert json.loads(positive) == [[{"x": 30, "y": 25}]] * 3
-    assert json.loads(negative) == [[], [], [{"x": 60.5, "y": 40}]]
-    assert boxes == [[], [{"x": 10, "y": 5, "width": 40, "height": 30}], []]
+    assert json.loads(positive) == [[{"x": 30, "y": 25, "object": 1}]] * 3
+    assert json.loads(negative) == [[], [], [{"x": 60.5, "y": 40, "object": 1}]]
+    assert boxes == [[], [{"x": 10, "y": 5, "width": 40, "height": 30, "object": 1}], []]
+
+
+def test_several_boxes_of_a_single_object_stay_objects_of_their_own():
+    """As in version 1 of the text; one box on each frame is one object's."""
+    two = [BOX, {**BOX, "x": 45}]
+    for marks in ([*two, {**POINT, "frame": 2}], [{**one, "frame": 1} for one in two], [BOX, {**BOX, "frame": 1}]):
+        positive, _, boxes, *_ = run(images(3), text(*marks))
+        assert not any("object" in mark for marks in (*json.loads(positive), *boxes) for mark in marks)
+    boxes = run(images(3), text(*({**one, "frame": frame} for frame, one in enumerate(two))))[2]
+    assert [[box["object"] for box in frame] for frame in boxes] == [[1], [1], []]
 
 
 def test_a_mark_for_a_frame_that_is_not_there_is_kept_for_later():
@@ -129,6 +140,12 @@ def test_the_images_of_a_long_batch_are_bounded(comfy):
     image = torch.rand(MOST_IMAGES + 3, 4, 4, 3)
     answer = PromptEditor().execute(image)
     assert len(answer["ui"]["samkit_images"]) == MOST_IMAGES and len(answer["result"][3]) == MOST_IMAGES + 3
+
+
+@pytest.mark.parametrize(("most", "count"), [(7 * 60 * 80, 7), (7 * 60 * 80 - 1, 6), (5, 1)])
+def test_their_pixels_are_bounded_too(comfy, monkeypatch, most, count):
+    monkeypatch.setattr(module, "MOST_PIXELS", most)
+    assert len(PromptEditor().execute(torch.rand(9, 60, 80, 3))["ui"]["samkit_images"]) == count
 
 
 def test_outside_comfyui_there_are_no_images_to_show():

@@ -286,6 +286,50 @@ class TestGoingOn:
         assert equal(after, whole) and equal(tracked(small.ours, frames, {}, known=known)[0], before)
         assert again.names == tuple(every) and again.prompted_frames("a") == tuple(sorted(every["a"]))
 
+    @pytest.mark.parametrize(
+        ("now", "counts", "computed"),
+        [
+            (first, (0, 0, 0), {"a": 0, "b": 0}),
+            ({"a": {**first["a"], 7: clicks((50, 20))}, "b": first["b"]}, (3, 3, 3), {"a": 3, "b": 0}),
+            ({"b": first["b"], "a": {0: clicks((50, 20))}}, (10, 9, 10), {"b": 0, "a": 10}),
+            ({"b": first["b"]}, (0, 0, 0), {"b": 0}),
+            ({**first, "c": {5: clicks((60, 30))}}, (5, 4, 5), {"a": 0, "b": 0, "c": 5}),
+            ({"a": first["a"], "b": {4: boxed(5, 5, 40, 55)}}, (6, 5, 6), {"a": 0, "b": 6}),
+        ],
+        ids=["the same", "a correction", "another click", "an object less", "one more", "a prompt on another frame"],
+    )
+    def test_what_other_prompts_do_not_change_is_not_computed(self, small, monkeypatch, now, counts, computed):
+        """An `earlier` track saves work, and nothing of its prompts stays."""
+        frames, counter = film(10), Counted(monkeypatch)
+        _, earlier = tracked(small.ours, frames, self.first)
+        counter.taken()
+        after, again = tracked(small.ours, frames, now, earlier=earlier)
+        assert counter.taken() == counts and again.computed == computed
+        whole, known = tracked(small.ours, frames, now)
+        assert equal(after, whole) and again.names == known.names == tuple(now)
+        assert [again.prompted_frames(name) for name in now] == [tuple(sorted(now[name])) for name in now]
+
+    def test_a_correction_that_is_taken_back_is_gone(self, small, monkeypatch):
+        frames, counter = film(10), Counted(monkeypatch)
+        before, _ = tracked(small.ours, frames, self.first)
+        _, corrected = tracked(small.ours, frames, {**self.first, "a": {**self.first["a"], 7: clicks((50, 20))}})
+        counter.taken()
+        after, _ = tracked(small.ours, frames, self.first, earlier=corrected)
+        assert counter.taken() == (3, 3, 3) and equal(after, before)
+
+    def test_a_track_of_something_else_is_ignored(self, small, older):
+        frames = film(6)
+        others = [
+            tracked(small.ours, film(7)[1:], self.first)[1],
+            tracked(older.ours, frames, self.first)[1],
+            tracked(small.ours, frames, self.first, method="follow")[1],
+            track(small.ours, frames, self.first, lambda one: None, TrackOptions(non_overlapping=True, method="memory")),
+        ]
+        whole, _ = tracked(small.ours, frames, self.first)
+        for other in others:
+            after, known = tracked(small.ours, frames, self.first, earlier=other)
+            assert known.computed == {"a": 6, "b": 4} and equal(after, whole)
+
     def test_the_other_direction_is_added(self, small, monkeypatch):
         frames, prompts = film(10), {1: {4: clicks((30, 25))}}
         _, known = tracked(small.ours, frames, prompts)
@@ -648,6 +692,29 @@ class TestNode:
         whole = self.run(small, positive_coords='[[{"x": 30, "y": 25}], [], [{"x": 50, "y": 20}]]', individual_masks=True)
         assert torch.equal(second[0], whole[0]) and second[2] == whole[2]
         assert torch.equal(self.run(small, track=first[3])[0], first[0])
+
+    def test_another_run_of_the_node_computes_what_its_prompts_change(self, small, monkeypatch):
+        """ComfyUI keeps the node's object; a run that was cancelled leaves what the run before has made."""
+        node, images, counter = TrackObjects(), as_image(*film(6)), Counted(monkeypatch)
+
+        def run(node, *points):
+            return node.execute(small.ours, images, positive_coords=json.dumps(points), individual_masks=True)
+
+        cat, dog = {"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 30, "object": 2}
+        run(node, [cat, dog])
+        counter.taken()
+        corrected = [cat, dog], [], [], [], [{"x": 50, "y": 20, "object": 1}]
+        with monkeypatch.context() as patch:  # in the middle of its work
+            patch.setattr(tracking.Progress, "check_interrupted", staticmethod(lambda: 1 / (counter.remembered < 3)))
+            with pytest.raises(ZeroDivisionError):
+                run(node, *reversed(corrected))
+        counter.taken()
+        again = run(node, *corrected)
+        assert counter.taken() == (2, 2, 2) and again[3].computed == {1: 2, 2: 0}
+        whole = run(TrackObjects(), *corrected)
+        assert torch.equal(again[0], whole[0]) and again[1:3] == whole[1:3]
+        back = run(node, [cat])
+        assert back[3].computed == {1: 2} and torch.equal(back[0], run(TrackObjects(), [cat])[0])
 
     def test_options_reach_the_runtime(self, small):
         points = '[[], [], [{"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 30, "object": 2}]]'

@@ -1,4 +1,4 @@
-"""Segments the bundled image and tracks a drawn film with the bundled checkpoint, through the node classes.
+"""Segments the bundled image and tracks the bundled film with the bundled checkpoint, through the node classes.
 
 Writes demo_output/*.png (masks, overlays with their prompts, and a strip of the film) and prints what each step found. "IoU"
 compares a mask with the true mask of the object, which the scene generator knows.
@@ -18,16 +18,15 @@ from PIL import Image
 from scenes import interior_point, make_scene
 
 load_pack()
-from films import make_film  # noqa: E402
+from films import EXAMPLE, example_film  # noqa: E402
 from samkit.nodes import NODE_CLASS_MAPPINGS  # noqa: E402
-from samkit.utils.images import frames_to_image  # noqa: E402
+from samkit.utils.images import frames_to_image, image_to_frames  # noqa: E402
 from samkit.utils.overlay import draw_box, mark, paint_masks  # noqa: E402
 
 IMAGE = ROOT / "example_workflows" / "samkit_scene.png"
 SCENE_SEED, SCENE_SIZE = 2_000_007, (480, 640)
 PAIR_SEED = 2_000_056  # of the two images in the example of SAM Personalize
-FILM_SEED, FILM_FRAMES, FILM_SIZE = 2_000_000, 10, (240, 240)
-STRIP = 5  # frames of the film that are drawn
+STRIP = 6  # frames of the film that are drawn
 OUTPUT = ROOT / "demo_output"
 CHECKPOINT = "samkit_demo.safetensors"
 EVERYTHING = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
@@ -131,21 +130,21 @@ def run_everything(model: Any, frame: np.ndarray, truth: np.ndarray) -> None:
 
 def track_film(model: Any) -> None:
     """SAM Track, from a click on each object of the first frame; its IoU is the mean over all objects and frames."""
-    film = make_film(FILM_SEED, FILM_FRAMES, FILM_SIZE)
-    clicks = [interior_point(mask) for mask in film.masks[0]]
+    truth = example_film().masks
+    (image,) = node("SAMKit_ExampleImage")(image=EXAMPLE.name)["result"]
+    clicks = [interior_point(mask) for mask in truth[0]]
     points = [{"x": float(x), "y": float(y), "object": number} for number, (x, y) in enumerate(clicks)]
     began = time.perf_counter()
     masks, _, scores, _ = node("SAMKit_Track")(
-        sam_model=model, image=frames_to_image(film.frames), positive_coords=json.dumps(points), individual_masks=True
+        sam_model=model, image=image, positive_coords=json.dumps(points), individual_masks=True
     )
     taken = milliseconds(began)
-    found = masks.numpy().astype(bool).reshape(film.masks.shape)
-    iou = np.mean(
-        [iou_of(*pair) for pair in zip(found.reshape(-1, *FILM_SIZE), film.masks.reshape(-1, *FILM_SIZE), strict=True)]
-    )
+    found = masks.numpy().astype(bool)
+    iou = np.mean([iou_of(*pair) for pair in zip(found, truth.reshape(found.shape), strict=True)])
     print(f"{'8 track a film':<34}{len(masks):>6}{found.sum():>9,}{np.mean(scores):>7.2f}{iou:>7.2f}{taken}")
-    shown = np.linspace(0, FILM_FRAMES - 1, STRIP).round().astype(int)
-    strip = [paint_masks(film.frames[index], found[index]) for index in shown]
+    frames, found = image_to_frames(image), found.reshape(truth.shape)
+    shown = np.linspace(0, len(frames) - 1, STRIP).round().astype(int)
+    strip = [paint_masks(frames[index], found[index]) for index in shown]
     for x, y in clicks:
         mark(strip[0], float(x), float(y), True)
     save("8_track.png", np.concatenate(strip, axis=1))

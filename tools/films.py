@@ -1,18 +1,24 @@
 """Procedural films with exact masks: a few objects of `scenes` that move, turn and pass behind each other.
 
-What `benchmarks/track.py` measures following on. Like a scene, a film is a pure function of an integer seed.
+What `benchmarks/track.py` measures following on. Like a scene, a film is a pure function of an integer seed. As a script, this
+writes the film of the templates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import load_pack  # noqa: F401  the scenes are found by it
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scenes import MIN_CONTRAST, Array, Mask, _colour, _ground, _place, _shade, _texture
 
+EXAMPLE = Path(__file__).resolve().parent.parent / "example_workflows" / "samkit_film.webp"
+EXAMPLE_SEED, EXAMPLE_FRAMES, EXAMPLE_SIZE = 2_000_000, 24, (240, 320)
+_MILLISECONDS = 125  # that a frame of it is shown
 HIDDEN = 0.6  # most of the object behind that is seen where it is hidden most
 SEEN = 0.85  # least of each object that is seen on the first and the last frame
 _SIZES = (0.17, 0.3)  # of an object, in sides of the frame
@@ -144,3 +150,18 @@ def _posed(sprite: tuple[Image.Image, list[Image.Image]], path: _Path, t: int, s
         np.asarray(one.transform(shape, Image.Transform.AFFINE, turned, Image.Resampling.BILINEAR)) for one in (cover, *paint)
     ]
     return np.stack(moved[1:], -1), np.clip(moved[0], 0, 1)
+
+
+def example_film() -> Film:
+    """The film of the templates, as it was drawn."""
+    return make_film(EXAMPLE_SEED, EXAMPLE_FRAMES, EXAMPLE_SIZE)
+
+
+def write_example(path: Path = EXAMPLE) -> None:
+    """Write it as an animated WebP, which ComfyUI's Load Image opens as a batch."""
+    first, *others = map(Image.fromarray, example_film().frames)
+    first.save(path, save_all=True, append_images=others, duration=_MILLISECONDS, loop=0, quality=85, method=6)
+
+
+if __name__ == "__main__":
+    write_example()

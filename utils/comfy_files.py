@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from .errors import SAMError
 from .examples import example_image, example_path
 from .files import remove_parts, whole, writing
 from .paths import is_plain
+from .threads import WORKERS, in_threads
 
 log = logging.getLogger("samkit")
 
@@ -217,19 +219,31 @@ def _saved_to_show(images: Iterable[Image.Image], start: str, ending: str, optio
         return []
     import folder_paths
 
-    folder, saved = Path(folder_paths.get_temp_directory()), []
-    for image in images:
-        name = f"{start}{hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:32]}{ending}"
+    folder = Path(folder_paths.get_temp_directory())
+
+    def name_of(image: Image.Image) -> str:
+        return f"{start}{hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:32]}{ending}"
+
+    def save(named: tuple[str, Image.Image]) -> None:
+        name, image = named
         try:
             if not (folder / name).is_file():
                 with whole(folder / name) as part:
                     image.save(part, format=Image.registered_extensions()[ending], **options)
-        except SAMError as error:
+        except SAMError:
             if not (folder / name).is_file():  # else another process has just written the same
-                log.warning("The images are not shown: %s", error)
-                return []
-        saved.append({"filename": name, "subfolder": "", "type": "temp"})
-    return saved
+                raise
+
+    names, rest = [], iter(images)
+    try:
+        while some := list(islice(rest, WORKERS)):
+            new = in_threads(name_of, some)
+            in_threads(save, dict(zip(new, some, strict=True)).items())
+            names += new
+    except SAMError as error:
+        log.warning("The images are not shown: %s", error)
+        return []
+    return [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
 
 
 def save_place(prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from .errors import SAMError
 
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
+ENDINGS = (".png", ".webp")  # of images and of films
 
 
 def example_names() -> list[str]:
-    """File names of the example images, the scene that most examples use first."""
-    return sorted((path.name for path in FOLDER.glob("*.png")), key=lambda name: (name != "samkit_scene.png", name))
+    """File names of the example images and films, the scene that most examples use first."""
+    names = (path.name for ending in ENDINGS for path in FOLDER.glob(f"*{ending}"))
+    return sorted(names, key=lambda name: (name != "samkit_scene.png", name))
 
 
 def example_path(name: str) -> Path | None:
@@ -25,7 +27,7 @@ def example_path(name: str) -> Path | None:
 
 
 def example_image(name: str) -> "Tensor":
-    """An example image as an IMAGE float32 `[1, H, W, 3]`.
+    """An example image as an IMAGE float32 `[1, H, W, 3]`; a film has more frames.
 
     Raises:
         SAMError: there is no such image.
@@ -36,4 +38,4 @@ def example_image(name: str) -> "Tensor":
     if path is None:
         raise SAMError(f"there is no example image {name!r}: choose one of {', '.join(example_names())}.")
     with Image.open(path) as image:
-        return frames_to_image([np.array(image.convert("RGB"))])
+        return frames_to_image([np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])

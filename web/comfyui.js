@@ -11,6 +11,10 @@ const TITLE_HEIGHT = 30;
 const MASKED = "clipspace"; // the folder of images whose alpha is a mask, or how their names begin; their colours are whole below it
 const MASK = "samkit-mask-"; // how the names of our masked copies begin
 
+/** A frame of a file, or a small image of it, by the pack's own route. */
+const frameQuery = ({ filename, subfolder, type, frame = 0 }, more) =>
+  `/samkit/frame?${new URLSearchParams({ filename, subfolder, type, frame, ...more })}`;
+
 const query = ({ filename, subfolder, type }, more) => type === "example"
   ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
   : `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
@@ -26,6 +30,17 @@ async function identify(image) {
   }
 }
 
+/** How many frames an image file has; 1 where the server does not say. */
+export async function countFrames(image) {
+  try {
+    const headers = { "Content-Type": "application/json" };
+    const response = await api.fetchApi("/samkit/frames", { method: "POST", headers, body: JSON.stringify({ image: nameOf(image) }) });
+    return response.ok ? (await response.json()).frames : 1;
+  } catch {
+    return 1; // the server is gone
+  }
+}
+
 export function complain(detail, summary = TITLE) {
   app.extensionManager.toast.add({ severity: "error", summary, detail, life: 8000 });
 }
@@ -37,7 +52,9 @@ export function warn(detail) {
 /** What any editor's host has, wherever its image comes from. */
 export const HOST = {
   send: (path, init) => api.fetchApi(path, init),
+  thumbnail: (image, side, version) => api.apiURL(frameQuery(image, { side, ...(version && { samkit: version }) })),
   url: (image, version) => {
+    if (image.frame !== undefined) return api.apiURL(frameQuery(image, { ...(version && { samkit: version }) }));
     const isMasked = image.subfolder === MASKED || image.filename.startsWith(MASKED);
     return api.apiURL(query(image, { ...(isMasked && { channel: "rgb" }), ...(version && { samkit: version }) }));
   },
@@ -76,6 +93,10 @@ async function upload(path, blob, filename, more) {
 
 /** The image under a name that ComfyUI's upload of masks takes, upright as Load Image gives it. */
 async function original(image) {
+  if (image.frame !== undefined) {
+    const blob = await (await api.fetchApi(frameQuery(image))).blob();
+    return upload("/upload/image", blob, `samkit-${Date.now()}.png`, { type: "temp" });
+  }
   if (image.type !== "example" && image.filename.toLowerCase().endsWith(".png")) return image;
   const response = await api.fetchApi(query(image));
   const blob = await response.blob();

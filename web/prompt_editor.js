@@ -2,11 +2,13 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addLoadImage, cancelRun, complain, HOST, noteChange, uploadMask, warn } from "./comfyui.js";
+import { addLoadImage, cancelRun, complain, countFrames, HOST, noteChange, uploadMask, warn } from "./comfyui.js";
 import { setContract } from "./editor/contract.js";
 import { EditorDialog } from "./editor/dialog.js";
 import { PromptEditor } from "./editor/editor.js";
-import { groundingOf, hasModel, imageGraph, imageOf, imageSignature, modelOf, nameOf, only, usesMasks } from "./editor/source.js";
+import {
+  groundingOf, hasModel, imageGraph, imageOf, imageSignature, isTracked, mayBeFilm, modelOf, nameOf, only, usesMasks,
+} from "./editor/source.js";
 import { ModelChoice } from "./model_choice.js";
 
 const NODE = "SAMKit_PromptEditor";
@@ -15,9 +17,11 @@ const WIDGET = "SAMKIT_PROMPTS";
 const IMAGES = "samkit_images";
 const IMAGES_BEFORE = "samkit_pictures"; // the same, in workflows of version 1
 const SIGNATURE = "samkit_image_signature";
+const TRACK = "samkit_track"; // where the node keeps what the last run of SAM Track has made of its marks, for a reload
 const LEAST_HEIGHT = 280;
 const FIRST_SIZE = [480, 640];
 const SETTLE = 120;
+const RECENT = 2000; // milliseconds for which it is known how many frames a file has
 const ENDS = ["execution_success", "execution_error", "execution_interrupted", "reconnected"];
 
 const live = new Set();
@@ -51,13 +55,15 @@ async function graphOfRun(id) {
  * @property {ModelChoice} [choice]  of the model where none is connected
  * @property {{value: string}} [holder]  who has the text that is shown, where that is not the node
  * @property {string} [seen]  what the holder had when it was read last
- * @property {{id: string, source: object, words: string | null, model: object | null}} [last]  what the editor was given
+ * @property {{id: string, source: object, words: string | null, model: object | null, track: object | null}} [last]  what the editor
+ *   was given
  */
 class Binding {
   #timer = 0;
   #models = new Map(); // signature of what is connected -> the identity that a run gave it
   #views = new Map(); // editor -> View
   #queued = null; // what the server says of the run that an editor has begun
+  #counted = { key: null, time: 0, frames: 1 }; // of the file that is shown
 
   constructor(node, name) {
     this.node = node;
@@ -197,17 +203,36 @@ class Binding {
     const made = signature && Array.isArray(ran) ? ran.map(nameOf) : [];
     const isOlder = !file && made.length > 0 && before !== undefined && before !== signature;
     const givesEmptyMasks = usesMasks(graph, id) && !hasModel(graph, id);
-    const source = { images: file ? [file] : made, isConnected: signature !== null, isOlder, givesEmptyMasks };
+    const images = file ? await this.#framesOf(file, before === signature ? made : []) : made;
+    const source = { images, isConnected: signature !== null, isOlder, givesEmptyMasks, isTracked: isTracked(graph, id) };
     const model = modelOf(graph, id);
     const identity = this.#models.get(model?.signature);
     const isChosen = choice && !hasModel(graph, id);
     if (isChosen) await choice.show("Nothing is connected to sam_model: this model is for the preview only.");
-    view.last = { id, source, words: groundingOf(graph, id), model: isChosen ? choice.model : model?.name ?? (identity ? { identity } : null) };
+    const { image, ...track } = this.node.properties[TRACK] ?? {};
+    view.last = {
+      id,
+      source,
+      words: groundingOf(graph, id),
+      model: isChosen ? choice.model : model?.name ?? (identity ? { identity } : null),
+      track: track.file && source.isTracked && image === signature ? track : null,
+    };
     this.#give(editor, view.last);
   }
 
-  #give(editor, { source, words, model }) {
+  /** The frames of an image file: as the server can read them, else as a run has shown them. */
+  async #framesOf(file, made) {
+    const key = JSON.stringify(file);
+    const isRecent = this.#counted.key === key && performance.now() - this.#counted.time < RECENT;
+    if (mayBeFilm(file) && !isRecent) this.#counted = { key, time: performance.now(), frames: await countFrames(file) };
+    const frames = mayBeFilm(file) ? this.#counted.frames : 1;
+    if (frames > 1) return [...Array(frames).keys()].map((frame) => ({ ...file, frame }));
+    return made.length > 1 ? made : [file];
+  }
+
+  #give(editor, { source, words, model, track }) {
     editor.setSource(source);
+    editor.setTrack(track);
     editor.words.connect(words);
     editor.setModel(model);
   }
@@ -248,6 +273,17 @@ class Binding {
     if (identities?.[0] && model) this.#models.set(model.signature, identities[0]);
     this.look();
     for (const editor of this.editors) editor.wake();
+  }
+
+  /** What a run of SAM Track has made of the marks that this node had in that run. */
+  async tracked({ prompt_id: run, node, output: { samkit_track: [track] } }) {
+    const graph = await graphOfRun(run);
+    const id = graph && this.#idIn(graph);
+    if (!id || !isTracked(graph, id, String(node))) return;
+    const { prompts } = graph[id].inputs;
+    this.node.properties[TRACK] = { ...track, image: imageSignature(graph, id), prompts };
+    for (const editor of this.editors) editor.setTrack(null); // the file of an equal run before may have gone
+    this.look();
   }
 
   /** Run a part of the graph: what the image needs, or what the model needs too. */
@@ -349,6 +385,7 @@ app.registerExtension({
       for (const binding of live) {
         const ids = binding.node.graph ? idsOf(binding.node) : [];
         if (detail.output && ids.some((id) => id === String(detail.node) || id === String(detail.display_node))) binding.executed(detail);
+        if (detail.output?.samkit_track) binding.tracked(detail);
       }
     });
   },

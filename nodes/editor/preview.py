@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import re
 import reprlib
 import time
 from collections import OrderedDict
@@ -26,7 +27,8 @@ from ...utils.text import counted
 from ..prompt_editor import segment_marks
 from .contract import LIMITS
 from .jobs import Jobs, RefusedError, check_idle, run_quietly
-from .text import EditorObject, EditorPrompts, check_keys, parse_editor
+from .text import EditorObject, EditorPrompts, check_keys, parse_colour, parse_editor
+from .tracked import TRACKED_FILE, TrackedPlace
 
 log = logging.getLogger("samkit")
 
@@ -34,6 +36,7 @@ _MOST_PIXELS = 1 << 26  # of all frames of a file together: 8192 x 8192
 _THUMBNAIL = 96
 _PREPARED = 16
 _EDITORS = 256
+_last_film: dict[tuple[Path, tuple[int, int] | None], list[np.ndarray]] = {}  # one, or none yet
 Value = TypeVar("Value")
 
 
@@ -53,7 +56,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it."""
+    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it.
+
+    `start` is the mask that SAM Track had there, which the marks correct.
+    """
 
     subject: Subject
     prompts: EditorPrompts
@@ -61,6 +67,7 @@ class Question:
     editor: str = ""
     sequence: int = 0
     form: str = "tint"
+    start: TrackedPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -126,14 +133,42 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
-    """Check the fields of a preview request: those of `parse_subject`, `prompts`, `object`, `editor`, `sequence` and `form`.
+    """Check the fields of a preview request: those of `parse_choice`, `editor`, `sequence`, `form` and `start`.
 
     Raises:
-        SAMError: as `parse_subject` and `parse_editor`.
+        SAMError: as `parse_choice` and `parse_tracked`.
     """
     choice = parse_choice(body)
     editor, sequence = text_of(body, "editor"), whole_of(body, "sequence", 1 << 53)
-    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"))
+    start = None if body.get("start") is None else parse_tracked(body, "start")
+    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"), start=start)
+
+
+def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
+    """Check a field of a request that names a mask of SAM Track: `{file, object, frame}`.
+
+    Raises:
+        SAMError: it is missing, unknown, or of another type or range.
+    """
+    value = object_of(body, field, {"file", "object", "frame"})
+    file = text_of(value, f"{field}.file")
+    if not re.fullmatch(TRACKED_FILE, file):
+        raise SAMError(f"{field}.file is {file[:80]!r}: it must be the name of a file that SAM Track has shown.")
+    return TrackedPlace(file, whole_of(value, f"{field}.object", 1 << 20), whole_of(value, f"{field}.frame", 1 << 20))
+
+
+def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
+    """The mask that a request names by `track`, as a PNG in its `colour` and `form` to lay over the image, and its area.
+
+    Raises:
+        SAMError: as `parse_tracked`.
+        RefusedError: as `TrackedPlace.mask`.
+    """
+    check_keys(body, {"track", "colour", "form"}, "the body")
+    place, form = parse_tracked(body, "track"), choice_of(body, "form", FORMS, "tint")
+    colour = ImageColor.getrgb(parse_colour(body.get("colour"), "colour"))
+    mask = place.mask()
+    return mask_png(mask, colour, form), int(mask.sum())
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -300,8 +335,9 @@ def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tup
     places = range(len(prompts.objects)) if question.only is None else [question.only]
     if not places:
         return np.zeros(prepared.image.size, np.float32), 0.0
+    start = None if question.start is None else question.start.mask_if_there()
     with prepared.image.predictor() as image:
-        found = [segment_marks(image, prompts, question.subject.frame, place) for place in places]
+        found = [segment_marks(image, prompts, question.subject.frame, place, start) for place in places]
     return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 
@@ -430,7 +466,19 @@ def frames_of(path: Path, subject: Subject) -> list[np.ndarray]:
 
 
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
-    _check_pixels(path, subject)
+    """Frames of a file; those of the last film stay for its next frame, which would have to read all of them again."""
+    if _check_pixels(path, subject) < 2:
+        return _read_frames(path, subject)
+    key = path, _stamp(path)
+    frames = _last_film.get(key)
+    if frames is None:
+        frames = _read_frames(path, subject)
+        _last_film.clear()
+        _last_film[key] = frames
+    return frames
+
+
+def _read_frames(path: Path, subject: Subject) -> list[np.ndarray]:
     try:
         return image_to_frames(load_image_file(path, subject.kind))
     except Exception as error:  # PIL, PyAV and zlib have a dozen kinds of their own for a damaged file
@@ -438,11 +486,38 @@ def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
         raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error
 
 
-def _check_pixels(path: Path, subject: Subject) -> None:
-    """Refuse a file by what its header says: a few bytes on disk can be gigabytes once they are decoded."""
+def count_frames(subject: Subject) -> int:
+    """How many frames Load Image makes of a file.
+
+    Raises:
+        RefusedError: as `find_image` and `frames_of`.
+    """
+    path, _ = find_image(subject)
+    return len(_frames(path, subject)) if _check_pixels(path, subject) > 1 else 1
+
+
+def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
+    """A frame of a file for the browser, and its content type: as PNG, or with a `side` above 0 as a thumbnail of such a side.
+
+    Raises:
+        RefusedError: as `find_image` and `frames_of`.
+    """
+    path, _ = find_image(subject)
+    image, file = Image.fromarray(frames_of(path, subject)[subject.frame]), io.BytesIO()
+    if not side:
+        image.save(file, format="PNG", compress_level=1)
+        return file.getvalue(), "image/png"
+    image.thumbnail((side, side))
+    image.save(file, format="JPEG", quality=80)
+    return file.getvalue(), "image/jpeg"
+
+
+def _check_pixels(path: Path, subject: Subject) -> int:
+    """Refuse a file by its header: a few bytes on disk can be gigabytes once they are decoded. Else its number of frames."""
     try:
         with Image.open(path) as header:
-            pixels = header.width * header.height * getattr(header, "n_frames", 1)
+            count = getattr(header, "n_frames", 1)
+            pixels = header.width * header.height * count
     except Image.DecompressionBombError:
         pixels = None
     except Exception as error:  # as above; what PIL cannot open cannot be bounded
@@ -453,3 +528,4 @@ def _check_pixels(path: Path, subject: Subject) -> None:
         raise RefusedError(
             413, f"{subject.filename} has {seen} pixels: the preview takes at most {_MOST_PIXELS / 1e6:.0f} million."
         )
+    return count

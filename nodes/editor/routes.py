@@ -19,7 +19,18 @@ from .contract import MOST_BYTES, WORK
 from .data_set import accepted, opened
 from .everything import everything, parse_everything
 from .jobs import Job, RefusedError
-from .preview import Preview, choice_of, parse_choice, parse_question, parse_subject, text_of
+from .preview import (
+    Preview,
+    choice_of,
+    count_frames,
+    frame_image,
+    parse_choice,
+    parse_image,
+    parse_question,
+    parse_subject,
+    text_of,
+    tracked_png,
+)
 from .text import check_keys
 from .words import parse_words, words
 
@@ -28,7 +39,7 @@ log = logging.getLogger("samkit")
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
-_QUESTION = {*_CHOICE, "editor", "sequence", "form"}
+_QUESTION = {*_CHOICE, "editor", "sequence", "form", "start"}
 _EVERYTHING = {*_SUBJECT, "preset", "editor"}
 _WORDS = {"image", "grounding", "text", "editor"}
 
@@ -97,6 +108,19 @@ async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
     return _progress(found) if isinstance(found, Job) else _as_json(200, {"boxes": found.boxes})
 
 
+async def frames(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/frames`: how many frames an image has."""
+    check_keys(body, {"image"}, "the body")
+    subject = parse_image(body)
+    return _as_json(200, {"frames": await asyncio.get_running_loop().run_in_executor(None, count_frames, subject)})
+
+
+async def tracked(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/tracked`: a mask of SAM Track's last run as PNG, with its area as a header."""
+    png, area = await asyncio.get_running_loop().run_in_executor(None, tracked_png, body)
+    return Reply(200, "image/png", png, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
+
+
 async def open_data_set(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/data_set`: an image of a data set, with its objects as the editor's text."""
     return _as_json(200, await asyncio.get_running_loop().run_in_executor(None, opened, body))
@@ -124,6 +148,8 @@ ROUTES: dict[str, Handler] = {
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
     "/samkit/words": find_words,
+    "/samkit/frames": frames,
+    "/samkit/tracked": tracked,
     "/samkit/data_set": open_data_set,
     "/samkit/accept": accept,
     "/samkit/cancel": leave,
@@ -176,6 +202,7 @@ def register_routes() -> None:
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
     server.instance.routes.get("/samkit/examples/{name}")(_example)
+    server.instance.routes.get("/samkit/frame")(_frame)
 
 
 def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
@@ -257,6 +284,34 @@ async def _example(request: Any) -> Any:
 
     path = example_path(request.match_info["name"])
     return web.Response(status=404) if path is None else web.FileResponse(path)
+
+
+_MOST_SIDE = 512  # pixels of a thumbnail
+
+
+async def frame(query: Mapping[str, str]) -> Reply:
+    """`GET /samkit/frame`: a frame of an image file, named as in `parse_image`; with a `side` above 0 a thumbnail."""
+    numbers = {name: query.get(name, "0") for name in ("frame", "side")}
+    try:
+        if not all(number.isdecimal() and len(number) < 8 for number in numbers.values()):
+            return _error(400, "frame and side must be whole numbers.")
+        names = {name: query[name] for name in ("filename", "subfolder", "type") if name in query}
+        subject, side = parse_image({"image": {**names, "frame": int(numbers["frame"])}}), min(int(numbers["side"]), _MOST_SIDE)
+        image, kind = await asyncio.get_running_loop().run_in_executor(None, frame_image, subject, side)
+    except RefusedError as refusal:
+        return _error(refusal.status, str(refusal))
+    except SAMError as error:
+        return _error(400, str(error))
+    return Reply(200, kind, image, {"Cache-Control": "max-age=3600"})  # the address has what tells the file's content
+
+
+async def _frame(request: Any) -> Any:
+    from aiohttp import web
+
+    if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
+        return web.Response(status=403)
+    reply = await frame(request.query)
+    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
 
 async def _read(request: Any) -> bytes | None:

@@ -64,6 +64,17 @@ class EditorPrompts:
         """All objects' marks, in order."""
         return tuple(mark for one in self.objects for mark in one.marks)
 
+    @property
+    def has_names(self) -> bool:
+        """Whether marks go out with the object that they belong to: of several objects, and of one that is marked frame by
+        frame, so that SAM Track knows it again when there is another one. Several boxes on a frame are objects of their own.
+        """
+        if len(self.objects) != 1:
+            return True
+        boxes = [mark.get("frame") for mark in self.marks if "width" in mark]
+        is_one = len(boxes) == len(set(boxes)) and not (None in boxes and len(boxes) > 1)
+        return is_one and any("frame" in mark for mark in self.marks)
+
     def given(self, frames: Iterable[int], size: Size, only: int | None = None) -> PromptInputs:
         """The prompts of some of a batch's images, by their numbers. Marks that lie outside of the image are left out.
 
@@ -72,7 +83,7 @@ class EditorPrompts:
             size: (H, W) of each.
             only: the place of one object; None: all objects.
         """
-        name_of = (lambda place: place + 1) if len(self.objects) > 1 else (lambda place: None)
+        name_of = (lambda place: place + 1) if self.has_names else (lambda place: None)
         places = range(len(self.objects)) if only is None else [only]
         listed = [(name_of(place), mark) for place in places for mark in self.objects[place].marks]
         inside = [(name, mark) for name, mark in listed if _is_inside(mark, size)]
@@ -163,11 +174,20 @@ def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish
         raise SAMError(f"{place}.marks {seen}: it must be a list of at most {LIMITS.marks} marks.")
     for index, mark in enumerate(marks):
         _check_mark(mark, f"{place}.marks[{index}]")
-    name, colour = _text(value, place, "name", name), _text(value, place, "colour", COLOUR)
-    if not re.fullmatch(r"#[0-9a-f]{6}", colour):
-        raise SAMError(f"{place}.colour is {colour[:40]!r}: it must have the form {COLOUR}.")
+    name, colour = _text(value, place, "name", name), parse_colour(value.get("colour", COLOUR), f"{place}.colour")
     finish = parse_finish(value["finish"], f"{place}.finish") if "finish" in value else finish or Finish()
     return EditorObject(tuple(marks), candidate, name, colour, finish, parse_paint(value.get("paint", []), f"{place}.paint"))
+
+
+def parse_colour(value: Any, place: str) -> str:
+    """The text of a colour, checked.
+
+    Raises:
+        SAMError: it is another value.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"#[0-9a-f]{6}", value):
+        raise SAMError(f"{place} is {reprlib.repr(value)}: it must have the form {COLOUR}.")
+    return value
 
 
 def _text(value: Mapping[str, Any], place: str, key: str, default: str) -> str:

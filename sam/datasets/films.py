@@ -3,6 +3,7 @@
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import overload
@@ -23,9 +24,11 @@ class FilmFrames(Sequence[np.ndarray]):
 
     Attributes:
         size: (H, W) of each.
+        rate: frames of a second.
     """
 
     size: Size
+    rate: Fraction = Fraction(10)
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -115,6 +118,7 @@ class VideoFrames(FilmFrames):
                     return
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
+                self.rate = stream.average_rate or self.rate
                 for frame in container.decode(stream):
                     turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; PyAV before 14 does not know
                     yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))

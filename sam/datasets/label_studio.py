@@ -21,7 +21,7 @@ from .drawing import ellipse_mask, polygon_mask, turned_box_mask
 from .images import IMAGE_SUFFIXES
 from .json_file import as_json
 from .objects import DEFAULT_LABEL, Category, LabeledImage, LabeledMask, Record, record_of, visible
-from .reading import ReadImage, check_size, find_image, loaded_json, pixels_of, reading
+from .reading import Outlined, ReadImage, check_size, find_image, loaded_json, pixels_of, reading
 
 _REGIONS = ("brush", "polygon", "rectangle", "ellipse")
 _CHANNELS = 4  # of an image of a brush: red, green, blue and alpha, which is the mask; written with 255 in all of them
@@ -39,8 +39,8 @@ class LabelStudioSet:
 
     form = "Label Studio"
 
-    def __init__(self, path: Path, tasks: Sequence[Any], image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
-        self.path, self._file, self._within = path, path.name, within
+    def __init__(self, path: Path, outlined: Outlined, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
+        self.path, self._file, self._within, self._numbers, tasks = path, path.name, within, outlined.numbers, outlined.content
         self._folders = [image_folder] if image_folder else [path.parent, path.parent / "images"]
         with reading(path):
             self._results = [_results(task) for task in tasks]
@@ -90,7 +90,8 @@ class LabelStudioSet:
             what = f"region {number} of {name} in {self._file}"
             with reading(what):
                 check_size((result["original_height"], result["original_width"]), size, what)
-                objects.append(LabeledMask(_mask_of(kind, result["value"], size), label))
+                value = {key: self._numbers(one) for key, one in result["value"].items()}
+                objects.append(LabeledMask(_mask_of(kind, value, size), label))
         return ReadImage(pixels, LabeledImage(name, size, objects))
 
 

@@ -20,7 +20,7 @@ class LabeledMask:
         mask: bool `[H, W]`; an object with an empty mask is not recorded.
         label: its category; empty: `DEFAULT_LABEL`.
         score: SAM's predicted IoU, a detector's score, or of a film the probability that it is visible; None: not known.
-        track: its number among the objects of a film, from 1, the same on all frames; None: not of a film.
+        track: its number among the objects of a film, the same on all frames; None: not known.
     """
 
     mask: np.ndarray

@@ -4,11 +4,11 @@ Opening reads the list of images; an image and its masks are read when they are 
 """
 
 import base64
+import contextlib
+import gc
 import io
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,13 +26,13 @@ from .label_studio import LabelStudioSet
 from .objects import DEFAULT_LABEL, LabeledImage, LabeledMask
 from .reading import (
     DataSet,
+    Outlined,
     ReadImage,
     as_score,
     as_text,
     check_inside,
     check_size,
     find_image,
-    loaded_json,
     loaded_object,
     pixels_of,
     reading,
@@ -40,8 +40,6 @@ from .reading import (
 from .rle import decode_mask
 
 _COCO = "images", "annotations", "categories"
-_PLACE = "samkit: place"
-_POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[][\d.eE+,\s-]*\])')
 _BACKGROUND = 0  # of a PNG whose values are objects
 _MOST_VALUES = 255
 _HALF = 127  # of a gray level: above it, a pixel is in the mask
@@ -49,6 +47,19 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")  # of labelme's shapes
 _FAR = 1e6  # no coordinate of an image is as large
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Meanwhile Python does not look for cycles among its objects, which it would do many times while a large file is read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_uncollected()
 def open_data_set(path: Path, image_folder: Path | None = None, within: Sequence[Path] = ()) -> DataSet:
     """The data set in a file or a folder, whose form is found out by what is there.
 
@@ -113,14 +124,15 @@ def open_data_set(path: Path, image_folder: Path | None = None, within: Sequence
 def _of_file(path: Path, image_folder: Path | None, within: Sequence[Path]) -> DataSet | None:
     if path.suffix.lower() == ".xml":
         return CvatSet(path, image_folder, within)
-    content, places = _without_polygons(path)
+    outlined = Outlined(path)
+    content = outlined.content
     if isinstance(content, list):  # COCO's results are lists, too, but without tasks
         is_export = bool(content) and all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content)
-        return LabelStudioSet(path, content, image_folder, within) if is_export else None
+        return LabelStudioSet(path, outlined, image_folder, within) if is_export else None
     if not isinstance(content, dict):
         return None
     if all(isinstance(content.get(name), list) for name in _COCO):
-        return CocoSet(path, content, image_folder, within, places)
+        return CocoSet(path, outlined, image_folder, within)
     if isinstance(content.get("shapes"), list):
         return LabelmeSet(path.parent, [path], image_folder, within)
     if path.name == "manifest.json":
@@ -128,44 +140,19 @@ def _of_file(path: Path, image_folder: Path | None, within: Sequence[Path]) -> D
     return None
 
 
-def _without_polygons(path: Path) -> tuple[Any, list[tuple[int, int]]]:
-    """A JSON file's content with `{_PLACE: number}` for each list of numbers that is a `segmentation`, and where these are.
-
-    Polygons are nearly all that a large COCO file has; they are parsed for the images that are read.
-    """
-    places: list[tuple[int, int]] = []
-
-    def note(found: re.Match[bytes]) -> bytes:
-        places.append(found.span(1))
-        return b'"segmentation":{"%s":%d}' % (_PLACE.encode(), len(places) - 1)
-
-    try:
-        return json.loads(_POLYGONS.sub(note, path.read_bytes())), places
-    except (OSError, ValueError, RecursionError):
-        return loaded_json(path), []  # which says what is wrong, in terms of the file
-
-
 class CocoSet:
     """A COCO file; see `open_data_set`.
 
     Args:
         path: of the file.
-        content: of it, see `_without_polygons`.
+        outlined: its content.
         image_folder, within: see `open_data_set`.
-        places: of the polygons in the file.
     """
 
     form = "COCO"
 
-    def __init__(
-        self,
-        path: Path,
-        content: Mapping[str, Any],
-        image_folder: Path | None = None,
-        within: Sequence[Path] = (),
-        places: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        self.path, self._within, self._polygons = path, within, places
+    def __init__(self, path: Path, outlined: Outlined, image_folder: Path | None = None, within: Sequence[Path] = ()) -> None:
+        self.path, self._within, self._numbers, content = path, within, outlined.numbers, outlined.content
         beside = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         self._folders = [image_folder] if image_folder else beside
         with reading(path):
@@ -192,12 +179,7 @@ class CocoSet:
         for one in self._objects[index]:
             what = f"annotation {shown(one.get('id'))} of {self.path.name}"
             with reading(what):
-                value = one["segmentation"]
-                if isinstance(value, dict) and _PLACE in value:
-                    start, end = self._polygons[value[_PLACE]]
-                    with self.path.open("rb") as file:
-                        file.seek(start)
-                        value = json.loads(file.read(end - start))
+                value = self._numbers(one["segmentation"])
                 if isinstance(value, dict):
                     check_size(tuple(value["size"]), size, what)  # first: a size that is not true may need any memory
                     mask = decode_mask(value)
@@ -205,7 +187,8 @@ class CocoSet:
                     parts = [polygon_mask(part, size) for part in value]
                     mask = np.logical_or.reduce(parts) if parts else np.zeros(size, bool)
                 label = self._labels.get(one.get("category_id"), DEFAULT_LABEL)
-                objects.append(LabeledMask(mask, label, as_score(one.get("score"))))
+                track = one.get("track_id")
+                objects.append(LabeledMask(mask, label, as_score(one.get("score")), track if type(track) is int else None))
         return ReadImage(pixels, LabeledImage(self.names[index], size, objects))
 
 
@@ -444,7 +427,7 @@ class MaskSet:
 
     def labels(self, index: int) -> set[str]:
         """See `DataSet`."""
-        return {label for label, _ in self._objects(index)}
+        return {one.label for one in self._objects(index)}
 
     def mask_of(self, index: int) -> Path:
         """The file with the masks of an image."""
@@ -452,7 +435,7 @@ class MaskSet:
         check_inside(path, self._within)
         return path
 
-    def _objects(self, index: int) -> list[tuple[str, np.ndarray]]:
+    def _objects(self, index: int) -> list[LabeledMask]:
         path = self.mask_of(index)
         with reading(path), Image.open(path) as image:
             is_index = image.mode in ("L", "P", "1") or image.mode.startswith("I")
@@ -461,7 +444,8 @@ class MaskSet:
         found = found[found != _BACKGROUND]
         if len(found) > _MOST_VALUES:
             raise SAMError(f"{path} has {counted(len(found), 'value')}: it is not a mask, in which each value is an object.")
-        return [(DEFAULT_LABEL if len(found) == 1 else str(value), values == value) for value in found]
+        labels = [DEFAULT_LABEL if len(found) == 1 else str(value) for value in found]
+        return [LabeledMask(values == value, label, track=int(value)) for value, label in zip(found, labels, strict=True)]
 
     def image_of(self, index: int) -> Path:
         """See `DataSet`."""
@@ -471,7 +455,7 @@ class MaskSet:
         """See `DataSet`."""
         path = self.mask_of(index)
         pixels = pixels_of(self.image_of(index))
-        objects = [LabeledMask(mask, label) for label, mask in self._objects(index)]
+        objects = self._objects(index)
         for one in objects:
             check_size(one.mask.shape, pixels.shape[:2], str(path))
         return ReadImage(pixels, LabeledImage(self.names[index], pixels.shape[:2], objects))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,9 @@ from ..errors import SAMError
 from ..geometry import Size
 from .images import read_image
 from .objects import LabeledImage
+
+_PLACE = "samkit: place"
+_SHAPE = re.compile(rb'"(?:segmentation|points|rle)"\s*:\s*(?=\[)')
 
 
 class ReadImage(NamedTuple):
@@ -66,6 +70,48 @@ def loaded_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SAMError(f"{path} was not read as JSON: {error}") from error
+
+
+class Outlined:
+    """A JSON file without its shapes, which are nearly all that a large file has: they are parsed for images that are read.
+
+    Attributes:
+        content: of the file; for a list of numbers that is a `segmentation` (COCO), `points` or an `rle` (Label Studio) it has
+            an object that `numbers` takes.
+
+    Raises:
+        SAMError: the file cannot be read, or is not JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: list[tuple[int, int]] = []
+        try:
+            self.content: Any = json.loads(self._outline(path.read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            self.content = loaded_json(path)  # which says what is wrong, in terms of the file
+
+    def _outline(self, text: bytes) -> bytes:
+        """The text with an object for each list; their ends are looked for by what cannot be in one, which is quick."""
+        parts, done = [], 0
+        for shape in _SHAPE.finditer(text):
+            start = shape.end()
+            ends = (text.find(mark, start) for mark in (b'"', b"}"))
+            end = text.rfind(b"]", start, min(end for end in ends if end >= 0)) + 1
+            if end > start:
+                parts += [text[done:start], b'{"%s":%d}' % (_PLACE.encode(), len(self._places))]
+                self._places.append((start, end))
+                done = end
+        return b"".join([*parts, text[done:]])
+
+    def numbers(self, value: Any) -> Any:
+        """The list that an object in `content` stands for; any other value as it is."""
+        if not isinstance(value, dict) or _PLACE not in value:
+            return value
+        start, end = self._places[value[_PLACE]]
+        with self._path.open("rb") as file:
+            file.seek(start)
+            return json.loads(file.read(end - start))
 
 
 def loaded_object(path: Path) -> dict[str, Any]:

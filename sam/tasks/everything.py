@@ -49,8 +49,8 @@ class AutoMaskOptions:
         hq: see `PredictOptions`.
         concept: what was taught, or None. With it every point gives one mask, the one that was taught, and not three.
         tiles: overlapping tiles that are segmented beside the image, see `TILES`; `auto`: half as large as the model's
-            input, with half as many points a side, `off`: none. Unlike with crops, masks of two tiles that are parts of one object
-            are joined.
+            input, with half as many points a side, `off`: none. Unlike with crops, masks of two tiles that are parts of one
+            object are joined.
     """
 
     points_per_side: int = 32

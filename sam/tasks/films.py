@@ -3,23 +3,33 @@
 import hashlib
 import io
 import json
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from PIL import Image
 
+from ...utils.boxes import corners_of, tight_box
 from ...utils.checks import is_number
 from ...utils.marks import Name
 from ...utils.text import shown
 from ..datasets.films import VIDEO_SUFFIXES, FilmFrames, FolderFrames, VideoFrames, frame_order, video_reader
 from ..datasets.formats import data_set
 from ..datasets.images import upright
-from ..datasets.objects import LabeledImage, LabeledMask, Record
+from ..datasets.objects import DEFAULT_LABEL, LabeledImage, LabeledMask, Record
+from ..datasets.overlays import write_overlay
+from ..datasets.read import open_data_set
 from ..datasets.reading import loaded_json
+from ..datasets.rle import decode_mask, encode_mask
 from ..errors import SAMError
-from ..geometry import Geometry
+from ..geometry import Geometry, Size
 from ..models.checkpoints import SAM_MODELS
+from ..models.in_transformers.grounding import load_grounding
 from .folders import (
     FAILURES,
     PROMPT_KEYS,
@@ -34,9 +44,12 @@ from .folders import (
     prompts_hash,
     readable_suffixes,
 )
-from .track import FilmPrompt, TrackedFrame, track
+from .track import FilmPrompt, Track, TrackedFrame, TrackOptions, track
+from .words import find_boxes
 
 _KEYS = PROMPT_KEYS | {"frame", "object"}
+_SAME = 0.5  # least IoU of the box around an object and of one that is found for it
+_LEVEL = 1  # of zlib: masks are mostly runs of equal bytes
 
 
 class Film(NamedTuple):
@@ -153,13 +166,78 @@ def read_film_prompts(path: Path, films: Sequence[Film]) -> tuple[list[Film], li
     return chosen, [name for name in prompts if name not in known]
 
 
+def read_film_masks(path: Path, films: Sequence[Film], root: Path) -> tuple[list[Film], dict[str, str]]:
+    """Give films the masks of a data set as prompts: an object's mask on a frame is its mask there.
+
+    The data set's images are frames of the films, by name. Which masks of a film are one object is said by their track (COCO's
+    `track_id`, the value in an index PNG), or by their label where no frame has two with one label. Masks of a single frame are
+    an object each.
+
+    Args:
+        path: of the data set, in any form that `open_data_set` reads.
+        films: see `find_films`; only the frames of folders are files with a name.
+        root: the folder that their names are relative to.
+
+    Returns:
+        The films that have masks, and why others, or frames, were left out, by name.
+
+    Raises:
+        SAMError: the data set cannot be read, or none of its images is a frame.
+    """
+    data = open_data_set(path, None if (path / "images").is_dir() else root)
+    places = {film.frame_name(index): (film, index) for film in films for index in range(len(film.frames))}
+    found: dict[str, dict[int, list[LabeledMask]]] = {}
+    errors: dict[str, str] = {}
+    for number, name in enumerate(data.names):
+        if name not in places:
+            errors[name] = f"it is in {path.name}, but not a frame of the films"
+            continue
+        film, index = places[name]
+        try:
+            objects = [one for one in data.read(number).labeled.objects if one.mask.any()]
+        except SAMError as error:
+            errors[name] = str(error)
+            continue
+        if objects:
+            found.setdefault(film.file_name, {})[index] = objects
+    chosen = []
+    for film in films:
+        frames = found.get(film.file_name, {})
+        objects = [one for each in frames.values() for one in each]
+        if not objects:
+            continue
+        is_tracked = all(one.track is not None for one in objects)
+        is_named = all(len({one.label for one in each}) == len(each) for each in frames.values())
+        if not is_tracked and not is_named and len(frames) > 1:
+            errors[film.file_name] = (
+                f"{path.name} does not say which of its masks are one object: give them a track_id, give each object of a "
+                "frame a label of its own, or leave the masks of one frame"
+            )
+            continue
+        items = [
+            {
+                "frame": index,
+                "object": one.track if is_tracked else one.label if is_named else place,
+                "label": one.label,
+                "mask": encode_mask(one.mask),
+            }
+            for index, each in sorted(frames.items())
+            for place, one in enumerate(each, 1)
+        ]
+        labels = {item["object"]: item["label"] for item in reversed(items) if item["label"] != DEFAULT_LABEL}
+        chosen.append(film._replace(prompts=tuple({**one, "label": labels.get(one["object"], "")} for one in items)))
+    if not found:
+        raise SAMError(f"{path} has no mask of a frame of the films in {root}: its names are relative to that folder.")
+    return chosen, errors
+
+
 def film_prompts(
     items: Sequence[Mapping[str, Any]], geometry: Geometry, label: str
 ) -> tuple[dict[Name, dict[int, FilmPrompt]], dict[Name, str]]:
     """Items of a prompts file as prompts by object and frame, and the label of each object.
 
     Args:
-        items: see `read_film_prompts`; objects are in the order in which they first appear in it.
+        items: see `read_film_prompts` and `read_film_masks`; objects are in the order in which they first appear in it.
         geometry: of the film's frames.
         label: of objects without one.
 
@@ -182,6 +260,9 @@ def film_prompts(
             raise SAMError(
                 f"Object {name!r} has the labels {labels[name]!r} and {own!r} in the prompts file: an object has one."
             )
+        if "mask" in one:
+            prompts[name][frame] = FilmPrompt(mask=torch.from_numpy(decode_mask(one["mask"])))
+            continue
         prompt = prompt_of(one, geometry)
         prompts[name][frame] = FilmPrompt(prompt.points, prompt.labels, prompt.box)
     return prompts, {name: labels.get(name, label) for name in prompts}
@@ -193,18 +274,57 @@ class FilmWorker:
     def __init__(self, task: FolderTask) -> None:
         self.task = task
         self.model = SAM_MODELS.at(task.checkpoint, task.base_model).load(task.precision)
+        self.grounding = load_grounding(task.grounding) if task.grounding is not None else None
         self._format = data_set(task.format, Path())  # writes nothing
+
+    def _named(self, frames: FilmFrames) -> tuple[Track, dict[Name, str]]:
+        """What words name, followed forward, and the label of each object.
+
+        It is looked for every so many frames. What is found where an object of its label was followed to is that object;
+        anything else is a new one.
+        """
+        task = self.task
+        forward = replace(task.track or TrackOptions(), direction="forward", fill_flicker=0, remove_blinks=0)
+        known, labels, last = None, dict[Name, str](), np.zeros((0, *frames.size), bool)
+
+        def take(one: TrackedFrame) -> None:
+            nonlocal last
+            last = one.masks.cpu().numpy()
+
+        for first in range(0, len(frames), task.words_every):
+            some = frames[first : first + task.words_every]
+            if known is not None:  # on a frame that is looked at, where the known ones are now
+                known = track(self.model, some[:1], {}, take, forward, known, task.device_mode, first)
+            (found,) = find_boxes(self.grounding, some[:1], task.text, task.found, task.device_mode)
+            boxes = map(tight_box, last)
+            taken = [(label, corners_of(box)) for label, box in zip(labels.values(), boxes, strict=True) if box]
+            prompts: dict[Name, dict[int, FilmPrompt]] = {}
+            for box, label in zip(found.boxes, found.labels, strict=True):
+                label = label or task.label
+                if not any(label == other and _iou(box, corners) >= _SAME for other, corners in taken):
+                    name = len(labels) + 1
+                    labels[name], prompts[name] = label, {first: FilmPrompt(box=box)}
+            known = track(self.model, some, prompts, lambda _: None, forward, known, task.device_mode, first)
+        return known, labels
 
     def __call__(self, film: Film) -> ImageResult:
         is_models = False
         try:
             frames = film.open()
-            prompts, labels = film_prompts(film.prompts, self.model.geometry(frames.size), self.task.label)
+            known = None
+            if self.task.mode == "words":
+                is_models = True
+                (known, labels), prompts = self._named(frames), {}
+            else:
+                prompts, labels = film_prompts(film.prompts, self.model.geometry(frames.size), self.task.label)
             records: dict[int, Record] = {}
             files: dict[str, bytes] = {}
+            masks: dict[int, tuple[int, bytes]] = {}  # of each frame, for the overlay
 
             def take(found: TrackedFrame) -> None:
                 index, scores = found.index, found.object_scores.sigmoid().tolist()
+                if self.task.overlays is not None:
+                    masks[index] = len(scores), zlib.compress(np.packbits(found.masks.cpu().numpy()).tobytes(), _LEVEL)
                 each = zip(found.masks.cpu().numpy(), labels.values(), scores, range(1, len(scores) + 1), strict=True)
                 image = LabeledImage(film.frame_name(index), frames.size, [LabeledMask(*one) for one in each])
                 record, own = self._format.entry(image)
@@ -212,11 +332,29 @@ class FilmWorker:
                 files.update(own)
 
             is_models = True
-            track(self.model, frames, prompts, take, self.task.track, device_mode=self.task.device_mode)
+            track(self.model, frames, prompts, take, self.task.track, known, self.task.device_mode)
             record = {"file_name": film.file_name, "frames": [records[index] for index in range(len(frames))]}
+            if self.task.overlays is not None:
+                form = self.task.overlay_form
+                each = (_unpacked(*masks[index], frames.size) for index in range(len(frames)))
+                write_overlay(self.task.overlays / f"{film.stem}.{form}", form, frames, each)
             return ImageResult(film.file_name, record, files)
         except FAILURES as error:
             return failed(film, error, is_models and not isinstance(error, SAMError))
+
+
+def _iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two boxes (x1, y1, x2, y2)."""
+    x1, y1, x2, y2 = *np.maximum(one[:2], other[:2]), *np.minimum(one[2:], other[2:])
+    shared = max(0.0, x2 - x1) * max(0.0, y2 - y1)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / max(areas - shared, 1e-9)
+
+
+def _unpacked(count: int, packed: bytes, size: Size) -> np.ndarray:
+    """Masks bool `[N, H, W]` of a frame (H, W)."""
+    shape = count, *size
+    return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=math.prod(shape)).reshape(shape).astype(bool)
 
 
 def track_here(task: FolderTask, films: Sequence[Film]) -> Iterator[ImageResult]:

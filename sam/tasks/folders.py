@@ -77,6 +77,9 @@ class FolderTask:
         everything, found: options of the modes `everything` and `words`.
         base_model: with an adapter, the name of the model that it was trained on; empty is the one that it names.
         track: how the objects of films are followed; None: images are segmented, each on its own.
+        words_every: with `track` and the mode `words`, how many frames later objects are looked for again.
+        overlays: a folder for the films with their masks painted on them; None: none.
+        overlay_form: of these, see `write_overlay`.
         detail: second looks at the objects of the modes `words` and `prompts`, see `SecondLook`. `track` has its own.
     """
 
@@ -94,6 +97,9 @@ class FolderTask:
     found: GroundingOptions = field(default_factory=GroundingOptions)
     base_model: str = ""
     track: TrackOptions | None = None
+    words_every: int = 16
+    overlays: Path | None = None
+    overlay_form: str = "mp4"
     detail: Detail = "off"
 
     def __post_init__(self) -> None:
@@ -102,8 +108,13 @@ class FolderTask:
             normalise_text(self.text)
             if self.grounding is None:
                 raise SAMError("The mode words needs a Grounding DINO model.")
-        if self.track is not None and (self.mode != "prompts" or self.concept is not None):
-            raise SAMError("Only objects that are prompted are tracked: leave out the concept, and choose the mode prompts.")
+        if self.track is not None and (self.mode == "everything" or self.concept is not None):
+            raise SAMError(
+                "Only objects that are prompted or named are tracked: leave out the concept, and choose the mode prompts or "
+                "words."
+            )
+        if self.words_every < 1:
+            raise SAMError(f"words_every is {self.words_every}: it must be at least 1 frame.")
         if self.track is not None and self.format not in _FILM_FORMATS:
             raise SAMError(
                 f"{self.format} does not say which masks of a film are one object: write --coco or --index-png, which do."
@@ -129,6 +140,8 @@ class FolderTask:
         track = {"track": asdict(self.track)} if self.track is not None else {}
         if track and self.track.detail == "off":
             del track["track"]["detail"]
+        if self.track is not None and self.mode == "words":
+            track["words_every"] = self.words_every
         return {**common, **grounding, **concept, **categories, **track, **detail, **options}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -166,6 +166,7 @@ class Track:
         non_overlapping: see `TrackOptions`.
         objects: by name, in the order in which they were first prompted.
         first: the number, in the film, of the first of these frames.
+        computed: how many frames of each object the call that made it had to compute.
     """
 
     model: str
@@ -174,6 +175,7 @@ class Track:
     non_overlapping: bool
     objects: Mapping[Name, _ObjectTrack]
     first: int = 0
+    computed: Mapping[Name, int] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -232,6 +234,7 @@ def track(
     known: Track | None = None,
     device_mode: DeviceMode = "AUTO",
     first_frame: int | None = None,
+    earlier: Track | None = None,
 ) -> Track:
     """Follow objects through a film; the masks of each frame are handed on as soon as they are complete.
 
@@ -253,6 +256,8 @@ def track(
         device_mode: see `placed`.
         first_frame: the number, in the film, of the first of the images, where they are a part of a film. Prompts may then be
             those of the whole film: those of later parts only name their objects. None: the images are the whole film.
+        earlier: what was made of the film before by other prompts, which do not matter now: up to the first frame on which the
+            prompts of an object differ, it is not computed again. A track of another film, model or method is ignored.
 
     Returns:
         What is known now, up to the last of the images, for the next call.
@@ -286,25 +291,29 @@ def track(
     _check(prompts, first, end, run.size, before, is_part=first_frame is not None)
     names = list(dict.fromkeys((*before, *(name for name, frames in prompts.items() if frames))))
     thinned = _Thinned(end, len(names), method, first)
+    made = Track(identity, keys, run.size, options.non_overlapping, {}, first_known)
+    reusable = earlier.objects if earlier is not None and replace(earlier, objects={}, computed={}) == made else {}
     works = []
     for name in names:
         old = before.get(name, _ObjectTrack())
         if known is not None and known.non_overlapping != options.non_overlapping:
             old = _ObjectTrack(old.prompts)
         now = {frame: one for frame, one in {**old.prompts, **prompts.get(name, {})}.items() if frame < end}
-        works.append(_Work(name, old, now, options.direction, thinned))
+        choices = (_Work(name, one, now, options.direction, thinned) for one in (old, reusable.get(name)) if one is not None)
+        works.append(min(choices, key=lambda work: work.count))
     for work in works:
         if (needed := min((frame for side in work.left for frame in side), default=first)) < first:
             raise SAMError(
                 f"Object {work.name!r} would have to be followed from frame {needed} again, but the images begin with frame "
                 f"{first}. Track the parts of the film in order, all with the same options."
             )
+    computed = {work.name: work.count for work in works}
     held = _Held(run.size) if options.fill_flicker or options.remove_blinks else None
     _Film(method, run, first, works, take if held is None else held.put, options).run()
     if held is not None:
         held.hand_on(take, [{frame - first for frame in work.prompts} for work in works], options)
     objects = {work.name: work.track for work in works}
-    return Track(identity, keys, run.size, options.non_overlapping, objects, first_known)
+    return replace(made, objects=objects, computed=computed)
 
 
 def _check_known(known: Track, identity: str, run: EncoderRun, first_frame: int | None) -> None:
@@ -414,6 +423,7 @@ class _Work:
     Attributes:
         track: what is known now.
         left: for each of the two sweeps, forward and backward, the frames that are to be computed, in order.
+        count: how many these are.
     """
 
     def __init__(
@@ -437,6 +447,7 @@ class _Work:
         self.track = _ObjectTrack(prompts, order, self.track.answers, self.track.pointers, self.track.maps)
         self.left = tuple(forward)[same:], tuple(backward)[max(0, same - len(forward)) :]
         self._left = tuple(map(frozenset, self.left))
+        self.count = sum(map(len, self.left))
 
     def _is_ready(self, done: Sequence[int], frame: int, old: _ObjectTrack, backward: bool) -> bool:
         """Whether the maps that a frame attends to are all there."""

@@ -44,6 +44,12 @@ export class PreviewClient {
     return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp") };
   }
 
+  /** A mask of SAM Track's last run: {png, area}. @param {object} question  {track: {file, object, frame}, colour, form} */
+  async tracked(question) {
+    const response = await this.#post("/samkit/tracked", question);
+    return { png: await response.blob(), area: Number(response.headers.get("X-SAMKit-Area")) };
+  }
+
   /** SAM's candidates for an object: [{candidate, score, area, png}], `png` a small one in base64. */
   async candidates(question) {
     const response = await this.#post("/samkit/candidates", question);

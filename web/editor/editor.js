@@ -4,6 +4,7 @@ import { Brush } from "./brush.js";
 import { PreviewClient, pollFor } from "./client.js";
 import { contract } from "./contract.js";
 import { Everything } from "./everything.js";
+import { makeFilm } from "./film.js";
 import { makeFinish } from "./finish.js";
 import { clamped, View } from "./geometry.js";
 import { Gestures } from "./gestures.js";
@@ -16,12 +17,15 @@ import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { keepKeys, make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
+import { Tracked } from "./tracked.js";
 import { INSIDE, paintLayer, ViewMode } from "./views.js";
 import { Words } from "./words.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
 const PINCH = { speed: 0.01, most: 0.3 }; // a trackpad's steps are small; a wheel's with Ctrl are large, and must not zoom too far
+const RESTING = 100; // milliseconds that a frame of a film is shown before it is encoded: not each one that is passed
+const OLD = 0.45; // strength of a mask that SAM Track has made of other marks
 const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
 let editors = 0;
 
@@ -32,12 +36,14 @@ let editors = 0;
  * @property {boolean} isConnected  whether something is connected to `image`
  * @property {boolean} isOlder  whether the graph has changed since a run has made them
  * @property {boolean} givesEmptyMasks  whether other nodes take the masks, and no model is connected
+ * @property {boolean} isTracked  whether SAM Track takes the marks
  * @property {boolean} isRunning  whether they are being made, or the model
  * @property {number | null} progress  of that, 0 to 1
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
  * @property {(image: ImageName, version: string) => string} url
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
+ * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
  * @property {() => void} [loadImage]  run what is upstream of the image
@@ -60,7 +66,7 @@ export class PromptEditor {
   unit = 1;
   stageSize = { width: 1, height: 1 };
   view = new View();
-  #source = { images: [], isConnected: false, isOlder: false, givesEmptyMasks: false, isRunning: false, progress: null };
+  #source = { images: [], isConnected: false, isOlder: false, givesEmptyMasks: false, isTracked: false, isRunning: false, progress: null };
   #model = null;
   #isSeen = false;
   #isVisited = false;
@@ -72,6 +78,8 @@ export class PromptEditor {
   #drawing = 0;
   #wheeled = 0;
   #known = new Map(); // object -> its item, until something changes
+  #standing = new Map(); // object -> how SAM Track has it on the shown frame, until something changes
+  #frame = { shown: 0, timer: 0, isResting: true };
   #complained = null;
   #refused = null;
   #alive = null;
@@ -87,6 +95,7 @@ export class PromptEditor {
     this.client = new PreviewClient({ send: host.send, editor });
     this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
+    this.tracked = new Tracked({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#trackedCame() });
     this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
     this.brush = new Brush(this);
     this.#build();
@@ -103,10 +112,11 @@ export class PromptEditor {
     this.finish = makeFinish(this);
     this.toolbar = makeToolbar(this);
     this.objects = makeObjects(this);
+    this.film = makeFilm(this);
     this.statusLine = make("div", { className: "samkit-status", role: "status" });
     const middle = make("div", { className: "samkit-middle" }, this.stage, this.objects.element);
     this.foot = make("div", { className: "samkit-foot" }, this.statusLine);
-    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.foot, this.toolbar.candidates);
+    this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.film.element, this.foot, this.toolbar.candidates);
     this.element.samkit = this;
     this.everything = new Everything(this);
     this.words = new Words(this);
@@ -165,10 +175,18 @@ export class PromptEditor {
     this.#alive?.abort();
     this.#alive = null;
     this.#isSeen = false;
+    clearTimeout(this.#frame.timer);
     this.preview.dispose();
+    this.tracked.forget();
     this.shown.dispose();
     this.state.image = null;
+    this.#forget();
+  }
+
+  /** Find out anew what is wanted. */
+  #forget() {
     this.#known.clear();
+    this.#standing.clear();
   }
 
   #seen(isSeen) {
@@ -221,7 +239,17 @@ export class PromptEditor {
     this.#source = { ...this.#source, ...source };
     if (JSON.stringify(this.#source) === before) return;
     this.state.setFrames(Math.max(1, this.#source.images.length));
+    this.state.setFilm(this.#source.isTracked && this.#source.images.length > 1);
     this.#changed();
+  }
+
+  /** @param {import("./tracked.js").Track | null} track  what a run of SAM Track has made of the marks */
+  setTrack(track) {
+    if (this.tracked.take(track)) this.#changed();
+  }
+
+  get isSeen() {
+    return this.#isSeen;
   }
 
   /** The image that is shown, or null. */
@@ -470,13 +498,21 @@ export class PromptEditor {
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
   #layers() {
     const items = this.#items();
-    if (this.hidden || !this.shownImage || (!items.length && !this.#place)) return [];
+    const tracked = this.#trackedItems();
+    if (this.hidden || !this.shownImage || (!items.length && !tracked.length && !this.#place)) return [];
     const isMissing = items.some(({ key }) => !this.preview.find(key));
     this.#staleSince = isMissing ? this.#staleSince ?? performance.now() : null;
     const fresh = 1 - (performance.now() - (this.#staleSince ?? Infinity) - FADE.after) / FADE.during;
     const strength = Math.max(FADE.least, Math.min(1, fresh));
     if (isMissing && strength > FADE.least) this.redraw();
-    const layers = items.reverse().map(({ key, object }) => this.#layer(key, object, strength)).filter(Boolean);
+    const { current } = this.state;
+    const made = items.reverse().map(({ key, object }) => ({ object, layer: this.#layer(key, object, strength) }));
+    const followed = tracked.map(({ key, object, isOld }) => {
+      const found = this.tracked.find(key);
+      return { object, layer: found && { bitmap: found.bitmap, strength: (object === current ? 1 : 0.7) * (isOld ? OLD : 1) } };
+    });
+    const ordered = [...followed, ...made].sort((a, b) => (a.object === current) - (b.object === current));
+    const layers = ordered.map(({ layer }) => layer).filter(Boolean);
     const hovered = this.#hoverItem();
     const hover = hovered && this.preview.find(hovered.key);
     if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75, isHover: true });
@@ -497,6 +533,7 @@ export class PromptEditor {
     const was = this.stageSize;
     this.stageSize = { width: Math.max(1, this.stage.clientWidth), height: Math.max(1, this.stage.clientHeight) };
     if (was.width === this.stageSize.width && was.height === this.stageSize.height) return;
+    this.film.update();
     if (!this.image || this.view.isFitted(this.image, was, MARGIN)) return this.fit();
     this.view.pan((this.stageSize.width - was.width) / 2, (this.stageSize.height - was.height) / 2);
     this.redraw();
@@ -569,7 +606,8 @@ export class PromptEditor {
 
   #changed() {
     if (!this.element) return;
-    this.#known.clear();
+    this.#forget();
+    this.#rest();
     this.#loadImage();
     this.#refresh();
     this.#update();
@@ -587,11 +625,32 @@ export class PromptEditor {
     this.#update();
   }
 
+  /** Another frame of a film is encoded when it stays: not each one that somebody passes. */
+  #rest() {
+    const { frame, frames } = this.state;
+    if (frame === this.#frame.shown) return;
+    clearTimeout(this.#frame.timer);
+    const isResting = frames < 2;
+    const rest = () => {
+      this.#frame.isResting = true;
+      this.#refresh();
+      this.#update();
+    };
+    this.#frame = { shown: frame, isResting, timer: isResting ? 0 : setTimeout(rest, RESTING) };
+  }
+
+  /** A mask of SAM Track has come, or all are gone. */
+  #trackedCame() {
+    this.#forget();
+    this.#refresh();
+    this.#update();
+  }
+
   /** What the server has read must be what is shown: a file may be written over in place. */
   #compare() {
     const { prepared } = this.preview;
     if (!prepared || !this.image) return;
-    const stamps = new Set([prepared.stamp, ...this.masks.map(({ answer }) => answer.stamp)]);
+    const stamps = new Set([prepared.stamp, ...this.#fromPreview().map(({ answer }) => answer.stamp)]);
     const fits = prepared.width === this.image.width && prepared.height === this.image.height;
     const seen = JSON.stringify([this.shown.name, [...stamps]]);
     if ((fits && stamps.size === 1) || seen === this.#compared) return;
@@ -608,6 +667,7 @@ export class PromptEditor {
     this.toolbar.update();
     this.finish.update();
     this.objects.update();
+    this.film.update();
     this.everything.update();
     this.words.update();
     this.#describe();
@@ -619,7 +679,8 @@ export class PromptEditor {
     const { images, isConnected, isOlder, givesEmptyMasks, isRunning, progress } = this.#source;
     const answer = this.#find(state.current)?.answer ?? null;
     const object = state.objects.length > 1 ? state.object.name : null;
-    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object });
+    const tracked = this.#trackedStatus();
+    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object, tracked });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
@@ -638,7 +699,7 @@ export class PromptEditor {
 
   /** What will be shown is known: the server can encode it while the browser loads it. */
   #coming() {
-    this.#known.clear();
+    this.#forget();
     this.#refresh();
   }
 
@@ -653,7 +714,7 @@ export class PromptEditor {
     if (isOther) this.fit();
     const from = image && state.follow(image);
     if (from) this.#followed = { text: state.text, from };
-    this.#known.clear();
+    this.#forget();
     this.#refresh();
     this.#update();
   }
@@ -686,7 +747,8 @@ export class PromptEditor {
     const key = JSON.stringify(subject);
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
-    this.preview.want(this.#isNeeded ? subject : null, this.#items());
+    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items());
+    this.tracked.want(this.#isSeen && !document.hidden ? this.#trackedItems() : []);
   }
 
   #latestOf = null;
@@ -695,9 +757,10 @@ export class PromptEditor {
   #item(object, more = null) {
     if (!more && this.#known.has(object)) return this.#known.get(object);
     const form = more ? "tint" : this.mode.form;
-    const question = { ...this.state.question(object, more), form };
+    const start = this.#startOf(object);
+    const question = { ...this.state.question(object, more), form, ...(start && { start }) };
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1]);
+    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -705,20 +768,68 @@ export class PromptEditor {
   /** What is wanted: a mask for each object that is seen and has marks here, the selected one's first. */
   #items() {
     const { state } = this;
-    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && state.hasContent(object));
+    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && state.hasContent(object) && !this.#isFollowed(object));
     return places.sort((a, b) => (b === state.current) - (a === state.current)).map((object) => this.#item(object));
   }
 
   #find(object) {
-    const found = this.state.objects[object].hidden || !this.state.hasContent(object) ? null : this.#item(object);
+    const isNone = this.state.objects[object].hidden || !this.state.hasContent(object) || this.#isFollowed(object);
+    const found = isNone ? null : this.#item(object);
     return found && this.preview.find(found.key);
   }
 
-  /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order. */
+  /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order; SAM Track's too (isTracked). */
   get masks() {
+    const followed = this.shownImage ? this.#trackedItems().map(({ key, object }) => ({ object, found: this.tracked.find(key) })) : [];
+    const theirs = followed.filter(({ found }) => found).map(({ object, found: { bitmap, area } }) => ({ object, bitmap, answer: { area }, isTracked: true }));
+    return [...this.#fromPreview(), ...theirs].sort((a, b) => a.object - b.object);
+  }
+
+  #fromPreview() {
     if (!this.shownImage) return []; // they are of an image that is still being loaded
     const found = [...this.state.objects.keys()].map((object) => ({ object, ...this.#find(object) }));
     return found.filter(({ bitmap }) => bitmap);
+  }
+
+  // --- the masks of SAM Track
+
+  /** How SAM Track's last run has an object on the shown frame; null where it has not. */
+  #standingOf(object) {
+    if (!this.#standing.has(object)) this.#standing.set(object, this.tracked.standing(this.state, object, this.state.frame));
+    return this.#standing.get(object);
+  }
+
+  /** Whether what is shown of an object here is SAM Track's: it was tracked, and its marks on this frame are those of that run. */
+  #isFollowed(object) {
+    const standing = this.#standingOf(object);
+    return standing !== null && !standing.differs && !this.state.paintOf(object).length;
+  }
+
+  /** What to ask for SAM Track's masks of the shown frame: of each object that is followed to it and was seen. */
+  #trackedItems() {
+    const { state } = this;
+    const places = [...state.objects.keys()].filter((object) => !state.objects[object].hidden && this.#isFollowed(object));
+    return places.map((object) => ({ object, ...this.#standingOf(object) })).filter(({ isSeen }) => isSeen).map((standing) => {
+      const { object, isOld } = standing;
+      return { object, isOld, ...this.tracked.item(standing, state.frame, state.objects[object].colour, this.mode.form) };
+    });
+  }
+
+  /** The mask that SAM Track had for an object here, which a click on it corrects; none where the object begins. */
+  #startOf(object) {
+    const { state } = this;
+    const standing = this.#standingOf(object);
+    const isBegun = state.markedFrames(object)[0] < state.frame;
+    if (!standing?.isSeen || !isBegun || state.frame > standing.from) return null;
+    return this.tracked.item(standing, state.frame, "", "").question.track;
+  }
+
+  #trackedStatus() {
+    const { current, objects } = this.state;
+    if (objects[current].hidden || !this.#isFollowed(current)) return null;
+    const { isSeen, isOld } = this.#standingOf(current);
+    const found = this.masks.find(({ object, isTracked }) => isTracked && object === current);
+    return { isSeen, isOld, area: found?.answer.area ?? null };
   }
 
   /** The selected object's mask, where it is up to date. */
@@ -731,7 +842,7 @@ export class PromptEditor {
    * there too. An object that has no marks yet takes any click. */
   objectAt(place) {
     const { state } = this;
-    if (!state.hasContent(state.current)) return null;
+    if (!state.hasContent(state.current) && !this.#isFollowed(state.current)) return null;
     const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place, INSIDE[this.mode.form]));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;

@@ -1,6 +1,8 @@
 /** What the keys do while the editor is what was last used. */
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const FRAMES = { ",": ({ frame }) => frame - 1, ".": ({ frame }) => frame + 1, Home: () => 0, End: ({ frames }) => frames - 1 };
+const inFilm = (frame, { frames }) => Math.max(0, Math.min(frames - 1, frame));
 const CANDIDATE_OF = { 0: "best", 1: "smallest", 2: "middle", 3: "largest" };
 
 /** What the legend says, in its order. */
@@ -21,6 +23,7 @@ export const LEGEND = [
   ["A, held down", "the image alone"],
   ["Wheel or pinch, Space + drag, F", "zoom, pan, fit"],
   ["Delete, arrows, Tab", "remove, move, next mark"],
+  [", and . or arrows, Home, End", "frame before, next, first, last"],
   ["Ctrl + Z, Ctrl + Y", "undo, redo"],
 ];
 
@@ -56,10 +59,12 @@ function actionOf(event, editor) {
     return key === "y" ? () => state.redo() : null;
   }
   if (key in ARROWS) {
-    if (state.selected === null || !editor.image) return null;
     const [dx, dy] = ARROWS[key].map((step) => step * (shiftKey ? 10 : 1));
+    if (state.selected === null && state.frames > 1 && dx) return () => state.showFrame(inFilm(state.frame + dx, state));
+    if (state.selected === null || !editor.image) return null;
     return () => editor.nudge(dx, dy);
   }
+  if (state.frames > 1 && key in FRAMES) return () => state.showFrame(inFilm(FRAMES[key](state), state));
   if (key in CANDIDATE_OF) return () => state.chooseCandidate(CANDIDATE_OF[key]);
   const remove = () => { if (state.selected !== null) state.remove(state.selected); };
   const actions = {

@@ -93,6 +93,22 @@ export function usesMasks(graph, id) {
   return Object.values(graph).some(({ inputs }) => Object.values(inputs ?? {}).some(isTaken));
 }
 
+// Places of the editor's outputs that are marks, and the inputs of SAM Track for them.
+const MARKS = new Set([0, 1, 2]);
+const PROMPTS = ["positive_coords", "negative_coords", "bboxes"];
+
+/** Whether a node is a SAM Track that takes the editor's marks; of no node: whether there is one. */
+export function isTracked(graph, id, track = null) {
+  const takes = ({ class_type: kind, inputs }) => kind === "SAMKit_Track"
+    && PROMPTS.some((name) => Array.isArray(inputs?.[name]) && String(inputs[name][0]) === String(id) && MARKS.has(inputs[name][1]));
+  return track === null ? Object.values(graph).some(takes) : track in graph && takes(graph[track]);
+}
+
+/** Whether an image file may have several frames: who knows is the server. */
+export function mayBeFilm({ filename }) {
+  return /\.(webp|gif|apng)$/i.test(filename);
+}
+
 /** Whether something is connected to the editor's `sam_model`. */
 export function hasModel(graph, id) {
   return feeding(graph, id, "sam_model") !== null;

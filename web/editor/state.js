@@ -23,6 +23,7 @@ export class EditorState {
   frame = 0;
   frames = 1;
   onlyThisFrame = false;
+  isFilm = false; // whether the frames are those of a film that SAM Track follows the objects through: each mark is one frame's
   image = null; // {width, height} of what is shown
   #undo = []; // steps: {text, ids, current, problem}
   #redo = [];
@@ -64,9 +65,20 @@ export class EditorState {
     return this.isNewer ? this.#loaded.text : writeText(this, { view: false });
   }
 
+  /** Who the objects are, from step to step: another list whenever there are others, or in another order. */
+  get ids() {
+    return this.#ids;
+  }
+
   /** Indices of the marks that are used for the frame that is shown. */
   get shown() {
-    return [...this.marks.keys()].filter((index) => (this.marks[index].frame ?? this.frame) === this.frame);
+    const all = this.#isOfFirst ? 0 : this.frame;
+    return [...this.marks.keys()].filter((index) => (this.marks[index].frame ?? all) === this.frame);
+  }
+
+  /** Whether marks without a frame are those of the first one: of a film while no mark has a frame, as SAM Track has it. */
+  get #isOfFirst() {
+    return this.isFilm && !this.marks.some((mark) => "frame" in mark);
   }
 
   /** Indices of the marks that are drawn: those of hidden objects are not. */
@@ -168,6 +180,32 @@ export class EditorState {
     this.current = Math.min(this.current, objects.length - 1);
   }
 
+  /** Whether each mark is one frame's, see `isFilm`. */
+  setFilm(isFilm) {
+    if (isFilm === this.isFilm) return;
+    this.isFilm = this.onlyThisFrame = isFilm;
+    this.onChange();
+  }
+
+  /** The frames that an object is marked or painted on, those for all frames left out, in order. */
+  markedFrames(object) {
+    const marks = this.marks.filter((mark) => mark.object === object);
+    const all = this.#isOfFirst ? 0 : undefined;
+    const frames = [...marks.map(({ frame = all }) => frame), ...(this.objects[object].paint ?? []).map(({ frame }) => frame)];
+    return [...new Set(frames.filter((frame) => frame < this.frames))].sort((a, b) => a - b);
+  }
+
+  /** The nearest frame before (step -1) or after (1) the shown one that the selected object is marked on; null where there is none. */
+  markedFrame(step) {
+    const found = this.markedFrames(this.current).filter((frame) => (frame - this.frame) * step > 0);
+    return (step > 0 ? found[0] : found.at(-1)) ?? null;
+  }
+
+  showMarked(step) {
+    const frame = this.markedFrame(step);
+    if (frame !== null) this.showFrame(frame);
+  }
+
   /** How many frames there are; marks for a single frame make sense for several only. */
   setFrames(count) {
     if (count === this.frames) return;
@@ -187,12 +225,19 @@ export class EditorState {
     if (isBox(made) && this.marksOf(this.current).some(isBox)) this.#append();
     if (this.object.locked) return false;
     if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
+    this.#pin();
     this.marks.push({ ...made, object: this.current });
     this.selected = this.marks.length - 1;
     if (commit) return this.commit();
     if (!this.#fits()) return false;
     this.onChange();
     return true;
+  }
+
+  /** Marks of a film that have no frame were its first frame's; beside a mark with a frame they would be those of all frames. */
+  #pin() {
+    if (!this.#isOfFirst) return;
+    this.marks = this.marks.map((mark) => ({ ...mark, frame: 0 }));
   }
 
   /** Replace a mark's place; nothing where it is gone, as when undo comes in the middle of a drag. */
@@ -297,6 +342,7 @@ export class EditorState {
    */
   addObjects(made) {
     const frame = this.frames > 1 ? { frame: this.frame } : {};
+    this.#pin();
     const isUsed = this.#isUsed(this.objects.length - 1);
     const { limits } = contract;
     const room = made.slice(0, (limits.objects ?? Infinity) - this.objects.length + (isUsed ? 0 : 1));

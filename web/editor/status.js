@@ -10,10 +10,17 @@ const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one :
  * @param {import("./preview.js").State} view.preview
  * @param {import("./client.js").Answer | null} view.answer  of the selected object's mask
  * @param {string | null} view.object  the selected object's name, where there are several
+ * @param {{isSeen: boolean, isOld: boolean, area: number | null} | null} [view.tracked]  SAM Track's mask of it, where that is shown
  */
-export function statusOf({ image, hasModel, preview, answer, object }) {
+export function statusOf({ image, hasModel, preview, answer, object, tracked = null }) {
   if (!image) return "";
   const size = `${image.width} × ${image.height}`;
+  if (tracked) {
+    const area = tracked.area === null ? "" : `${tracked.area.toLocaleString("en")} px`;
+    const found = tracked.isSeen ? area : "not seen on this frame";
+    const old = tracked.isOld ? "before the last change: run again" : "";
+    return [object, "SAM Track", found, old, size].filter(Boolean).join(" · ");
+  }
   if (!hasModel) return `${size} · connect a SAM model to see masks`;
   if (preview.busy) return "ComfyUI is running a prompt. The preview continues when it is done.";
   if (preview.name === "failed") return preview.message;

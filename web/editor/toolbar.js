@@ -89,7 +89,7 @@ export function makeToolbar(editor) {
     name(clear, editor.frameCount > 1 ? "Remove this frame's own marks (those for all frames stay)" : "Remove all marks");
     clearAll.hidden = editor.frameCount < 2;
     clearAll.disabled = !state.marks.length;
-    send.disabled = !editor.masks.length;
+    send.disabled = !editor.masks.some(({ isTracked }) => !isTracked);
     candidate.value = state.candidate;
     candidate.disabled = Boolean(state.object.locked);
     choose.update();
@@ -222,6 +222,7 @@ function makeFrames(editor) {
     choose.value = state.frame;
     number.value = `${state.frame + 1} / ${editor.frameCount}`;
     only.checked = state.onlyThisFrame;
+    label.hidden = all.hidden = state.isFilm;
     next.disabled = state.frame + 1 >= editor.frameCount || !state.marks.some((mark) => mark.object === state.current && mark.frame === state.frame);
     all.disabled = !state.marksOf(state.current).length;
   };
