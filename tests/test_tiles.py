@@ -143,16 +143,16 @@ def test_crops_stay_beside_tiles(bright):
 
 
 def test_the_demo_model_finds_more_small_objects(demo_model):
+    """See also `benchmarks/detail.py`."""
     from scenes import Crowd, make_scene, tight_box
 
-    scene = make_scene(5_000_001, (900, 1200), Crowd((12, 16), 30 / 1200, 300 / 1200, 1.2, 25 / 1200, 30))
-    small = [mask for mask in scene.masks if max(np.subtract(tight_box(mask)[2:], tight_box(mask)[:2])) < 100]
-    loose = {"points_per_side": 16, "pred_iou_thresh": 0.8, "stability_score_thresh": 0.9}
+    size = (600, 800)
+    scene = make_scene(5_000_001, size, Crowd((12, 16), 24 / 800, 200 / 800, 1.4, 20 / 800, 30))
+    small = [mask for mask in scene.masks if max(np.subtract(tight_box(mask)[2:], tight_box(mask)[:2])) < 60]
+    loose = {"points_per_side": 12, "pred_iou_thresh": 0.8, "stability_score_thresh": 0.9}
     counts = []
     for tiles in ("off", "auto"):
-        found = [
-            one.full((900, 1200)) for one in segment_everything(demo_model, scene.image, AutoMaskOptions(**loose, tiles=tiles))
-        ]
+        found = [one.full(size) for one in segment_everything(demo_model, scene.image, AutoMaskOptions(**loose, tiles=tiles))]
         counts.append(sum(any(iou(mask, wanted) > 0.75 for mask in found) for wanted in small))
     assert counts[1] > counts[0], counts
 
