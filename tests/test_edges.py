@@ -357,7 +357,8 @@ def test_labels_have_no_separators():
 
 def test_no_class_of_a_data_set_is_a_separator(tmp_path, monkeypatch, grounding):  # noqa: F811
     monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
-    (found,) = find_boxes(grounding, [make_image(60, 90)], TEXT, type("Options", (), {**EVERYTHING, "max_boxes": 0}))
+    options = type("Options", (), {**EVERYTHING, "max_boxes": 0, "tiles": "off"})
+    (found,) = find_boxes(grounding, [make_image(60, 90)], TEXT, options)
     assert any(found.labels) and not any(set(label) & set("[].") for label in found.labels)
     bboxes = [[dict(zip(("x", "y", "width", "height"), (0, 0, 20, 20), strict=True), label=found.labels[0])]]
     SaveMasks().execute([IMAGE], [torch.ones(1, 60, 80)], ["set"], ["COCO RLE"], bboxes=[bboxes])

@@ -37,6 +37,7 @@ from samkit.sam import (
     save_embedding,
     with_decoder,
 )
+from samkit.utils.crops import cut
 from test_stream import BatchManager, prompt_of
 
 CALLS, EACH = 2000, 100
@@ -71,6 +72,7 @@ def world(tmp_path_factory):
         "SAMKIT_LOGITS": [torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 4.0)],
         "BOUNDING_BOX": [None, [], box, [box], [[{**box, **score}]], (3, 4, 20, 30), np.array([[3.0, 4, 9, 9]]), shares],
         "VHS_BatchManager": [BatchManager()],
+        "SAMKIT_CROP": [cut(image((48, 64)), torch.ones(1, 48, 64), 1.5, side, 8)[0] for side in (0, 32)],
         "positive_coords": [point, "[]", '[[{"x": 0.5, "y": 0.25}]]'],
         "negative_coords": ['[{"x": 1, "y": 1}]', "[]"],
         "text": ["cat. dog.", "a cat, red dog"],
@@ -262,7 +264,7 @@ def call_of(number, world):
     hidden = {name: rng.choice(world[1].get(kind, [None])) for name, kind in groups.get("hidden", {}).items()}
     for name in rng.sample(sorted(given), min(len(given), rng.choice([0, 0, 0, 1, 1, 2]))):
         value = given[name]
-        is_tensor = isinstance(value, torch.Tensor) and value.ndim > 2 and rng.random() < 0.6
+        is_tensor = isinstance(value, torch.Tensor) and not value.is_nested and value.ndim > 2 and rng.random() < 0.6
         given[name] = odd_tensor(value, rng) if is_tensor else hostile(world, rng)
     if getattr(node, "INPUT_IS_LIST", False) and rng.random() < 0.8:
         given = {name: value if isinstance(value, list) and rng.random() < 0.5 else [value] for name, value in given.items()}
