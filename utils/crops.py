@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import SAMError
-from .images import as_image, as_masks, colours, resize_masks
+from .images import Frames, as_masks, colours, resize_masks
 from .text import counted
 
 Size = tuple[int, int]
@@ -52,12 +52,12 @@ def cut(image: Tensor, masks: Tensor, context: float, side: int, multiple: int) 
         multiple: width and height become multiples of this.
 
     Returns:
-        Where they are; the crops `[N, h, w, C]`; and their masks `[N, h, w]`.
+        Where they are; the crops `[N, h, w, C]`, limited to 0..1; and their masks `[N, h, w]`.
 
     Raises:
-        SAMError: not an IMAGE or a MASK, of different sizes, or numbers that do not fit.
+        SAMError: not an IMAGE (see `Frames`) or a MASK, of different sizes, or numbers that do not fit.
     """
-    as_image(image)
+    _check(image)
     given = as_masks(masks, "masks") if masks.numel() else masks.new_zeros(image.shape[:3], dtype=torch.float32)
     if given.shape[1:] != image.shape[1:3]:
         sizes = [f"{width}x{height}" for height, width in (given.shape[1:], image.shape[1:3])]
@@ -79,7 +79,7 @@ def cut(image: Tensor, masks: Tensor, context: float, side: int, multiple: int) 
         rows, columns = (torch.arange(start, start + length) for start, length in zip((y, x), size, strict=True))
         frame = image[crops.frame_of(index)]
         part = frame[rows.clamp(0, frame.shape[0] - 1)][:, columns.clamp(0, frame.shape[1] - 1)]
-        images[index] = _resized(part[None], (made[0], made[1]))[0]
+        images[index] = _resized(part[None], (made[0], made[1]))[0].clamp(0, 1)
         mask = given.new_zeros(size)
         inside, there = _inside(crops, index)
         mask[there] = given[index][inside]
@@ -101,9 +101,9 @@ def stitch(crops: Crops, image: Tensor) -> Tensor:
         IMAGE `[B, H, W, C]`.
 
     Raises:
-        SAMError: not an IMAGE, or not one for each crop.
+        SAMError: not an IMAGE (see `Frames`), or not one for each crop.
     """
-    as_image(image)
+    _check(image)
     if len(image) != len(crops.masks):
         raise SAMError(
             f"image has {counted(len(image), 'frame')}, but there are {counted(len(crops.masks), 'crop')}: connect what the "
@@ -114,11 +114,18 @@ def stitch(crops: Crops, image: Tensor) -> Tensor:
     result = base.expand(*base.shape[:3], channels).clone()
     for index, mask in enumerate(crops.masks):
         inside, there = _inside(crops, index)
-        made = _resized(colours(image[index : index + 1]).to(result), crops.size)[0][there]
+        made = _resized(colours(image[index : index + 1]).to(result).clamp(0, 1), crops.size)[0][there]
         place, weight = result[crops.frame_of(index)][inside], mask[inside].to(result)[..., None]
-        place.copy_(torch.where(weight > 0, torch.lerp(place, made.expand_as(place), weight), place))
+        place.copy_(torch.lerp(place, made.expand_as(place), weight))  # exact where the weight is 0 or 1
     has_alpha = crops.image.shape[3] in (2, 4)
     return torch.cat([result, crops.image[..., -1:]], dim=3) if has_alpha else result
+
+
+def _check(image: Tensor) -> None:
+    """Whether each frame is an image: what is refused elsewhere is refused here too, though it is not converted."""
+    frames = Frames(image)
+    for index in range(len(frames)):
+        frames[index]
 
 
 def _box(mask: Tensor) -> tuple[int, int, int, int] | None:
