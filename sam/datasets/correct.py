@@ -412,6 +412,7 @@ def _shapes_of(content: bytes, index: int) -> tuple[list[tuple[int, int, bytes]]
     seen, begun, opened, closed, is_one_tag, text = -1, 0, 0, 0, False, ""
 
     def start(name: str, _: dict[str, str]) -> None:
+        """A tag begins: count images, and note where a shape of the wanted one is."""
         nonlocal seen, begun, opened, closed, is_one_tag, text
         stack.append(name)
         text = ""
@@ -425,6 +426,7 @@ def _shapes_of(content: bytes, index: int) -> tuple[list[tuple[int, int, bytes]]
             opened = _end_of_tag(content, begun)
 
     def end(name: str) -> None:
+        """A tag ends: list the shape, the image's end, or the label that it was."""
         nonlocal closed
         at = parser.CurrentByteIndex
         if stack[:2] == ["annotations", "image"] and seen == index:
@@ -438,6 +440,7 @@ def _shapes_of(content: bytes, index: int) -> tuple[list[tuple[int, int, bytes]]
         stack.pop()
 
     def characters(more: str) -> None:
+        """Text of the tag, in parts."""
         nonlocal text
         text += more
 

@@ -161,6 +161,7 @@ def decode_brush(rle: Sequence[int], size: Size) -> np.ndarray:
     place = 0
 
     def read(count: int) -> int:
+        """The number in the next `count` bits."""
         nonlocal place
         place += count
         if place > len(bits):
