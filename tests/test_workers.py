@@ -1,12 +1,12 @@
 """Pieces of work on all cores: every piece once, errors and modes as on the caller's own thread, no setting changed."""
 
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from forks import needs_fork
 from load_pack import ROOT
 from reference import random_sam
 from samkit.sam.kernels import workers
@@ -213,19 +213,26 @@ def test_where_a_system_has_no_such_setting_all_runs_on_the_callers_thread(two_t
 
 
 @needs_workers
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_gets_threads_of_its_own():
+@needs_fork
+@pytest.mark.parametrize(
+    ("module", "work"),
+    [
+        ("sam.kernels.workers", "for_each(found.append, range(4))"),
+        ("utils.threads", "found.extend(in_threads(int, range(4)))"),
+    ],
+)
+def test_a_forked_process_gets_threads_of_its_own(module, work):
     """The parent's are not there: work given to them would never be done."""
     code = (
         "import os, sys, torch\n"
         f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "from load_pack import load_pack\nload_pack()\n"
-        "from samkit.sam.kernels.workers import for_each\n"
+        f"from samkit.{module} import *\n"
         "torch.set_num_threads(2)\n"
-        "for_each(lambda _: None, range(4))\n"
+        f"found = []\n{work}\nfound.clear()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    found = []\n    for_each(found.append, range(4))\n    os._exit(0 if sorted(found) == [0, 1, 2, 3] else 1)\n"
+        f"    {work}\n    os._exit(0 if sorted(found) == [0, 1, 2, 3] else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
