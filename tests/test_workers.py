@@ -15,10 +15,13 @@ from samkit.sam.kernels.convolution import AtenConvolution
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.kernels.encoder import FastEncoder
 from samkit.sam.kernels.linear import AtenLinear
+from samkit.sam.kernels.memory_attention import FastMemoryAttention, Memories
 from samkit.sam.kernels.plain_vit import FastPlainViT
+from samkit.sam.kernels.self_test import livelier
 from samkit.sam.kernels.tiny_vit import FastTinyViT
 from samkit.sam.kernels.workers import for_each
 from samkit.sam.models.efficient_sam.encoder import PlainViT, PlainViTShape
+from samkit.sam.models.sam2.memory import MemoryAttention, rotations
 from samkit.sam.models.tiny_vit import Stage, TinyViT
 
 
@@ -97,6 +100,24 @@ def test_a_decoder_gives_the_references_masks_by_workers(two_threads):
     torch.testing.assert_close(found.logits, expected[:, 1:], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found.scores, scores[:, 1:], atol=1e-5, rtol=1e-5)
     assert found.rows.tolist() == [0, 1, 2, 3, 4]
+
+
+@needs_workers
+def test_memory_attention_is_the_modules_by_workers(two_threads):
+    """Of two objects, on more tokens than a piece has; one thread gives the very same numbers."""
+    torch.manual_seed(0)
+    attention, grid = livelier(MemoryAttention(32, 8, 2, 48).eval().requires_grad_(False)), (24, 32)
+    turns, tokens, memories = rotations(32, grid, torch.device("cpu")), torch.randn(768, 32), []
+    for maps, pointers in ((1, 0), (2, 5)):
+        values, places = torch.randn(2, 768 * maps + pointers, 8)
+        memories.append(Memories(values, places, 768 * maps, *turns))
+    plan = FastMemoryAttention(attention, AtenLinear)
+    found, expected = plan(tokens, memories, *turns), attention(tokens, memories, *turns)
+    for one, other in zip(found, expected, strict=True):
+        assert other.std() > 0.1, "trivial features compare nothing"
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, plan(tokens, memories, *turns), found))
 
 
 def test_every_piece_is_worked_on_once(either_way):
