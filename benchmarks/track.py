@@ -166,8 +166,8 @@ def measure(models: list[str], device: torch.device) -> Any:
             times = [f"{statistics.median(found[who]):.2f} s" for who in ("transformers", "ours")]
             table.rows.append([name, *times, f"**{ratio(found['transformers'], found['ours']):.2f}x**"])
     table.note = (
-        f"A film of {FRAMES} frames of {SIDE}x{SIDE} pixels, one click on each object on the first frame. Encoding included. The "
-        "last frames attend to seven memories, as all later ones would."
+        f"A film of {FRAMES} frames of {SIDE}x{SIDE} pixels, one click on each object on the first frame. Encoding included. "
+        "The last frames attend to seven memories, as all later ones would."
     )
     memory = Table("Peak memory of a film of two objects, without its masks", ["frames", "memory"])
     used = [peak_memory(MEMORY.format(count=count)) for count in LENGTHS]
