@@ -22,6 +22,7 @@ from samkit.sam.kernels.tiny_vit import FastTinyViT
 from samkit.sam.kernels.workers import for_each
 from samkit.sam.models.efficient_sam.encoder import PlainViT, PlainViTShape
 from samkit.sam.models.sam2.memory import MemoryAttention, rotations
+from samkit.sam.models.sam2.self_test import repvit_error
 from samkit.sam.models.tiny_vit import Stage, TinyViT
 
 
@@ -84,6 +85,14 @@ def test_encoders_give_the_references_features_by_workers(name, two_threads, mon
     assert expected.std() > 0.1, "trivial features compare nothing"
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert names and all(name.startswith("samkit") for name in names)
+
+
+@needs_workers
+def test_edgetams_encoder_gives_its_own_features_by_workers(two_threads):
+    """Strips see the rows beside them, and channels are weighed by their means over all strips."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert repvit_error(torch.device("cpu")) < 1e-5
 
 
 @needs_workers
