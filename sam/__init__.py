@@ -19,7 +19,7 @@ from .models.sam import SAMModel
 from .models.shared import from_comfyui
 from .models.taught_files import load_concept, load_decoder, save_concept, save_decoder
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
-from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
+from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, clip_region, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
 from .tasks.detail import DETAILS, Detail, Looked, SecondLook
@@ -48,7 +48,9 @@ from .tasks.predict import (
     ReadyImage,
     decode,
     decode_each,
+    has_regions,
 )
+from .tasks.regions import predict_in_region
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import prompt_each, segment_each
 from .tasks.tiles import TILES
@@ -131,6 +133,7 @@ __all__ = [
     "as_embedding",
     "as_segmenter",
     "checked_embedding",
+    "clip_region",
     "decode",
     "decode_each",
     "encode",
@@ -139,6 +142,7 @@ __all__ = [
     "free_result_bytes",
     "from_comfyui",
     "group",
+    "has_regions",
     "identity_of",
     "knows_its_image",
     "load_concept",
@@ -153,6 +157,7 @@ __all__ = [
     "objects_per_frame",
     "personalize",
     "personalize_each",
+    "predict_in_region",
     "preset_options",
     "prompt_each",
     "recall",

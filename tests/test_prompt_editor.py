@@ -172,7 +172,7 @@ def nested(depth):
         (b"{}", "prompts is a bytes"),
         ('{"points": []}', "unknown key 'points'"),
         ({1: 2}, "unknown key '1'"),
-        ('{"version": 3}', "prompts.version is 3"),
+        ('{"version": 4}', "prompts.version is 4"),
         ('{"version": 2, "marks": []}', "prompts has an unknown key 'marks'"),
         ('{"version": 1, "objects": []}', "prompts has an unknown key 'objects'"),
         ('{"objects": {}}', "prompts.objects is a dict"),

@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 from ...utils.finish import LIMITS as FINISH_LIMITS
 from ...utils.patches import MOST_PIXELS, MOST_SIDE, MOST_TEXT
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)  # the third is the second with detail and regions: a text without them is of the second
 EDITOR_CANDIDATES = ("best", "smallest", "middle", "largest")
 COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
-KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size", "finish"}}
-OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint"}
+KEYS = {
+    1: {"version", "marks", "candidate"},
+    2: {"version", "objects", "size", "finish"},
+    3: {"version", "objects", "size", "finish", "detail"},
+}
+OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint", "region"}
 POINT_KEYS, BOX_KEYS = {"x", "y", "label"}, {"x", "y", "width", "height"}  # and frame
-WORK = ("segments", "words")  # what takes long, by the names that a cancel has for it
+WORK = ("segments", "words", "look")  # what takes long, by the names that a cancel has for it
 
 
 class Limits(NamedTuple):

@@ -20,7 +20,9 @@ from .data_set import accepted, opened
 from .everything import everything, parse_everything
 from .jobs import Job, RefusedError
 from .preview import (
+    Answer,
     Preview,
+    Question,
     choice_of,
     count_frames,
     frame_image,
@@ -70,7 +72,18 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
     check_keys(body, _QUESTION, "the body")
     question = parse_question(body)
-    answer = await preview.ask(question)
+    return _as_png(question, await preview.ask(question))
+
+
+async def look(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/look`: the same by second looks, as the detail of the prompts says; until it is ready, as `segments`."""
+    check_keys(body, _QUESTION, "the body")
+    question = parse_question(body)
+    found = await preview.look(question)
+    return _progress(found) if isinstance(found, Job) else _as_png(question, found)
+
+
+def _as_png(question: Question, answer: Answer) -> Reply:
     headers = {
         "X-SAMKit-Sequence": str(question.sequence),
         "X-SAMKit-Score": f"{answer.score:.4f}",
@@ -79,6 +92,8 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
         "X-SAMKit-Stamp": answer.stamp,
         "Cache-Control": "no-store",
     }
+    if answer.looked is not None:
+        headers["X-SAMKit-Look"] = next((name for name in ("sharper", "kept") if getattr(answer.looked, name)), "alike")
     return Reply(200, "image/png", answer.png, headers)
 
 
@@ -138,13 +153,15 @@ def _progress(job: Job) -> Reply:
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/cancel`: the editor waits no longer for one kind of work; what nobody waits for ends."""
     check_keys(body, {"editor", "work"}, "the body")
-    preview.jobs.leave(text_of(body, "editor"), choice_of(body, "work", WORK))
+    editor, work = text_of(body, "editor"), choice_of(body, "work", WORK)
+    (preview.looks if work == "look" else preview.jobs).leave(editor, work)
     return _as_json(200, {})
 
 
 ROUTES: dict[str, Handler] = {
     "/samkit/prepare": prepare,
     "/samkit/preview": ask,
+    "/samkit/look": look,
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
     "/samkit/words": find_words,

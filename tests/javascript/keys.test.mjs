@@ -19,7 +19,7 @@ beforeEach(() => {
     gestures: { active: false },
     brush: { isActive: true, toggle: note("brush.toggle"), resize: note("brush.resize") },
     nextView: note("nextView"),
-    ...Object.fromEntries(["fit", "toggleOverlay", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
+    ...Object.fromEntries(["fit", "toggleOverlay", "toggleDetail", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
   };
 });
 
@@ -46,6 +46,7 @@ for (const [what, key, held, call] of [
   ["-", "-", {}, ["brush.resize", 0.8]],
   ["+", "+", SHIFT, ["brush.resize", 1.25]],
   ["V", "v", {}, ["nextView"]],
+  ["D", "d", {}, ["toggleDetail"]],
   ["Escape", "Escape", {}, ["escape"]],
   ["Tab", "Tab", {}, ["selectNext", 1]],
   ["Shift+Tab", "Tab", SHIFT, ["selectNext", -1]],

@@ -9,7 +9,8 @@ export class Refusal extends Error {
   }
 }
 
-/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null}} Answer */
+/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null, look: string | null}} Answer  `look` of a
+ * second look: "sharper", "kept" (it saw something else, the mask is the first one) or "alike" (it gains nothing) */
 
 export class PreviewClient {
   #send;
@@ -38,10 +39,23 @@ export class PreviewClient {
    * @returns {Promise<Answer>}
    */
   async ask(question) {
-    const response = await this.#post("/samkit/preview", { ...question, editor: this.#editor, sequence: (this.#sequence += 1) });
+    return this.#mask(await this.#post("/samkit/preview", { ...question, editor: this.#editor, sequence: (this.#sequence += 1) }));
+  }
+
+  /**
+   * A mask by second looks, or {progress} where it is not ready: then post again.
+   * @param {object} question  {image, model, prompts, object}; the prompts have a `detail`
+   * @returns {Promise<Answer | {progress: number}>}
+   */
+  async look(question) {
+    const response = await this.#post("/samkit/look", { ...question, editor: this.#editor });
+    return response.status === 202 ? response.json() : this.#mask(response);
+  }
+
+  async #mask(response) {
     const text = (name) => response.headers.get(`X-SAMKit-${name}`);
     const [score, area, milliseconds] = ["Score", "Area", "Milliseconds"].map((name) => Number(text(name)));
-    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp") };
+    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp"), look: text("Look") };
   }
 
   /** A mask of SAM Track's last run: {png, area}. @param {object} question  {track: {file, object, frame}, colour, form} */
@@ -74,7 +88,7 @@ export class PreviewClient {
     return response.json();
   }
 
-  /** Wait no longer for what takes long. @param {"segments" | "words"} work */
+  /** Wait no longer for what takes long. @param {"segments" | "words" | "look"} work */
   async cancel(work) {
     await this.#post("/samkit/cancel", { editor: this.#editor, work });
   }

@@ -13,11 +13,14 @@ import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
 import { patchOf } from "./patches.js";
 import { Preview } from "./preview.js";
+import { visibleRegion } from "./region.js";
+import { SecondLooks } from "./second_look.js";
 import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { keepKeys, make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 import { Tracked } from "./tracked.js";
+import { VERSION } from "./text.js";
 import { INSIDE, paintLayer, ViewMode } from "./views.js";
 import { Words } from "./words.js";
 
@@ -61,6 +64,7 @@ export class PromptEditor {
   negative = false;
   boxTool = false;
   panning = false;
+  framing = false; // a drag draws a region, for as long as the key is held down
   before = false; // the image as it is, for as long as the key is held down
   mode = new ViewMode();
   unit = 1;
@@ -85,6 +89,8 @@ export class PromptEditor {
   #alive = null;
   #zoom = null;
   #drawnZoom = null;
+  #region = null; // that is being drawn
+  #hasFramed = false; // since the key was pressed
   #followed = null; // the text that scaling the marks to another image has made, and what is said of it
 
   /** @param {Host} host */
@@ -95,6 +101,8 @@ export class PromptEditor {
     this.client = new PreviewClient({ send: host.send, editor });
     this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
+    const looking = new PreviewClient({ send: host.send, editor: `${editor}-look` });
+    this.looks = new SecondLooks({ client: looking, decode: (png) => createImageBitmap(png), onChange: () => this.#update() });
     this.tracked = new Tracked({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#trackedCame() });
     this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
     this.brush = new Brush(this);
@@ -177,6 +185,7 @@ export class PromptEditor {
     this.#isSeen = false;
     clearTimeout(this.#frame.timer);
     this.preview.dispose();
+    this.looks.dispose();
     this.tracked.forget();
     this.shown.dispose();
     this.state.image = null;
@@ -205,7 +214,7 @@ export class PromptEditor {
   }
 
   #left() {
-    this.panning = false;
+    this.panning = this.framing = false;
     this.showBefore(false);
   }
 
@@ -313,6 +322,34 @@ export class PromptEditor {
     this.#changed();
   }
 
+  toggleDetail() {
+    if (!this.state.isFilm) this.state.setDetail(this.state.detail === "off" ? "auto" : "off");
+  }
+
+  /** From a region back to the whole image; from that to what is on the screen. */
+  toggleRegion() {
+    const { state, view, image, stageSize } = this;
+    if (!image || state.isFilm) return;
+    const isSet = state.regionOf(state.current) !== null;
+    const region = isSet ? null : visibleRegion(view, image, stageSize);
+    if (!isSet && !region) this.#say("The whole image is on the screen. Zoom in first, or hold R and drag.");
+    else if (!state.setRegion(region)) this.refuse();
+  }
+
+  /** Show how far a new region has been drawn; null for none. */
+  drawRegion(region) {
+    this.#hasFramed ||= region !== null;
+    this.#region = region;
+    this.redraw();
+  }
+
+  /** What was drawn is the region of the selected object. */
+  takeRegion() {
+    const region = this.#region;
+    this.drawRegion(null);
+    if (region && !this.state.setRegion(region)) this.refuse();
+  }
+
   /** The next way to see the masks. */
   nextView() {
     this.mode.next();
@@ -364,8 +401,13 @@ export class PromptEditor {
 
   /** Say why a mark was not added; of a limit the state has said it. */
   refuse() {
-    if (!this.state.object.locked) return;
-    this.#refused = `${this.state.object.name} is locked.`;
+    const { state } = this;
+    if (state.object.locked) this.#say(`${state.object.name} is locked.`);
+    else if (state.regionOf(state.current)) this.#say(`That lies outside the region of ${state.object.name}. Press R to use the whole image.`);
+  }
+
+  #say(text) {
+    this.#refused = text;
     this.#describe();
     this.#refused = null;
   }
@@ -423,8 +465,10 @@ export class PromptEditor {
     const { image, model } = this.subject ?? {};
     if (!image) throw new Error(this.image ? "There is no model to make the mask." : "The image is not there yet.");
     const { width, height } = context.canvas;
-    const question = { image, model, ...this.state.question(object), form: "mask" };
-    const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
+    const asked = this.state.question(object);
+    const isDetailed = this.#isDetailed && this.state.marksOf(object).length > 0;
+    const question = { image, model, ...(isDetailed ? this.#inDetail(asked) : asked), form: "mask" };
+    const answer = await pollFor(() => (isDetailed ? this.exact.look(question) : this.exact.ask(question)), isWanted, waits);
     if (!answer) return null;
     const bitmap = await createImageBitmap(answer.png);
     context.clearRect(0, 0, width, height);
@@ -491,7 +535,8 @@ export class PromptEditor {
     const { view, image, unit, state } = this;
     if (this.preview.state.name === "idle") this.brush.settle(); // no mask will come
     const { brush, mode, before } = this;
-    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, before });
+    const region = this.#region ?? state.regionOf(state.current);
+    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, region, before });
     this.everything.draw();
   }
 
@@ -521,9 +566,9 @@ export class PromptEditor {
 
   #layer(key, object, strength) {
     const rank = object === this.state.current ? 1 : 0.7;
-    const found = this.preview.find(key);
+    const found = this.#maskOf(key);
     if (found) return { bitmap: found.bitmap, strength: rank };
-    const old = this.preview.state.name === "failed" ? null : this.preview.find(this.#latest.get(slotOf(this.state.objects[object])));
+    const old = this.preview.state.name === "failed" ? null : this.#maskOf(this.#latest.get(slotOf(this.state.objects[object])));
     if (old) return { bitmap: old.bitmap, strength: rank * strength };
     const patches = this.state.paintOf(object);
     return patches.length ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
@@ -591,7 +636,8 @@ export class PromptEditor {
     if (isButton && (key === " " || key === "Enter" || key === "Tab")) return event.stopPropagation();
     if (key === " ") this.panning = true;
     if (isPlainA(event)) this.showBefore(true);
-    if (key !== " " && !isPlainA(event) && !onKey(event, this)) return;
+    if (isPlainR(event) && !event.repeat) [this.framing, this.#hasFramed] = [true, false];
+    if (key !== " " && !isPlainA(event) && !isPlainR(event) && !onKey(event, this)) return;
     event.preventDefault();
     event.stopPropagation();
   }
@@ -600,6 +646,10 @@ export class PromptEditor {
     if (MODIFIERS.has(event.key)) this.gestures.modified(event);
     if (event.key === " ") this.panning = false;
     if (event.key === "a" || event.key === "A" || event.code === "KeyA") this.showBefore(false);
+    if (this.framing && (event.key === "r" || event.key === "R" || event.code === "KeyR")) {
+      this.framing = false;
+      if (!this.#hasFramed && !this.gestures.active) this.toggleRegion();
+    }
   }
 
   // --- what follows from a change
@@ -621,6 +671,7 @@ export class PromptEditor {
       if (this.preview.find(key)) this.#latest.set(slotOf(this.state.objects[object]), key);
     }
     if (this.mask) this.brush.settle();
+    this.#lookAgain();
     this.#compare();
     this.#update();
   }
@@ -680,7 +731,8 @@ export class PromptEditor {
     const answer = this.#find(state.current)?.answer ?? null;
     const object = state.objects.length > 1 ? state.object.name : null;
     const tracked = this.#trackedStatus();
-    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object, tracked });
+    const more = this.#more(answer !== null);
+    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object, tracked, more });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
@@ -748,10 +800,48 @@ export class PromptEditor {
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
     this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items());
+    this.#lookAgain();
     this.tracked.want(this.#isSeen && !document.hidden ? this.#trackedItems() : []);
   }
 
   #latestOf = null;
+
+  /** Whether a run looks again at the objects; SAM Track has a detail of its own. */
+  get #isDetailed() {
+    return this.state.detail !== "off" && !this.state.isFilm;
+  }
+
+  #inDetail(question) {
+    return { ...question, prompts: { ...question.prompts, version: VERSION, detail: this.state.detail } };
+  }
+
+  /** Second looks, once all first masks are there. */
+  #lookAgain() {
+    const subject = this.subject;
+    const isWanted = this.#isDetailed && subject && this.preview.state.name === "ready";
+    const items = isWanted ? this.#items().filter(({ object }) => this.state.marksOf(object).length) : [];
+    const { image, model } = subject ?? {};
+    this.looks.want(items.map(({ key, question }) => ({ key: this.#lookKey(key), question: { image, model, ...this.#inDetail(question) } })));
+  }
+
+  #lookKey(key) {
+    return `${this.state.detail} ${key}`;
+  }
+
+  /** The mask of a key: the sharp one, where it is there and wanted. */
+  #maskOf(key) {
+    return (this.#isDetailed && this.looks.find(this.#lookKey(key))) || this.preview.find(key);
+  }
+
+  /** What the status line says of the selected object's mask besides. */
+  #more(isShown) {
+    const { state } = this;
+    const { current } = state;
+    const region = state.regionOf(current);
+    const beyond = state.beyond(current);
+    const look = isShown && this.#isDetailed ? this.looks.say(this.#lookKey(this.#item(current).key)) : null;
+    return [look, region && `region ${region.width} × ${region.height}`, beyond && `${beyond} outside it ignored`];
+  }
 
   /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
   #item(object, more = null) {
@@ -760,7 +850,7 @@ export class PromptEditor {
     const start = this.#startOf(object);
     const question = { ...this.state.question(object, more), form, ...(start && { start }) };
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
+    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, own?.region, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -775,7 +865,7 @@ export class PromptEditor {
   #find(object) {
     const isNone = this.state.objects[object].hidden || !this.state.hasContent(object) || this.#isFollowed(object);
     const found = isNone ? null : this.#item(object);
-    return found && this.preview.find(found.key);
+    return found && this.#maskOf(found.key);
   }
 
   /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order; SAM Track's too (isTracked). */
@@ -876,6 +966,8 @@ const MODIFIERS = new Set(["Shift", "Alt", "Control", "Meta"]);
 const slotOf = ({ name, colour }) => `${name}\n${colour}`;
 
 const isPlainA = ({ key, ctrlKey, metaKey, altKey }) => (key === "a" || key === "A") && !ctrlKey && !metaKey && !altKey;
+
+const isPlainR = ({ key, ctrlKey, metaKey, altKey }) => (key === "r" || key === "R") && !ctrlKey && !metaKey && !altKey;
 
 const isField = (target) => target.tagName === "SELECT" || (target.tagName === "INPUT" && target.type !== "checkbox");
 

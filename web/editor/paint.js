@@ -22,9 +22,10 @@ export const POINT_RADIUS = 8;
  * @param {object} scene.state  the editor's
  * @param {{name: string, opacity: number}} scene.mode  how the masks are seen
  * @param {import("./brush.js").Brush} scene.brush
+ * @param {import("./text.js").Region | null} [scene.region]  that the selected object's marks are answered from
  * @param {boolean} scene.before  only the image
  */
-export function paint(context, { ratio, unit, view, image, masks, state, mode, brush, before }) {
+export function paint(context, { ratio, unit, view, image, masks, state, mode, brush, region = null, before }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   if (!image) return;
@@ -37,9 +38,24 @@ export function paint(context, { ratio, unit, view, image, masks, state, mode, b
   if (before) return;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.globalAlpha = 1;
+  if (region) drawRegion(context, region, view, unit, state.object.colour);
   drawBrush(context, brush, { view, unit, colour: state.object.colour });
   for (const index of state.drawn) drawMark(context, state, index, view, unit, image);
   context.globalAlpha = 1;
+  context.setLineDash([]);
+}
+
+/** A thin frame with long dashes: no box looks like it. */
+function drawRegion(context, region, view, unit, colour) {
+  const { x, y } = view.toStage(region);
+  context.beginPath();
+  context.rect(x, y, region.width * view.scale, region.height * view.scale);
+  for (const [line, dash] of [[DARK, []], [LIGHT, []], [colour, [10 * unit, 6 * unit]]]) {
+    context.setLineDash(dash);
+    context.lineWidth = (line === DARK ? 3 : 1.5) * unit;
+    context.strokeStyle = line;
+    context.stroke();
+  }
   context.setLineDash([]);
 }
 

@@ -11,8 +11,9 @@ const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one :
  * @param {import("./client.js").Answer | null} view.answer  of the selected object's mask
  * @param {string | null} view.object  the selected object's name, where there are several
  * @param {{isSeen: boolean, isOld: boolean, area: number | null} | null} [view.tracked]  SAM Track's mask of it, where that is shown
+ * @param {(string | null)[]} [view.more]  of its mask: which look it is, its region
  */
-export function statusOf({ image, hasModel, preview, answer, object, tracked = null }) {
+export function statusOf({ image, hasModel, preview, answer, object, tracked = null, more = [] }) {
   if (!image) return "";
   const size = `${image.width} × ${image.height}`;
   if (tracked) {
@@ -25,11 +26,11 @@ export function statusOf({ image, hasModel, preview, answer, object, tracked = n
   if (preview.busy) return "ComfyUI is running a prompt. The preview continues when it is done.";
   if (preview.name === "failed") return preview.message;
   if (preview.name === "preparing") return `Encoding the image… · ${size}`;
-  if (!answer) return object ? `${object} · ${size}` : size;
+  if (!answer) return [object, ...more, size].filter(Boolean).join(" · ");
   const share = ((100 * answer.area) / (image.width * image.height)).toFixed(1);
   const score = answer.score ? [`score ${answer.score.toFixed(3)}`] : []; // paint has none
   const parts = [...score, `${answer.area.toLocaleString("en")} px (${share} %)`];
-  return [...(object ? [object] : []), ...parts, `${Math.round(answer.milliseconds)} ms`, size].join(" · ");
+  return [object, ...parts, ...more, `${Math.round(answer.milliseconds)} ms`, size].filter(Boolean).join(" · ");
 }
 
 /**
