@@ -37,6 +37,14 @@ class Limits(NamedTuple):
     words: int = 512  # characters of the words to find, and of names in requests
 
 
+class Pyramid(NamedTuple):
+    """How the browser gets large images."""
+
+    tile: int = 512  # pixels of a side
+    pixels: int = 1 << 25  # of an image that it still has whole
+
+
+PYRAMID = Pyramid()
 LIMITS = Limits()
 MOST_BYTES = 2 * LIMITS.runs + (1 << 20)
 """Of a request: an object has one patch for all frames and one for the shown frame; a thousand marks take 60 KB."""
@@ -49,5 +57,6 @@ def for_browser() -> dict[str, Any]:
         "version": VERSIONS[-1],
         "candidates": list(EDITOR_CANDIDATES),
         "limits": LIMITS._asdict(),
+        "pyramid": PYRAMID._asdict(),
         "finish": finish,
     }

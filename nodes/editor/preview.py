@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import math
 import re
 import reprlib
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -31,19 +32,23 @@ from ...utils.marks import Region
 from ...utils.overlay import FORMS, mask_png
 from ...utils.text import counted
 from ..prompt_editor import FirstLook, first_look, look_again, part_of, segment_marks
-from .contract import LIMITS
+from .contract import LIMITS, PYRAMID
 from .jobs import Job, Jobs, RefusedError, check_idle, run_quietly
 from .text import EditorObject, EditorPrompts, check_keys, parse_colour, parse_editor
 from .tracked import TRACKED_FILE, TrackedPlace
 
 log = logging.getLogger("samkit")
 
-_MOST_PIXELS = 1 << 26  # of all frames of a file together: 8192 x 8192
+_MOST_PIXELS = 1 << 26  # of all frames of a file together
+_MOST_OF_ONE = 1 << 27  # of an image that is alone in its file
+_MOST_SENT = 1 << 23  # pixels of a mask of a large image
 _THUMBNAIL = 96
 _PREPARED = 16
 _EDITORS = 256
 _frames_seen: ByteCache[np.ndarray] = ByteCache(512 << 20)  # which parts of are encoded
 _last_film: dict[tuple[Path, tuple[int, int] | None], list[np.ndarray]] = {}  # one, or none yet
+Place: TypeAlias = tuple[int, int, int, int]
+"""(x, y, width, height) in pixels of an image."""
 Value = TypeVar("Value")
 
 
@@ -65,7 +70,8 @@ class Subject:
 class Question:
     """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it.
 
-    `start` is the mask that SAM Track had there, which the marks correct.
+    `start` is the mask that SAM Track had there, which the marks correct. With `place`, the PNG of a large image has only the
+    part of the mask that is not empty.
     """
 
     subject: Subject
@@ -75,6 +81,7 @@ class Question:
     sequence: int = 0
     form: str = "tint"
     start: TrackedPlace | None = None
+    place: bool = False
 
     @property
     def places(self) -> Sequence[int]:
@@ -101,7 +108,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the image, what tells the image's content, and what became of second looks."""
+    """A mask, as a PNG to lay over the image or its `place` there, what tells the image's content, and what became of looks."""
 
     png: bytes
     score: float
@@ -109,6 +116,7 @@ class Answer:
     milliseconds: float
     stamp: str
     looked: Looked | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -151,15 +159,18 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
-    """Check the fields of a preview request: those of `parse_choice`, `editor`, `sequence`, `form` and `start`.
+    """Check the fields of a preview request: those of `parse_choice`, `editor`, `sequence`, `form`, `start` and `place`.
 
     Raises:
-        SAMError: as `parse_choice` and `parse_tracked`.
+        SAMError: as `parse_choice` and `parse_tracked`; a field is of another type.
     """
     choice = parse_choice(body)
     editor, sequence = text_of(body, "editor"), whole_of(body, "sequence", 1 << 53)
     start = None if body.get("start") is None else parse_tracked(body, "start")
-    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"), start=start)
+    form, place = choice_of(body, "form", FORMS, "tint"), body.get("place", False)
+    if not isinstance(place, bool):
+        raise SAMError(f"place is {reprlib.repr(place)}: it must be true or false.")
+    return replace(choice, editor=editor, sequence=sequence, form=form, start=start, place=place)
 
 
 def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
@@ -325,7 +336,7 @@ class Preview:
         """
         prepared = await self._prepare_all(question)
         key, pixels = await asyncio.get_running_loop().run_in_executor(None, look_up, question.subject, _pixels)
-        asked = question.subject, repr(question.prompts), question.only, question.form, question.start
+        asked = question.subject, repr(question.prompts), question.only, question.form, question.start, question.place
         work = partial(self._look, question, prepared, pixels)
         return await self.looks.ask("look", (key, asked), work, question.editor)
 
@@ -399,8 +410,22 @@ def _as_answer(
 ) -> Answer:
     objects = question.prompts.objects
     colour = objects[question.only or 0].colour if objects else EditorObject().colour
+    area, place = _area(mask), None
+    if question.place and mask.size > PYRAMID.pixels:
+        mask, place = _filled(mask)
     png = mask_png(mask, ImageColor.getrgb(colour), question.form)
-    return Answer(png, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.whole.stamp, looked)
+    return Answer(png, score, area, 1000 * (time.perf_counter() - started), prepared.whole.stamp, looked, place)
+
+
+def _filled(mask: np.ndarray) -> tuple[np.ndarray, Place]:
+    """The part of a mask `[H, W]` of a large image that is not empty, and its place; sampled, where it is large itself."""
+    rows, columns = (np.flatnonzero((mask > 0).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return mask[:1, :1], (0, 0, 1, 1)
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    step = math.ceil(math.sqrt((bottom - top) * (right - left) / _MOST_SENT))
+    part = mask[top:bottom:step, left:right:step]
+    return part, (left, top, part.shape[1] * step, part.shape[0] * step)
 
 
 def _mask(question: Question, prepared: _Parts, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
@@ -580,7 +605,7 @@ def frames_of(path: Path, subject: Subject) -> list[np.ndarray]:
 
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
     """Frames of a file; those of the last film stay for its next frame, which would have to read all of them again."""
-    if _check_pixels(path, subject) < 2:
+    if check_pixels(path, subject) < 2:
         return _read_frames(path, subject)
     key = path, _stamp(path)
     frames = _last_film.get(key)
@@ -606,7 +631,7 @@ def count_frames(subject: Subject) -> int:
         RefusedError: as `find_image` and `frames_of`.
     """
     path, _ = find_image(subject)
-    return len(_frames(path, subject)) if _check_pixels(path, subject) > 1 else 1
+    return len(_frames(path, subject)) if check_pixels(path, subject) > 1 else 1
 
 
 def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
@@ -625,7 +650,7 @@ def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def _check_pixels(path: Path, subject: Subject) -> int:
+def check_pixels(path: Path, subject: Subject) -> int:
     """Refuse a file by its header: a few bytes on disk can be gigabytes once they are decoded. Else its number of frames."""
     try:
         with Image.open(path) as header:
@@ -636,9 +661,8 @@ def _check_pixels(path: Path, subject: Subject) -> int:
     except Exception as error:  # as above; what PIL cannot open cannot be bounded
         log.debug("%s cannot be read: %s", path, error)
         raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error
-    if pixels is None or pixels > _MOST_PIXELS:
+    most = _MOST_PIXELS if pixels is not None and count > 1 else _MOST_OF_ONE
+    if pixels is None or pixels > most:
         seen = "more" if pixels is None else f"{pixels / 1e6:.0f} million"
-        raise RefusedError(
-            413, f"{subject.filename} has {seen} pixels: the preview takes at most {_MOST_PIXELS / 1e6:.0f} million."
-        )
+        raise RefusedError(413, f"{subject.filename} has {seen} pixels: the preview takes at most {most / 1e6:.0f} million.")
     return count

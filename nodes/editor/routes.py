@@ -33,6 +33,7 @@ from .preview import (
     text_of,
     tracked_png,
 )
+from .pyramid import tile_of
 from .text import check_keys
 from .words import parse_words, words
 
@@ -41,7 +42,7 @@ log = logging.getLogger("samkit")
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
-_QUESTION = {*_CHOICE, "editor", "sequence", "form", "start"}
+_QUESTION = {*_CHOICE, "editor", "sequence", "form", "start", "place"}
 _EVERYTHING = {*_SUBJECT, "preset", "editor"}
 _WORDS = {"image", "grounding", "text", "editor"}
 
@@ -92,6 +93,8 @@ def _as_png(question: Question, answer: Answer) -> Reply:
         "X-SAMKit-Stamp": answer.stamp,
         "Cache-Control": "no-store",
     }
+    if answer.place is not None:
+        headers["X-SAMKit-Place"] = " ".join(map(str, answer.place))
     if answer.looked is not None:
         headers["X-SAMKit-Look"] = next((name for name in ("sharper", "kept") if getattr(answer.looked, name)), "alike")
     return Reply(200, "image/png", answer.png, headers)
@@ -219,7 +222,8 @@ def register_routes() -> None:
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
     server.instance.routes.get("/samkit/examples/{name}")(_example)
-    server.instance.routes.get("/samkit/frame")(_frame)
+    server.instance.routes.get("/samkit/frame")(_on_get(frame))
+    server.instance.routes.get("/samkit/tile")(_on_get(tile))
 
 
 def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
@@ -308,13 +312,26 @@ _MOST_SIDE = 512  # pixels of a thumbnail
 
 async def frame(query: Mapping[str, str]) -> Reply:
     """`GET /samkit/frame`: a frame of an image file, named as in `parse_image`; with a `side` above 0 a thumbnail."""
-    numbers = {name: query.get(name, "0") for name in ("frame", "side")}
+    return await _part(query, ("side",), lambda subject, side: frame_image(subject, min(side, _MOST_SIDE)))
+
+
+async def tile(query: Mapping[str, str]) -> Reply:
+    """`GET /samkit/tile`: a tile of an image file, named as in `parse_image`, by its `level`, `column` and `row`."""
+    return await _part(query, ("level", "column", "row"), tile_of)
+
+
+async def _part(query: Mapping[str, str], names: tuple[str, ...], work: Callable[..., tuple[bytes, str]]) -> Reply:
+    """What some work makes of an image that an address names, and of the address's numbers of some names, from 0."""
+    numbers = {name: query.get(name, "0") for name in ("frame", *names)}
     try:
         if not all(number.isdecimal() and len(number) < 8 for number in numbers.values()):
-            return _error(400, "frame and side must be whole numbers.")
-        names = {name: query[name] for name in ("filename", "subfolder", "type") if name in query}
-        subject, side = parse_image({"image": {**names, "frame": int(numbers["frame"])}}), min(int(numbers["side"]), _MOST_SIDE)
-        image, kind = await asyncio.get_running_loop().run_in_executor(None, frame_image, subject, side)
+            return _error(400, f"{', '.join(('frame', *names[:-1]))} and {names[-1]} must be whole numbers.")
+        named = {name: query[name] for name in ("filename", "subfolder", "type") if name in query}
+        subject, *values = (
+            parse_image({"image": {**named, "frame": int(numbers["frame"])}}),
+            *(int(numbers[name]) for name in names),
+        )
+        image, kind = await asyncio.get_running_loop().run_in_executor(None, work, subject, *values)
     except RefusedError as refusal:
         return _error(refusal.status, str(refusal))
     except SAMError as error:
@@ -322,13 +339,16 @@ async def frame(query: Mapping[str, str]) -> Reply:
     return Reply(200, kind, image, {"Cache-Control": "max-age=3600"})  # the address has what tells the file's content
 
 
-async def _frame(request: Any) -> Any:
+def _on_get(handler: Callable[[Mapping[str, str]], Awaitable[Reply]]) -> Callable[[Any], Awaitable[Any]]:
     from aiohttp import web
 
-    if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
-        return web.Response(status=403)
-    reply = await frame(request.query)
-    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+    async def handle(request: web.Request) -> web.Response:
+        if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
+            return web.Response(status=403)
+        reply = await handler(request.query)
+        return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+
+    return handle
 
 
 async def _read(request: Any) -> bytes | None:

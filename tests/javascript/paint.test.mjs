@@ -84,3 +84,10 @@ test("a region is a thin frame in the selected object's colour, in the place whe
   assert.ok(said.filter(([what]) => what === "lineWidth=").every(([, width]) => width <= 3));
   assert.equal(drawn({ region: { x: 30, y: 10, width: 20, height: 5 }, before: true }).calls("rect").length, 0);
 });
+
+test("an image in tiles draws itself, and is told which part is seen", () => {
+  const seen = [];
+  const image = { ...IMAGE, draw: (context, scale, area) => seen.push([scale, area]) };
+  const { calls } = drawn({ image, ratio: 2 });
+  assert.deepEqual([seen, calls("drawImage")], [[[4, { x: -5, y: -10, width: 50, height: 25 }]], []]);
+});

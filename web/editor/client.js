@@ -9,8 +9,16 @@ export class Refusal extends Error {
   }
 }
 
-/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null, look: string | null}} Answer  `look` of a
+/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null, look: string | null,
+ *   place: {x: number, y: number, width: number, height: number} | null}} Answer  `look` of a
  * second look: "sharper", "kept" (it saw something else, the mask is the first one) or "alike" (it gains nothing) */
+
+/** Where a mask lies that is sent for a part of a large image only. */
+function placeIn(text) {
+  if (!text) return null;
+  const [x, y, width, height] = text.split(" ").map(Number);
+  return { x, y, width, height };
+}
 
 export class PreviewClient {
   #send;
@@ -55,7 +63,7 @@ export class PreviewClient {
   async #mask(response) {
     const text = (name) => response.headers.get(`X-SAMKit-${name}`);
     const [score, area, milliseconds] = ["Score", "Area", "Milliseconds"].map((name) => Number(text(name)));
-    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp"), look: text("Look") };
+    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp"), look: text("Look"), place: placeIn(text("Place")) };
   }
 
   /** A mask of SAM Track's last run: {png, area}. @param {object} question  {track: {file, object, frame}, colour, form} */

@@ -13,6 +13,7 @@ import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
 import { patchOf } from "./patches.js";
 import { Preview } from "./preview.js";
+import { isLarge, Pyramid } from "./pyramid.js";
 import { visibleRegion } from "./region.js";
 import { SecondLooks } from "./second_look.js";
 import { ShownImage } from "./shown_image.js";
@@ -47,6 +48,8 @@ let editors = 0;
  * @property {(image: ImageName, version: string) => string} url
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
+ * @property {(image: ImageName, level: number, column: number, row: number, version: string) => string} [tile]  the address of a tile of a
+ *   large image; absent: the browser has such images whole
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
  * @property {() => void} [loadImage]  run what is upstream of the image
@@ -104,7 +107,8 @@ export class PromptEditor {
     const looking = new PreviewClient({ send: host.send, editor: `${editor}-look` });
     this.looks = new SecondLooks({ client: looking, decode: (png) => createImageBitmap(png), onChange: () => this.#update() });
     this.tracked = new Tracked({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#trackedCame() });
-    this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
+    const pyramid = host.tile && ((...of) => this.#pyramid(...of));
+    this.shown = new ShownImage({ identify: host.identify, url: host.url, pyramid, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
     this.brush = new Brush(this);
     this.#build();
     this.attach();
@@ -560,18 +564,18 @@ export class PromptEditor {
     const layers = ordered.map(({ layer }) => layer).filter(Boolean);
     const hovered = this.#hoverItem();
     const hover = hovered && this.preview.find(hovered.key);
-    if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75, isHover: true });
+    if (hover) layers.push({ bitmap: hover.bitmap, place: hover.answer.place, strength: this.mask ? 0.5 : 0.75, isHover: true });
     return layers;
   }
 
   #layer(key, object, strength) {
     const rank = object === this.state.current ? 1 : 0.7;
     const found = this.#maskOf(key);
-    if (found) return { bitmap: found.bitmap, strength: rank };
+    if (found) return { bitmap: found.bitmap, place: found.answer.place, strength: rank };
     const old = this.preview.state.name === "failed" ? null : this.#maskOf(this.#latest.get(slotOf(this.state.objects[object])));
-    if (old) return { bitmap: old.bitmap, strength: rank * strength };
+    if (old) return { bitmap: old.bitmap, place: old.answer.place, strength: rank * strength };
     const patches = this.state.paintOf(object);
-    return patches.length ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
+    return patches.length && !isLarge(this.image) ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
   }
 
   #resized() {
@@ -745,6 +749,15 @@ export class PromptEditor {
 
   // --- the image
 
+  #pyramid(image, version, size) {
+    const load = async (...tile) => {
+      const response = await fetch(this.host.tile(image, ...tile, version));
+      if (!response.ok) throw new Error(response.statusText);
+      return createImageBitmap(await response.blob());
+    };
+    return new Pyramid({ ...size, load, onChange: () => this.redraw() });
+  }
+
   #loadImage(how) {
     this.shown.load(this.images[this.state.frame] ?? null, how);
   }
@@ -848,7 +861,7 @@ export class PromptEditor {
     if (!more && this.#known.has(object)) return this.#known.get(object);
     const form = more ? "tint" : this.mode.form;
     const start = this.#startOf(object);
-    const question = { ...this.state.question(object, more), form, ...(start && { start }) };
+    const question = { ...this.state.question(object, more), form, place: true, ...(start && { start }) };
     const own = question.prompts.objects?.[question.object] ?? null;
     const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, own?.region, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
     if (!more) this.#known.set(object, { key, question, object });
@@ -933,7 +946,7 @@ export class PromptEditor {
   objectAt(place) {
     const { state } = this;
     if (!state.hasContent(state.current) && !this.#isFollowed(state.current)) return null;
-    const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place, INSIDE[this.mode.form]));
+    const there = this.masks.filter(({ object, bitmap, answer }) => !state.objects[object].locked && isIn(bitmap, answer.place ? within(answer.place, bitmap, place) : place, INSIDE[this.mode.form]));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;
   }
@@ -972,6 +985,9 @@ const isPlainR = ({ key, ctrlKey, metaKey, altKey }) => (key === "r" || key === 
 const isField = (target) => target.tagName === "SELECT" || (target.tagName === "INPUT" && target.type !== "checkbox");
 
 const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+
+/** A place of the image in the pixels of a mask that lies on a part of it. */
+const within = (part, bitmap, { x, y }) => ({ x: ((x - part.x) * bitmap.width) / part.width, y: ((y - part.y) * bitmap.height) / part.height });
 
 /** Whether a mask has the pixel at a place. */
 function isIn(bitmap, { x, y }, least) {

@@ -17,7 +17,7 @@ export const POINT_RADIUS = 8;
  * @param {number} scene.ratio  canvas pixels per editor pixel
  * @param {number} scene.unit  editor pixels per pixel of the screen (a zoomed-out graph shrinks the editor)
  * @param {import("./geometry.js").View} scene.view
- * @param {CanvasImageSource & {width: number, height: number} | null} scene.image
+ * @param {CanvasImageSource & {width: number, height: number} | null} scene.image  or a Pyramid
  * @param {{bitmap: ImageBitmap, strength: number, isHover?: boolean}[]} scene.masks  in the order in which they are laid over the image
  * @param {object} scene.state  the editor's
  * @param {{name: string, opacity: number}} scene.mode  how the masks are seen
@@ -32,7 +32,10 @@ export function paint(context, { ratio, unit, view, image, masks, state, mode, b
   const scale = view.scale * ratio;
   context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
   context.imageSmoothingEnabled = scale < 2;
-  context.drawImage(image, 0, 0, image.width, image.height);
+  const { width, height } = context.canvas;
+  const area = { x: -view.x / view.scale, y: -view.y / view.scale, width: width / scale, height: height / scale };
+  if (image.draw) image.draw(context, scale, area);
+  else context.drawImage(image, 0, 0, image.width, image.height);
   context.imageSmoothingEnabled = false;
   drawMasks(context, image, masks, mode);
   if (before) return;

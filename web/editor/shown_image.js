@@ -1,5 +1,7 @@
 /** The image that the editor shows: loaded by an address that carries what tells its content, and again when that changes. */
 
+import { isLarge } from "./pyramid.js";
+
 const PAUSE = 1000; // milliseconds between two questions whether a file has changed
 
 export class ShownImage {
@@ -14,6 +16,7 @@ export class ShownImage {
   #url;
   #onChange;
   #onComing;
+  #pyramid;
 
   /**
    * @param {object} options
@@ -21,8 +24,11 @@ export class ShownImage {
    * @param {(name: object, version: string) => string} options.url
    * @param {(before: HTMLImageElement | null, isOtherFile: boolean) => void} options.onChange
    * @param {() => void} [options.onComing]  it is known what will be shown
+   * @param {(name: object, version: string, size: {width: number, height: number}) => import("./pyramid.js").Pyramid} [options.pyramid]  a
+   *   large image in tiles; absent where the host has none
    */
-  constructor({ identify, url, onChange, onComing = () => {} }) {
+  constructor({ identify, url, onChange, onComing = () => {}, pyramid }) {
+    this.#pyramid = pyramid;
     this.#onComing = onComing;
     this.#identify = identify;
     this.#url = url;
@@ -51,13 +57,28 @@ export class ShownImage {
     this.#onComing();
     const image = new Image();
     const end = (shown) => { if (load === this.#loads) this.#show(shown, key, version); };
-    image.onload = () => end(image);
+    image.onload = () => (this.#pyramid && isLarge(image) ? this.#inTiles(image, name, version, end) : end(image));
     image.onerror = () => end(null);
     image.src = this.#url(name, version);
   }
 
+  /** A large image in tiles; where the server cannot give them, as the browser can. */
+  async #inTiles(image, name, version, end) {
+    const load = this.#loads;
+    const pyramid = this.#pyramid(name, version, { width: image.width, height: image.height });
+    const isThere = await pyramid.begin();
+    if (!isThere || load !== this.#loads) {
+      pyramid.dispose();
+      return end(image);
+    }
+    image.onerror = null;
+    image.src = ""; // its bytes are not needed any longer
+    end(pyramid);
+  }
+
   #show(image, name, version) {
     const { image: before, name: nameBefore } = this;
+    before?.dispose?.();
     Object.assign(this, { image, name, version, isLost: name !== null && image === null, coming: image && { name, version } });
     this.#onChange(before, name !== nameBefore);
   }
@@ -65,6 +86,7 @@ export class ShownImage {
   /** Let go of the image, and of what is on its way. */
   dispose() {
     this.#loads += 1;
+    this.image?.dispose?.();
     this.#asked = { name: undefined, time: 0 };
     Object.assign(this, { image: null, name: null, version: null, isLost: false, coming: null });
   }
