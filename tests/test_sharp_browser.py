@@ -178,3 +178,94 @@ def test_a_reload_keeps_region_and_second_looks(editor, small):
     editor.page.evaluate("async () => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))")
     editor.wait("editor?.image && editor.state.detail === 'auto'")
     assert editor.state == text and json.dumps(text["objects"][0]["region"]) == json.dumps(editor.state["objects"][0]["region"])
+
+
+TALL = 4300, 8000
+
+
+@pytest.fixture(scope="module")
+def tall(server):
+    """A scene of 34 million pixels as a file: its pixels, and the masks before it was enlarged by four."""
+    found = make_scene(5_000_001, (TALL[0] // 4, TALL[1] // 4))
+    image = Image.fromarray(found.image).resize(TALL[::-1], Image.Resampling.BICUBIC)
+    image.save(server.base / "input" / "tall.png", compress_level=1)
+    return np.array(image), found.masks
+
+
+def colours(editor, places):
+    """What the canvas shows at some places of the image."""
+    return np.array(
+        editor.page.evaluate(
+            """(places) => {
+              const { canvas, view, stageSize } = samkit.editor();
+              const ratio = canvas.width / stageSize.width;
+              const context = canvas.getContext("2d");
+              return places.map(([x, y]) => {
+                const at = view.toStage({ x, y });
+                return [...context.getImageData(Math.floor(at.x * ratio), Math.floor(at.y * ratio), 1, 1).data.slice(0, 3)];
+              });
+            }""",
+            places,
+        )
+    )
+
+
+def complete(editor):
+    """Wait until all tiles that are seen are there."""
+    editor.page.evaluate(
+        """async () => {
+          for (let quiet = 0, before = -1; quiet < 6; ) {
+            await new Promise((done) => setTimeout(done, 100));
+            const count = performance.getEntriesByType("resource").filter(({ name }) => name.includes("/samkit/tile")).length;
+            quiet = count === before ? quiet + 1 : 0;
+            before = count;
+          }
+        }"""
+    )
+
+
+def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, server, tall):
+    pixels, masks = tall
+    build(page)
+    use_file(page, "tall.png")
+    editor = Editor(page)
+    editor.wait("editor.image?.width === 8000", timeout=60_000)
+    assert editor.evaluate("editor.image.levels") == 5 and editor.evaluate("editor.image instanceof HTMLImageElement") is False
+    editor.ready()
+    complete(editor)
+    small = np.array(Image.fromarray(pixels).reduce(16))
+    rng = np.random.default_rng(0)
+    places = [(int(x), int(y)) for x, y in zip(rng.integers(200, 7800, 40), rng.integers(200, 4100, 40), strict=True)]
+    expected = np.array([small[y // 16, x // 16] for x, y in places])
+    assert np.median(np.abs(colours(editor, places).astype(int) - expected).max(1)) < 12, "the whole image"
+    mask = max(masks, key=np.sum)
+    x, y = (4 * n + 2 for n in interior_point(mask))
+    editor.click(x, y)
+    editor.leave()
+    (found,) = editor.evaluate("editor.masks.map(({ answer }) => ({ place: answer.place, area: answer.area }))")
+    rows, columns = np.nonzero(mask)
+    place = found["place"]
+    assert abs(place["x"] - 4 * columns.min()) < 120 and abs(place["x"] + place["width"] - 4 * columns.max()) < 120
+    assert abs(place["y"] - 4 * rows.min()) < 120 and found["area"] > 0.7 * 16 * mask.sum()
+    editor.page.keyboard.press("h")
+    editor.page.evaluate(
+        "([x, y]) => { const e = samkit.editor(); e.view.zoomAt(e.view.toStage({ x, y }), 1 / e.view.scale); e.redraw(); }",
+        [x, y],
+    )
+    complete(editor)
+    near = [(x + dx, y + dy) for dx in range(-60, 61, 20) for dy in range(-60, 61, 20) if abs(dx) + abs(dy) > 30]
+    exact = np.array([pixels[b, a] for a, b in near])
+    assert np.median(np.abs(colours(editor, [(a + 0.5, b + 0.5) for a, b in near]).astype(int) - exact).max(1)) <= 6, "at 100 %"
+    assert (
+        len(page.evaluate("performance.getEntriesByType('resource').filter(({ name }) => name.includes('/samkit/tile'))")) < 60
+    )
+    editor.page.keyboard.press("h")
+    assert (run_graph(page, server).sum() - found["area"]) == 0
+
+
+def test_a_small_image_has_no_tiles(editor):
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url))
+    use_file(editor.page, "samkit_scene.png")
+    editor.wait("editor.image?.width === 640")
+    assert editor.evaluate("editor.image instanceof HTMLImageElement") and not [url for url in asked if "/samkit/tile" in url]

@@ -455,6 +455,8 @@ def _together(found: list[tuple[Tensor, float]], size: Size) -> tuple[np.ndarray
     """Masks `[H, W]` of objects as one, and the lowest of their scores."""
     if not found:
         return np.zeros(size, np.float32), 0.0
+    if len(found) == 1:  # of a large image, each copy is hundreds of megabytes
+        return found[0][0].cpu().numpy(), found[0][1]
     return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 

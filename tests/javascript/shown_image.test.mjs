@@ -185,3 +185,46 @@ test("without tiles, or with a small image, nothing is asked of the server", asy
   loading.at(-1).onload();
   assert.deepEqual([shown.image, made], [loading.at(-1), []]);
 });
+
+test("a large image that is still being loaded is shown in tiles as soon as its size is known", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, naturalWidth: 0, naturalHeight: 0 });
+  context.mock.timers.tick(1000);
+  assert.equal(made.length, 0);
+  Object.assign(image, { width: 12_000, height: 8000, naturalWidth: 12_000, naturalHeight: 8000 });
+  context.mock.timers.tick(1000);
+  context.mock.timers.tick(1000);
+  assert.equal(made.length, 1);
+  made[0].begun(true);
+  await soon();
+  assert.deepEqual([shown.image === made[0], image.src], [true, ""], "and the rest is not loaded");
+});
+
+test("where there are no tiles for it, an image that is still being loaded is waited for", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, width: 12_000, height: 8000, naturalWidth: 12_000, naturalHeight: 8000 });
+  context.mock.timers.tick(1000);
+  made[0].begun(false);
+  await soon();
+  assert.deepEqual([shown.image, image.src], [null, "a.png?1"]);
+  image.onload();
+  assert.equal(shown.image, image);
+});
+
+test("a small image that takes long is as ever", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, width: 40, height: 30, naturalWidth: 40, naturalHeight: 30 });
+  context.mock.timers.tick(5000);
+  assert.deepEqual([made, shown.image], [[], null]);
+  image.onload();
+  assert.equal(shown.image, image);
+});

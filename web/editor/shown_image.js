@@ -1,8 +1,15 @@
+    if (!isThere || load !== this.#loads) {
+      pyramid.dispose();
+      image.onload = () => end(image);
+      if (image.complete !== false) end(image);
+      return;
+    }
 /** The image that the editor shows: loaded by an address that carries what tells its content, and again when that changes. */
 
 import { isLarge } from "./pyramid.js";
 
 const PAUSE = 1000; // milliseconds between two questions whether a file has changed
+const EARLY = 200; // milliseconds between two looks at an image that is being loaded
 
 export class ShownImage {
   image = null;
@@ -57,9 +64,25 @@ export class ShownImage {
     this.#onComing();
     const image = new Image();
     const end = (shown) => { if (load === this.#loads) this.#show(shown, key, version); };
-    image.onload = () => (this.#pyramid && isLarge(image) ? this.#inTiles(image, name, version, end) : end(image));
+    image.onload = () => (this.#pyramid && isLarge(image) ? tiled() : end(image));
     image.onerror = () => end(null);
+    let isTiled = false;
+    const tiled = () => {
+      if (!isTiled) this.#inTiles(image, name, version, end);
+      isTiled = true;
+    };
+    // How large an image is, the browser knows long before it has all of a large one.
+    if (this.#pyramid) this.#early(image, () => load === this.#loads, tiled);
     image.src = this.#url(name, version);
+  }
+
+  /** Tell of an image that turns out to be large while it is loaded. */
+  #early(image, isWanted, tell) {
+    setTimeout(() => {
+      if (!isWanted() || image.complete !== false) return;
+      if (isLarge({ width: image.naturalWidth, height: image.naturalHeight })) tell();
+      else if (!image.naturalWidth) this.#early(image, isWanted, tell);
+    }, EARLY);
   }
 
   /** A large image in tiles; where the server cannot give them, as the browser can. */
@@ -69,7 +92,9 @@ export class ShownImage {
     const isThere = await pyramid.begin();
     if (!isThere || load !== this.#loads) {
       pyramid.dispose();
-      return end(image);
+      image.onload = () => end(image);
+      if (image.complete !== false) end(image);
+      return;
     }
     image.onerror = null;
     image.src = ""; // its bytes are not needed any longer
