@@ -90,6 +90,7 @@ export class PromptEditor {
   /** @param {Host} host */
   constructor(host) {
     this.host = host;
+    this.#isVisited = Boolean(host.leave); // who has opened a dialog has come
     this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed(), onLimit: host.complain });
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
@@ -747,7 +748,7 @@ export class PromptEditor {
     const key = JSON.stringify(subject);
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
-    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items());
+    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items(), !this.gestures.active);
     this.tracked.want(this.#isSeen && !document.hidden ? this.#trackedItems() : []);
   }
 
