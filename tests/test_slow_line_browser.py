@@ -1,4 +1,4 @@
-"""The prompt editor far away from its server: what is asked for, and in which order. Answers are held back by hand; nothing is timed."""
+"""The prompt editor far away from its server: what it asks for, and in which order. Requests are held back by hand."""
 
 import pytest
 from browser import Editor, build

@@ -22,7 +22,7 @@ from ...utils.checks import one_of
 from ...utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ...utils.finish import INSIDE
 from ...utils.images import image_to_frames
-from ...utils.overlay import FORMS, mask_png
+from ...utils.overlay import FORMS, mask_image
 from ...utils.text import counted
 from ..prompt_editor import segment_marks
 from .contract import LIMITS
@@ -56,7 +56,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it.
+    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_image` has it.
 
     `start` is the mask that SAM Track had there, which the marks correct.
     """
@@ -84,9 +84,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the image, and what tells the image's content."""
+    """A mask, as an image file to lay over the image, and what tells the image's content."""
 
-    png: bytes
+    file: bytes
+    content_type: str
     score: float
     area: int
     milliseconds: float
@@ -157,8 +158,8 @@ def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
     return TrackedPlace(file, whole_of(value, f"{field}.object", 1 << 20), whole_of(value, f"{field}.frame", 1 << 20))
 
 
-def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
-    """The mask that a request names by `track`, as a PNG in its `colour` and `form` to lay over the image, and its area.
+def tracked_image(body: Mapping[str, Any]) -> tuple[bytes, str, int]:
+    """The mask that a request names by `track`, as an image file in its `colour` and `form`, its content type, and its area.
 
     Raises:
         SAMError: as `parse_tracked`.
@@ -168,7 +169,7 @@ def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
     place, form = parse_tracked(body, "track"), choice_of(body, "form", FORMS, "tint")
     colour = ImageColor.getrgb(parse_colour(body.get("colour"), "colour"))
     mask = place.mask()
-    return mask_png(mask, colour, form), int(mask.sum())
+    return *mask_image(mask, colour, form), int(mask.sum())
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -326,8 +327,8 @@ class Preview:
         mask, score = _mask(question, prepared, question.prompts)
         objects = question.prompts.objects
         colour = objects[question.only or 0].colour if objects else EditorObject().colour
-        png = mask_png(mask, ImageColor.getrgb(colour), question.form)
-        return Answer(png, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.stamp)
+        file, kind = mask_image(mask, ImageColor.getrgb(colour), question.form)
+        return Answer(file, kind, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.stamp)
 
 
 def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:

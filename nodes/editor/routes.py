@@ -29,7 +29,7 @@ from .preview import (
     parse_question,
     parse_subject,
     text_of,
-    tracked_png,
+    tracked_image,
 )
 from .text import check_keys
 from .words import parse_words, words
@@ -67,7 +67,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
+    """`POST /samkit/preview`: marks on an image to a mask as an image file, with its score, area and time as headers."""
     check_keys(body, _QUESTION, "the body")
     question = parse_question(body)
     answer = await preview.ask(question)
@@ -79,7 +79,7 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
         "X-SAMKit-Stamp": answer.stamp,
         "Cache-Control": "no-store",
     }
-    return Reply(200, "image/png", answer.png, headers)
+    return Reply(200, answer.content_type, answer.file, headers)
 
 
 async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -116,9 +116,9 @@ async def frames(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def tracked(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/tracked`: a mask of SAM Track's last run as PNG, with its area as a header."""
-    png, area = await asyncio.get_running_loop().run_in_executor(None, tracked_png, body)
-    return Reply(200, "image/png", png, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
+    """`POST /samkit/tracked`: a mask of SAM Track's last run as an image file, with its area as a header."""
+    file, kind, area = await asyncio.get_running_loop().run_in_executor(None, tracked_image, body)
+    return Reply(200, kind, file, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
 
 
 async def open_data_set(preview: Preview, body: Mapping[str, Any]) -> Reply:
