@@ -306,6 +306,15 @@ class Preview:
         prepared = await self.prepare(question.subject)
         return await self._decoded(prepared, lambda: _choices(question, prepared))
 
+    async def mask(self, question: Question) -> np.ndarray:
+        """The mask of a question's marks, float32 `[H, W]` in 0..1.
+
+        Raises:
+            RefusedError: as `prepare`.
+        """
+        prepared = await self.prepare(question.subject)
+        return await self._decoded(prepared, lambda: _mask(question, prepared, question.prompts)[0])
+
     async def _decoded(self, prepared: Prepared, work: Callable[[], Value]) -> Value:
         """What the work gives, one after the other; of the images only the last one stays on a device."""
 

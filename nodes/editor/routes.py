@@ -15,9 +15,10 @@ from typing import Any
 from ...sam import SAMError
 from ...utils.comfy import inside_comfyui
 from ...utils.examples import example_path
+from .alike import alike, parse_alike
 from .contract import MOST_BYTES, WORK
 from .data_set import accepted, opened
-from .everything import everything, parse_everything
+from .everything import DEFAULT_PRESET, everything, parse_everything
 from .jobs import Job, RefusedError
 from .preview import (
     Preview,
@@ -41,6 +42,7 @@ _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence", "form", "start"}
 _EVERYTHING = {*_SUBJECT, "preset", "editor"}
+_ALIKE = {*_SUBJECT, "like", "editor"}
 _WORDS = {"image", "grounding", "text", "editor"}
 
 
@@ -99,6 +101,22 @@ async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
     return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
 
 
+async def find_alike(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/alike`: the segments of an image that resemble an object that is marked; until then as `segments`."""
+    check_keys(body, _ALIKE, "the body")
+    wanted = parse_alike(body)
+    loop = asyncio.get_running_loop()
+    key, work = await loop.run_in_executor(None, everything, wanted.subject, DEFAULT_PRESET)
+    found = await preview.jobs.ask("segments", key, work, wanted.editor)
+    if isinstance(found, Job):
+        return _progress(found)
+    mask = await preview.mask(wanted.like)
+    here, there = await preview.prepare(wanted.subject), await preview.prepare(wanted.like.subject)
+    comparison = alike(wanted, found, here, there, mask)
+    found = await preview.jobs.ask("alike", (key, there.image.key, wanted.key), comparison, wanted.editor)
+    return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
+
+
 async def find_words(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/words`: boxes of the objects that a text names; until they are ready, as `segments`."""
     check_keys(body, _WORDS, "the body")
@@ -147,6 +165,7 @@ ROUTES: dict[str, Handler] = {
     "/samkit/preview": ask,
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
+    "/samkit/alike": find_alike,
     "/samkit/words": find_words,
     "/samkit/frames": frames,
     "/samkit/tracked": tracked,
