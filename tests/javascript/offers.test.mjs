@@ -15,6 +15,8 @@ beforeEach(() => { offers = new Offers(SCORES.map((alike, index) => segment(inde
 test("those of the kind are offered, and not those that are objects already", () => {
   assert.deepEqual(offers.open([]), [0, 1, 2]);
   assert.deepEqual(offers.open([object(offers.list[1]), { name: "marked only" }]), [0, 2]);
+  const elsewhere = { name: "Object", paint: [{ ...patchOfSegment(offers.list[1]), frame: 3 }] };
+  assert.deepEqual([offers.open([elsewhere], 0), offers.open([elsewhere], 3)], [[0, 1, 2], [0, 2]], "equal images of a batch");
   assert.ok(isSamePatch(offers.list[1], object(offers.list[1]).paint[0]) && !isSamePatch(offers.list[1], offers.list[2]));
 });
 

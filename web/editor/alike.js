@@ -180,7 +180,7 @@ export class Alike {
     const shown = shownImage && subject ? JSON.stringify(subject) : null;
     if (shown !== this.#shown && shown !== null) return void this.#ask(subject, shown);
     if (shown === null) this.#open = []; // another image is on its way
-    else if (this.state === "ready") this.#open = this.#offers.open(state.objects);
+    else if (this.state === "ready") this.#open = this.#offers.open(state.objects, state.frame);
     if (!this.#open.includes(this.#current)) this.#current = null;
   }
 
@@ -196,9 +196,9 @@ export class Alike {
 
   // --- what is done with an offer
 
-  take(index) {
+  /** Make it an object; then point at `after`. */
+  take(index, after = this.#after(index)) {
     const { state } = this.editor;
-    const after = this.#after(index);
     this.#add([index]);
     state.selectObject(Math.max(0, state.ids.indexOf(this.#id))); // the next click is not the new one's
     this.#point(after);
@@ -216,8 +216,7 @@ export class Alike {
     this.editor.addObjects(indices.map((index) => ({ ...named, paint: [patchOfSegment(this.list[index])] })));
   }
 
-  refuse(index) {
-    const after = this.#after(index);
+  refuse(index, after = this.#after(index)) {
     this.#offers.refuse(index, this.editor.text);
     this.editor.changed();
     this.#point(after);
@@ -316,8 +315,8 @@ export class Alike {
     const index = this.#at(event);
     const isRefused = event.button === 2 || event.shiftKey || event.altKey || this.editor.negative;
     if (index === null) this.#say("Nothing is offered here. Press Esc to go on marking.");
-    else if (isRefused) this.refuse(index);
-    else this.take(index);
+    else if (isRefused) this.refuse(index, null);
+    else this.take(index, null);
   }
 
   draw() {

@@ -19,9 +19,13 @@ export class Offers {
     this.limit = naturalLimit(list.map(({ alike }) => alike));
   }
 
-  /** Indices of what is offered beside the objects that there are. @param {import("./text.js").EditorObject[]} objects */
-  open(objects) {
-    const patches = objects.flatMap(({ paint }) => paint ?? []);
+  /**
+   * Indices of what is offered beside the objects that there are.
+   * @param {import("./text.js").EditorObject[]} objects
+   * @param {number} frame  that is shown: an object of another one is none here
+   */
+  open(objects, frame = 0) {
+    const patches = objects.flatMap(({ paint }) => paint ?? []).filter((patch) => (patch.frame ?? frame) === frame);
     const refused = new Set(this.#refused.map(({ index }) => index));
     const isOpen = (index) => !refused.has(index) && !patches.some((patch) => isSamePatch(patch, this.list[index]));
     return [...this.list.keys()].filter((index) => this.list[index].alike >= this.limit && isOpen(index));
