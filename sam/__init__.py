@@ -22,6 +22,7 @@ from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, resu
 from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, clip_region, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
+from .tasks.alike import Cutout, Example, example_of, resemblances
 from .tasks.detail import DETAILS, Detail, Looked, SecondLook
 from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.embedding_file import load_embedding, save_embedding
@@ -91,10 +92,12 @@ __all__ = [
     "BusyError",
     "Candidate",
     "Concept",
+    "Cutout",
     "DecoderOptions",
     "Detail",
     "DeviceMode",
     "Direction",
+    "Example",
     "FilmPrompt",
     "FoundBoxes",
     "FoundMask",
@@ -138,6 +141,7 @@ __all__ = [
     "decode_each",
     "encode",
     "everything_each",
+    "example_of",
     "find_boxes",
     "free_result_bytes",
     "from_comfyui",
@@ -162,6 +166,7 @@ __all__ = [
     "prompt_each",
     "recall",
     "remember",
+    "resemblances",
     "result_device",
     "retrained_from",
     "save_concept",

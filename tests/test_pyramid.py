@@ -159,7 +159,7 @@ class TestMasksOfLargeImages:
 
     def test_the_part_is_that_of_the_whole(self, comfy):  # noqa: F811
         whole, part = self.masks(comfy, [{"x": 20, "y": 15, "width": 30, "height": 30}])
-        expected, found = (np.array(Image.open(io.BytesIO(one.png)).convert("RGBA"))[..., 3] for one in (whole, part))
+        expected, found = (np.array(Image.open(io.BytesIO(one.file)).convert("RGBA"))[..., 3] for one in (whole, part))
         x, y, width, height = part.place
         assert whole.place is None and expected.shape == (60, 80) and found.shape == (height, width)
         assert np.array_equal(expected[y : y + height, x : x + width], found) and (expected > 0).sum() == (found > 0).sum() > 0
@@ -167,15 +167,15 @@ class TestMasksOfLargeImages:
 
     def test_an_empty_mask_is_a_pixel(self, comfy):  # noqa: F811
         _, part = self.masks(comfy, [])
-        assert part.place == (0, 0, 1, 1) and Image.open(io.BytesIO(part.png)).size == (1, 1) and part.area == 0
+        assert part.place == (0, 0, 1, 1) and Image.open(io.BytesIO(part.file)).size == (1, 1) and part.area == 0
 
     def test_a_large_mask_is_sampled_and_covers_its_place(self, comfy, monkeypatch):  # noqa: F811
         monkeypatch.setattr(preview_module, "_MOST_SENT", 100)
         whole, part = self.masks(comfy, [{"x": 2, "y": 2, "width": 76, "height": 56}])
-        sent = Image.open(io.BytesIO(part.png))
+        sent = Image.open(io.BytesIO(part.file))
         x, y, width, height = part.place
         assert sent.width * sent.height <= 130 and width % sent.width == 0 and width // sent.width == height // sent.height
-        inside = np.array(Image.open(io.BytesIO(whole.png)).convert("RGBA"))[..., 3] > 0
+        inside = np.array(Image.open(io.BytesIO(whole.file)).convert("RGBA"))[..., 3] > 0
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         assert (x, y) == (columns[0], rows[0]) and x + width > columns[-1] and y + height > rows[-1]
         assert part.area == whole.area
@@ -197,4 +197,4 @@ def test_a_small_image_is_answered_as_a_whole_also_where_a_place_is_wanted(comfy
         return await preview.ask(parse_question(body)), await preview.ask(parse_question({**body, "place": True}))
 
     plain, placed = asyncio.run(both())
-    assert plain.png == placed.png and placed.place is None
+    assert plain.file == placed.file and placed.place is None

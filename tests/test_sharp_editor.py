@@ -56,7 +56,7 @@ def question_of(bright, text, editor="one", sequence=1, only=0):
 
 
 def mask_of(answer):
-    return np.array(Image.open(io.BytesIO(answer.png)).convert("RGBA"))[..., 3] > 127
+    return np.array(Image.open(io.BytesIO(answer.file)).convert("RGBA"))[..., 3] > 127
 
 
 async def looked(preview, question):
@@ -79,7 +79,7 @@ class TestSecondLooks:
             return plain, first, await looked(preview, question_of(bright, text_of(detail="auto"), sequence=3))
 
         plain, first, second = asyncio.run(both())
-        assert first.png == plain.png and iou(mask_of(first), truth) < 0.9 and first.looked is None
+        assert first.file == plain.file and iou(mask_of(first), truth) < 0.9 and first.looked is None
         assert iou(mask_of(second), truth) > 0.96 and second.looked == (1, 0, 0)
         *_, masks, _, _, _ = PromptEditor().execute(as_image(image), json.dumps(text_of(detail="auto")), bright)["result"]
         assert np.array_equal(masks[0].numpy() > 0.5, mask_of(second))
@@ -167,7 +167,7 @@ class TestSecondLooks:
             return await preview.ask(question_of(bright, text)), await looked(preview, question_of(bright, text))
 
         first, second = asyncio.run(both())
-        assert first.png == second.png and second.looked == (0, 1, 0)
+        assert first.file == second.file and second.looked == (0, 1, 0)
 
     def test_objects_of_one_run_are_each_as_previewed(self, bright, comfy):  # noqa: F811
         image, truths = discs(SIZE, SMALL, (100, 400, 9), (500, 100, 60))

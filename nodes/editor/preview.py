@@ -29,7 +29,7 @@ from ...utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_o
 from ...utils.finish import INSIDE
 from ...utils.images import image_to_frames
 from ...utils.marks import Region
-from ...utils.overlay import FORMS, mask_png
+from ...utils.overlay import FORMS, mask_image
 from ...utils.text import counted
 from ..prompt_editor import FirstLook, first_look, look_again, part_of, segment_marks
 from .contract import LIMITS, PYRAMID
@@ -68,7 +68,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it.
+    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_image` has it.
 
     `start` is the mask that SAM Track had there, which the marks correct. With `place`, the PNG of a large image has only the
     part of the mask that is not empty.
@@ -108,9 +108,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the image or its `place` there, what tells the image's content, and what became of looks."""
+    """A mask, as an image file to lay over the image or its `place` there, what tells the image's content, and of looks."""
 
-    png: bytes
+    file: bytes
+    content_type: str
     score: float
     area: int
     milliseconds: float
@@ -186,8 +187,8 @@ def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
     return TrackedPlace(file, whole_of(value, f"{field}.object", 1 << 20), whole_of(value, f"{field}.frame", 1 << 20))
 
 
-def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
-    """The mask that a request names by `track`, as a PNG in its `colour` and `form` to lay over the image, and its area.
+def tracked_image(body: Mapping[str, Any]) -> tuple[bytes, str, int]:
+    """The mask that a request names by `track`, as an image file in its `colour` and `form`, its content type, and its area.
 
     Raises:
         SAMError: as `parse_tracked`.
@@ -197,7 +198,7 @@ def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
     place, form = parse_tracked(body, "track"), choice_of(body, "form", FORMS, "tint")
     colour = ImageColor.getrgb(parse_colour(body.get("colour"), "colour"))
     mask = place.mask()
-    return mask_png(mask, colour, form), int(mask.sum())
+    return *mask_image(mask, colour, form), int(mask.sum())
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -369,6 +370,15 @@ class Preview:
         prepared = await self._prepare_all(question)
         return await self._decoded(prepared, lambda: _choices(question, prepared))
 
+    async def mask(self, question: Question) -> np.ndarray:
+        """The mask of a question's marks, float32 `[H, W]` in 0..1.
+
+        Raises:
+            RefusedError: as `prepare`.
+        """
+        prepared = await self._prepare_all(question)
+        return await self._decoded(prepared, lambda: _mask(question, prepared, question.prompts)[0])
+
     async def _decoded(self, prepared: "_Parts", work: Callable[[], Value]) -> Value:
         """What the work gives, one after the other."""
         alone = partial(self._alone, prepared, work)
@@ -413,8 +423,8 @@ def _as_answer(
     area, place = _area(mask), None
     if question.place and mask.size > PYRAMID.pixels:
         mask, place = _filled(mask)
-    png = mask_png(mask, ImageColor.getrgb(colour), question.form)
-    return Answer(png, score, area, 1000 * (time.perf_counter() - started), prepared.whole.stamp, looked, place)
+    file, kind = mask_image(mask, ImageColor.getrgb(colour), question.form)
+    return Answer(file, kind, score, area, 1000 * (time.perf_counter() - started), prepared.whole.stamp, looked, place)
 
 
 def _filled(mask: np.ndarray) -> tuple[np.ndarray, Place]:

@@ -15,9 +15,10 @@ from typing import Any
 from ...sam import SAMError
 from ...utils.comfy import inside_comfyui
 from ...utils.examples import example_path
+from .alike import alike, parse_alike
 from .contract import MOST_BYTES, WORK
 from .data_set import accepted, opened
-from .everything import everything, parse_everything
+from .everything import DEFAULT_PRESET, everything, parse_everything
 from .jobs import Job, RefusedError
 from .preview import (
     Answer,
@@ -31,7 +32,7 @@ from .preview import (
     parse_question,
     parse_subject,
     text_of,
-    tracked_png,
+    tracked_image,
 )
 from .pyramid import tile_of
 from .text import check_keys
@@ -44,6 +45,7 @@ _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
 _QUESTION = {*_CHOICE, "editor", "sequence", "form", "start", "place"}
 _EVERYTHING = {*_SUBJECT, "preset", "editor"}
+_ALIKE = {*_SUBJECT, "like", "editor"}
 _WORDS = {"image", "grounding", "text", "editor"}
 
 
@@ -70,7 +72,7 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
+    """`POST /samkit/preview`: marks on an image to a mask as an image file, with its score, area and time as headers."""
     check_keys(body, _QUESTION, "the body")
     question = parse_question(body)
     return _as_png(question, await preview.ask(question))
@@ -97,7 +99,7 @@ def _as_png(question: Question, answer: Answer) -> Reply:
         headers["X-SAMKit-Place"] = " ".join(map(str, answer.place))
     if answer.looked is not None:
         headers["X-SAMKit-Look"] = next((name for name in ("sharper", "kept") if getattr(answer.looked, name)), "alike")
-    return Reply(200, "image/png", answer.png, headers)
+    return Reply(200, answer.content_type, answer.file, headers)
 
 
 async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -114,6 +116,22 @@ async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
     subject, editor, preset = parse_everything(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, everything, subject, preset)
     found = await preview.jobs.ask("segments", key, work, editor)
+    return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
+
+
+async def find_alike(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/alike`: the segments of an image that resemble an object that is marked; until then as `segments`."""
+    check_keys(body, _ALIKE, "the body")
+    wanted = parse_alike(body)
+    loop = asyncio.get_running_loop()
+    key, work = await loop.run_in_executor(None, everything, wanted.subject, DEFAULT_PRESET)
+    found = await preview.jobs.ask("segments", key, work, wanted.editor)
+    if isinstance(found, Job):
+        return _progress(found)
+    mask = await preview.mask(wanted.like)
+    here, there = await preview.prepare(wanted.subject), await preview.prepare(wanted.like.subject)
+    comparison = alike(wanted, found, here, there, mask)
+    found = await preview.jobs.ask("alike", (key, there.image.key, wanted.key), comparison, wanted.editor)
     return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
 
 
@@ -134,9 +152,9 @@ async def frames(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def tracked(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/tracked`: a mask of SAM Track's last run as PNG, with its area as a header."""
-    png, area = await asyncio.get_running_loop().run_in_executor(None, tracked_png, body)
-    return Reply(200, "image/png", png, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
+    """`POST /samkit/tracked`: a mask of SAM Track's last run as an image file, with its area as a header."""
+    file, kind, area = await asyncio.get_running_loop().run_in_executor(None, tracked_image, body)
+    return Reply(200, kind, file, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
 
 
 async def open_data_set(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -167,6 +185,7 @@ ROUTES: dict[str, Handler] = {
     "/samkit/look": look,
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
+    "/samkit/alike": find_alike,
     "/samkit/words": find_words,
     "/samkit/frames": frames,
     "/samkit/tracked": tracked,

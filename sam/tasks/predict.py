@@ -311,6 +311,15 @@ class ReadyImage:
         """Drop what a device has of the image; the next `predictor` brings it there again."""
         self._predictor, self._encoded = None, Encoded(self._encoded.maps)
 
+    @property
+    def geometry(self) -> Geometry:
+        """How the image lies in the model's input."""
+        return self._model.geometry(self.size)
+
+    def feature_map(self) -> Tensor:
+        """The image's main feature map, float32 `[C, h, w]` on the CPU."""
+        return torch.tensor(self._encoded.maps[IMAGE])
+
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
     """Indices of prompts that may share a decoder call."""

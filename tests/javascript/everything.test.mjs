@@ -29,6 +29,7 @@ beforeEach(() => {
     get shownImage() { return editor.subject.image; },
     subject: { image: { filename: "a.png" }, model: { model_name: "m" } },
     brush: { isActive: false },
+    alike: { end() {} },
     gestures: { active: false, place: ({ x, y }) => ({ x, y }) },
     panning: false,
     view: { toImage: (place) => place },

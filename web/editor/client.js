@@ -88,6 +88,15 @@ export class PreviewClient {
   }
 
   /**
+   * Segments that resemble an object, the most similar first: as `segments`, each with `alike`, its similarity; or {progress}.
+   * @param {object} question  {image, model, like: {image, prompts, object}}
+   */
+  async alike(question) {
+    const response = await this.#post("/samkit/alike", { ...question, editor: this.#editor });
+    return response.json();
+  }
+
+  /**
    * Boxes of the objects that a text names: {boxes}, or {progress} where they are not ready: then post again, soon.
    * @param {object} question  {image, grounding, text}
    */

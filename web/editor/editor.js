@@ -1,5 +1,6 @@
 /** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
+import { Alike } from "./alike.js";
 import { Brush } from "./brush.js";
 import { PreviewClient, pollFor } from "./client.js";
 import { contract } from "./contract.js";
@@ -99,6 +100,7 @@ export class PromptEditor {
   /** @param {Host} host */
   constructor(host) {
     this.host = host;
+    this.#isVisited = Boolean(host.leave); // who has opened a dialog has come
     this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed(), onLimit: host.complain });
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
@@ -131,6 +133,7 @@ export class PromptEditor {
     this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.film.element, this.foot, this.toolbar.candidates);
     this.element.samkit = this;
     this.everything = new Everything(this);
+    this.alike = new Alike(this);
     this.words = new Words(this);
   }
 
@@ -142,6 +145,7 @@ export class PromptEditor {
     const { stage, element } = this;
     const on = (target, type, handle, options) => target.addEventListener(type, handle, { signal, ...options });
     this.everything.attach(signal);
+    this.alike.attach(signal);
     this.gestures = new Gestures(stage, this, signal);
     this.#watch(signal);
     // Nodes 2.0 and the canvas take wheel and fingers from above, before the event comes down to the stage.
@@ -354,6 +358,23 @@ export class PromptEditor {
     if (region && !this.state.setRegion(region)) this.refuse();
   }
 
+  get canUndo() {
+    return this.state.canUndo || this.alike.canUndo;
+  }
+
+  get canRedo() {
+    return this.state.canRedo || this.alike.canRedo;
+  }
+
+  /** Take back the last step: of what is offered, or of the text. */
+  undo() {
+    if (!this.alike.undo()) this.state.undo();
+  }
+
+  redo() {
+    if (!this.alike.redo()) this.state.redo();
+  }
+
   /** The next way to see the masks. */
   nextView() {
     this.mode.next();
@@ -391,6 +412,7 @@ export class PromptEditor {
   escape() {
     if (this.toolbar.closeCandidates()) return;
     if (this.gestures.active) this.gestures.abandon();
+    else if (this.alike.isOn) this.alike.end();
     else if (this.brush.isActive) this.brush.toggle(this.brush.tool);
     else if (this.state.selected !== null) this.state.select(null);
     else if (this.host.leave) this.host.leave();
@@ -542,6 +564,7 @@ export class PromptEditor {
     const region = this.#region ?? state.regionOf(state.current);
     paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, region, before });
     this.everything.draw();
+    this.alike.draw();
   }
 
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
@@ -724,6 +747,7 @@ export class PromptEditor {
     this.objects.update();
     this.film.update();
     this.everything.update();
+    this.alike.update();
     this.words.update();
     this.#describe();
     this.redraw();
@@ -736,7 +760,9 @@ export class PromptEditor {
     const object = state.objects.length > 1 ? state.object.name : null;
     const tracked = this.#trackedStatus();
     const more = this.#more(answer !== null);
-    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object, tracked, more });
+    const isEmpty = !state.marks.length && !state.objects.some(({ paint }) => paint);
+    const shown = { preview: preview.state, answer, object, tracked, more, isEmpty, isDialog: Boolean(this.host.leave) };
+    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, ...shown });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
@@ -812,7 +838,7 @@ export class PromptEditor {
     const key = JSON.stringify(subject);
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
-    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items());
+    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items(), !this.gestures.active);
     this.#lookAgain();
     this.tracked.want(this.#isSeen && !document.hidden ? this.#trackedItems() : []);
   }

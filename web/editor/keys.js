@@ -15,6 +15,7 @@ export const LEGEND = [
   ["Double click", "remove a mark"],
   ["N", "new object"],
   ["[ and ]", "object before, next object"],
+  ["L", "find all like the object: take or leave out what is offered"],
   ["0, 1, 2, 3", "how much of the object"],
   ["B", "box tool"],
   ["P, E", "brush, eraser"],
@@ -32,7 +33,7 @@ export const LEGEND = [
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView()
+ * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView(), alike, undo(), redo()
  */
 export function onKey(event, editor) {
   // Where [ and ] are typed with AltGr, browsers report Alt, and on Windows Ctrl too.
@@ -57,9 +58,11 @@ function actionOf(event, editor) {
   const { state } = editor;
   const key = latin(event);
   if (ctrlKey || metaKey) {
-    if (key === "z") return () => (shiftKey ? state.redo() : state.undo());
-    return key === "y" ? () => state.redo() : null;
+    if (key === "z") return () => (shiftKey ? editor.redo() : editor.undo());
+    return key === "y" ? () => editor.redo() : null;
   }
+  const offered = editor.alike.keyed(key, shiftKey);
+  if (offered) return offered;
   if (key in ARROWS) {
     const [dx, dy] = ARROWS[key].map((step) => step * (shiftKey ? 10 : 1));
     if (state.selected === null && state.frames > 1 && dx) return () => state.showFrame(inFilm(state.frame + dx, state));
@@ -78,6 +81,7 @@ function actionOf(event, editor) {
     f: () => editor.fit(),
     b: () => editor.toggleBoxTool(),
     n: () => state.newObject(),
+    l: () => editor.alike.toggle(),
     p: () => editor.brush.toggle("add"),
     e: () => editor.brush.toggle("erase"),
     v: () => editor.nextView(),

@@ -41,8 +41,8 @@ const CANDIDATE_NAMES = { best: "Best guess", smallest: "1 Part", middle: "2 Mid
  */
 export function makeToolbar(editor) {
   const { state } = editor;
-  const undo = button("undo", "Undo (Ctrl+Z)", () => state.undo());
-  const redo = button("undo", "Redo (Ctrl+Shift+Z)", () => state.redo());
+  const undo = button("undo", "Undo (Ctrl+Z)", () => editor.undo());
+  const redo = button("undo", "Redo (Ctrl+Shift+Z)", () => editor.redo());
   redo.classList.add("samkit-mirrored");
   const object = button("plus", "New object (N): clicks then mark that one", () => state.newObject());
   const negative = button("minus-circle", "Clicks mark what is NOT the object (as a right click does)", () => editor.toggleNegative());
@@ -86,8 +86,8 @@ export function makeToolbar(editor) {
   const pressed = (one, value) => one.setAttribute("aria-pressed", String(value));
   const name = (one, text) => { one.title = text; one.setAttribute("aria-label", text); };
   const update = () => {
-    undo.disabled = !state.canUndo;
-    redo.disabled = !state.canRedo;
+    undo.disabled = !editor.canUndo;
+    redo.disabled = !editor.canRedo;
     remove.disabled = state.selected === null;
     clear.disabled = !state.clearable.length;
     name(clear, editor.frameCount > 1 ? "Remove this frame's own marks (those for all frames stay)" : "Remove all marks");
