@@ -226,6 +226,7 @@ def complete(editor):
 
 def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, server, tall):
     pixels, masks = tall
+    page.evaluate("performance.setResourceTimingBufferSize(10000)")  # ComfyUI fills the usual one
     build(page)
     use_file(page, "tall.png")
     editor = Editor(page)
