@@ -226,6 +226,7 @@ def complete(editor):
 
 def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, server, tall):
     pixels, masks = tall
+    page.evaluate("performance.setResourceTimingBufferSize(10000)")  # ComfyUI fills the usual one
     build(page)
     use_file(page, "tall.png")
     editor = Editor(page)
@@ -243,10 +244,8 @@ def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, serve
     editor.click(x, y)
     editor.leave()
     (found,) = editor.evaluate("editor.masks.map(({ answer }) => ({ place: answer.place, area: answer.area }))")
-    rows, columns = np.nonzero(mask)
     place = found["place"]
-    assert abs(place["x"] - 4 * columns.min()) < 120 and abs(place["x"] + place["width"] - 4 * columns.max()) < 120
-    assert abs(place["y"] - 4 * rows.min()) < 120 and found["area"] > 0.7 * 16 * mask.sum()
+    assert found["area"] > 0.7 * 16 * mask.sum()
     editor.page.keyboard.press("h")
     editor.page.evaluate(
         "([x, y]) => { const e = samkit.editor(); e.view.zoomAt(e.view.toStage({ x, y }), 1 / e.view.scale); e.redraw(); }",
@@ -260,7 +259,10 @@ def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, serve
         len(page.evaluate("performance.getEntriesByType('resource').filter(({ name }) => name.includes('/samkit/tile'))")) < 60
     )
     editor.page.keyboard.press("h")
-    assert (run_graph(page, server).sum() - found["area"]) == 0
+    ran = run_graph(page, server)
+    rows, columns = np.flatnonzero(ran.any(1)), np.flatnonzero(ran.any(0))
+    assert ran.sum() == found["area"] and (place["x"], place["y"]) == (columns[0], rows[0])
+    assert 0 <= place["x"] + place["width"] - columns[-1] - 1 <= 2 and 0 <= place["y"] + place["height"] - rows[-1] - 1 <= 2
 
 
 def test_a_small_image_has_no_tiles(editor):

@@ -45,7 +45,7 @@ def tile_of(subject: Subject, level: int, column: int, row: int) -> tuple[bytes,
         raise RefusedError(404, f"{subject.filename} has no tile {column}, {row} at level {level}.")
     file = io.BytesIO()
     if level:
-        Image.fromarray(tile).save(file, format="JPEG", quality=90)
+        Image.fromarray(tile).save(file, format="JPEG", quality=90, subsampling=0)
         return file.getvalue(), "image/jpeg"
     Image.fromarray(tile).save(file, format="PNG", compress_level=1)
     return file.getvalue(), "image/png"
@@ -58,6 +58,8 @@ def _level(path: Path, stamp: tuple[int, int], subject: Subject, level: int) -> 
     if found is not None:
         return found
     with _building:
+        if (found := _LEVELS.get((key, level))) is not None:
+            return found
         pixels = _LEVELS.get((key, 0))
         if pixels is None:
             pixels = _pixels(path, subject)
@@ -65,12 +67,14 @@ def _level(path: Path, stamp: tuple[int, int], subject: Subject, level: int) -> 
         height, width = pixels.shape[:2]
         if level >= level_count(width, height):
             raise RefusedError(404, f"{subject.filename} has {level_count(width, height)} levels: there is no level {level}.")
-        for number in range(1, level + 1):
-            reduced = _LEVELS.get((key, number))
-            if reduced is None:
-                reduced = np.asarray(Image.fromarray(pixels).reduce(2))
-                _LEVELS.put((key, number), reduced)
-            pixels = reduced
+        if level == 0:
+            return pixels
+        reduced = Image.fromarray(pixels)
+        for number in range(1, level_count(width, height)):  # all of them: each takes a quarter of the time of the one before
+            reduced = reduced.reduce(2)
+            _LEVELS.put((key, number), np.asarray(reduced))
+            if number == level:
+                pixels = np.asarray(reduced)
         return pixels
 
 

@@ -98,7 +98,7 @@ def _as_png(question: Question, answer: Answer) -> Reply:
     if answer.place is not None:
         headers["X-SAMKit-Place"] = " ".join(map(str, answer.place))
     if answer.looked is not None:
-        headers["X-SAMKit-Look"] = next((name for name in ("sharper", "kept") if getattr(answer.looked, name)), "alike")
+        headers["X-SAMKit-Look"] = "sharper" if answer.looked.sharper else "other" if answer.looked.kept else "alike"
     return Reply(200, answer.content_type, answer.file, headers)
 
 

@@ -44,9 +44,9 @@ test("a second look is asked for without a number, and is a mask, or how far it 
   assert.deepEqual([await first, sent[0].path, sent[0].body], [{ progress: 0.5 }, "/samkit/look", { ...QUESTION, editor: "one" }]);
   const second = client.look(QUESTION);
   const { headers } = mask("M");
-  sent[1].answer(new Response("M", { headers: { ...Object.fromEntries(headers), "X-SAMKit-Look": "kept", "X-SAMKit-Place": "3 4 50 60" } }));
+  sent[1].answer(new Response("M", { headers: { ...Object.fromEntries(headers), "X-SAMKit-Look": "other", "X-SAMKit-Place": "3 4 50 60" } }));
   const { png, look, area, place } = await second;
-  assert.deepEqual([await png.text(), look, area, place], ["M", "kept", 1234, { x: 3, y: 4, width: 50, height: 60 }]);
+  assert.deepEqual([await png.text(), look, area, place], ["M", "other", 1234, { x: 3, y: 4, width: 50, height: 60 }]);
 });
 
 test("each question has a greater number than the one before", () => {

@@ -44,7 +44,7 @@ test("nothing is asked until the pointer has rested, and then the object that is
   assert.deepEqual([asked(), looks.say("a"), looks.say("b")], [["a"], "first look, looking again…", "first look"]);
   await answer(mask("A"));
   assert.deepEqual([asked(), looks.find("a").bitmap.png, looks.find("b"), looks.busy], [["a", "b"], "A", null, true]);
-  await answer(mask("B", "kept"));
+  await answer(mask("B", "other"));
   assert.deepEqual([looks.say("a"), looks.say("b"), looks.busy], ["second look", "first look (the second saw something else)", false]);
   assert.equal(looks.say("c"), null);
   assert.ok(changes >= 4);

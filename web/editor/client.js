@@ -11,7 +11,7 @@ export class Refusal extends Error {
 
 /** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null, look: string | null,
  *   place: {x: number, y: number, width: number, height: number} | null}} Answer  `look` of a
- * second look: "sharper", "kept" (it saw something else, the mask is the first one) or "alike" (it gains nothing) */
+ * second look: "sharper", "other" (it saw something else, the mask is the first one) or "alike" (it gains nothing) */
 
 /** Where a mask lies that is sent for a part of a large image only. */
 function placeIn(text) {

@@ -29,6 +29,7 @@ import { Words } from "./words.js";
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
 const PINCH = { speed: 0.01, most: 0.3 }; // a trackpad's steps are small; a wheel's with Ctrl are large, and must not zoom too far
+const SAID = 4000; // milliseconds
 const RESTING = 100; // milliseconds that a frame of a film is shown before it is encoded: not each one that is passed
 const OLD = 0.45; // strength of a mask that SAM Track has made of other marks
 const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
@@ -89,7 +90,8 @@ export class PromptEditor {
   #standing = new Map(); // object -> how SAM Track has it on the shown frame, until something changes
   #frame = { shown: 0, timer: 0, isResting: true };
   #complained = null;
-  #refused = null;
+  #refused = null; // what the status line says for a moment
+  #saying = 0;
   #alive = null;
   #zoom = null;
   #drawnZoom = null;
@@ -192,6 +194,7 @@ export class PromptEditor {
     this.#alive = null;
     this.#isSeen = false;
     clearTimeout(this.#frame.timer);
+    clearTimeout(this.#saying);
     this.preview.dispose();
     this.looks.dispose();
     this.tracked.forget();
@@ -432,10 +435,15 @@ export class PromptEditor {
     else if (state.regionOf(state.current)) this.#say(`That lies outside the region of ${state.object.name}. Press R to use the whole image.`);
   }
 
+  /** Say something in the status line for a moment, or until something changes. */
   #say(text) {
     this.#refused = text;
     this.#describe();
-    this.#refused = null;
+    clearTimeout(this.#saying);
+    this.#saying = setTimeout(() => {
+      this.#refused = null;
+      this.#describe();
+    }, SAID);
   }
 
   #act(action) {
@@ -683,6 +691,7 @@ export class PromptEditor {
 
   #changed() {
     if (!this.element) return;
+    this.#refused = null;
     this.#forget();
     this.#rest();
     this.#loadImage();

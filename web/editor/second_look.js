@@ -6,7 +6,7 @@ const REST = 400; // milliseconds without another mark
 const MOST_CACHED = 24;
 const SAID = {
   sharper: "second look",
-  kept: "first look (the second saw something else)",
+  other: "first look (the second saw something else)",
   alike: "first look (a second gains nothing)",
 };
 

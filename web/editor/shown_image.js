@@ -1,9 +1,3 @@
-    if (!isThere || load !== this.#loads) {
-      pyramid.dispose();
-      image.onload = () => end(image);
-      if (image.complete !== false) end(image);
-      return;
-    }
 /** The image that the editor shows: loaded by an address that carries what tells its content, and again when that changes. */
 
 import { isLarge } from "./pyramid.js";
