@@ -14,7 +14,7 @@ from samkit.nodes.editor import everything as everything_module
 from samkit.nodes.editor import preview as preview_module
 from samkit.nodes.editor import routes
 from samkit.nodes.editor.preview import Preview
-from samkit.sam import Cutout, ReadyImage, SAMError, example_of, resemblances
+from samkit.sam import Cutout, PredictOptions, ReadyImage, SAMError, example_of, resemblances
 from samkit.sam.tasks import personalize
 from samkit.sam.tasks.personalize import PersonalizeOptions
 from samkit.utils.patches import ADD, encode_runs, parse_patch
@@ -86,8 +86,8 @@ def kind_of(segment, masks):
     return None
 
 
-@pytest.mark.parametrize(("place", "kind", "count"), [(DISCS[0], "disc", 4), (SQUARES[1], "square", 3)])
-def test_the_others_of_a_kind_come_first_and_the_object_itself_not_at_all(comfy, place, kind, count):
+def test_the_others_of_a_kind_come_first_and_the_object_itself_not_at_all(comfy):
+    place, kind, count = DISCS[0], "disc", 4
     status, answer = asyncio.run(finished(Preview(), body_of(place)))
     scores = [segment["alike"] for segment in answer["segments"]]
     assert status == 200 and scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
@@ -123,7 +123,12 @@ def test_the_comparison_is_that_of_sam_personalize(comfy, demo_model):
     made = example_of(ready, image, example)
     scores = resemblances(ready, image, [Cutout(0, 0, mask) for _, mask in others], made)
     options = PersonalizeOptions(method="parts and color")
-    target = personalize.learn(personalize.EncoderRun(demo_model, [image], "AUTO"), tensor(example)[None], options.method, None)
+    target = personalize.learn(
+        personalize.EncoderRun(demo_model, [image], "AUTO"),
+        tensor(example)[None],
+        options.method,
+        PredictOptions(multimask="on"),
+    )
     with ready.predictor() as predictor:
         wanted = [personalize._resemblance(predictor, tensor(mask) > 0.5, target, options, image) for _, mask in others]
     assert scores == pytest.approx(wanted, abs=0.02) and np.ptp(wanted) > 0.2
@@ -150,7 +155,7 @@ def test_an_object_without_a_mask_has_none_like_it(comfy, demo_model):
     body = body_of()
     body["like"]["prompts"]["objects"][0]["marks"] = []
     status, answer = asyncio.run(finished(Preview(), body))
-    assert status == 400 and "empty mask" in answer["error"]
+    assert status == 400 and "prompts has 0 objects" in answer["error"]
 
 
 def test_nothing_is_computed_twice(comfy, monkeypatch):
