@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements-dev.txt"
+LONGEST_TEST = 900  # seconds; on two cores the longest one takes 110
 COMFYUI_URL = "https://github.com/Comfy-Org/ComfyUI"
 
 
@@ -29,8 +30,11 @@ def test(extra: list[str]) -> int:
     pytest = [python(), "-m", "pytest"]
     if extra:
         return run(*pytest, *extra, folder=ROOT / "tests")
+    # A test that waits forever ends its process, which says where it was; once in each of two processes, then the run goes on.
+    pytest += ["-o", f"faulthandler_timeout={LONGEST_TEST}", "-o", "faulthandler_exit_on_timeout=true"]
+    shared = ["-n", "auto", "--dist", "loadfile", "--max-worker-restart", "2"]
     # A server, a browser and what is timed in them need the machine for themselves; the rest shares its cores, file by file.
-    here = run(*pytest, "-n", "auto", "--dist", "loadfile", "-m", "not exhaustive and not comfyui", folder=ROOT / "tests")
+    here = run(*pytest, *shared, "-m", "not exhaustive and not comfyui", folder=ROOT / "tests")
     return run(*pytest, "-m", "not exhaustive and comfyui", folder=ROOT / "tests") or here
 
 

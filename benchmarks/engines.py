@@ -35,7 +35,7 @@ from torch import Tensor, nn
 PACKAGES = {"openvino": "2026.4.1", "onnxruntime": "1.32.0", "onnx": "1.23.2"}
 ROUNDS, PROMPTS = 3, (1, 64, 256)
 CONFIGS = {"SAM ViT-B": "vit_b", "SlimSAM-77": "slimsam_77", "SAM 2.1 tiny": "tiny", "SAM 2.1 base+": "base+"}
-ENCODERS = (*CONFIGS, "MobileSAM", "EfficientSAM-Ti", "EdgeTAM")
+ENCODERS = (*CONFIGS, "MobileSAM", "Light HQ-SAM", "EfficientSAM-Ti", "EdgeTAM")
 IN_ONNX = ("SAM ViT-B", "MobileSAM")
 _BUSY = "while True: pass"
 _BATCH = 64  # points
@@ -66,15 +66,28 @@ class _Maps(nn.Module):
         return tuple(self.model.get_image_embeddings(pixels))
 
 
+class _WithEarly(nn.Module):
+    """Light HQ-SAM's encoder, whose early features are the first output, for export."""
+
+    def __init__(self, encoder: TinyViT) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features, early = self.encoder.run(pixels)
+        return early, features
+
+
 def encoder_of(name: str) -> tuple[nn.Module, Callable[[torch.dtype], Tensor], Tensor]:
     """The reference's encoder with seeded random weights, which is exported, ours on the same weights, and an image for it."""
     colours = torch.randint(0, 256, (1, 3, 1024, 1024), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pixels = (colours / 255 - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
-    if name == "MobileSAM":
+    if name in ("MobileSAM", "Light HQ-SAM"):
         torch.manual_seed(0)
         stages = Stage(64, 2, 0, 0, 2), Stage(128, 2, 4, 7, 2), Stage(160, 6, 5, 14, 1), Stage(320, 2, 10, 7, 0)
-        encoder = TinyViT(1024, stages, 4.0, 4.0, 256).eval()
-        return encoder, lambda dtype: run_encoder(encoder, pixels, dtype)[0], pixels
+        encoder, early = TinyViT(1024, stages, 4.0, 4.0, 256).eval(), name == "Light HQ-SAM"
+        exported = _WithEarly(encoder) if early else encoder
+        return exported, lambda dtype: run_encoder(encoder, pixels, dtype, early)[0], pixels
     if name == "EfficientSAM-Ti":
         torch.manual_seed(0)
         shape = PlainViTShape(width=192, depth=12, heads=3, hidden=768, patch=16, grid=64, places=14 * 14 + 1, channels=256)

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from scenes import Mask, interior_point
 load_pack()
 
 from samkit.nodes.model import SAMModelLoader  # noqa: E402
-from samkit.sam import FilmPrompt, Prompt, TrackedFrame, TrackOptions, load_model, segment_each, track  # noqa: E402
+from samkit.sam import FilmPrompt, Prompt, Segmenter, TrackedFrame, TrackOptions, load_model, segment_each, track  # noqa: E402
+from samkit.sam.datasets.films import FilmFrames  # noqa: E402
+from samkit.sam.models.sam2 import hiera  # noqa: E402
 from samkit.sam.tasks.embed import cache  # noqa: E402
 
 log = logging.getLogger("benchmark")
@@ -68,27 +71,72 @@ def followed_and_alone(model: Any, film: Film, method: str) -> tuple[np.ndarray,
     return followed, alone
 
 
-FRAMES, OBJECTS, ROUNDS, SIDE = 8, (1, 3), 3, 1024
+FRAMES, LAST, OBJECTS, ROUNDS, SIDE = 10, 2, (1, 3), 2, 1024  # the last frames attend to as many memories as there may be
+LENGTHS, SMALL_SIDE = (50, 500), 512
+MEMORY = """
+from track import *
+model = small_model()
+start()
+track(model, Noise({count}), {{n: {{0: click(place(n))}} for n in range(2)}}, lambda found: None, TrackOptions(method="memory"))
+"""
+
+
+class Noise(FilmFrames):
+    """A film of random frames, made when they are needed."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.size = SMALL_SIDE, SMALL_SIDE
+
+    def _load(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
+        yield index, np.random.default_rng(index).integers(0, 256, (*self.size, 3), dtype=np.uint8)
+
+
+def small_model() -> Segmenter:
+    """A SAM 2.1 with a small encoder, so that 500 frames take minutes: what stays of a frame is a quarter of that of tiny's."""
+    from reference_sam2 import SMALL
+
+    hiera.SIZES[16, 8] = hiera.HieraSize("small", 1, (8, 4, 6, 3), (4,), SMALL_SIDE)
+    return saved_and_loaded(SMALL, SMALL_SIDE)[1]
+
+
+def saved_and_loaded(shape: dict[str, Any], side: int) -> tuple[Any, Segmenter]:
+    """transformers' model of a shape of Hiera with seeded random weights, and ours of its file."""
+    from reference_track import random_video
+
+    theirs = random_video(shape, side)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return theirs, load_model(folder, "fp32")
+
+
+def click(place: np.ndarray) -> FilmPrompt:
+    """One click at (x, y)."""
+    return FilmPrompt(np.reshape(place, (1, 2)), np.array([1], np.int32))
+
+
+def place(number: int) -> np.ndarray:
+    """Where the object of a number is in the film of `Noise`."""
+    return np.random.default_rng(number).uniform(100, SMALL_SIDE - 100, 2)
 
 
 @torch.no_grad()
 def measure(models: list[str], device: torch.device) -> Any:
-    """Seconds per frame of a film with one object and with three, by memory; `models` are SAM's and say nothing here."""
-    from harness import Report, Table, interleaved, ratio
+    """Seconds per frame of a film with one object and with three, by memory, and what its length costs in memory; `models` are
+    SAM's and say nothing here.
+    """
+    from harness import Report, Table, interleaved, peak_memory, ratio
     from reference_sam2 import TINY
-    from reference_track import processor, random_video
+    from reference_track import processor
 
-    theirs = random_video(TINY).to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = load_model(folder, "fp32").to(device)
+    theirs, ours = (model.to(device) for model in saved_and_loaded(TINY, SIDE))
     numbers = np.random.default_rng(0)
     frames = [numbers.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(FRAMES)]
     places = numbers.uniform(100, SIDE - 100, (max(OBJECTS), 1, 2))
     report = Report("track")
-    head = ["objects", "transformers (sdpa)", "ours", "faster by"]
+    head = ["objects, frames", "transformers (sdpa)", "ours", "faster by"]
     table = Table("SAM 2.1 tiny by memory, seconds per frame, float32", head)
-    reader = processor(SIDE)
+    reader, ends = processor(SIDE), list[float]()
     for count in OBJECTS:
 
         def by_transformers(count: int = count) -> None:
@@ -98,21 +146,35 @@ def measure(models: list[str], device: torch.device) -> Any:
                 session, frame_idx=0, obj_ids=list(range(count)), input_points=points, input_labels=[[[1]] * count]
             )
             for _ in theirs.propagate_in_video_iterator(session, start_frame_idx=0):
-                pass
+                ends.append(time.perf_counter())
 
         def by_us(count: int = count) -> None:
             cache.clear()
-            prompts = {number: {0: FilmPrompt(places[number], np.array([1], np.int32))} for number in range(count)}
-            track(ours, frames, prompts, lambda found: None, TrackOptions(method="memory"))
+            prompts = {number: {0: click(places[number])} for number in range(count)}
+            track(ours, frames, prompts, lambda found: ends.append(time.perf_counter()), TrackOptions(method="memory"))
 
-        seconds = interleaved({"transformers": by_transformers, "ours": by_us}, device, ROUNDS)
-        report.numbers[f"{count} objects"] = seconds
-        times = [f"{statistics.median(seconds[who]) / FRAMES:.2f} s" for who in ("transformers", "ours")]
-        table.rows.append([str(count), *times, f"**{ratio(seconds['transformers'], seconds['ours']):.2f}x**"])
+        ends.clear()
+        seconds = interleaved({"transformers": by_transformers, "ours": by_us}, device, ROUNDS, warm_up=0)
+        stamps = np.reshape(ends, (ROUNDS, 2, FRAMES))
+        last = {
+            who: ((one[:, -1] - one[:, -1 - LAST]) / LAST).tolist()
+            for who, one in zip(seconds, stamps.swapaxes(0, 1), strict=True)
+        }
+        whole = {who: [one / FRAMES for one in values] for who, values in seconds.items()}
+        for name, found in ((f"{count}, all {FRAMES}", whole), (f"{count}, the last {LAST}", last)):
+            report.numbers[name] = found
+            times = [f"{statistics.median(found[who]):.2f} s" for who in ("transformers", "ours")]
+            table.rows.append([name, *times, f"**{ratio(found['transformers'], found['ours']):.2f}x**"])
     table.note = (
-        f"A film of {FRAMES} frames of {SIDE}x{SIDE} pixels, one click on each object on the first frame. Encoding included."
+        f"A film of {FRAMES} frames of {SIDE}x{SIDE} pixels, one click on each object on the first frame. Encoding included. "
+        "The last frames attend to seven memories, as all later ones would."
     )
-    report.tables.append(table)
+    memory = Table("Peak memory of a film of two objects, without its masks", ["frames", "memory"])
+    used = [peak_memory(MEMORY.format(count=count)) for count in LENGTHS]
+    report.numbers["memory"] = dict(zip(map(str, LENGTHS), used, strict=True))
+    memory.rows = [[str(count), f"{value / 2**20:.0f} MB"] for count, value in zip(LENGTHS, used, strict=True)]
+    memory.note = f"A small SAM 2.1 with seeded random weights, frames of {SMALL_SIDE}x{SMALL_SIDE} pixels."
+    report.tables += [table, memory]
     return report
 
 

@@ -3,12 +3,11 @@
 import base64
 import io
 import json
-import multiprocessing
-import os
 import tracemalloc
 
 import numpy as np
 import pytest
+from forks import forked, needs_fork
 from PIL import Image
 from samkit.sam import SAMError
 from samkit.sam.datasets.coco import Coco
@@ -303,13 +302,10 @@ def _extend_often(path, worker):
             target.extend([target.entry(LabeledImage(f"{worker}_{turn}.png", (90, 120), [LabeledMask(SHAPES["hole"])]))[0]])
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+@needs_fork
 def test_two_processes_add_to_one_file(tmp_path):
     path = tmp_path / "set.json"
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_extend_often, args=(path, worker)) for worker in range(2)]
-    for worker in workers:
-        worker.start()
+    workers = [forked(_extend_often, path, worker) for worker in range(2)]
     seen = 0
     while any(worker.is_alive() for worker in workers):
         if path.is_file():

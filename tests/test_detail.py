@@ -242,6 +242,13 @@ class TestADrawing:
         nothing = self.segment(bright, image, positive_coords='[{"x": 500, "y": 300}]', detail="1")
         assert not nothing[0].any() and nothing.found[0].looked == (0, 0, 1)
 
+    @pytest.mark.parametrize(("detail", "cuts"), [("1", 1), ("2", 2), ("3", 3), ("auto", 3)])
+    def test_an_object_is_seen_in_no_more_cuts_than_it_may_be(self, bright, detail, cuts):
+        """There is nothing at the click, in no cut, so that the model is never sure."""
+        image, _ = discs((2000, 3000), (100, 400, 60))
+        self.segment(bright, image, positive_coords='[{"x": 1500, "y": 900}]', detail=detail)
+        assert bright.encoded == 1 + cuts
+
     def test_what_is_too_large_to_be_overlooked_is_not_put_in_the_place_of_a_mask(self, bright, monkeypatch):
         image, (truth,) = discs(SIZE, (300, 200, 55))
         monkeypatch.setattr(BrightModel, "sure", 0.5)

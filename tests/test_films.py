@@ -1,8 +1,10 @@
 """Folders of films to data sets: each film once, its objects under one number on all frames; and the command."""
 
+import gc
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -512,6 +514,25 @@ class TestFrames:
         assert all(np.array_equal(*pair) for pair in zip(read[2:7:2], self.film[2:7:2], strict=True))
         with pytest.raises(IndexError):
             read[9]
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not say which files are open")
+    @pytest.mark.parametrize("needed", [0, 3])
+    def test_a_video_that_nobody_needs_is_closed_at_once(self, needed, tmp_path):
+        """Its decoder's threads end with it. A forked process that found them later, among objects that hold each other, would
+        wait for them forever."""
+        write_video(tmp_path / "a.mkv", self.film)
+
+        def is_open():
+            return any(link.is_symlink() and link.readlink() == tmp_path / "a.mkv" for link in Path("/proc/self/fd").iterdir())
+
+        gc.disable()
+        try:
+            frames = VideoFrames(tmp_path / "a.mkv")
+            assert np.array_equal(frames[needed], self.film[needed]) and is_open()
+            del frames
+            assert not is_open()
+        finally:
+            gc.enable()
 
     def test_names_that_differ_in_the_extension(self, tmp_path):
         with pytest.raises(SAMError, match=r"its frames a\.jpg and a\.png differ only in the extension"):

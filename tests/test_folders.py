@@ -1,7 +1,6 @@
 """Folders to data sets: each image once, whatever happens in between; and the command."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_image
+from forks import forked, needs_fork
 from load_pack import ROOT
 from PIL import Image
 from reference import content_id
@@ -831,11 +831,6 @@ def test_what_is_not_a_journal_is_left_alone(content, tmp_path):
     assert (tmp_path / "journal").read_bytes() == content
 
 
-def _child(task, photos, output):
-    torch.set_num_threads(1)
-    run(task, photos, output)
-
-
 def kill_at(process, is_time):
     """Kill a process at the first moment at which `is_time()`, or never if it ends before."""
     alive = (lambda: process.poll() is None) if isinstance(process, subprocess.Popen) else process.is_alive
@@ -850,18 +845,17 @@ def size_of(path):
     return path.stat().st_size if path.is_file() else 0
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_killed_run_goes_on_and_gives_the_same_output(name, task, photos, tmp_path):
-    task, context = with_format(task, name), multiprocessing.get_context("fork")
+    task = with_format(task, name)
     run(task, photos, tmp_path / "whole" / "out")
     most = size_of(tmp_path / "whole" / "out.journal")
     moments = sorted(random.Random(name).sample(range(200, most), 3))
     output, journal = tmp_path / "killed" / "out", tmp_path / "killed" / "out.journal"
     before = 0
     for moment in moments:
-        process = context.Process(target=_child, args=(task, photos, output))
-        process.start()
+        process = forked(run, task, photos, output)
         kill_at(process, lambda moment=moment: size_of(journal) >= moment)
         now = journal.read_bytes().count(b"\n") - 1
         assert now >= before

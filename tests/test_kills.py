@@ -1,7 +1,6 @@
 """Processes killed at every step of their writing, and a full disk: what is there is whole, and nothing is left over."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, Interrupted, install
+from forks import forked, needs_fork
 from PIL import Image
 from reference import content_id
 from safetensors.numpy import load_file
@@ -27,7 +27,7 @@ from samkit.utils.comfy_files import locked
 from samkit.utils.files import whole
 from test_folders import kill_at, size_of
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork")
+pytestmark = needs_fork
 STEPS = [("pathlib.Path", name) for name in ("open", "replace", "unlink", "mkdir", "write_bytes")] + [("os", "rmdir")]
 
 
@@ -35,7 +35,6 @@ def killed_at(step, work):
     """Run `work` in a process that is killed just before its `step`-th change of the file system. Whether it got so far."""
 
     def child():
-        torch.set_num_threads(1)
         left = iter(range(step))
 
         def counted(function):
@@ -52,8 +51,7 @@ def killed_at(step, work):
                 patch.setattr(f"{owner}.{name}", counted(getattr(kind, name)))
             work()
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
+    process = forked(child)
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
@@ -182,10 +180,9 @@ def test_save_embedding_killed_at_twenty_sizes_of_its_part(output):
     """In the middle of writing, which is safetensors' own work."""
     values = np.random.default_rng(0).standard_normal((16, 64, 64, 64)).astype(np.float32)
     embedding = SAMEmbedding(values, (60, 80), (96, 128), "0" * 64, [f"{index:064}" for index in range(16)], {})
-    context, folder = multiprocessing.get_context("fork"), output / "samkit"
+    folder = output / "samkit"
     for size in np.linspace(0, values.nbytes, 20):
-        process = context.Process(target=lambda: SaveEmbedding().execute(embedding))
-        process.start()
+        process = forked(lambda: SaveEmbedding().execute(embedding))
         kill_at(process, lambda size=size: any(size_of(part) >= size for part in folder.glob(".*.part")))
         for name in files(output):
             if not name.endswith(".part"):

@@ -1,14 +1,13 @@
 """SAM Save Masks: which mask belongs to which image, and the files in ComfyUI's output folder."""
 
 import json
-import multiprocessing
-import os
 
 import numpy as np
 import pytest
 import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
+from forks import forked, needs_fork
 from PIL import Image
 from samkit.nodes.automask import AutoMask
 from samkit.nodes.masks import SelectMasks
@@ -227,16 +226,13 @@ def test_categories_that_would_change_a_number_are_refused_and_nothing_is_writte
 
 
 def _save_often(name):
-    torch.set_num_threads(1)
     for _ in range(8):
         SaveMasks().execute([images(2)], [torch.ones(2, *SIZE)], ["set"], ["COCO RLE"], labels=[name])
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+@needs_fork
 def test_two_servers_add_to_one_data_set(output):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_save_often, args=(name,)) for name in ("a", "b")]
-    [worker.start() for worker in workers]
+    workers = [forked(_save_often, name) for name in ("a", "b")]
     [worker.join() for worker in workers]
     assert [worker.exitcode for worker in workers] == [0, 0]
     root = output / "set"

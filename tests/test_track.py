@@ -170,6 +170,15 @@ def test_a_small_model_equals_transformers(small, case):
     assert min(compare(small, film(count), prompts, direction, within=SMALL_WITHIN)) > 0
 
 
+@pytest.mark.usefixtures("in_float32")
+def test_the_modules_own_attention_equals_transformers_too(small, monkeypatch):
+    """It runs where the plan is not right."""
+    assert small.ours.memory_plan(torch.device("cpu")) is not None
+    monkeypatch.setattr(SAM2Model, "memory_plan", lambda model, device: None)
+    count, prompts, direction = CASES["three objects"]
+    compare(small, film(count), prompts, direction, within=SMALL_WITHIN)
+
+
 @pytest.mark.parametrize("case", ["one click", "a correction", "both ways"])
 @pytest.mark.usefixtures("in_float32")
 def test_sam_2_equals_transformers(older, case):
@@ -229,9 +238,9 @@ class Counted:
             self.encoded += len(pixels)
             return encode(model, pixels, dtype)
 
-        def conditioned(memory, frame, objects, count):
+        def conditioned(memory, frame, objects, *others):
             self.attended += len(objects)
-            return attend(memory, frame, objects, count)
+            return attend(memory, frame, objects, *others)
 
         def remembered(memory, *given):
             self.remembered += 1

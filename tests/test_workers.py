@@ -1,12 +1,12 @@
 """Pieces of work on all cores: every piece once, errors and modes as on the caller's own thread, no setting changed."""
 
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from forks import needs_fork
 from load_pack import ROOT
 from reference import random_sam
 from samkit.sam.kernels import workers
@@ -15,10 +15,13 @@ from samkit.sam.kernels.convolution import AtenConvolution
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.kernels.encoder import FastEncoder
 from samkit.sam.kernels.linear import AtenLinear
+from samkit.sam.kernels.memory_attention import FastMemoryAttention, Memories
 from samkit.sam.kernels.plain_vit import FastPlainViT
+from samkit.sam.kernels.self_test import livelier
 from samkit.sam.kernels.tiny_vit import FastTinyViT
 from samkit.sam.kernels.workers import for_each
 from samkit.sam.models.efficient_sam.encoder import PlainViT, PlainViTShape
+from samkit.sam.models.sam2.memory import MemoryAttention, rotations
 from samkit.sam.models.tiny_vit import Stage, TinyViT
 
 
@@ -97,6 +100,24 @@ def test_a_decoder_gives_the_references_masks_by_workers(two_threads):
     torch.testing.assert_close(found.logits, expected[:, 1:], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found.scores, scores[:, 1:], atol=1e-5, rtol=1e-5)
     assert found.rows.tolist() == [0, 1, 2, 3, 4]
+
+
+@needs_workers
+def test_memory_attention_is_the_modules_by_workers(two_threads):
+    """Of two objects, on more tokens than a piece has; one thread gives the very same numbers."""
+    torch.manual_seed(0)
+    attention, grid = livelier(MemoryAttention(32, 8, 2, 48).eval().requires_grad_(False)), (24, 32)
+    turns, tokens, memories = rotations(32, grid, torch.device("cpu")), torch.randn(768, 32), []
+    for maps, pointers in ((1, 0), (2, 5)):
+        values, places = torch.randn(2, 768 * maps + pointers, 8)
+        memories.append(Memories(values, places, 768 * maps, *turns))
+    plan = FastMemoryAttention(attention, AtenLinear)
+    found, expected = plan(tokens, memories, *turns), attention(tokens, memories, *turns)
+    for one, other in zip(found, expected, strict=True):
+        assert other.std() > 0.1, "trivial features compare nothing"
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, plan(tokens, memories, *turns), found))
 
 
 def test_every_piece_is_worked_on_once(either_way):
@@ -213,19 +234,26 @@ def test_where_a_system_has_no_such_setting_all_runs_on_the_callers_thread(two_t
 
 
 @needs_workers
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_gets_threads_of_its_own():
+@needs_fork
+@pytest.mark.parametrize(
+    ("module", "work"),
+    [
+        ("sam.kernels.workers", "for_each(found.append, range(4))"),
+        ("utils.threads", "found.extend(in_threads(int, range(4)))"),
+    ],
+)
+def test_a_forked_process_gets_threads_of_its_own(module, work):
     """The parent's are not there: work given to them would never be done."""
     code = (
         "import os, sys, torch\n"
         f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "from load_pack import load_pack\nload_pack()\n"
-        "from samkit.sam.kernels.workers import for_each\n"
+        f"from samkit.{module} import *\n"
         "torch.set_num_threads(2)\n"
-        "for_each(lambda _: None, range(4))\n"
+        f"found = []\n{work}\nfound.clear()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    found = []\n    for_each(found.append, range(4))\n    os._exit(0 if sorted(found) == [0, 1, 2, 3] else 1)\n"
+        f"    {work}\n    os._exit(0 if sorted(found) == [0, 1, 2, 3] else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

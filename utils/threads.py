@@ -16,6 +16,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS, "samkit")
 
 
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def in_threads(work: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
     """`[work(item) for item in items]`, several at once; `work` must not call this itself."""
     items = list(items)

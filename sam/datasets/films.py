@@ -98,42 +98,48 @@ class VideoFrames(FilmFrames):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._av = path, video_reader()
-        self._decoded = self._decode()
+        self.path = path
+        self._decoded = _decode(path)
         first, count = next(self._decoded, None), 1
         if first is None:
             raise SAMError(f"{path.name} has no video frame.")
-        self.size = first.shape[:2]
-        for frame in self._decoded:
+        self.size, self.rate = first[0].shape[:2], first[1] or self.rate
+        for frame, _ in self._decoded:
             count += 1
             if frame.shape[:2] != self.size:
                 raise SAMError(f"{path.name} changes its size at frame {count - 1}: convert it to a video of one size.")
         super().__init__(count)
         self._next = count
 
-    def _decode(self) -> Iterator[np.ndarray]:
-        try:
-            with self._av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    return
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                self.rate = stream.average_rate or self.rate
-                for frame in container.decode(stream):
-                    turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; PyAV before 14 does not know
-                    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-        except self._av.FFmpegError as error:
-            raise SAMError(f"{self.path.name} cannot be decoded: {error}") from error
-
     def _load(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         if index < self._next:
-            self._decoded, self._next = self._decode(), 0
+            self._decoded, self._next = _decode(self.path), 0
         while self._next <= index:
-            frame = next(self._decoded, None)
-            if frame is None:
+            found = next(self._decoded, None)
+            if found is None:
                 raise SAMError(f"{self.path.name} had {counted(len(self), 'frame')}, and has {self._next}: was it changed?")
             self._next += 1
-            yield self._next - 1, frame
+            yield self._next - 1, found[0]
+
+
+def _decode(path: Path) -> Iterator[tuple[np.ndarray, Fraction | None]]:
+    """The frames of a video file, uint8 `[H, W, 3]`, each with the file's frames of a second.
+
+    Not a method: a film and what decodes it would hold each other, and the decoder's threads would live until Python searches
+    for cycles. Where that happens in a forked process, which has none of those threads, it waits for them forever.
+    """
+    av = video_reader()
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; PyAV before 14 does not know
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)), stream.average_rate
+    except av.FFmpegError as error:
+        raise SAMError(f"{path.name} cannot be decoded: {error}") from error
 
 
 def video_reader() -> ModuleType:

@@ -220,6 +220,7 @@ def attend_fused(q: Tensor, k: Tensor, v: Tensor, table: Tensor, width: int, out
     n = rows.shape[-1]
 
     def add_positions(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """A score with the position terms of its query and key."""
         return score + rows[head, query, key // n] + columns[head, query, key % n]
 
     out.copy_(_flex_attention(q.device.type)(q[None], k[None], v[None], score_mod=add_positions)[0])

@@ -369,6 +369,7 @@ class _Block:
 
     def __init__(self, block: nn.Module, linear: LinearKind, dtype: torch.dtype) -> None:
         def layer(module: nn.Linear) -> Linear:
+            """A linear layer in the plan's form."""
             return linear(module.weight, module.bias, dtype)
 
         attn, mlp = block.attn, block.mlp
@@ -397,6 +398,7 @@ def plan_for(encoder: ImageEncoderViT, device: torch.device, dtype: torch.dtype)
     kind, attend = (cpu_linear(dtype), attend_in_pieces) if device.type == "cpu" else (AtenLinear, attend_with_bias)
 
     def make() -> FastEncoder:
+        """The plan; where attention may be compiled, it is chosen now."""
         plan = FastEncoder(encoder, dtype, kind, attend)
         if device.type == "cuda" and os.environ.get(_COMPILE) == "1":
             plan.choose_attention(device)

@@ -195,6 +195,7 @@ class _Block:
 
     def __init__(self, block: nn.Module, shape: object, dtype: torch.dtype, linear: LinearKind) -> None:
         def layer(*modules: nn.Linear) -> Linear:
+            """A linear layer in the plan's form."""
             weights, biases = ([getattr(module, name) for module in modules] for name in ("weight", "bias"))
             return linear(*(x[0] if len(x) == 1 else torch.cat(x) for x in (weights, biases)), dtype)
 

@@ -62,6 +62,7 @@ class _Block:
 
     def __init__(self, block: nn.Module, dtype: torch.dtype, linear: LinearKind) -> None:
         def layer(module: nn.Linear) -> Linear:
+            """A linear layer in the plan's form."""
             return linear(module.weight, module.bias, dtype)
 
         attn, mlp = block.attn, block.mlp

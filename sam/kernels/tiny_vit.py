@@ -71,6 +71,7 @@ class FastTinyViT:
         images = images.to(self.dtype)
 
         def embed(piece: tuple[int, slice]) -> None:
+            """The first two convolutions on a strip of one image."""
             number, strip = piece
             # With a row more above, whose own result sees the edge of the cut and is left out.
             above = max(0, strip.start - 1)
@@ -126,6 +127,7 @@ class _Inverted:
         rows = max(1, _STRIP_BYTES // (step * width * self.hidden * self.dtype.itemsize))
 
         def run(piece: tuple[int, slice]) -> None:
+            """The block on a strip of one image."""
             number, strip = piece
             # With a row more on each side, whose own results see the edge of the cut and are left out.
             above, below = max(0, strip.start - 1), min(out.shape[1], strip.stop + 1)
@@ -165,12 +167,14 @@ class _Block:
         made = torch.empty_like(x)
 
         def attend(piece: tuple[int, slice]) -> None:
+            """Attention in some windows."""
             part = x[piece]
             tokens = part.flatten(0, 1)
             mixed = self._attend(part.shape[:2], self._normed(tokens, self.norm1))
             made[piece] = self.proj.plus(mixed, tokens).view(part.shape)
 
         def add(piece: tuple[int, slice]) -> None:
+            """What follows attention, on a strip of one image."""
             number, strip = piece
             above, below = max(0, strip.start - 1), min(height, strip.stop + 1)
             seen = self.local.plain(made[number, None, above:below])[0, strip.start - above :][: strip.stop - strip.start]

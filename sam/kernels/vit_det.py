@@ -80,6 +80,7 @@ class _Block:
 
     def __init__(self, block: nn.Module, turns: Tensor, dtype: torch.dtype, linear: LinearKind) -> None:
         def layer(module: nn.Linear) -> Linear:
+            """A linear layer in the plan's form."""
             return linear(module.weight, module.bias, dtype)
 
         attn, mlp = block.attn, block.mlp

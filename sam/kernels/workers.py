@@ -43,6 +43,7 @@ def for_each(work: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
     is_inference, has_gradients, nothing = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), object()
 
     def run() -> None:
+        """Take pieces until none is left, or one has failed."""
         with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients):
             while not failed.is_set():
                 with lock:
@@ -79,6 +80,7 @@ def _are_available() -> bool:
     seen: list[int] = []
 
     def try_it() -> None:
+        """How many threads torch has after this one was told that it has one."""
         with contextlib.suppress(OSError, AttributeError, TypeError):
             _use_one_thread()
             seen.append(torch.get_num_threads())

@@ -79,6 +79,7 @@ class _Object:
         logits: its mask there, float32 `[4h, 4w]`.
         score: predicted IoU.
         mask: the same in the image, bool `[H, W]`.
+        looks: how many cuts it was seen in.
         sharper: whether the mask is a second look's.
         kept: whether the last look saw something else.
         is_done: whether there is nothing more to gain.
@@ -89,6 +90,7 @@ class _Object:
     logits: Tensor
     score: float
     mask: Tensor
+    looks: int = 0
     sharper: bool = False
     kept: bool = False
     is_done: bool = False
@@ -100,7 +102,8 @@ class SecondLook:
     Args:
         model: see `load_model`, or `as_segmenter` for another pack's.
         size: (H, W) of the images.
-        detail: how many looks: as many as gain resolution (`auto`), or so many where there is some to gain. `off`: none.
+        detail: how many cuts each object is seen in at most: as many as gain resolution, up to 3 (`auto`), or so many where
+            there is some to gain. `off`: none.
         options: what the first masks were made with.
         device_mode: see `placed`.
 
@@ -204,6 +207,7 @@ class SecondLook:
         view = self._view(window)
         found = self._seen(image, view, [self._in_view(one, view) for one in objects], self.options)
         for one, mask, score, logits in zip(objects, *found, strict=True):
+            one.looks += 1
             is_small = int((one.logits > self.options.mask_threshold).sum()) < _SMALL_CELLS
             one.kept = self._agreement(one, logits[0], view) < (_SAME_SMALL_OBJECT if is_small else _SAME_OBJECT)
             if one.kept:
@@ -225,11 +229,12 @@ class SecondLook:
         for scale in range(_SCALES):
             window = cut_at(points[0], self.size, max(self.whole.geometry.grid) << scale)
             view, (x1, y1, x2, y2) = self._view(window), window
-            if view.gain(self.whole) < _LEAST_GAIN:
+            if one.looks == self.looks or view.gain(self.whole) < _LEAST_GAIN:
                 return
             if ((points < (x1, y1)) | (points > (x2, y2))).any():
                 continue
             Progress.check_interrupted()
+            one.looks += 1
             marks = self._in_view(one, view)
             found = self._seen(image, view, [Prompt(marks.points, marks.labels)], replace(self.options, multimask="auto"))
             score, logits = float(found.scores[0]), found.logits[0, 0]

@@ -75,7 +75,8 @@ class FilmFrame:
     @torch.no_grad()
     def conditioned(self, objects: Sequence[Recalled], film_frames: int) -> list[Tensor]:
         """The frame's features `[C, h, w]` for each of some objects, see `Memory.conditioned`."""
-        return self.memory.conditioned(self.features, objects, film_frames)
+        plan = self.model.memory_plan(self.features.device)
+        return self.memory.conditioned(self.features, objects, film_frames, plan)
 
     @torch.no_grad()
     def followed(self, conditioned: Tensor) -> Seen:

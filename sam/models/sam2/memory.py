@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ....utils.text import counted
 from ...errors import SAMError
+from ...kernels.memory_attention import FastMemoryAttention, Memories
 
 NO_OBJECT = -1024.0
 """The logit of every pixel of an object that is not in the image (`NO_OBJ_SCORE`)."""
@@ -167,13 +168,16 @@ class Memory(nn.Module):
         self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, width)) if shape.marks_absence else None
         self.spatial_perceiver = None if shape.perceiver is None else Perceiver(width, shape.perceiver)
 
-    def conditioned(self, features: Tensor, objects: Sequence[Recalled], film_frames: int) -> list[Tensor]:
+    def conditioned(
+        self, features: Tensor, objects: Sequence[Recalled], film_frames: int, plan: FastMemoryAttention | None = None
+    ) -> list[Tensor]:
         """A frame's features after they have attended to what is known of each object.
 
         Args:
             features: `[C, h, w]`, without `no_mem_embed`.
             objects: what is known of each.
             film_frames: length of the film, which the age of a pointer is a share of where it is a short one.
+            plan: that runs the memory attention in the place of the module, see `SAM2Model.memory_plan`.
 
         Returns:
             `[C, h, w]` for each object.
@@ -182,8 +186,9 @@ class Memory(nn.Module):
         places = sine_positions(channels, (height, width), features.device)
         tokens = features.flatten(1).T + _POSITION_SHARE * places
         memories = [self._memory(one, *self._places((height, width)), film_frames) for one in objects]
-        attended = self.memory_attention(tokens[None], memories, (height, width))
-        return [one[0].T.reshape(channels, height, width) for one in attended]
+        turns = rotations(channels // _HEADS, (height, width), features.device)
+        attended = (plan or self.memory_attention)(tokens, memories, turns.cosines, turns.sines)
+        return [one.T.reshape(channels, height, width) for one in attended]
 
     def _places(self, grid: tuple[int, int]) -> tuple[Tensor, "Rotations"]:
         """Positions `[K, width]` of the tokens of one memory, and how these are turned as keys; those anywhere have neither."""
@@ -196,7 +201,7 @@ class Memory(nn.Module):
         turns = Rotations(torch.cat([free + 1, turns.cosines]), torch.cat([free, turns.sines]))
         return F.pad(places, (0, 0, shape.anywhere, 0)), turns
 
-    def _memory(self, known: Recalled, places: Tensor, turns: "Rotations", film_frames: int) -> "_Keys":
+    def _memory(self, known: Recalled, places: Tensor, turns: "Rotations", film_frames: int) -> Memories:
         """Memories and pointers as tokens."""
         width = self.shape.width
         maps = torch.cat([values.to(places) for _, values in known.maps])
@@ -213,7 +218,7 @@ class Memory(nn.Module):
             pieces = self.shape.channels // width  # of a pointer, which is wider than a memory's map
             maps = torch.cat([maps, pointers.reshape(-1, width)])
             positions = torch.cat([positions, dates.repeat_interleave(pieces, 0)])
-        return _Keys(maps[None], positions[None], sum(len(values) for _, values in known.maps), turns)
+        return Memories(maps, positions, sum(len(values) for _, values in known.maps), *turns)
 
     def remembered(self, features: Tensor, logits: Tensor, pointer: Tensor, object_score: Tensor, prompted: bool) -> Remembered:
         """What a frame leaves behind of an object: alone, since in a batch the same object's sums would differ in the last bit.
@@ -239,21 +244,6 @@ class Memory(nn.Module):
         return torch.where(is_there[:, None], self.obj_ptr_proj(tokens), self.no_obj_ptr)
 
 
-class _Keys(NamedTuple):
-    """Tokens to attend to.
-
-    Attributes:
-        tokens, positions: `[1, K, width]`.
-        of_maps: how many of them, from the first on, are memories' maps.
-        turns: of the tokens of one map.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    of_maps: int
-    turns: "Rotations"
-
-
 class MemoryAttention(nn.Module):
     """Layers in which a frame's tokens attend to themselves, and then to an object's memories."""
 
@@ -262,9 +252,15 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(MemoryAttentionLayer(channels, width, hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, tokens: Tensor, memories: Sequence[_Keys], grid: tuple[int, int]) -> list[Tensor]:
-        """Tokens `[1, h*w, C]` -> the same after each object's memories; what precedes the first of these is computed once."""
-        turns = rotations(self.norm.normalized_shape[0] // _HEADS, grid, tokens.device)
+    def forward(self, tokens: Tensor, memories: Sequence[Memories], cosines: Tensor, sines: Tensor) -> list[Tensor]:
+        """Tokens `[h*w, C]` -> the same after each object's memories; what precedes the first of these is computed once.
+
+        Args:
+            tokens: of a frame.
+            memories: of each object.
+            cosines, sines: see `Rotations`, for the tokens.
+        """
+        turns = Rotations(cosines, sines)
         first, *others = self.layers
         begun, found = first.begin(tokens, turns), []
         for memory in memories:
@@ -288,13 +284,13 @@ class MemoryAttentionLayer(nn.Module):
     def begin(self, tokens: Tensor, turns: "Rotations") -> Tensor:
         """The half that knows no object."""
         own = self.norm1(tokens)
-        return tokens + self.self_attn(own, own, own, turns, turns, own.shape[1])
+        return tokens + self.self_attn(own, own, own, turns, turns, len(own))
 
-    def end(self, tokens: Tensor, memory: _Keys, turns: "Rotations") -> Tensor:
+    def end(self, tokens: Tensor, memory: Memories, turns: "Rotations") -> Tensor:
         """The half that is an object's own."""
         keys = memory.tokens + memory.positions
-        attend, queries = self.cross_attn_image, self.norm2(tokens)
-        tokens = tokens + attend(queries, keys, memory.tokens, turns, memory.turns, memory.of_maps)
+        attend, queries, key_turns = self.cross_attn_image, self.norm2(tokens), Rotations(memory.cosines, memory.sines)
+        tokens = tokens + attend(queries, keys, memory.tokens, turns, key_turns, memory.turned)
         return tokens + self.linear2(F.relu(self.linear1(self.norm3(tokens))))
 
 
@@ -310,14 +306,11 @@ class RoPEAttention(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, turns: "Rotations", key_turns: "Rotations", turned: int
     ) -> Tensor:
-        """Queries `[n, h*w, C]` to keys and values `[n, K, width]`; of the keys the first ones are `turned`, map by map."""
-        q, k, v = (
-            layer(x).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
-            for layer, x in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values))
-        )
+        """Queries `[h*w, C]` to keys and values `[K, width]`; of the keys the first ones are `turned`, map by map."""
+        q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
         q = turns.turned(q)
-        k = torch.cat([key_turns.turned(k[:, :, :turned]), k[:, :, turned:]], 2)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k = torch.cat([key_turns.turned(k[:turned]), k[turned:]])
+        return self.out_proj(F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0])
 
 
 class Rotations(NamedTuple):
@@ -327,11 +320,11 @@ class Rotations(NamedTuple):
     sines: Tensor
 
     def turned(self, x: Tensor) -> Tensor:
-        """`[n, heads, r * h*w, D]` of r grids, one after the other."""
-        pairs = x.unflatten(2, (-1, len(self.cosines))).unflatten(-1, (-1, 2))
+        """`[r * h*w, D]` of r grids, one after the other."""
+        pairs = x.unflatten(0, (-1, len(self.cosines))).unflatten(-1, (-1, 2))
         one, other = pairs[..., 0], pairs[..., 1]
         turned = one * self.cosines - other * self.sines, one * self.sines + other * self.cosines
-        return torch.stack(turned, -1).flatten(-2).flatten(2, 3)
+        return torch.stack(turned, -1).flatten(-2).flatten(0, 1)
 
 
 def rotations(channels: int, grid: tuple[int, int], device: torch.device) -> Rotations:

@@ -25,6 +25,7 @@ from ...kernels import repvit as fast_repvit
 from ...kernels import vit_det as fast_vit_det
 from ...kernels.hiera import FastHiera
 from ...kernels.linear import AtenLinear, LinearKind, cpu_linear
+from ...kernels.memory_attention import FastMemoryAttention
 from ...kernels.plans import Plans
 from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import works_on
@@ -39,7 +40,7 @@ from .mask_decoder import FastSAM2Decoder, SAM2Decoded, SAM2MaskDecoder, SAM2Pro
 from .memory import Memory, build_memory
 from .predictor import ForPredictor
 from .repvit import BODY, RepViTEncoder, RepViTShape, folded, read_repvit
-from .self_test import decoder_error, encoder_error, repvit_error, vit_det_error
+from .self_test import decoder_error, encoder_error, memory_error, repvit_error, vit_det_error
 from .vit_det import ViTDetEncoder, ViTDetShape, is_vit_det, read_vit_det
 
 log = logging.getLogger("samkit")
@@ -219,6 +220,13 @@ class SAM2Model(ForPredictor, nn.Module):
         """The plan that runs the model's own mask decoder; None on a device where it is not right."""
         return self._plan_of(self.sam_mask_decoder, device) if works_on(device, decoder_error) else None
 
+    def memory_plan(self, device: torch.device) -> FastMemoryAttention | None:
+        """The plan that runs the model's memory attention on a CPU; None elsewhere, and where it is not right."""
+        if self.memory is None or device.type != "cpu" or not works_on(device, memory_error):
+            return None
+        attention, linear = self.memory.memory_attention, cpu_linear(torch.float32)
+        return _memories.get(attention, linear, lambda: FastMemoryAttention(attention, linear))
+
     def _plan_of(self, decoder: SAM2MaskDecoder, device: torch.device) -> FastSAM2Decoder:
         prompts, linear = self.sam_prompt_encoder, self._linear(torch.float32)
         return _decoders.get(decoder, (device, linear), lambda: FastSAM2Decoder(decoder, prompts, linear), also=prompts)
@@ -249,6 +257,7 @@ _ENCODERS: dict[type, type[nn.Module]] = {
 _identities = Identities()
 _encoders: Plans[FastHiera | FastRepViT | FastViTDet] = Plans()
 _decoders: Plans[FastSAM2Decoder] = Plans()
+_memories: Plans[FastMemoryAttention] = Plans()
 
 
 def _mask_decoder(channels: int, decoder: Mapping[str, int]) -> SAM2MaskDecoder:

@@ -4,11 +4,13 @@ import torch
 from segment_anything.modeling import TwoWayTransformer
 
 from ...kernels.hiera import FastHiera
+from ...kernels.memory_attention import FastMemoryAttention, Memories
 from ...kernels.repvit import FastRepViT
 from ...kernels.self_test import difference, linear_on, livelier, moved
 from ...kernels.vit_det import FastViTDet
 from .hiera import BlockShape, HieraShape, HieraSize, ImageEncoder
 from .mask_decoder import FastSAM2Decoder, SAM2MaskDecoder, SAM2PromptEncoder
+from .memory import MemoryAttention, rotations
 from .repvit import RepViTEncoder, RepViTShape
 from .vit_det import ViTDetEncoder, ViTDetShape, ViTDetSize
 
@@ -77,3 +79,17 @@ def decoder_error(device: torch.device) -> float:
         errors += [difference(ours.logits, plain[0][:, 1:]), difference(ours.scores, plain[1][:, 1:])]
         errors.append(difference(ours.object_scores, plain[2]))
     return max(errors)
+
+
+def memory_error(device: torch.device) -> float:
+    """The same of the memory attention, `FastMemoryAttention`: two objects, tokens that are turned and others."""
+    attention, grid = livelier(MemoryAttention(16, 4, 2, 24).eval()), (6, 8)
+    turns, tokens, memories = rotations(16, grid, torch.device("cpu")), torch.randn(48, 16), []
+    for maps, pointers in ((1, 0), (2, 3)):
+        values, places = torch.randn(2, 48 * maps + pointers, 4)
+        memories.append(Memories(values, places, 48 * maps, *turns))
+    there = [Memories(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in one)) for one in memories]
+    fast = FastMemoryAttention(moved(attention, device), linear_on(device))
+    found = fast(tokens.to(device), there, *(values.to(device) for values in turns))
+    plain = attention(tokens, memories, *turns)
+    return max(difference(one, other) for one, other in zip(found, plain, strict=True))
