@@ -14,6 +14,9 @@ from .preview import Prepared, Question, Subject, find_image, frames_of, object_
 
 LEAST = 0.0
 """The least similarity of what is told to the browser, which shows what is above a limit that can be moved."""
+UNSURE = 0.5, 0.7
+"""Predicted IoU and stability of the segments that are compared: masks that SAM is less sure of than usual, since what does not
+resemble the object is left out anyway."""
 _SAME = 0.5  # of the smaller one's area: what two masks of one object share
 _PATCH = ("x", "y", "width", "height", "runs")
 

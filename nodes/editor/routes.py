@@ -15,7 +15,7 @@ from typing import Any
 from ...sam import SAMError
 from ...utils.comfy import inside_comfyui
 from ...utils.examples import example_path
-from .alike import alike, parse_alike
+from .alike import UNSURE, alike, parse_alike
 from .contract import MOST_BYTES, WORK
 from .data_set import accepted, opened
 from .everything import DEFAULT_PRESET, everything, parse_everything
@@ -124,7 +124,7 @@ async def find_alike(preview: Preview, body: Mapping[str, Any]) -> Reply:
     check_keys(body, _ALIKE, "the body")
     wanted = parse_alike(body)
     loop = asyncio.get_running_loop()
-    key, work = await loop.run_in_executor(None, everything, wanted.subject, DEFAULT_PRESET)
+    key, work = await loop.run_in_executor(None, everything, wanted.subject, DEFAULT_PRESET, UNSURE)
     found = await preview.jobs.ask("segments", key, work, wanted.editor)
     if isinstance(found, Job):
         return _progress(found)

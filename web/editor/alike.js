@@ -185,7 +185,7 @@ export class Alike {
   }
 
   #say(said = null) {
-    this.bar.hidden = this.state !== "ready" || this.#shown === null;
+    this.bar.hidden = this.state !== "ready" || !this.editor.shownImage;
     if (this.bar.hidden) return;
     const count = this.#open.length;
     const place = this.#current === null ? "" : ` (${this.#open.indexOf(this.#current) + 1} of ${count}: Enter or Delete)`;

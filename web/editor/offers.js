@@ -3,6 +3,8 @@
 
 /** @typedef {import("./segments.js").Segment & {alike: number}} Offer */
 
+const FLOOR = 0.6;
+
 /** Whether two patches are the same pixels. */
 export const isSamePatch = (one, other) => one.x === other.x && one.y === other.y && one.width === other.width && one.runs === other.runs;
 
@@ -71,7 +73,15 @@ export class Offers {
   }
 }
 
-/** The similarity from which on segments are of one kind: in the middle of the widest gap between them, the most similar ones above. */
+/**
+ * The similarity from which on segments are of one kind: above the widest gap between them. The object itself, whose similarity is 1,
+ * is of the kind, so that there may be no other; the gap below it is half as wide as it is, for nothing is as similar as the same.
+ * What is less similar than the floor is never offered at first.
+ * @param {number[]} scores  the highest first
+ */
 export function naturalLimit(scores) {
-  return scores.length;
+  const clipped = [...scores, FLOOR].map((score) => Math.max(score, FLOOR));
+  const gaps = clipped.map((score, index) => (index ? clipped[index - 1] - score : (1 - score) / 2));
+  const cut = gaps.indexOf(Math.max(...gaps));
+  return scores[cut - 1] ?? Infinity;
 }
