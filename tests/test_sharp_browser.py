@@ -240,7 +240,7 @@ def test_a_large_image_comes_in_tiles_and_is_marked_like_a_small_one(page, serve
     expected = np.array([small[y // 16, x // 16] for x, y in places])
     assert np.median(np.abs(colours(editor, places).astype(int) - expected).max(1)) < 12, "the whole image"
     mask = max(masks, key=np.sum)
-    x, y = (4 * n + 2 for n in interior_point(mask))
+    x, y = (int(4 * n + 2) for n in interior_point(mask))
     editor.click(x, y)
     editor.leave()
     (found,) = editor.evaluate("editor.masks.map(({ answer }) => ({ place: answer.place, area: answer.area }))")
