@@ -27,6 +27,7 @@ from ..sam import (
     Segmenter,
     as_embedding,
     decode_each,
+    has_regions,
     objects_per_frame,
     result_device,
     segment_each,
@@ -266,14 +267,17 @@ def predict(
     """Prompts on embedded images to the four outputs of both nodes; `image` is what they are shown on, if they are.
 
     Raises:
-        SAMError: detail without the image.
+        SAMError: detail, or marks with a region, without the image.
     """
     if detail != "off" and image is None:
         raise SAMError(f"detail is {detail}: it needs the image, to encode cuts of it. Connect the embedded image to image.")
     geometry = model.geometry(embedding.original_size)
     prompts = objects_per_frame(given, len(embedding), geometry)
+    is_seen_in_parts = detail != "off" or has_regions(prompts)
+    if is_seen_in_parts and image is None:
+        raise SAMError("The marks have a region of the image: it is encoded by itself. Connect the embedded image to image.")
     results = Results(prompts, geometry, options, individual_masks)
-    if detail == "off":
+    if not is_seen_in_parts:
         decode_each(model, embedding, prompts, results.take, options, device_mode)
     else:
         segment_each(model, image, prompts, results.take, options, device_mode, detail, embedding, results.report)

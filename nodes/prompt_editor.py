@@ -1,27 +1,40 @@
 """SAM Prompt Editor: objects marked by hand on the image. The browser's half is `web/prompt_editor.js`."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..sam import (
+    FramePrediction,
     GroundingModel,
     ImagePredictor,
+    Looked,
     PredictOptions,
+    Prompt,
+    ReadyImage,
+    SecondLook,
     Segmenter,
+    clip_region,
     objects_per_frame,
+    predict_in_region,
     prompt_each,
     remember,
     result_device,
+    stay_loaded,
 )
+from ..sam.geometry import Size
+from ..sam.store.memory import one_run
+from ..utils.comfy import Progress
 from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
+from ..utils.marks import Region
 from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT, MakesLarge
 from .editor.contract import for_browser
@@ -33,29 +46,90 @@ MOST_IMAGES = 1024  # frames of a batch that the editor can show
 MOST_PIXELS = 1 << 30  # of them together: files in the temp folder, with about a byte a pixel
 
 
-def segment_marks(
-    image: ImagePredictor, prompts: EditorPrompts, frame: int, only: int, start: np.ndarray | None = None
-) -> tuple[Tensor, float]:
-    """The mask of one of the editor's objects on a frame, as SAM Segment makes it, finished and painted; the preview's too.
+class FirstLook(NamedTuple):
+    """What SAM gives for an object's marks.
+
+    Attributes:
+        prompts: its marks, in pixels of the frame.
+        found: masks of the frame; logits on the grid of the object's region, where it has one.
+        options: that they were made with.
+    """
+
+    prompts: list[Prompt]
+    found: FramePrediction
+    options: PredictOptions
+
+
+def first_look(
+    image: ImagePredictor,
+    prompts: EditorPrompts,
+    frame: int,
+    only: int,
+    start: np.ndarray | None = None,
+    size: Size | None = None,
+    logits: bool = False,
+) -> FirstLook:
+    """The masks of one of the editor's objects on a frame, as SAM Segment makes them.
 
     Args:
-        image: the frame.
+        image: the frame, or the region of it that the object has.
         prompts: the editor's.
         frame: the frame's number, as the marks have it.
         only: the object's place.
         start: a mask bool `[H, W]` that the marks correct.
+        size: (H, W) of the frame, where `image` is a region of it.
+        logits: whether they are wanted.
+    """
+    one, size = prompts.objects[only], size or image.geometry.original
+    given = prompts.given([frame], size, only)
+    if start is not None and start.shape == size:
+        given = replace(given, mask=torch.from_numpy(start).float()[None])
+    region = clip_region(one.region, size)
+    objects = [replace(prompt, region=region) for prompt in objects_per_frame(given, 1, image.model.geometry(size))[0]]
+    options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=logits)
+    if region is None:
+        return FirstLook(objects, image.predict(objects, options), options)
+    return FirstLook(objects, predict_in_region(image, region, size, objects, options), options)
+
+
+def segment_marks(
+    image: ImagePredictor,
+    prompts: EditorPrompts,
+    frame: int,
+    only: int,
+    start: np.ndarray | None = None,
+    size: Size | None = None,
+) -> tuple[Tensor, float]:
+    """The mask of one of the editor's objects on a frame by a first look, finished and painted; the preview's too.
+
+    Args:
+        image, prompts, frame, only, start, size: see `first_look`.
 
     Returns:
         float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
-    one = prompts.objects[only]
-    given = prompts.given([frame], image.geometry.original, only)
-    if start is not None and start.shape == image.geometry.original:
-        given = replace(given, mask=torch.from_numpy(start).float()[None])
-    objects = objects_per_frame(given, 1, image.geometry)[0]
-    options = PredictOptions(one.candidate, "auto" if one.candidate == "best" else "on", logits=False)
-    masks, scores, _ = image.predict(objects, options)
-    return finish_object(masks.any(0).float(), one, frame), min(scores.tolist(), default=0.0)
+    masks, scores, _ = first_look(image, prompts, frame, only, start, size).found
+    return finish_object(masks.any(0).float(), prompts.objects[only], frame), min(scores.tolist(), default=0.0)
+
+
+@torch.no_grad()
+def look_again(
+    model: Segmenter, pixels: np.ndarray, prompts: EditorPrompts, frame: int, only: int, first: FirstLook
+) -> tuple[Tensor, float, Looked]:
+    """`segment_marks` by second looks at what the first one has found, as `prompts.detail` says. Not in the body of a `placed`.
+
+    Args:
+        model: that the first look was made with.
+        pixels: the frame, uint8 `[H, W, 3]`.
+        prompts, frame, only: see `first_look`.
+        first: with its logits.
+
+    Returns:
+        The mask and the predicted IoU as `segment_marks` gives them, and what became of the object.
+    """
+    second = SecondLook(model, pixels.shape[:2], prompts.detail, first.options, "AUTO")
+    (masks, scores, _), looked = second.refine(pixels, first.prompts, first.found)
+    return finish_object(masks.any(0).float(), prompts.objects[only], frame), min(scores.tolist(), default=0.0), looked
 
 
 def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
@@ -200,10 +274,42 @@ def _masks_and_cutout(
     def segment(frame: int, ready: ImagePredictor) -> None:
         put(frame, [segment_marks(ready, prompts, frame, place)[0] for place, _ in made])
 
-    if model is not None and made and (has_masks or has_cutout):
+    is_in_parts = prompts.detail != "off" or any(one.region is not None for _, one in made)
+    if model is not None and made and is_in_parts and (has_masks or has_cutout):
+        _segment_in_parts(model, Frames(image), prompts, [place for place, _ in made], put)
+    elif model is not None and made and (has_masks or has_cutout):
         prompt_each(model, image, segment)
     elif has_masks or has_cutout:
         empty = torch.zeros(*size, device=where)
         for frame in range(count):
             put(frame, [finish_object(empty, one, frame) for _, one in made] or [empty])
     return masks, cut
+
+
+def _segment_in_parts(
+    model: Segmenter, frames: Frames, prompts: EditorPrompts, places: list[int], put: Callable[[int, list[Tensor]], None]
+) -> None:
+    """Hand on the masks of the objects at some places frame by frame, each seen in its region, and again as the detail says."""
+    progress = Progress(len(frames) * len(places))
+    with stay_loaded(model), one_run():
+        for index in range(len(frames)):
+            pixels, found = frames[index], []
+            ready: dict[Region | None, ReadyImage] = {}
+            for place in places:
+                progress.check_interrupted()
+                region = clip_region(prompts.objects[place].region, frames.size)
+                if region not in ready:
+                    ready[region] = ReadyImage(model, part_of(pixels, region))
+                with ready[region].predictor() as image:
+                    first = first_look(image, prompts, index, place, size=frames.size, logits=True)
+                found.append(look_again(model, pixels, prompts, index, place, first)[0])
+                progress.advance()
+            put(index, found)
+
+
+def part_of(pixels: np.ndarray, region: Region | None) -> np.ndarray:
+    """A region of an image `[H, W, 3]`; all of it where there is none."""
+    if region is None:
+        return pixels
+    x1, y1, x2, y2 = region
+    return pixels[y1:y2, x1:x2]

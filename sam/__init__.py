@@ -19,9 +19,10 @@ from .models.sam import SAMModel
 from .models.shared import from_comfyui
 from .models.taught_files import load_concept, load_decoder, save_concept, save_decoder
 from .placement.devices import DEVICE_MODES, DeviceMode, free_result_bytes, result_device
-from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, group, named_objects, objects_per_frame
+from .prompts import ABSENT_LOGIT, Prompt, PromptInputs, clip_region, group, named_objects, objects_per_frame
 from .store.embedding import SAMEmbedding, checked_embedding, knows_its_image
 from .store.weights import weights_changed
+from .tasks.alike import Cutout, Example, example_of, resemblances
 from .tasks.detail import DETAILS, Detail, Looked, SecondLook
 from .tasks.embed import as_embedding, encode, stay_loaded
 from .tasks.embedding_file import load_embedding, save_embedding
@@ -48,7 +49,9 @@ from .tasks.predict import (
     ReadyImage,
     decode,
     decode_each,
+    has_regions,
 )
+from .tasks.regions import predict_in_region
 from .tasks.soft_edges import MatteOptions, soft_edges
 from .tasks.stream import prompt_each, segment_each
 from .tasks.tiles import TILES
@@ -89,10 +92,12 @@ __all__ = [
     "BusyError",
     "Candidate",
     "Concept",
+    "Cutout",
     "DecoderOptions",
     "Detail",
     "DeviceMode",
     "Direction",
+    "Example",
     "FilmPrompt",
     "FoundBoxes",
     "FoundMask",
@@ -131,14 +136,17 @@ __all__ = [
     "as_embedding",
     "as_segmenter",
     "checked_embedding",
+    "clip_region",
     "decode",
     "decode_each",
     "encode",
     "everything_each",
+    "example_of",
     "find_boxes",
     "free_result_bytes",
     "from_comfyui",
     "group",
+    "has_regions",
     "identity_of",
     "knows_its_image",
     "load_concept",
@@ -153,10 +161,12 @@ __all__ = [
     "objects_per_frame",
     "personalize",
     "personalize_each",
+    "predict_in_region",
     "preset_options",
     "prompt_each",
     "recall",
     "remember",
+    "resemblances",
     "result_device",
     "retrained_from",
     "save_concept",

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..utils.boxes import Boxes
 from ..utils.images import resize_masks
-from ..utils.marks import NO_BOXES, NO_POINTS, Marks, Name
+from ..utils.marks import NO_BOXES, NO_POINTS, Marks, Name, Region
 from ..utils.text import counted
 from .errors import SAMError
-from .geometry import Geometry, Size
+from .geometry import Geometry, Size, Window
 
 # SAM 2's own scale and bias for a mask used as output (`_use_mask_as_output`): 0 at one half, -10 for "not here".
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
@@ -29,12 +29,14 @@ class Prompt:
         labels: int `[P]`, 1 = on the object, 0 = not on it.
         box: float `[4]` (x1, y1, x2, y2), or None.
         logits: low-resolution mask logits float32 `[1, 4h, 4w]`, or None.
+        region: the part of the image that the model is to see alone, see `predict_in_region`; None: all of it.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     box: np.ndarray | None = None
     logits: Tensor | None = None
+    region: Window | None = None
 
     @property
     def is_single_click(self) -> bool:
@@ -49,7 +51,7 @@ def group(positive: Marks, negative: Marks, boxes: Marks) -> list[Prompt]:
     appear in `positive`, `negative`, `boxes`. The others follow, grouped among themselves: with no box, all points are one
     object. With one box, it and all points are one object. With several, each is an object: a positive point belongs to the
     smallest box around it, stray positive points together make one more object; a negative point belongs to every box around
-    it, a stray one to all objects.
+    it, a stray one to all objects. Those without a name are grouped by region before.
 
     Args:
         positive, negative: points of the image.
@@ -58,10 +60,27 @@ def group(positive: Marks, negative: Marks, boxes: Marks) -> list[Prompt]:
     Returns:
         One prompt per object; of those without a name boxes in their order, the object of stray points last; none where there
         is nothing.
+
+    Raises:
+        SAMError: the marks of an object have different regions.
     """
-    given = positive, negative, boxes
-    prompts = [_prompt_of(*(marks.of_object(name) for marks in given)) for name in _names(given)]
-    return prompts + _group_unnamed(*(marks.of_object(None) for marks in given))
+    prompts = []
+    for name in _names((positive, negative, boxes)):
+        own = positive.of_object(name), negative.of_object(name), boxes.of_object(name)
+        regions = _regions(own)
+        if len(regions) > 1:
+            raise SAMError(f"The marks of object {name} have {len(regions)} different regions. Give all of them one.")
+        prompts.append(replace(_prompt_of(*(marks.rows for marks in own)), region=regions[0]))
+    unnamed = positive.of_object(None), negative.of_object(None), boxes.of_object(None)
+    for region in _regions(unnamed):
+        found = _group_unnamed(*(marks.of_region(region).rows for marks in unnamed))
+        prompts += [replace(prompt, region=region) for prompt in found]
+    return prompts
+
+
+def _regions(given: Sequence[Marks]) -> list[Region | None]:
+    """The regions that marks have, in the order in which they first appear."""
+    return list(dict.fromkeys(region for marks in given for region in marks.regions))
 
 
 def _names(given: Sequence[Marks]) -> list[Name]:
@@ -243,13 +262,27 @@ def named_objects(given: PromptInputs, index: int, original: Size) -> dict[Name,
 
 
 def _marks(given: PromptInputs, index: int, original: Size) -> tuple[Marks, Marks, Marks]:
-    """Positive points, negative points and boxes of one image, checked and clipped."""
+    """Positive points, negative points and boxes of one image, checked and clipped, as their regions are."""
     positive, negative = (
         _inside(points[index], original, name) if points else NO_POINTS
         for name, points in (("positive_coords", given.positive), ("negative_coords", given.negative))
     )
     boxes = clip_boxes(given.boxes[index], original) if given.boxes else NO_BOXES
+    positive, negative, boxes = (
+        replace(marks, regions=tuple(clip_region(region, original) for region in marks.regions))
+        for marks in (positive, negative, boxes)
+    )
     return positive, negative, boxes
+
+
+def clip_region(region: Region | None, size: Size) -> Window | None:
+    """The part of a region that lies in an image (H, W); None where that is nothing, or all of the image."""
+    if region is None:
+        return None
+    (x1, y1, x2, y2), (height, width) = region, size
+    clipped = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
+    is_empty = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+    return None if is_empty or clipped == (0, 0, width, height) else clipped
 
 
 def _inside(points: Marks, size: Size, name: str) -> Marks:

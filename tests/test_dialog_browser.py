@@ -320,6 +320,83 @@ def test_a_subgraphs_button_follows_what_is_inside(page):
     assert buttons in ([], page.evaluate(entries))
 
 
+def test_two_nodes_of_one_subgraph_open_their_own_images(page, server):
+    """The image and the model come from outside; what is marked is the editor's inside, and so of both."""
+    with Image.open(server.base / "input" / "samkit_scene.png") as scene:
+        scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(server.base / "input" / "mirrored.png")
+    build(page)
+    Editor(page).ready()
+    page.evaluate(
+        """async () => {
+          const of = (type) => app.graph.nodes.find((one) => one.type === type);
+          app.graph.convertToSubgraph(new Set([of("SAMKit_PromptEditor")]));
+          await new Promise((done) => setTimeout(done, 800));
+          samkit.host = app.graph.nodes.find((one) => one.subgraph);
+          const { type } = samkit.host;
+          const loader = samkit.add("LoadImage", 20, 900);
+          const widget = loader.widgets.find((one) => one.name === "image");
+          widget.options.values.push?.("mirrored.png");
+          widget.value = "mirrored.png";
+          samkit.other = samkit.add(type, 900, 500);
+          samkit.link(loader, 0, samkit.other, "image");
+          samkit.link(of("AV_SAMLoader"), 0, samkit.other, "sam_model");
+          const mask = samkit.add("MaskToImage", 1300, 500);
+          samkit.other.connect(samkit.other.outputs.findIndex((one) => one.type === "MASK"), mask, 0);
+          samkit.link(mask, 0, samkit.add("SaveImage", 1600, 500, { filename_prefix: "other" }), "images");
+          await new Promise((done) => setTimeout(done, 800));
+        }"""
+    )
+    for host, name, place in (("host", "samkit_scene.png", LEAF), ("other", "mirrored.png", (640 - LEAF[0], LEAF[1]))):
+        page.evaluate(
+            f"app.canvas.getNodeMenuOptions(samkit.{host}).find((one) => one?.content === 'Mark objects with SAM').callback()"
+        )
+        dialog = Dialog(page)
+        assert dialog.evaluate("editor.images[0].filename") == name
+        dialog.evaluate("editor.state.clear()")
+        dialog.click(*place)
+        mask = dialog.exact()
+        dialog.ok()
+        assert mask.any()
+        graph = api_graph(page)
+        texts = [one["inputs"]["prompts"] for one in graph.values() if one["class_type"] == "SAMKit_PromptEditor"]
+        assert len(texts) == 2 and len(set(texts)) == 1, "both nodes have the marks of the one editor inside"
+        seen = {str(np.array(image).tobytes()) for image in masks_of(server, graph)}
+        assert str(mask.tobytes()) in seen, "a run of that node gives what was seen"
+
+
+def masks_of(server, graph):
+    """What a run of the graph saves: masks bool [H, W]."""
+    for node in graph.values():
+        if node["class_type"] == "SaveImage":
+            node["inputs"]["filename_prefix"] = f"dialog_{next(_numbers)}"
+    return [np.array(Image.open(path).convert("L")) > 127 for (path,) in server.saved(graph).values()]
+
+
+def test_an_editor_two_subgraphs_deep_opens_on_the_image_from_outside(page, server):
+    into_subgraph(page)
+    page.evaluate(
+        """async () => {
+          const mask = app.graph.nodes.find((one) => one.type === "MaskToImage");
+          app.graph.convertToSubgraph(new Set([samkit.host, mask]));
+          await new Promise((done) => setTimeout(done, 800));
+          samkit.host = app.graph.nodes.find((one) => one.subgraph);
+          app.canvas.selectItems([samkit.host]);
+          await new Promise((done) => setTimeout(done, 500));
+        }"""
+    )
+    dialog = open_from_host(page)
+    assert len(dialog.marks) == 1 and dialog.evaluate("editor.images[0].filename") == "samkit_scene.png"
+    page.keyboard.press("n")
+    dialog.click(*STICKER)
+    mask = dialog.exact()
+    dialog.ok()
+    assert marks_in(prompts(page)) == 2 and ((run(page, server) > 127) == mask).all()
+    before = prompts(page)
+    page.evaluate("async () => { const graph = app.graph.serialize(); samkit.empty(); await app.loadGraphData(graph); }")
+    page.wait_for_timeout(800)
+    assert prompts(page) == before, "saved and loaded it is the same"
+
+
 # --- the masks of images
 
 
@@ -400,6 +477,39 @@ def test_a_file_that_is_gone_is_said_to_be_gone_with_nothing_to_run(page, server
     page.evaluate(f"{ENTRY}.callback()")
     page.get_by_text("This image cannot be loaded").wait_for()
     assert not page.get_by_role("button", name="Run what the image needs").filter(visible=True).count()
+
+
+def test_an_image_of_comfyuis_mask_editor_is_selected_in_with_its_colours(page, server):
+    """Its name leads into clipspace and ends with the folder's; its alpha is the mask of before."""
+    folder = server.base / "input" / "clipspace"
+    folder.mkdir(exist_ok=True)
+    scene = np.array(Image.open(server.base / "input" / "samkit_scene.png").convert("RGBA"))
+    scene[100:300, 100:300, 3] = 0
+    Image.fromarray(scene).save(folder / "clipspace-painted-masked-1764000000000.png")
+    load_image(page, "clipspace/clipspace-painted-masked-1764000000000.png [input]")
+    dialog = select_object(page)
+    shown = dialog.evaluate("editor.images[0]")
+    assert shown == {"filename": "clipspace-painted-masked-1764000000000.png", "subfolder": "clipspace", "type": "input"}
+    dialog.click(*LEAF)
+    mask = dialog.exact()
+    levels = dialog.levels()
+    dialog.ok()
+    assert mask.any() and (alpha_of(page, server) == levels).all(), "the mask is the selection, and not the one of before"
+    assert ((run(page, server) > 127) == mask).all()
+    name = page.evaluate("app.graph.nodes.findLast((one) => one.type === 'LoadImage').widgets[0].value")
+    with Image.open(server.base / "input" / name.removesuffix(" [input]")) as file:
+        assert (np.array(file)[..., :3] == scene[..., :3]).all(), "the colours below the mask of before are there"
+    dialog = select_object(page)
+    assert len(dialog.marks) == 1 and (dialog.exact() == mask).all(), "it goes on with its marks"
+
+
+def test_an_empty_dialog_says_what_to_do(page):
+    load_image(page)
+    dialog = select_object(page)
+    assert dialog.status.startswith("Click the object, or drag a box around it"), dialog.status
+    dialog.click(*LEAF)
+    dialog.settle()
+    assert "score" in dialog.status
 
 
 @pytest.mark.parametrize("ends", ["app.graph.remove(samkit.node)", "samkit.empty()"])

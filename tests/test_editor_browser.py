@@ -641,7 +641,7 @@ def test_marks_outside_of_a_smaller_image_are_ignored_said_and_can_be_scaled(edi
 
 def test_marks_of_a_newer_version_are_kept_until_they_are_given_up(editor, server):
     page = editor.page
-    later = json.dumps({"version": 3, "objects": [{"name": "cup", "marks": [{"x": 40, "y": 40}], "what": 1}]})
+    later = json.dumps({"version": 4, "objects": [{"name": "cup", "marks": [{"x": 40, "y": 40}], "what": 1}]})
     page.evaluate("(text) => { samkit.editor().text = text; }", later)
     wait_for_note(page, "newer version of SAM Kit")
     editor.click(*LEAF)

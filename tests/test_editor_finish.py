@@ -86,7 +86,7 @@ def test_the_preview_is_the_runs_mask_to_the_level(comfy, finish):  # noqa: F811
     answers, model = asyncio.run(ask())
     masks, _ = masks_of(json.dumps(prompts), model)
     for answer, mask in zip(answers, masks, strict=True):
-        alpha = np.array(Image.open(io.BytesIO(answer.png)).convert("RGBA"))[..., 3]
+        alpha = np.array(Image.open(io.BytesIO(answer.file)).convert("RGBA"))[..., 3]
         assert (alpha == np.rint(255 * mask)).all() and answer.area == (mask > 0.5).sum() > 0
     assert ((masks > 0) & (masks < 1)).any() == ("feather" in finish)
 

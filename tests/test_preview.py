@@ -125,7 +125,7 @@ def test_one_encode_per_image_however_many_ask_at_once(comfy, encoder):
     prepared = asyncio.run(many())
     assert encoder.count == 1 and len(comfy.images_loaded) == 1
     assert all(one is prepared[0] for one in prepared[:30])
-    assert len({answer.png for answer in prepared[30:]}) == 1
+    assert len({answer.file for answer in prepared[30:]}) == 1
 
 
 def test_images_are_encoded_one_at_a_time(comfy, encoder):
@@ -219,7 +219,7 @@ def test_an_old_question_is_refused_and_never_decoded_nor_encoded(comfy, encoder
         return newest, old, again, other
 
     newest, old, again, other = asyncio.run(in_turn())
-    assert old == 409 and newest.png == again.png == other.png
+    assert old == 409 and newest.file == again.file == other.file
     assert len(decoded) == 3 and encoder.count == 1
 
 
@@ -233,7 +233,7 @@ def test_of_many_questions_only_the_newest_is_decoded(comfy, encoder, decoded):
         return await asyncio.gather(*asked)
 
     *old, newest = asyncio.run(at_once())
-    assert old == [409] * 49 and newest.png
+    assert old == [409] * 49 and newest.file
     assert [prompts.marks[0]["x"] for prompts in decoded] == [49]
 
 
@@ -260,7 +260,7 @@ def test_a_question_that_grew_old_while_another_is_decoded_is_dropped(comfy, dec
         return await asyncio.gather(first, second, third)
 
     first, second, third = asyncio.run(three())
-    assert second == 409 and third.png and len(decoded) == 2
+    assert second == 409 and third.file and len(decoded) == 2
 
 
 def test_while_a_prompt_runs_the_preview_waits(comfy, encoder, decoded):
@@ -277,7 +277,7 @@ def test_while_a_prompt_runs_the_preview_waits(comfy, encoder, decoded):
         return new, known.frames, asked, await preview.ask(question())
 
     new, frames, asked, answer = asyncio.run(refused())
-    assert (new, frames, asked) == (503, 1, 503) and answer.png
+    assert (new, frames, asked) == (503, 1, 503) and answer.file
     assert encoder.count == len(decoded) == 1
 
 
@@ -318,14 +318,14 @@ def test_a_question_that_was_queued_before_a_run_is_not_decoded_during_it(comfy,
         return await asyncio.gather(first, second)
 
     first, second = asyncio.run(two())
-    assert first.png and second == 503 and len(decoded) == 1
+    assert first.file and second == 503 and len(decoded) == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(comfy, mode):
-    """A file of some kilobytes: 81 million pixels, which as an IMAGE tensor are a gigabyte."""
-    Image.new(mode, (9000, 9000)).save(comfy.root / "input" / "large.png")
-    assert (comfy.root / "input" / "large.png").stat().st_size < 100_000
+    """A file of some kilobytes: 144 million pixels, which as an IMAGE tensor are almost two gigabytes."""
+    Image.new(mode, (12_000, 12_000)).save(comfy.root / "input" / "large.png")
+    assert (comfy.root / "input" / "large.png").stat().st_size < 200_000
     assert asyncio.run(outcome(Preview().prepare(subject("large.png")))) == 413 and not comfy.images_loaded
     Image.new("1", (20_000, 20_000)).save(comfy.root / "input" / "bomb.png")  # PIL refuses to open it
     assert asyncio.run(outcome(Preview().prepare(subject("bomb.png")))) == 413
@@ -374,10 +374,10 @@ def test_each_object_is_previewed_on_its_own_as_the_node_gives_it(comfy):
     image = as_image(make_image(60, 80))
     with torch.inference_mode():
         masks = PromptEditor().execute(image, json.dumps(TWO), model, individual_masks=True)["result"][3].numpy() > 0
-    assert (masks_in(first.png) == masks[0]).all() and (masks_in(second.png) == masks[1]).all()
-    assert (masks_in(both.png) == masks.any(0)).all() and masks[0].any() and masks[1].any()
+    assert (masks_in(first.file) == masks[0]).all() and (masks_in(second.file) == masks[1]).all()
+    assert (masks_in(both.file) == masks.any(0)).all() and masks[0].any() and masks[1].any()
     for answer, colour in ((first, (255, 0, 0)), (second, (0, 255, 0))):
-        assert (np.array(Image.open(io.BytesIO(answer.png)).convert("RGB"))[masks_in(answer.png)] == colour).all()
+        assert (np.array(Image.open(io.BytesIO(answer.file)).convert("RGB"))[masks_in(answer.file)] == colour).all()
 
 
 def test_candidates_are_those_that_the_node_would_give(comfy):
@@ -552,7 +552,7 @@ def test_the_preview_is_the_nodes_own_mask(comfy, marks, candidate):
     with torch.inference_mode():
         image = as_image(make_image(60, 80))
         mask = PromptEditor().execute(image, json.dumps(body["prompts"]), model)["result"][3][0].numpy() > 0
-    seen = np.array(Image.open(io.BytesIO(answer.png)).convert("RGBA"))[..., 3] > 0
+    seen = np.array(Image.open(io.BytesIO(answer.file)).convert("RGBA"))[..., 3] > 0
     assert (seen == mask).all() and answer.area == mask.sum() and answer.milliseconds > 0
     assert (answer.score != 0) == bool(marks)
 
@@ -575,7 +575,7 @@ def test_what_a_run_left_in_the_caches_serves_the_preview(comfy, encoder):
         model = load_shared(comfy.root / "models" / "sams" / "tiny.pth")
         masks = PromptEditor().execute(as_image(make_image(60, 80)), json.dumps({"marks": MARKS}), model)["result"][3]
     answers.append(asyncio.run(ask()))
-    assert answers[0].png == answers[1].png and answers[0].area == masks.sum()
+    assert answers[0].file == answers[1].file and answers[0].area == masks.sum()
 
 
 def test_each_frame_has_its_own_marks(comfy):
@@ -588,7 +588,7 @@ def test_each_frame_has_its_own_marks(comfy):
 
     answers, frames = asyncio.run(ask())
     assert frames == 3 and [answer.score == 0 for answer in answers] == [False, True, False]
-    assert answers[1].area == 0 and answers[0].png != answers[2].png
+    assert answers[1].area == 0 and answers[0].file != answers[2].file
 
 
 def test_each_frame_is_an_image_of_its_own(comfy, encoder):
@@ -607,7 +607,7 @@ def test_the_preview_leaves_bar_and_cancel_to_the_queue(comfy):
     async def ask():
         return await Preview().ask(question())
 
-    assert asyncio.run(ask()).png and not comfy.bars and comfy.interrupted_after == 0
+    assert asyncio.run(ask()).file and not comfy.bars and comfy.interrupted_after == 0
 
 
 @pytest.mark.parametrize(

@@ -194,9 +194,9 @@ def test_a_name_that_a_local_server_does_not_have_is_refused(server, path):
 
 
 def test_an_image_of_too_many_pixels_is_413_at_once(server):
-    Image.new("1", (9000, 9000)).save(server.base / "input" / "many.png")
+    Image.new("1", (12_000, 12_000)).save(server.base / "input" / "many.png")
     status, _, said = post(server, PREPARE, subject_of("many.png"))
-    assert status == 413 and "81 million pixels" in json.loads(said)["error"]
+    assert status == 413 and "144 million pixels" in json.loads(said)["error"]
 
 
 def test_candidates_answer(server):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import as_image, make_image
 from fakes import FakeComfyUI, install
+from photographs import SIZES, photograph
 from PIL import Image
 from samkit.nodes import prompt_editor as module
 from samkit.nodes.editor.contract import LIMITS
@@ -22,7 +23,8 @@ from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, quietly
 from samkit.utils.comfy_files import image_path, is_linked_out, load_image_file, save_results, save_temporary
-from samkit.utils.overlay import FORMS, mask_png, outline
+from samkit.utils.overlay import FORMS, mask_image, mask_png, outline
+from scipy.ndimage import gaussian_filter
 
 POINT, AWAY, BOX = (
     {"x": 30, "y": 25, "label": 1},
@@ -172,7 +174,7 @@ def nested(depth):
         (b"{}", "prompts is a bytes"),
         ('{"points": []}', "unknown key 'points'"),
         ({1: 2}, "unknown key '1'"),
-        ('{"version": 3}', "prompts.version is 3"),
+        ('{"version": 4}', "prompts.version is 4"),
         ('{"version": 2, "marks": []}', "prompts has an unknown key 'marks'"),
         ('{"version": 1, "objects": []}', "prompts has an unknown key 'objects'"),
         ('{"objects": {}}', "prompts.objects is a dict"),
@@ -333,6 +335,65 @@ def test_the_png_is_small():
     mask = np.zeros((1024, 1024), bool)
     mask[100:900, 200:700] = True
     assert len(mask_png(mask, (1, 2, 3))) < 4000
+
+
+def alpha_of(file):
+    return np.array(Image.open(io.BytesIO(file)).convert("RGBA"))[..., 3]
+
+
+def ragged_mask(name):
+    """Everything of a photograph that is brighter than its median, on SAM's grid of 256, as large as the image in the model.
+
+    No object's outline is as long: it goes around every hair and every leaf.
+    """
+    side, grid = (1024, 1024), (256, 256)
+    levels = np.array(Image.open(photograph(name)).convert("L").resize(grid, Image.Resampling.LANCZOS), np.float32)
+    return np.array(Image.fromarray(levels).resize(side, Image.Resampling.BILINEAR)) > np.median(levels)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_image_of_a_ragged_mask_is_at_most_30_kb_and_exact(name):
+    mask = ragged_mask(name)
+    for form in FORMS:
+        file, kind = mask_image(mask, (30, 144, 255), form)
+        assert len(file) <= 30_000 and kind == f"image/{Image.open(io.BytesIO(file)).format.lower()}"
+        exact = np.array(Image.open(io.BytesIO(mask_png(mask, (30, 144, 255), form))).convert("RGBA"))
+        assert (np.array(Image.open(io.BytesIO(file)).convert("RGBA")) == exact).all()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_ragged_mask_with_soft_edges_is_tinted_within_30_kb_and_its_inside_is_exact(name):
+    mask = gaussian_filter(ragged_mask(name).astype(np.float32), 6)
+    file, _ = mask_image(mask, (30, 144, 255), "tint")
+    alpha = alpha_of(file)
+    assert len(file) <= 30_000 and ((alpha >= 58) == (mask > 0.5)).all(), "the browser takes 58 and more as inside"
+    exact, kind = mask_image(mask, (30, 144, 255), "mask")
+    assert kind == "image/png" and (alpha_of(exact) == np.rint(255 * mask)).all(), "what OK takes has every level"
+
+
+def test_the_soft_edge_of_an_object_is_tinted_in_16_levels_that_look_like_all():
+    rows, columns = np.mgrid[:1024, :1024]
+    angle = np.arctan2(rows - 500, columns - 520)
+    wavy = np.hypot(rows - 500, columns - 520) < 300 + 60 * np.sin(5 * angle) + 30 * np.sin(17 * angle) + 12 * np.sin(
+        61 * angle
+    )
+    mask = gaussian_filter(wavy.astype(np.float32), 6)
+    alpha = alpha_of(mask_image(mask, (30, 144, 255), "tint")[0])
+    edge = outline(mask > 0.5)
+    assert abs(alpha - 115 * mask)[~edge].max() < 115 / 30 + 1.5 and len(np.unique(alpha)) == 17
+    assert len(mask_image(mask, (30, 144, 255), "mask")[0]) < 50_000 < len(mask_png_without_filter(mask))
+
+
+def mask_png_without_filter(mask):
+    file = io.BytesIO()
+    Image.fromarray(np.rint(255 * mask).astype(np.uint8)).convert("P").save(file, format="PNG", compress_level=6)
+    return file.getvalue()
+
+
+def test_a_large_image_may_take_more():
+    mask = np.repeat(np.repeat(ragged_mask("chelsea.png"), 2, 0), 2, 1)
+    file, kind = mask_image(mask, (30, 144, 255))
+    assert kind == "image/png" and 30_000 < len(file) <= 120_000
 
 
 def test_images_are_named_by_their_content_and_written_once(comfy, monkeypatch):

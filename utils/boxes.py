@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import SAMError
-from .marks import NO_BOXES, Marks, name_in
+from .marks import NO_BOXES, Marks, name_in, region_in
 from .text import shown
 
 
@@ -27,6 +27,7 @@ class BoundingBox(TypedDict, total=False):
     stability: float
     frame_index: int
     object: str | float
+    region: dict[str, float]
 
 
 Boxes: TypeAlias = np.ndarray
@@ -147,7 +148,8 @@ def spread(per_frame: Sequence[Any], frames: int, name: str, frame_offset: int =
 
 def _parse(boxes: Sequence[Any], place: str, form: BoxForm) -> Marks:
     corners = [_corners(box, f"{place}[{i}]", form) for i, box in enumerate(boxes)]
-    return Marks.of(corners, [name_in(box, f"{place}[{i}]") for i, box in enumerate(boxes)], 4)
+    names, regions = ([read(box, f"{place}[{i}]") for i, box in enumerate(boxes)] for read in (name_in, region_in))
+    return Marks.of(corners, names, 4, regions)
 
 
 def _corners(box: Any, place: str, form: BoxForm = "auto") -> tuple[float, float, float, float]:
@@ -209,12 +211,13 @@ def _as_dict(box: Any, place: str, form: BoxForm = "auto") -> BoundingBox:
 
 
 def _known(box: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """What a box says of itself besides its place: `score`, `label`, `object` and `frame_index`, as far as it has them.
+    """What a box says of itself besides its place: `score`, `label`, `object`, `frame_index` and `region`, as far as it
+    has them.
 
     Raises:
         SAMError: one of them is of another kind, or a score is not finite.
     """
-    known = {key: box[key] for key in ("score", "label", "object", "frame_index") if box.get(key) is not None}
+    known = {key: box[key] for key in ("score", "label", "object", "frame_index", "region") if box.get(key) is not None}
     if "score" in known:
         score = known["score"]
         if (
@@ -231,6 +234,8 @@ def _known(box: Mapping[str, Any], place: str) -> dict[str, Any]:
         known["label"] = str(label)
     if "object" in known:
         known["object"] = name_in(box, place)
+    if "region" in known:
+        region_in(box, place)
     if "frame_index" in known:
         frame = known["frame_index"]
         if not _is_number(frame) or float(frame) != int(frame) or frame < 0:

@@ -3,6 +3,8 @@
 import colorsys
 import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import cache
 
@@ -17,6 +19,8 @@ _GOLDEN = 0.618034  # steps of the hue circle that keep neighbours far apart, ho
 _TOKEN_PIXELS = 16
 FORMS = ("tint", "mask", "outline")
 _TINT = 115  # of 255: the opacity inside of a mask
+_MOST_BYTES, _PIXELS = 30_000, 1 << 20  # of a mask of so many pixels: what a slow line carries within a round trip
+_STEPS = (15, 3)  # from outside to inside of a soft edge as it is tinted; 15 look like 255
 _RESULT_SIDE = 384  # pixels of a result image's long side: a node is rarely wider on the screen, and each costs time
 _RESULT_WIDTH = 240  # the narrowest that a caption has room on
 _CAPTION_PIXELS = 17
@@ -55,6 +59,34 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
+def mask_image(mask: np.ndarray, colour: tuple[int, int, int], form: str = "tint") -> tuple[bytes, str]:
+    """A mask as a small image to lay over its image, for slow lines: at most 30 kB for 1024x1024 pixels, and its content type.
+
+    It is what `mask_png` gives, but the soft edge of a `tint` has 16 levels, or fewer where that is too large. What a PNG does
+    not make small is a lossless WebP, which takes longer to make. A `mask` with soft edges is exact, however large.
+
+    Args:
+        mask, colour, form: see `mask_png`.
+    """
+    most = _MOST_BYTES * max(1.0, mask.size / _PIXELS)
+    if _has_levels(mask, form):
+        if form == "mask":
+            return mask_png(mask, colour, form), "image/png"
+        for steps in _STEPS:
+            png = mask_png(np.ceil(mask * steps - 0.5) / steps, colour, form)  # odd steps: none of them is the threshold of 0.5
+            if len(png) <= most:
+                return png, "image/png"
+        mask = mask > 0.5
+    png = mask_png(mask, colour, form)
+    return (png, "image/png") if len(png) <= most else (_webp(png), "image/webp")
+
+
+def _webp(png: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGBA").save(file, format="WEBP", lossless=True, exact=True, method=2, quality=0)
+    return file.getvalue()
+
+
 def mask_png(mask: np.ndarray, colour: tuple[int, int, int], form: str = "tint") -> bytes:
     """A mask as a PNG of one colour, to lay over its image. It has a palette and few bits a pixel: small, and soon made.
 
@@ -64,16 +96,29 @@ def mask_png(mask: np.ndarray, colour: tuple[int, int, int], form: str = "tint")
         form: of `FORMS`. `tint`: faint inside an opaque outline. `mask`: the alpha is the mask. `outline`: the outline alone;
             inside the alpha is 1 of 255, which is not seen and tells the inside.
     """
-    levels = np.rint(mask.astype(np.float32) * 255).astype(np.uint8)
-    has_levels = form != "outline" and bool(((levels != 0) & (levels != 255)).any())
-    if not has_levels:
-        return _palette_png(
-            _zones(mask > 0.5), colour, {"tint": [0, _TINT, 255], "mask": [0, 255, 255], "outline": [0, 1, 255]}[form]
-        )
-    if form == "tint":
-        levels = np.minimum(levels, 254)
-        levels[outline(mask > 0.5)] = 255
-    return _palette_png(levels, colour, list(range(256)) if form == "mask" else [*(_TINT * n // 255 for n in range(255)), 255])
+    if not _has_levels(mask, form):
+        inside = mask > 0.5
+        if form == "mask":
+            return _palette_png(inside.astype(np.uint8), colour, [0, 255])
+        return _palette_png(_zones(inside), colour, {"tint": [0, _TINT, 255], "outline": [0, 1, 255]}[form])
+    levels = _levels(mask)
+    if form == "mask":
+        return _smooth_png(levels, colour, list(range(256)))
+    levels = np.minimum(levels, 254)
+    levels[outline(mask > 0.5)] = 255
+    return _smooth_png(levels, colour, [*(_TINT * n // 255 for n in range(255)), 255])
+
+
+def _levels(mask: np.ndarray) -> np.ndarray:
+    return np.rint(mask.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _has_levels(mask: np.ndarray, form: str) -> bool:
+    """Whether a mask has soft edges that its form shows."""
+    if form == "outline":
+        return False
+    levels = _levels(mask)
+    return bool(((levels != 0) & (levels != 255)).any())
 
 
 def _zones(mask: np.ndarray) -> np.ndarray:
@@ -84,11 +129,32 @@ def _zones(mask: np.ndarray) -> np.ndarray:
 
 
 def _palette_png(indices: np.ndarray, colour: tuple[int, int, int], alphas: list[int]) -> bytes:
+    """A PNG of two or three alphas."""
     image = Image.fromarray(indices)
     image.putpalette(list(colour) * len(alphas))
     file = io.BytesIO()
-    image.save(file, format="PNG", bits=2 if len(alphas) == 3 else 8, transparency=bytes(alphas), compress_level=1)
+    image.save(file, format="PNG", bits=len(alphas) - 1, transparency=bytes(alphas), compress_level=1)
     return file.getvalue()
+
+
+def _smooth_png(indices: np.ndarray, colour: tuple[int, int, int], alphas: list[int]) -> bytes:
+    """A PNG of many alphas, each row as the difference to the one above, which PIL does not do where there is a palette: half
+    the bytes for soft edges.
+    """
+    height, width = indices.shape
+    rows = np.full((height, 1 + width), 2, np.uint8)  # filter type 2, "up"
+    rows[0, 1:] = indices[0]
+    np.subtract(indices[1:], indices[:-1], out=rows[1:, 1:])
+    header = struct.pack(">2I5B", width, height, 8, 3, 0, 0, 0)
+    parts = (
+        (b"IHDR", header),
+        (b"PLTE", bytes(colour) * len(alphas)),
+        (b"tRNS", bytes(alphas)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def legend(frame: np.ndarray, text: str) -> np.ndarray:

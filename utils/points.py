@@ -9,7 +9,7 @@ import numpy as np
 from .boxes import spread
 from .checks import is_coordinate
 from .errors import SAMError
-from .marks import NO_POINTS, Marks, name_in
+from .marks import NO_POINTS, Marks, name_in, region_in
 
 _FORM = '[{"x": 12.5, "y": 40}, ...], or a list of such lists, one per frame'
 _SMALLEST = 2  # pixels; in an image of that side, points between 0 and 1 are not unusual
@@ -22,7 +22,8 @@ def points_per_frame(text: str, frames: int, name: str, frame_offset: int = -1, 
     Args:
         text: JSON `[{"x":, "y":}, ...]` in source pixels (the same points for every frame), or a list of such lists (one per
             frame; a single one is used for every frame). An empty text, quoted or not, is an empty list, and empty objects
-            are left out: other packs' editors say "nothing" so. A point may name its `object`.
+            are left out: other packs' editors say "nothing" so. A point may name its `object`, and the `region` that it is
+            to be answered from.
         frames: number of frames B.
         name: the input's name, for messages.
         frame_offset, is_film: see `spread`; in a film a list of points is that of the first frame.
@@ -87,8 +88,8 @@ def _parse(points: list[Any], place: str) -> Marks:
     for index, point in enumerate(points):
         if not _is_point(point):
             raise SAMError(f"{place}[{index}] is {str(point)[:80]!r}: it must be an object with finite numbers x and y.")
-    names = [name_in(point, f"{place}[{index}]") for index, point in enumerate(points)]
-    return Marks.of([(point["x"], point["y"]) for point in points], names, 2)
+    names, regions = ([read(point, f"{place}[{index}]") for index, point in enumerate(points)] for read in (name_in, region_in))
+    return Marks.of([(point["x"], point["y"]) for point in points], names, 2, regions)
 
 
 def _is_point(point: Any) -> bool:

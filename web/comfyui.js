@@ -53,6 +53,10 @@ export function warn(detail) {
 export const HOST = {
   send: (path, init) => api.fetchApi(path, init),
   thumbnail: (image, side, version) => api.apiURL(frameQuery(image, { side, ...(version && { samkit: version }) })),
+  tile: ({ filename, subfolder, type, frame = 0 }, level, column, row, version) => {
+    const more = version && { samkit: version };
+    return api.apiURL(`/samkit/tile?${new URLSearchParams({ filename, subfolder, type, frame, level, column, row, ...more })}`);
+  },
   url: (image, version) => {
     if (image.frame !== undefined) return api.apiURL(frameQuery(image, { ...(version && { samkit: version }) }));
     const isMasked = image.subfolder === MASKED || image.filename.startsWith(MASKED);

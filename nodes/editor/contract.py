@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 from ...utils.finish import LIMITS as FINISH_LIMITS
 from ...utils.patches import MOST_PIXELS, MOST_SIDE, MOST_TEXT
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)  # the third is the second with detail and regions: a text without them is of the second
 EDITOR_CANDIDATES = ("best", "smallest", "middle", "largest")
 COLOUR = "#1e90ff"  # the blue of SAM's own notebooks
-KEYS = {1: {"version", "marks", "candidate"}, 2: {"version", "objects", "size", "finish"}}
-OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint"}
+KEYS = {
+    1: {"version", "marks", "candidate"},
+    2: {"version", "objects", "size", "finish"},
+    3: {"version", "objects", "size", "finish", "detail"},
+}
+OBJECT_KEYS = {"name", "colour", "candidate", "hidden", "locked", "marks", "finish", "paint", "region"}
 POINT_KEYS, BOX_KEYS = {"x", "y", "label"}, {"x", "y", "width", "height"}  # and frame
-WORK = ("segments", "words")  # what takes long, by the names that a cancel has for it
+WORK = ("segments", "words", "look")  # what takes long, by the names that a cancel has for it
 
 
 class Limits(NamedTuple):
@@ -33,6 +37,14 @@ class Limits(NamedTuple):
     words: int = 512  # characters of the words to find, and of names in requests
 
 
+class Pyramid(NamedTuple):
+    """How the browser gets large images."""
+
+    tile: int = 512  # pixels of a side
+    pixels: int = 1 << 25  # of an image that it still has whole
+
+
+PYRAMID = Pyramid()
 LIMITS = Limits()
 MOST_BYTES = 2 * LIMITS.runs + (1 << 20)
 """Of a request: an object has one patch for all frames and one for the shown frame; a thousand marks take 60 KB."""
@@ -45,5 +57,6 @@ def for_browser() -> dict[str, Any]:
         "version": VERSIONS[-1],
         "candidates": list(EDITOR_CANDIDATES),
         "limits": LIMITS._asdict(),
+        "pyramid": PYRAMID._asdict(),
         "finish": finish,
     }

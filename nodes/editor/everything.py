@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ def parse_everything(body: Mapping[str, Any]) -> tuple[Subject, str, str]:
     return subject, editor, preset
 
 
-def everything(subject: Subject, preset: str) -> tuple[Hashable, Callable[[], bytes]]:
+def everything(subject: Subject, preset: str, least: tuple[float, float] | None = None) -> tuple[Hashable, Callable[[], bytes]]:
     """The key of an image, a model and a preset, and the work to segment it: JSON `{width, height, stamp, segments}`.
+
+    Args:
+        subject: the image and the model.
+        preset: see `preset_options`.
+        least: predicted IoU and stability of masks that are not discarded; None: the preset's.
 
     Raises:
         RefusedError: 404, there is no such image or model.
@@ -34,13 +40,16 @@ def everything(subject: Subject, preset: str) -> tuple[Hashable, Callable[[], by
     def work(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> bytes:
         frame = frames_of(path, subject)[subject.frame]
         model = load()
-        found = segment_everything(model, frame, preset_options(preset, model))[:MOST_SEGMENTS]
+        options = preset_options(preset, model)
+        if least is not None:
+            options = replace(options, pred_iou_thresh=least[0], stability_score_thresh=least[1])
+        found = segment_everything(model, frame, options)[:MOST_SEGMENTS]
         height, width = frame.shape[:2]
         segments = [_segment(mask) for mask in found]
         return json.dumps({"width": width, "height": height, "stamp": version_of(stamp), "segments": segments}).encode()
 
     key, begun = look_up(subject, work)
-    return (key, preset), begun
+    return (key, preset, least), begun
 
 
 def _segment(found: FoundMask) -> dict[str, Any]:

@@ -3,40 +3,52 @@
 import asyncio
 import io
 import logging
+import math
 import re
 import reprlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageColor
+from torch import Tensor
 
-from ...sam import PRECISIONS, SAM_MODELS, Candidate, ReadyImage, SAMError, Segmenter, recall
+from ...sam import PRECISIONS, SAM_MODELS, Candidate, Looked, ReadyImage, SAMError, Segmenter, clip_region, recall
+from ...sam.geometry import Size
+from ...sam.store.memory import ByteCache
 from ...sam.weights.catalog import Entry
 from ...utils.checks import one_of
+from ...utils.comfy import Progress
 from ...utils.comfy_files import EXAMPLE, IMAGE_FOLDERS, image_path, is_linked_out, load_image_file
 from ...utils.finish import INSIDE
 from ...utils.images import image_to_frames
-from ...utils.overlay import FORMS, mask_png
+from ...utils.marks import Region
+from ...utils.overlay import FORMS, mask_image
 from ...utils.text import counted
-from ..prompt_editor import segment_marks
-from .contract import LIMITS
-from .jobs import Jobs, RefusedError, check_idle, run_quietly
+from ..prompt_editor import FirstLook, first_look, look_again, part_of, segment_marks
+from .contract import LIMITS, PYRAMID
+from .jobs import Job, Jobs, RefusedError, check_idle, run_quietly
 from .text import EditorObject, EditorPrompts, check_keys, parse_colour, parse_editor
 from .tracked import TRACKED_FILE, TrackedPlace
 
 log = logging.getLogger("samkit")
 
-_MOST_PIXELS = 1 << 26  # of all frames of a file together: 8192 x 8192
+_MOST_PIXELS = 1 << 26  # of all frames of a file together
+_MOST_OF_ONE = 1 << 27  # of an image that is alone in its file
+_MOST_SENT = 1 << 23  # pixels of a mask of a large image
 _THUMBNAIL = 96
 _PREPARED = 16
 _EDITORS = 256
+_frames_seen: ByteCache[np.ndarray] = ByteCache(512 << 20)  # which parts of are encoded
 _last_film: dict[tuple[Path, tuple[int, int] | None], list[np.ndarray]] = {}  # one, or none yet
+Place: TypeAlias = tuple[int, int, int, int]
+"""(x, y, width, height) in pixels of an image."""
 Value = TypeVar("Value")
 
 
@@ -56,9 +68,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_png` has it.
+    """A preview that somebody asks for: of the object at the place `only`, or of all together; `form` as `mask_image` has it.
 
-    `start` is the mask that SAM Track had there, which the marks correct.
+    `start` is the mask that SAM Track had there, which the marks correct. With `place`, the PNG of a large image has only the
+    part of the mask that is not empty.
     """
 
     subject: Subject
@@ -68,6 +81,17 @@ class Question:
     sequence: int = 0
     form: str = "tint"
     start: TrackedPlace | None = None
+    place: bool = False
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Of the objects that it is about."""
+        return range(len(self.prompts.objects)) if self.only is None else [self.only]
+
+    @property
+    def objects(self) -> list[EditorObject]:
+        """Those."""
+        return [self.prompts.objects[place] for place in self.places]
 
 
 @dataclass(frozen=True)
@@ -84,13 +108,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, as a PNG to lay over the image, and what tells the image's content."""
+    """A mask, as an image file to lay over the image or its `place` there, what tells the image's content, and of looks."""
 
-    png: bytes
+    file: bytes
+    content_type: str
     score: float
     area: int
     milliseconds: float
     stamp: str
+    looked: Looked | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -133,15 +160,18 @@ def parse_image(body: Mapping[str, Any]) -> Subject:
 
 
 def parse_question(body: Mapping[str, Any]) -> Question:
-    """Check the fields of a preview request: those of `parse_choice`, `editor`, `sequence`, `form` and `start`.
+    """Check the fields of a preview request: those of `parse_choice`, `editor`, `sequence`, `form`, `start` and `place`.
 
     Raises:
-        SAMError: as `parse_choice` and `parse_tracked`.
+        SAMError: as `parse_choice` and `parse_tracked`; a field is of another type.
     """
     choice = parse_choice(body)
     editor, sequence = text_of(body, "editor"), whole_of(body, "sequence", 1 << 53)
     start = None if body.get("start") is None else parse_tracked(body, "start")
-    return replace(choice, editor=editor, sequence=sequence, form=choice_of(body, "form", FORMS, "tint"), start=start)
+    form, place = choice_of(body, "form", FORMS, "tint"), body.get("place", False)
+    if not isinstance(place, bool):
+        raise SAMError(f"place is {reprlib.repr(place)}: it must be true or false.")
+    return replace(choice, editor=editor, sequence=sequence, form=form, start=start, place=place)
 
 
 def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
@@ -157,8 +187,8 @@ def parse_tracked(body: Mapping[str, Any], field: str) -> TrackedPlace:
     return TrackedPlace(file, whole_of(value, f"{field}.object", 1 << 20), whole_of(value, f"{field}.frame", 1 << 20))
 
 
-def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
-    """The mask that a request names by `track`, as a PNG in its `colour` and `form` to lay over the image, and its area.
+def tracked_image(body: Mapping[str, Any]) -> tuple[bytes, str, int]:
+    """The mask that a request names by `track`, as an image file in its `colour` and `form`, its content type, and its area.
 
     Raises:
         SAMError: as `parse_tracked`.
@@ -168,7 +198,7 @@ def tracked_png(body: Mapping[str, Any]) -> tuple[bytes, int]:
     place, form = parse_tracked(body, "track"), choice_of(body, "form", FORMS, "tint")
     colour = ImageColor.getrgb(parse_colour(body.get("colour"), "colour"))
     mask = place.mask()
-    return mask_png(mask, colour, form), int(mask.sum())
+    return *mask_image(mask, colour, form), int(mask.sum())
 
 
 def parse_choice(body: Mapping[str, Any]) -> Question:
@@ -252,17 +282,18 @@ class Preview:
         self._decoding = ThreadPoolExecutor(1, "samkit-decode")
         self._prepared: OrderedDict[_Key, asyncio.Future[Prepared]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
-        self._on_device: ReadyImage | None = None
-        self.jobs = Jobs()
+        self._on_device: list[ReadyImage] = []
+        self.jobs, self.looks = Jobs(), Jobs()  # apart: a second look does not wait for all segments of an image
 
-    async def prepare(self, subject: Subject) -> Prepared:
-        """Load and encode, or wait for whoever does, or take what was done.
+    async def prepare(self, subject: Subject, region: Region | None = None) -> Prepared:
+        """Load and encode, or wait for whoever does, or take what was done; of an image, or of one region of it.
 
         Raises:
             RefusedError: 404, there is no such image or model; 503, ComfyUI is at work.
         """
         loop = asyncio.get_running_loop()
-        key, work = await loop.run_in_executor(None, look_up, subject, _prepare)
+        key, work = await loop.run_in_executor(None, look_up, subject, partial(_prepare, region=region))
+        key = replace(key, region=region)
         if key not in self._prepared:
             check_idle()
             self._keep_only(key.model)
@@ -293,8 +324,42 @@ class Preview:
         self._newest.move_to_end(question.editor)
         while len(self._newest) > _EDITORS:
             self._newest.popitem(last=False)
-        prepared = await self.prepare(question.subject)
+        prepared = await self._prepare_all(question)
         return await self._decoded(prepared, lambda: self._answer(question, prepared))
+
+    async def look(self, question: Question) -> Answer | Job:
+        """The mask by second looks, as the detail of the prompts says, or the work for it, which the next call tells of.
+
+        It runs beside the first answers, which never wait for it. Of an editor's looks only the latest is waited for.
+
+        Raises:
+            RefusedError: as `prepare`; 409, cancelled.
+        """
+        prepared = await self._prepare_all(question)
+        key, pixels = await asyncio.get_running_loop().run_in_executor(None, look_up, question.subject, _pixels)
+        asked = question.subject, repr(question.prompts), question.only, question.form, question.start, question.place
+        work = partial(self._look, question, prepared, pixels)
+        return await self.looks.ask("look", (key, asked), work, question.editor)
+
+    def _look(self, question: Question, prepared: "_Parts", pixels: Callable[[], np.ndarray]) -> Answer:
+        started = time.perf_counter()
+        # Prompts of an image are decoded one after the other, these among the first answers.
+        first = self._decoding.submit(run_quietly, lambda: self._alone(prepared, lambda: _first_looks(question, prepared)))
+        looks, frame = first.result(), pixels()
+        found = []
+        for place, one in looks.items():
+            Progress.check_interrupted()
+            found.append(look_again(prepared.whole.model, frame, question.prompts, question.subject.frame, place, one))
+        mask, score = _together([(mask, score) for mask, score, _ in found], prepared.whole.image.size)
+        looked = Looked(*map(sum, zip(*(one for *_, one in found), strict=True))) if found else Looked(0, 0, 0)
+        return _as_answer(question, prepared, mask, score, started, looked)
+
+    async def _prepare_all(self, question: Question) -> "_Parts":
+        """The image of a question, and the regions of it that its objects are seen in."""
+        whole = await self.prepare(question.subject)
+        regions = {clip_region(one.region, whole.image.size) for one in question.objects}
+        parts = {region: await self.prepare(question.subject, region) for region in regions if region is not None}
+        return _Parts(whole, {None: whole, **parts})
 
     async def choices(self, question: Question) -> list[Choice]:
         """SAM's candidates for a question's object, smallest first.
@@ -302,42 +367,106 @@ class Preview:
         Raises:
             RefusedError: as `prepare`.
         """
-        prepared = await self.prepare(question.subject)
+        prepared = await self._prepare_all(question)
         return await self._decoded(prepared, lambda: _choices(question, prepared))
 
-    async def _decoded(self, prepared: Prepared, work: Callable[[], Value]) -> Value:
-        """What the work gives, one after the other; of the images only the last one stays on a device."""
+    async def mask(self, question: Question) -> np.ndarray:
+        """The mask of a question's marks, float32 `[H, W]` in 0..1.
 
-        def alone() -> Value:
-            if self._on_device is not prepared.image and self._on_device is not None:
-                self._on_device.release()
-            self._on_device = prepared.image
-            return work()
+        Raises:
+            RefusedError: as `prepare`.
+        """
+        prepared = await self._prepare_all(question)
+        return await self._decoded(prepared, lambda: _mask(question, prepared, question.prompts)[0])
 
+    async def _decoded(self, prepared: "_Parts", work: Callable[[], Value]) -> Value:
+        """What the work gives, one after the other."""
+        alone = partial(self._alone, prepared, work)
         return await asyncio.get_running_loop().run_in_executor(self._decoding, run_quietly, alone)
+
+    def _alone(self, prepared: "_Parts", work: Callable[[], Value]) -> Value:
+        """What the work gives, by the thread that decodes; of the images only the last ones stay on a device."""
+        images = [part.image for part in prepared.by_region.values()]
+        for image in self._on_device:
+            if image not in images:
+                image.release()
+        self._on_device = images
+        return work()
 
     def _check_newest(self, question: Question) -> None:
         if self._newest.get(question.editor, 0) > question.sequence:
             raise RefusedError(409, "Superseded by a newer request of this editor.")
 
-    def _answer(self, question: Question, prepared: Prepared) -> Answer:
+    def _answer(self, question: Question, prepared: "_Parts") -> Answer:
         self._check_newest(question)
         started = time.perf_counter()
         mask, score = _mask(question, prepared, question.prompts)
-        objects = question.prompts.objects
-        colour = objects[question.only or 0].colour if objects else EditorObject().colour
-        png = mask_png(mask, ImageColor.getrgb(colour), question.form)
-        return Answer(png, score, _area(mask), 1000 * (time.perf_counter() - started), prepared.stamp)
+        return _as_answer(question, prepared, mask, score, started)
 
 
-def _mask(question: Question, prepared: Prepared, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
+class _Parts(NamedTuple):
+    """An image that is ready for prompts, and the regions of it that some objects are seen in; without a region, the image."""
+
+    whole: Prepared
+    by_region: dict[Region | None, Prepared]
+
+    def of(self, one: EditorObject) -> Prepared:
+        """What an object is seen in."""
+        return self.by_region[clip_region(one.region, self.whole.image.size)]
+
+
+def _as_answer(
+    question: Question, prepared: _Parts, mask: np.ndarray, score: float, started: float, looked: Looked | None = None
+) -> Answer:
+    objects = question.prompts.objects
+    colour = objects[question.only or 0].colour if objects else EditorObject().colour
+    area, place = _area(mask), None
+    if question.place and mask.size > PYRAMID.pixels:
+        mask, place = _filled(mask)
+    file, kind = mask_image(mask, ImageColor.getrgb(colour), question.form)
+    return Answer(file, kind, score, area, 1000 * (time.perf_counter() - started), prepared.whole.stamp, looked, place)
+
+
+def _filled(mask: np.ndarray) -> tuple[np.ndarray, Place]:
+    """The part of a mask `[H, W]` of a large image that is not empty, and its place; sampled, where it is large itself."""
+    rows, columns = (np.flatnonzero((mask > 0).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return mask[:1, :1], (0, 0, 1, 1)
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    step = math.ceil(math.sqrt((bottom - top) * (right - left) / _MOST_SENT))
+    part = mask[top:bottom:step, left:right:step]
+    return part, (left, top, part.shape[1] * step, part.shape[0] * step)
+
+
+def _mask(question: Question, prepared: _Parts, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
     """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
-    places = range(len(prompts.objects)) if question.only is None else [question.only]
-    if not places:
-        return np.zeros(prepared.image.size, np.float32), 0.0
-    start = None if question.start is None else question.start.mask_if_there()
-    with prepared.image.predictor() as image:
-        found = [segment_marks(image, prompts, question.subject.frame, place, start) for place in places]
+    start, found, size = _start(question), [], prepared.whole.image.size
+    for place in question.places:
+        with prepared.of(prompts.objects[place]).image.predictor() as image:
+            found.append(segment_marks(image, prompts, question.subject.frame, place, start, size))
+    return _together(found, size)
+
+
+def _first_looks(question: Question, prepared: _Parts) -> dict[int, FirstLook]:
+    """The first masks of the object that is asked for, or of all, with their logits, by the object's place."""
+    start, found, prompts = _start(question), {}, question.prompts
+    for place in question.places:
+        with prepared.of(prompts.objects[place]).image.predictor() as image:
+            size = prepared.whole.image.size
+            found[place] = first_look(image, prompts, question.subject.frame, place, start, size, logits=True)
+    return found
+
+
+def _start(question: Question) -> np.ndarray | None:
+    return None if question.start is None else question.start.mask_if_there()
+
+
+def _together(found: list[tuple[Tensor, float]], size: Size) -> tuple[np.ndarray, float]:
+    """Masks `[H, W]` of objects as one, and the lowest of their scores."""
+    if not found:
+        return np.zeros(size, np.float32), 0.0
+    if len(found) == 1:  # of a large image, each copy is hundreds of megabytes
+        return found[0][0].cpu().numpy(), found[0][1]
     return np.stack([mask.cpu().numpy() for mask, _ in found]).max(0), min(score for _, score in found)
 
 
@@ -345,12 +474,12 @@ def _area(mask: np.ndarray) -> int:
     return int((mask > INSIDE).sum())
 
 
-def _choices(question: Question, prepared: Prepared) -> list[Choice]:
+def _choices(question: Question, prepared: _Parts) -> list[Choice]:
     made = []
     for candidate in ("smallest", "middle", "largest"):
         objects = tuple(replace(one, candidate=candidate) for one in question.prompts.objects)
         mask, score = _mask(question, prepared, EditorPrompts(objects))
-        made.append(Choice(candidate, score, _area(mask), _thumbnail(prepared.small, mask > INSIDE)))
+        made.append(Choice(candidate, score, _area(mask), _thumbnail(prepared.whole.small, mask > INSIDE)))
     return made
 
 
@@ -375,6 +504,7 @@ class _Key:
 
     image: tuple[Path, tuple[int, int], int]
     model: object
+    region: Region | None = None
 
 
 Work = Callable[[Subject, Path, tuple[int, int], Callable[[], Segmenter]], Value]
@@ -440,12 +570,32 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _prepare(subject: Subject, path: Path, stamp: tuple[int, int], load: Callable[[], Segmenter]) -> Prepared:
+def _prepare(
+    subject: Subject,
+    path: Path,
+    stamp: tuple[int, int],
+    load: Callable[[], Segmenter],
+    region: Region | None = None,
+) -> Prepared:
     started = time.perf_counter()
-    frames = frames_of(path, subject)
-    model, frame = load(), frames[subject.frame]
-    ready, seconds = ReadyImage(model, frame), time.perf_counter() - started
-    return Prepared(model, ready, _small(frame), len(frames), seconds, version_of(stamp))
+    if region is not None:
+        frame, count = _pixels(subject, path, stamp), 1
+    else:
+        frames = frames_of(path, subject)
+        frame, count = frames[subject.frame], len(frames)
+    model, seen = load(), part_of(frame, region)
+    ready, seconds = ReadyImage(model, seen), time.perf_counter() - started
+    return Prepared(model, ready, _small(seen), count, seconds, version_of(stamp))
+
+
+def _pixels(subject: Subject, path: Path, stamp: tuple[int, int], load: object = None) -> np.ndarray:
+    """The frame of a subject, uint8 `[H, W, 3]`; those that were needed last are there, others are read from the file again."""
+    key = path, stamp, subject.frame
+    frame = _frames_seen.get(key)
+    if frame is None:
+        frame = frames_of(path, subject)[subject.frame]
+        _frames_seen.put(key, frame)
+    return frame
 
 
 def version_of(stamp: tuple[int, int]) -> str:
@@ -467,7 +617,7 @@ def frames_of(path: Path, subject: Subject) -> list[np.ndarray]:
 
 def _frames(path: Path, subject: Subject) -> list[np.ndarray]:
     """Frames of a file; those of the last film stay for its next frame, which would have to read all of them again."""
-    if _check_pixels(path, subject) < 2:
+    if check_pixels(path, subject) < 2:
         return _read_frames(path, subject)
     key = path, _stamp(path)
     frames = _last_film.get(key)
@@ -493,7 +643,7 @@ def count_frames(subject: Subject) -> int:
         RefusedError: as `find_image` and `frames_of`.
     """
     path, _ = find_image(subject)
-    return len(_frames(path, subject)) if _check_pixels(path, subject) > 1 else 1
+    return len(_frames(path, subject)) if check_pixels(path, subject) > 1 else 1
 
 
 def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
@@ -512,7 +662,7 @@ def frame_image(subject: Subject, side: int) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def _check_pixels(path: Path, subject: Subject) -> int:
+def check_pixels(path: Path, subject: Subject) -> int:
     """Refuse a file by its header: a few bytes on disk can be gigabytes once they are decoded. Else its number of frames."""
     try:
         with Image.open(path) as header:
@@ -523,9 +673,8 @@ def _check_pixels(path: Path, subject: Subject) -> int:
     except Exception as error:  # as above; what PIL cannot open cannot be bounded
         log.debug("%s cannot be read: %s", path, error)
         raise RefusedError(404, f"{subject.filename} is not an image that Load Image can read.") from error
-    if pixels is None or pixels > _MOST_PIXELS:
+    most = _MOST_PIXELS if pixels is not None and count > 1 else _MOST_OF_ONE
+    if pixels is None or pixels > most:
         seen = "more" if pixels is None else f"{pixels / 1e6:.0f} million"
-        raise RefusedError(
-            413, f"{subject.filename} has {seen} pixels: the preview takes at most {_MOST_PIXELS / 1e6:.0f} million."
-        )
+        raise RefusedError(413, f"{subject.filename} has {seen} pixels: the preview takes at most {most / 1e6:.0f} million.")
     return count

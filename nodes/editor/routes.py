@@ -15,12 +15,15 @@ from typing import Any
 from ...sam import SAMError
 from ...utils.comfy import inside_comfyui
 from ...utils.examples import example_path
+from .alike import UNSURE, alike, parse_alike
 from .contract import MOST_BYTES, WORK
 from .data_set import accepted, opened
-from .everything import everything, parse_everything
+from .everything import DEFAULT_PRESET, everything, parse_everything
 from .jobs import Job, RefusedError
 from .preview import (
+    Answer,
     Preview,
+    Question,
     choice_of,
     count_frames,
     frame_image,
@@ -29,8 +32,9 @@ from .preview import (
     parse_question,
     parse_subject,
     text_of,
-    tracked_png,
+    tracked_image,
 )
+from .pyramid import tile_of
 from .text import check_keys
 from .words import parse_words, words
 
@@ -39,8 +43,9 @@ log = logging.getLogger("samkit")
 SCRIPTS = "samkit-scripts"  # the scripts' address where the folder's name makes none
 _SUBJECT = {"image", "model"}
 _CHOICE = {*_SUBJECT, "prompts", "object"}
-_QUESTION = {*_CHOICE, "editor", "sequence", "form", "start"}
+_QUESTION = {*_CHOICE, "editor", "sequence", "form", "start", "place"}
 _EVERYTHING = {*_SUBJECT, "preset", "editor"}
+_ALIKE = {*_SUBJECT, "like", "editor"}
 _WORDS = {"image", "grounding", "text", "editor"}
 
 
@@ -67,10 +72,21 @@ async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/preview`: marks on an image to a mask as PNG, with its score, area and time as headers."""
+    """`POST /samkit/preview`: marks on an image to a mask as an image file, with its score, area and time as headers."""
     check_keys(body, _QUESTION, "the body")
     question = parse_question(body)
-    answer = await preview.ask(question)
+    return _as_png(question, await preview.ask(question))
+
+
+async def look(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/look`: the same by second looks, as the detail of the prompts says; until it is ready, as `segments`."""
+    check_keys(body, _QUESTION, "the body")
+    question = parse_question(body)
+    found = await preview.look(question)
+    return _progress(found) if isinstance(found, Job) else _as_png(question, found)
+
+
+def _as_png(question: Question, answer: Answer) -> Reply:
     headers = {
         "X-SAMKit-Sequence": str(question.sequence),
         "X-SAMKit-Score": f"{answer.score:.4f}",
@@ -79,7 +95,11 @@ async def ask(preview: Preview, body: Mapping[str, Any]) -> Reply:
         "X-SAMKit-Stamp": answer.stamp,
         "Cache-Control": "no-store",
     }
-    return Reply(200, "image/png", answer.png, headers)
+    if answer.place is not None:
+        headers["X-SAMKit-Place"] = " ".join(map(str, answer.place))
+    if answer.looked is not None:
+        headers["X-SAMKit-Look"] = "sharper" if answer.looked.sharper else "other" if answer.looked.kept else "alike"
+    return Reply(200, answer.content_type, answer.file, headers)
 
 
 async def choices(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -96,6 +116,22 @@ async def segments(preview: Preview, body: Mapping[str, Any]) -> Reply:
     subject, editor, preset = parse_everything(body)
     key, work = await asyncio.get_running_loop().run_in_executor(None, everything, subject, preset)
     found = await preview.jobs.ask("segments", key, work, editor)
+    return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
+
+
+async def find_alike(preview: Preview, body: Mapping[str, Any]) -> Reply:
+    """`POST /samkit/alike`: the segments of an image that resemble an object that is marked; until then as `segments`."""
+    check_keys(body, _ALIKE, "the body")
+    wanted = parse_alike(body)
+    loop = asyncio.get_running_loop()
+    key, work = await loop.run_in_executor(None, everything, wanted.subject, DEFAULT_PRESET, UNSURE)
+    found = await preview.jobs.ask("segments", key, work, wanted.editor)
+    if isinstance(found, Job):
+        return _progress(found)
+    mask = await preview.mask(wanted.like)
+    here, there = await preview.prepare(wanted.subject), await preview.prepare(wanted.like.subject)
+    comparison = alike(wanted, found, here, there, mask)
+    found = await preview.jobs.ask("alike", (key, there.image.key, wanted.key), comparison, wanted.editor)
     return _progress(found) if isinstance(found, Job) else Reply(200, "application/json", found)
 
 
@@ -116,9 +152,9 @@ async def frames(preview: Preview, body: Mapping[str, Any]) -> Reply:
 
 
 async def tracked(preview: Preview, body: Mapping[str, Any]) -> Reply:
-    """`POST /samkit/tracked`: a mask of SAM Track's last run as PNG, with its area as a header."""
-    png, area = await asyncio.get_running_loop().run_in_executor(None, tracked_png, body)
-    return Reply(200, "image/png", png, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
+    """`POST /samkit/tracked`: a mask of SAM Track's last run as an image file, with its area as a header."""
+    file, kind, area = await asyncio.get_running_loop().run_in_executor(None, tracked_image, body)
+    return Reply(200, kind, file, {"X-SAMKit-Area": str(area), "Cache-Control": "no-store"})
 
 
 async def open_data_set(preview: Preview, body: Mapping[str, Any]) -> Reply:
@@ -138,15 +174,18 @@ def _progress(job: Job) -> Reply:
 async def leave(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/cancel`: the editor waits no longer for one kind of work; what nobody waits for ends."""
     check_keys(body, {"editor", "work"}, "the body")
-    preview.jobs.leave(text_of(body, "editor"), choice_of(body, "work", WORK))
+    editor, work = text_of(body, "editor"), choice_of(body, "work", WORK)
+    (preview.looks if work == "look" else preview.jobs).leave(editor, work)
     return _as_json(200, {})
 
 
 ROUTES: dict[str, Handler] = {
     "/samkit/prepare": prepare,
     "/samkit/preview": ask,
+    "/samkit/look": look,
     "/samkit/candidates": choices,
     "/samkit/segments": segments,
+    "/samkit/alike": find_alike,
     "/samkit/words": find_words,
     "/samkit/frames": frames,
     "/samkit/tracked": tracked,
@@ -202,7 +241,8 @@ def register_routes() -> None:
     for path, handler in ROUTES.items():
         server.instance.routes.post(path)(_aiohttp_handler(handler, preview))
     server.instance.routes.get("/samkit/examples/{name}")(_example)
-    server.instance.routes.get("/samkit/frame")(_frame)
+    server.instance.routes.get("/samkit/frame")(_on_get(frame))
+    server.instance.routes.get("/samkit/tile")(_on_get(tile))
 
 
 def serve_scripts(folder: Path, web_folders: MutableMapping[str, str]) -> None:
@@ -291,13 +331,26 @@ _MOST_SIDE = 512  # pixels of a thumbnail
 
 async def frame(query: Mapping[str, str]) -> Reply:
     """`GET /samkit/frame`: a frame of an image file, named as in `parse_image`; with a `side` above 0 a thumbnail."""
-    numbers = {name: query.get(name, "0") for name in ("frame", "side")}
+    return await _part(query, ("side",), lambda subject, side: frame_image(subject, min(side, _MOST_SIDE)))
+
+
+async def tile(query: Mapping[str, str]) -> Reply:
+    """`GET /samkit/tile`: a tile of an image file, named as in `parse_image`, by its `level`, `column` and `row`."""
+    return await _part(query, ("level", "column", "row"), tile_of)
+
+
+async def _part(query: Mapping[str, str], names: tuple[str, ...], work: Callable[..., tuple[bytes, str]]) -> Reply:
+    """What some work makes of an image that an address names, and of the address's numbers of some names, from 0."""
+    numbers = {name: query.get(name, "0") for name in ("frame", *names)}
     try:
         if not all(number.isdecimal() and len(number) < 8 for number in numbers.values()):
-            return _error(400, "frame and side must be whole numbers.")
-        names = {name: query[name] for name in ("filename", "subfolder", "type") if name in query}
-        subject, side = parse_image({"image": {**names, "frame": int(numbers["frame"])}}), min(int(numbers["side"]), _MOST_SIDE)
-        image, kind = await asyncio.get_running_loop().run_in_executor(None, frame_image, subject, side)
+            return _error(400, f"{', '.join(('frame', *names[:-1]))} and {names[-1]} must be whole numbers.")
+        named = {name: query[name] for name in ("filename", "subfolder", "type") if name in query}
+        subject, *values = (
+            parse_image({"image": {**named, "frame": int(numbers["frame"])}}),
+            *(int(numbers[name]) for name in names),
+        )
+        image, kind = await asyncio.get_running_loop().run_in_executor(None, work, subject, *values)
     except RefusedError as refusal:
         return _error(refusal.status, str(refusal))
     except SAMError as error:
@@ -305,13 +358,16 @@ async def frame(query: Mapping[str, str]) -> Reply:
     return Reply(200, kind, image, {"Cache-Control": "max-age=3600"})  # the address has what tells the file's content
 
 
-async def _frame(request: Any) -> Any:
+def _on_get(handler: Callable[[Mapping[str, str]], Awaitable[Reply]]) -> Callable[[Any], Awaitable[Any]]:
     from aiohttp import web
 
-    if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
-        return web.Response(status=403)
-    reply = await frame(request.query)
-    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+    async def handle(request: web.Request) -> web.Response:
+        if is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", ""), _listen()):
+            return web.Response(status=403)
+        reply = await handler(request.query)
+        return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+
+    return handle
 
 
 async def _read(request: Any) -> bytes | None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from ...sam import Candidate, PromptInputs, SAMError
+from ...sam import DETAILS, Candidate, Detail, PromptInputs, SAMError
 from ...utils.boxes import BoundingBox
 from ...utils.checks import one_of
 from ...utils.finish import Finish
-from ...utils.marks import Marks
+from ...utils.marks import Marks, Region, region_in
 from ...utils.patches import Patch
 from .contract import BOX_KEYS, COLOUR, EDITOR_CANDIDATES, KEYS, LIMITS, OBJECT_KEYS, POINT_KEYS, VERSIONS
 from .finishing import check_paint, parse_finish, parse_paint
@@ -33,6 +33,7 @@ class EditorObject:
         colour: `#rrggbb`, of the preview.
         finish: what is done to its mask: its own, or that of all objects.
         paint: brush strokes on its mask.
+        region: the part of the image that its marks are answered from; None: all of it.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -41,6 +42,7 @@ class EditorObject:
     colour: str = COLOUR
     finish: Finish = field(default_factory=Finish)
     paint: tuple[Patch, ...] = ()
+    region: Region | None = None
 
     @property
     def has_content(self) -> bool:
@@ -55,9 +57,11 @@ class EditorPrompts:
     Attributes:
         objects: in the order of the list. The marks of one among several make one object; those of a single one follow SAM
             Predict Mask's rule, by which each of several boxes is an object (as in version 1 of the text).
+        detail: second looks at each object, see `SecondLook`.
     """
 
     objects: tuple[EditorObject, ...] = ()
+    detail: Detail = "off"
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -85,9 +89,9 @@ class EditorPrompts:
         """
         name_of = (lambda place: place + 1) if self.has_names else (lambda place: None)
         places = range(len(self.objects)) if only is None else [only]
-        listed = [(name_of(place), mark) for place in places for mark in self.objects[place].marks]
-        inside = [(name, mark) for name, mark in listed if _is_inside(mark, size)]
-        per_frame = [[pair for pair in inside if pair[1].get("frame", index) == index] for index in frames]
+        listed = [(name_of(place), mark, self.objects[place].region) for place in places for mark in self.objects[place].marks]
+        inside = [one for one in listed if _is_inside(one[1], size)]
+        per_frame = [[one for one in inside if one[1].get("frame", index) == index] for index in frames]
         return PromptInputs(
             positive=[_points(marks, 1) for marks in per_frame],
             negative=[_points(marks, 0) for marks in per_frame],
@@ -114,7 +118,8 @@ def parse_editor(value: Any) -> EditorPrompts:
     """The widget's JSON, as text or parsed, every key optional.
 
     Version 2 is `{"version": 2, "finish": {...}, "objects": [{"name", "colour", "candidate", "marks": [...], "finish": {...},
-    "paint": [...]}]}`; the `finish` of all objects is that of those without their own. Version 1 is `{"version": 1, "marks":
+    "paint": [...]}]}`; the `finish` of all objects is that of those without their own. Version 3 may also have `detail`, and a
+    `region` `{x, y, width, height}` for each object. Version 1 is `{"version": 1, "marks":
     [...], "candidate": "best"}`, a single object.
 
     Raises:
@@ -135,7 +140,8 @@ def parse_editor(value: Any) -> EditorPrompts:
     if sum(len(one.marks) for one in parsed) > LIMITS.marks:
         raise SAMError(f"The objects in prompts have more than {LIMITS.marks} marks: remove some.")
     check_paint(patch for one in parsed for patch in one.paint)
-    return EditorPrompts(tuple(parsed) if any(one.has_content for one in parsed) else ())
+    detail = one_of(state.get("detail", "off"), DETAILS, "prompts.detail")
+    return EditorPrompts(tuple(parsed) if any(one.has_content for one in parsed) else (), detail)
 
 
 def _read(value: Any) -> Mapping[str, Any]:
@@ -176,7 +182,8 @@ def _parse_object(value: Any, place: str, name: str = "Object 1", finish: Finish
         _check_mark(mark, f"{place}.marks[{index}]")
     name, colour = _text(value, place, "name", name), parse_colour(value.get("colour", COLOUR), f"{place}.colour")
     finish = parse_finish(value["finish"], f"{place}.finish") if "finish" in value else finish or Finish()
-    return EditorObject(tuple(marks), candidate, name, colour, finish, parse_paint(value.get("paint", []), f"{place}.paint"))
+    paint, region = parse_paint(value.get("paint", []), f"{place}.paint"), region_in(value, place)
+    return EditorObject(tuple(marks), candidate, name, colour, finish, paint, region)
 
 
 def parse_colour(value: Any, place: str) -> str:
@@ -223,20 +230,26 @@ def _is_inside(mark: Mark, size: Size) -> bool:
     return 0 <= x <= width and 0 <= y <= height
 
 
-def _points(marks: list[tuple[int | None, Mark]], label: int) -> Marks:
-    found = [(name, (mark["x"], mark["y"])) for name, mark in marks if mark.get("label") == label]
-    return Marks.of([place for _, place in found], [name for name, _ in found], 2)
+_Listed = list[tuple[int | None, Mark, Region | None]]  # name, mark and region
 
 
-def _boxes(marks: list[tuple[int | None, Mark]]) -> Marks:
-    found = [(name, (m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"])) for name, m in marks if "width" in m]
-    return Marks.of([corners for _, corners in found], [name for name, _ in found], 4)
+def _points(marks: _Listed, label: int) -> Marks:
+    found = [(name, (mark["x"], mark["y"]), region) for name, mark, region in marks if mark.get("label") == label]
+    return Marks.of([place for _, place, _ in found], [name for name, _, _ in found], 2, [region for *_, region in found])
+
+
+def _boxes(marks: _Listed) -> Marks:
+    found = [(name, (m["x"], m["y"], m["x"] + m["width"], m["y"] + m["height"]), one) for name, m, one in marks if "width" in m]
+    return Marks.of([corners for _, corners, _ in found], [name for name, _, _ in found], 4, [region for *_, region in found])
 
 
 def _as_dicts(marks: Marks, form: Any) -> list[dict[str, Any]]:
-    """Points or boxes as JSON objects, each with its `object` where it has one."""
-    pairs = zip(marks.rows.tolist(), marks.names, strict=True)
-    return [{**form(*row), **({} if name is None else {"object": name})} for row, name in pairs]
+    """Points or boxes as JSON objects, each with its `object` and its `region` where it has one."""
+    listed = []
+    for row, name, region in zip(marks.rows.tolist(), marks.names, marks.regions, strict=True):
+        more = {} if name is None else {"object": name}
+        listed.append({**form(*row), **more, **({} if region is None else {"region": _bounding_box(*region)})})
+    return listed
 
 
 def _bounding_box(x1: float, y1: float, x2: float, y2: float) -> BoundingBox:

@@ -35,9 +35,9 @@ def read_image(path: Path) -> np.ndarray:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # its other frames are the same photograph for other displays
             log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # no copy: of a large image it takes a second
         if image.mode != "F" and not image.mode.startswith("I"):
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
         values = np.asarray(image).astype(np.float64)
     least, most = values.min(), values.max()
     if not (0 <= least <= most <= 65535):  # also for NaN

@@ -6,6 +6,7 @@ the two are one object.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -28,6 +29,7 @@ from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
 from .embed import Encoded, EncoderRun, as_embedding, encode_one
 from .predict import FramePrediction, ImagePredictor, PredictOptions, Take, check_count, features_of, prompt_bytes
+from .regions import marks_in, predict_in_region
 
 Detail: TypeAlias = Literal["off", "auto", "1", "2", "3"]
 DETAILS: tuple[str, ...] = get_args(Detail)
@@ -75,6 +77,7 @@ class _Object:
 
     Attributes:
         prompt: its marks, in pixels of the image.
+        first: the view that it was first seen in: the whole image, or a region of it.
         view: that it was last seen in.
         logits: its mask there, float32 `[4h, 4w]`.
         score: predicted IoU.
@@ -86,6 +89,7 @@ class _Object:
     """
 
     prompt: Prompt
+    first: View
     view: View
     logits: Tensor
     score: float
@@ -126,15 +130,17 @@ class SecondLook:
         Args:
             image: uint8 `[H, W, 3]`.
             prompts: those that each mask was made of.
-            found: masks, scores and logits of the first look; its masks are changed in place.
+            found: masks, scores and logits of the first look, logits on the grid of the prompt's region where it has one; its
+                masks are changed in place.
 
         Returns:
-            The same with the masks, scores and logits of the last look, and what became of the objects.
+            The same with the masks, scores and logits of the last look, on the grid of the whole image, and what became of the
+            objects.
         """
-        objects = [
-            _Object(prompt, self.whole, logits[0], float(score), mask)
-            for prompt, mask, score, logits in zip(prompts, *found, strict=True)
-        ]
+        objects = []
+        for prompt, mask, score, logits in zip(prompts, *found, strict=True):
+            first = self.whole if prompt.region is None else self._view(prompt.region)
+            objects.append(_Object(prompt, first, first, logits[0], float(score), mask))
         for _ in range(self.looks):
             cuts: dict[Window, list[_Object]] = {}
             for one in objects:
@@ -172,7 +178,7 @@ class SecondLook:
         if box is not None:
             window = cut_around(box, self.size, max(self.whole.geometry.grid))
             view = self._view(window)
-            if view.gain(one.view if self.is_auto else self.whole) >= _LEAST_GAIN:
+            if view.gain(one.view if self.is_auto else one.first) >= _LEAST_GAIN:
                 return window
         one.is_done = True
         return None
@@ -224,7 +230,7 @@ class SecondLook:
         What is too small for the whole image to show is not in its mask; in a cut, the model is sure of it.
         """
         points = one.prompt.points[one.prompt.labels == 1]
-        if one.prompt.box is not None or not len(points) or one.score >= _SURE:
+        if one.prompt.box is not None or one.prompt.region is not None or not len(points) or one.score >= _SURE:
             return
         for scale in range(_SCALES):
             window = cut_at(points[0], self.size, max(self.whole.geometry.grid) << scale)
@@ -266,19 +272,14 @@ class SecondLook:
 
         Where there are no marks, or the model takes no mask, the box around the mask is one.
         """
-        x1, y1, x2, y2 = view.window
-        high = np.array([x2 - x1, y2 - y1], np.float64)
-        points = one.prompt.points - np.array([x1, y1])
-        inside = ((points >= 0) & (points <= high)).all(1)
-        box = one.prompt.box
-        if box is None and not (self.takes_masks and inside.any()):
-            box = np.array(_box_around(one.logits > self.options.mask_threshold, one.view))
-        if box is not None:
-            box = np.clip(box.reshape(2, 2) - np.array([x1, y1]), 0, high).reshape(4)
+        points, labels, box = marks_in(one.prompt, view.window)
+        if box is None and not (self.takes_masks and len(points)):
+            around = np.array(_box_around(one.logits > self.options.mask_threshold, one.view))
+            box = marks_in(Prompt(box=around), view.window)[2]
         logits = resampled(one.logits[None], one.view, view, ABSENT_LOGIT) if self.takes_masks else None
         if logits is not None and not bool((logits > self.options.mask_threshold).any()):
             logits = None
-        return Prompt(points[inside], one.prompt.labels[inside], box, logits)
+        return Prompt(points, labels, box, logits)
 
     def _agreement(self, one: _Object, logits: Tensor, view: View) -> float:
         """How far the mask in a view and the last one are one object, 0..1: their IoU on the grid of the last one.
@@ -299,6 +300,9 @@ class SecondLook:
 
     def _on_the_whole(self, one: _Object, first: Tensor) -> Tensor:
         """An object's logits `[4h, 4w]` on the grid of the image; the first ones, where it is smaller than a cell."""
+        if one.first is not self.whole:
+            values, covered = averaged(first, one.first, self.whole)
+            first = values * covered + ABSENT_LOGIT * (1 - covered)
         if not one.sharper:
             return first
         values, covered = averaged(one.logits, one.view, self.whole)
@@ -345,7 +349,7 @@ def segment_in_detail(
     embedding: SAMEmbedding | None = None,
     report: Report | None = None,
 ) -> None:
-    """`segment_each` with second looks: an image at a time, which is encoded and decoded before its cuts are.
+    """`segment_each` with regions and second looks: an image at a time, which is encoded and decoded before its cuts are.
 
     Args:
         detail: see `SecondLook`.
@@ -360,28 +364,43 @@ def segment_in_detail(
     check_count(prompts, len(run.frames))
     if embedding is not None and list(as_embedding(embedding, model).image_keys) != list(run.keys):
         raise SAMError("The embedding is not that of the images. Pass the images that were encoded.")
-    second = SecondLook(model, run.size, detail, options, device_mode)
+    second, kept = SecondLook(model, run.size, detail, options, device_mode), replace(options, logits=True)
     progress = Progress(sum(1 + len(objects) for objects in prompts))
     # Outside ComfyUI, AUTO would take the model off the GPU after every cut.
     staying = devices.stay_loaded(model.network) if device_mode == "AUTO" else contextlib.nullcontext()
     with staying, one_run(), passing(len(run.frames)):
         for index, (key, objects) in enumerate(zip(run.keys, prompts, strict=True)):
             progress.check_interrupted()
-            encoded: dict[str, Encoded] = {}
-            if embedding is None:
-                run.each([key], Progress(None), encoded.__setitem__)
-            with placed(model.network, device_mode, prompt_bytes([objects])) as device:
-                features = encoded[key].features(key, device) if embedding is None else features_of(embedding, index, device)
-                image = ImagePredictor(model, features, run.size, replace(options, logits=True))
-                if options.candidate == "all":  # how many an object has is only known where it is alone
-                    each = [image.predict([one]) for one in objects] or [image.predict([])]
-                    owners = [place for place, part in enumerate(each) for _ in part.masks]
-                else:
-                    each, owners = [image.predict(objects)], list(range(len(objects)))
-            found = each[0] if len(each) == 1 else FramePrediction(*map(torch.cat, zip(*each, strict=True)))
+            parts: list[FramePrediction] = []
+            owners: list[int] = []
+            for region in dict.fromkeys(one.region for one in objects) or [None]:
+                places = [place for place, one in enumerate(objects) if one.region == region]
+                encoded: dict[str, Encoded] = {}
+                if region is not None:
+                    x1, y1, x2, y2 = region
+                    seen, encoded[region] = encode_one(model, [run.frames[index][y1:y2, x1:x2]], device_mode)
+                elif embedding is None:
+                    run.each([key], Progress(None), encoded.__setitem__)
+                with placed(model.network, device_mode, prompt_bytes([objects])) as device:
+                    if region is not None:
+                        part = ImagePredictor(model, encoded[region].features(seen, device), (y2 - y1, x2 - x1), kept)
+                        predict = functools.partial(predict_in_region, part, region, run.size, options=kept)
+                    else:
+                        own = embedding is not None
+                        features = features_of(embedding, index, device) if own else encoded[key].features(key, device)
+                        predict = ImagePredictor(model, features, run.size, kept).predict
+                    if options.candidate == "all":  # how many an object has is only known where it is alone
+                        each = [(predict([objects[place]]), place) for place in places] or [(predict([]), 0)]
+                        owners += [place for one, place in each for _ in one.masks]
+                        parts += [one for one, _ in each]
+                    else:
+                        parts.append(predict([objects[place] for place in places]))
+                        owners += places
+            found = parts[0] if len(parts) == 1 else FramePrediction(*map(torch.cat, zip(*parts, strict=True)))
             refined, looked = second.refine(run.frames[index], [objects[place] for place in owners], found)
-            if options.candidate == "all":
-                order = sorted(range(len(owners)), key=lambda row: (owners[row], -float(refined.scores[row])))
+            worth = [-float(score) for score in refined.scores] if options.candidate == "all" else [0.0] * len(owners)
+            order = sorted(range(len(owners)), key=lambda row: (owners[row], worth[row]))
+            if order != list(range(len(order))):
                 refined = FramePrediction(*(part[order] for part in refined))
             if report is not None:
                 report(index, looked)

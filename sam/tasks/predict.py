@@ -109,7 +109,7 @@ def decode(
         device_mode: see `placed`.
 
     Raises:
-        SAMError: the embedding is another model's or lacks what SAM-HQ needs, or the counts differ.
+        SAMError: the embedding is another model's or lacks what SAM-HQ needs, the counts differ, or prompts have a region.
     """
     found: list[FramePrediction] = []
     decode_each(model, embedding, prompts, lambda _, frame: found.append(frame), options, device_mode)
@@ -134,6 +134,8 @@ def decode_each(
     """
     embedding = as_embedding(embedding, model)
     check_count(prompts, len(embedding))
+    if has_regions(prompts):
+        raise SAMError("Prompts have a region, which the model has to see alone: an embedding of the image is not enough.")
     options = options or PredictOptions()
     progress = Progress(len(prompts))
     with placed(model.network, device_mode, prompt_bytes(prompts)) as device, passing(len(prompts)):
@@ -150,6 +152,11 @@ def check_count(prompts: Sequence[Sequence[Prompt]], images: int) -> None:
     """Raise SAMError unless there is one list of prompts per image."""
     if len(prompts) != images:
         raise SAMError(f"There are prompts for {counted(len(prompts), 'image')}, but embeddings of {images}.")
+
+
+def has_regions(prompts: Sequence[Sequence[Prompt]]) -> bool:
+    """Whether an object is to be answered from a region of its image, see `Prompt`."""
+    return any(prompt.region is not None for objects in prompts for prompt in objects)
 
 
 def prompt_bytes(prompts: Sequence[Sequence[Prompt]]) -> int:
@@ -303,6 +310,15 @@ class ReadyImage:
     def release(self) -> None:
         """Drop what a device has of the image; the next `predictor` brings it there again."""
         self._predictor, self._encoded = None, Encoded(self._encoded.maps)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the image lies in the model's input."""
+        return self._model.geometry(self.size)
+
+    def feature_map(self) -> Tensor:
+        """The image's main feature map, float32 `[C, h, w]` on the CPU."""
+        return torch.tensor(self._encoded.maps[IMAGE])
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:

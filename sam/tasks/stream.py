@@ -19,7 +19,7 @@ from ..store.embedding import SAMEmbedding
 from ..store.memory import one_run, passing
 from .detail import Detail, Report, segment_in_detail
 from .embed import EncoderRun
-from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions, Take, check_count, prompt_bytes
+from .predict import PROMPT_BYTES, ImagePredictor, PredictOptions, Take, check_count, has_regions, prompt_bytes
 
 _FLOAT = 4  # bytes
 
@@ -48,14 +48,14 @@ def segment_each(
         take: gets the index and the masks of each image; equal images come together, the others in order.
         model, prompts, options: see `decode`.
         detail: second looks at each object, see `SecondLook`; `off`: none.
-        embedding: with detail, that of the images, where they are encoded already.
+        embedding: with detail or regions, that of the images, where they are encoded already.
         report: with detail, takes what became of the objects of each image, see `Looked`.
 
     Raises:
         SAMError: what `encode` and `decode` raise, or there is no such detail.
     """
     options = options or PredictOptions()
-    if detail != "off":
+    if detail != "off" or has_regions(prompts):
         segment_in_detail(model, images, prompts, take, options, device_mode, detail, embedding, report)
         return
     run = EncoderRun(model, images, device_mode)

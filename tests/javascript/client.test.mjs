@@ -35,7 +35,18 @@ test("an answer is a mask with its score, area, time and what tells the image's 
   sent[0].answer(mask("M"));
   const { png, ...figures } = await answer;
   assert.equal(await png.text(), "M");
-  assert.deepEqual(figures, { score: 0.8731, area: 1234, milliseconds: 56.7, stamp: "5a-7" });
+  assert.deepEqual(figures, { score: 0.8731, area: 1234, milliseconds: 56.7, stamp: "5a-7", look: null, place: null });
+});
+
+test("a second look is asked for without a number, and is a mask, or how far it is", async () => {
+  const first = client.look(QUESTION);
+  sent[0].answer(new Response('{"progress": 0.5}', { status: 202 }));
+  assert.deepEqual([await first, sent[0].path, sent[0].body], [{ progress: 0.5 }, "/samkit/look", { ...QUESTION, editor: "one" }]);
+  const second = client.look(QUESTION);
+  const { headers } = mask("M");
+  sent[1].answer(new Response("M", { headers: { ...Object.fromEntries(headers), "X-SAMKit-Look": "other", "X-SAMKit-Place": "3 4 50 60" } }));
+  const { png, look, area, place } = await second;
+  assert.deepEqual([await png.text(), look, area, place], ["M", "other", 1234, { x: 3, y: 4, width: 50, height: 60 }]);
 });
 
 test("each question has a greater number than the one before", () => {

@@ -6,6 +6,7 @@ import { beforeEach, test } from "node:test";
 
 import { element, settled } from "./fake_dom.mjs";
 import { Everything } from "../../web/editor/everything.js";
+import { VERSION } from "../../web/editor/text.js";
 import { encode } from "../../web/editor/patches.js";
 import { EditorState } from "../../web/editor/state.js";
 
@@ -28,6 +29,7 @@ beforeEach(() => {
     get shownImage() { return editor.subject.image; },
     subject: { image: { filename: "a.png" }, model: { model_name: "m" } },
     brush: { isActive: false },
+    alike: { end() {} },
     gestures: { active: false, place: ({ x, y }) => ({ x, y }) },
     panning: false,
     view: { toImage: (place) => place },
@@ -84,7 +86,7 @@ test("where there is no segment, a click asks for SAM's mask of that point, and 
   assert.equal(press(50, 60), true);
   await settled();
   const { image, model } = editor.subject;
-  const prompts = { version: 2, objects: [{ candidate: "best", marks: [{ x: 50, y: 60, label: 1 }] }] };
+  const prompts = { version: VERSION, objects: [{ candidate: "best", marks: [{ x: 50, y: 60, label: 1 }] }] };
   assert.deepEqual(asked.slice(1).map(({ question }) => question), [{ image, model, prompts, object: 0, form: "mask" }]);
   asked[1].fail(new Error("the server is busy"));
   await settled();

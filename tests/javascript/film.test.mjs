@@ -95,7 +95,7 @@ test("one goes from frame to frame that the selected object is marked on", () =>
   assert.equal(state.markedFrame(-1), null);
 });
 
-const key = (name, more = {}) => onKey({ key: name, target: element(), ...more }, { state, image: { width: 9, height: 9 }, gestures: { active: false }, brush: {}, nudge: () => nudged.push(name) });
+const key = (name, more = {}) => onKey({ key: name, target: element(), ...more }, { state, image: { width: 9, height: 9 }, gestures: { active: false }, alike: { keyed: () => null }, brush: {}, nudge: () => nudged.push(name) });
 let nudged = [];
 
 test("keys step through the frames; the arrows belong to a mark that is selected", () => {

@@ -36,6 +36,11 @@ beforeEach(() => {
     unit: 2,
     stageSize: { width: 400, height: 400 },
     panning: false,
+    framing: false,
+    regions: [],
+    taken: 0,
+    drawRegion(region) { this.regions.push(region); },
+    takeRegion() { this.taken += 1; },
     negative: false,
     boxTool: false,
     brush: { isActive: false, at: null },
@@ -534,4 +539,34 @@ test("a pointer that cannot be captured works all the same", () => {
   stage.setPointerCapture = () => { throw new Error("no such pointer"); };
   click(60, 80);
   assert.deepEqual(state.marks, [point(60, 80)]);
+});
+
+// --- regions
+
+test("a drag while the key is held draws a region as far as the image goes, and nothing else", () => {
+  load(point(60, 60));
+  editor.framing = true;
+  drag([60, 60], [62, 61], [200, 100], [900, -20]);
+  const [before, after] = [editor.regions.slice(0, 1), editor.regions.at(-1)];
+  assert.deepEqual([before, after], [[{ x: 60, y: 60, width: 140, height: 40 }], { x: 60, y: 0, width: 240, height: 60 }]);
+  assert.deepEqual([editor.taken, state.marks, state.canUndo, gestures.active], [1, [point(60, 60)], false, false]);
+});
+
+test("a press without a drag draws none, and a region that is given up goes", () => {
+  editor.framing = true;
+  click(60, 60);
+  assert.deepEqual([editor.regions, editor.taken, state.marks], [[], 1, []]);
+  down(60, 60);
+  move(100, 100);
+  gestures.abandon();
+  up(100, 100);
+  assert.deepEqual([editor.regions.at(-1), editor.taken], [null, 1]);
+});
+
+test("while the key is held nothing is previewed, and other buttons are as ever", () => {
+  editor.framing = true;
+  move(60, 60);
+  assert.deepEqual([hovers, stage.style.cursor], [[null], "crosshair"]);
+  click(60, 80, { button: RIGHT });
+  assert.deepEqual(state.marks, [point(60, 80, 0)]);
 });

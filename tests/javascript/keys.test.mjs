@@ -5,13 +5,14 @@ import { beforeEach, test } from "node:test";
 
 import { onKey } from "../../web/editor/keys.js";
 
-let calls, editor;
+let calls, editor, offered;
 
 /** An editor that notes what was called. */
 beforeEach(() => {
   calls = [];
+  offered = () => null;
   const note = (name, answer) => (...values) => (calls.push([name, ...values]), answer);
-  const names = ["undo", "redo", "remove", "chooseCandidate", "newObject", "selectNextObject"];
+  const names = ["remove", "chooseCandidate", "newObject", "selectNextObject"];
   const state = Object.fromEntries(names.map((name) => [name, note(name)]));
   editor = {
     state: { ...state, selected: null, marks: [], selectNext: note("selectNext", true) },
@@ -19,7 +20,10 @@ beforeEach(() => {
     gestures: { active: false },
     brush: { isActive: true, toggle: note("brush.toggle"), resize: note("brush.resize") },
     nextView: note("nextView"),
-    ...Object.fromEntries(["fit", "toggleOverlay", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
+    alike: { keyed: (...given) => offered(...given), toggle: note("alike.toggle") },
+    undo: note("undo"),
+    redo: note("redo"),
+    ...Object.fromEntries(["fit", "toggleOverlay", "toggleDetail", "toggleBoxTool", "nudge", "escape"].map((name) => [name, note(name)])),
   };
 });
 
@@ -39,6 +43,7 @@ for (const [what, key, held, call] of [
   ["F", "f", {}, ["fit"]],
   ["B", "b", {}, ["toggleBoxTool"]],
   ["N", "n", {}, ["newObject"]],
+  ["L", "l", {}, ["alike.toggle"]],
   ["[", "[", {}, ["selectNextObject", -1]],
   ["]", "]", {}, ["selectNextObject", 1]],
   ["P", "p", {}, ["brush.toggle", "add"]],
@@ -46,6 +51,7 @@ for (const [what, key, held, call] of [
   ["-", "-", {}, ["brush.resize", 0.8]],
   ["+", "+", SHIFT, ["brush.resize", 1.25]],
   ["V", "v", {}, ["nextView"]],
+  ["D", "d", {}, ["toggleDetail"]],
   ["Escape", "Escape", {}, ["escape"]],
   ["Tab", "Tab", {}, ["selectNext", 1]],
   ["Shift+Tab", "Tab", SHIFT, ["selectNext", -1]],
@@ -120,6 +126,13 @@ for (const [key, held] of [["z", CTRL], ["y", CTRL], ["Delete", {}], ["ArrowLeft
     assert.deepEqual(calls, []);
   });
 }
+
+test("keys of what is offered come before the others, but not with Ctrl held", () => {
+  offered = (key, isShifted) => (key === "Tab" || key === "Delete" ? () => { calls.push(["offered", key, isShifted]); } : null);
+  editor.state.selected = 0;
+  assert.deepEqual([press("Tab", SHIFT), press("Delete"), press("z", CTRL), press("n")], [true, true, true, true]);
+  assert.deepEqual(calls, [["offered", "Tab", true], ["offered", "Delete", false], ["undo"], ["newObject"]]);
+});
 
 test("Escape gives a drag up", () => {
   editor.gestures.active = true;

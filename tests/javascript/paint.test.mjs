@@ -76,3 +76,18 @@ test("the brush shows its ring at the size of what it paints", () => {
   brush.radius = 5;
   assert.deepEqual(drawn().calls("arc").map((call) => call.slice(1, 4)), [[70, 60, 10], [70, 60, 10]]);
 });
+
+test("a region is a thin frame in the selected object's colour, in the place where it is seen", () => {
+  const { calls, said } = drawn({ region: { x: 30, y: 10, width: 20, height: 5 } });
+  assert.deepEqual(calls("rect"), [["rect", 70, 40, 40, 10]]);
+  assert.ok(said.some(([what, value]) => what === "strokeStyle=" && value === state.object.colour));
+  assert.ok(said.filter(([what]) => what === "lineWidth=").every(([, width]) => width <= 3));
+  assert.equal(drawn({ region: { x: 30, y: 10, width: 20, height: 5 }, before: true }).calls("rect").length, 0);
+});
+
+test("an image in tiles draws itself, and is told which part is seen", () => {
+  const seen = [];
+  const image = { ...IMAGE, draw: (context, scale, area) => seen.push([scale, area]) };
+  const { calls } = drawn({ image, ratio: 2 });
+  assert.deepEqual([seen, calls("drawImage")], [[[4, { x: -5, y: -10, width: 50, height: 25 }]], []]);
+});

@@ -31,25 +31,29 @@ beforeEach(() => {
 const soon = () => new Promise((done) => setImmediate(done));
 const asked = () => sent.map(({ kind, body }) => (kind === "ask" ? body.prompts : kind));
 const mask = (png, milliseconds = 12) => ({ png, score: 0.9, area: 7, milliseconds, stamp: "s" });
+const SIZE = { width: 4, height: 3 };
+const superseded = Object.assign(new Error("Superseded by a newer request."), { status: 409 });
 const busy = Object.assign(new Error("ComfyUI is running a prompt."), { status: 503 });
 const name = () => preview.state.name;
 
-/** Answer the latest request. */
-async function answer(value) {
-  sent.at(-1).answer(value);
+/** The latest request: of all, or for the image ("prepare"), or for a mask. */
+const latest = (what) => sent.findLast(({ kind, body }) => what === undefined || what === (kind === "ask" ? body.prompts : kind));
+
+async function answer(value, what) {
+  latest(what).answer(value);
   await soon();
 }
 
-async function refuse(error) {
-  sent.at(-1).fail(error);
+async function refuse(error, what) {
+  latest(what).fail(error);
   await soon();
 }
 
 /** A preview that is ready with these masks. */
 async function ready(...keys) {
   preview.want(SUBJECT, keys.map(item));
-  await answer({ width: 4, height: 3, stamp: "s" });
-  for (const key of keys) await answer(mask(key));
+  await answer({ width: 4, height: 3, stamp: "s" }, "prepare");
+  for (const key of keys) await answer(mask(key), key);
   sent.length = 0;
 }
 
@@ -99,16 +103,24 @@ test("one slow answer is not a slow machine, and a quick machine is quick again"
 
 // --- the work
 
-test("an image is encoded first, then each mask is asked for, one at a time", async () => {
+test("an image is encoded while the first mask is asked for, then comes each other mask, one at a time", async () => {
   preview.want(SUBJECT, [item("a"), item("b")]);
-  assert.deepEqual([asked(), name()], [["prepare"], "preparing"]);
+  assert.deepEqual([asked(), name()], [["prepare", "a"], "preparing"]);
   assert.deepEqual(sent[0].body, { image: SUBJECT.image, model: SUBJECT.model });
-  await answer({ width: 4, height: 3 });
+  await answer(SIZE, "prepare");
   assert.deepEqual([asked(), name()], [["prepare", "a"], "stale"]);
   await answer(mask("A"));
   assert.deepEqual([asked(), name()], [["prepare", "a", "b"], "stale"]);
   await answer(mask("B"));
   assert.deepEqual([name(), preview.find("a").bitmap.png, preview.find("b").answer.area], ["ready", "A", 7]);
+});
+
+test("a mask that comes before the image is said to be encoded is there when it is", async () => {
+  preview.want(SUBJECT, [item("a")]);
+  await answer(mask("A"), "a");
+  assert.deepEqual([asked(), name(), preview.find("a").bitmap.png], [["prepare", "a"], "preparing", "A"]);
+  await answer(SIZE, "prepare");
+  assert.deepEqual([asked(), name()], [["prepare", "a"], "ready"]);
 });
 
 test("the image alone is encoded before there are marks", async () => {
@@ -126,20 +138,62 @@ test("what is there already is not asked for again", async () => {
   assert.deepEqual([asked(), name()], [["b"], "ready"]);
 });
 
-test("200 moves at once are two requests: the first's and the newest's", async () => {
+test("200 moves of a drag at once are two requests: the first's and the newest's", async () => {
   await ready();
-  for (let i = 0; i < 200; i += 1) preview.want(SUBJECT, [item(`m${i}`)]);
+  for (let i = 0; i < 200; i += 1) preview.want(SUBJECT, [item(`m${i}`)], false);
   await answer(mask("first"));
   await answer(mask("last"));
   assert.deepEqual([asked(), name()], [["m0", "m199"], "ready"]);
+});
+
+test("a click while another one's answer is on its way is asked for at once, and the older one may be refused", async () => {
+  await ready();
+  preview.want(SUBJECT, [item("a")]);
+  preview.want(SUBJECT, [item("b")]);
+  assert.deepEqual(asked(), ["a", "b"]);
+  await refuse(superseded, "a");
+  assert.deepEqual([asked(), name(), preview.state.busy, waits.length], [["a", "b"], "stale", null, 0]);
+  await answer(mask("B"));
+  assert.deepEqual([asked(), name(), preview.find("b").bitmap.png], [["a", "b"], "ready", "B"]);
+});
+
+test("however many clicks come, few questions are on their way, and the last click's mask comes", async () => {
+  await ready();
+  for (let i = 0; i < 20; i += 1) preview.want(SUBJECT, [item(`c${i}`)]);
+  assert.deepEqual(asked(), ["c0", "c1", "c2"]);
+  await refuse(superseded, "c0");
+  assert.deepEqual(asked(), ["c0", "c1", "c2", "c19"]);
+  await refuse(superseded, "c1");
+  await refuse(superseded, "c2");
+  await answer(mask("last"));
+  assert.deepEqual([asked().length, name(), preview.find("c19").bitmap.png], [4, "ready", "last"]);
+});
+
+test("a mask that a click elsewhere has put off is asked for again", async () => {
+  await ready();
+  preview.want(SUBJECT, [item("a"), item("other")]);
+  await answer(mask("A"));
+  preview.want(SUBJECT, [item("b"), item("other")]);
+  assert.deepEqual(asked(), ["a", "other", "b"]);
+  await refuse(superseded, "other");
+  await answer(mask("B"), "b");
+  await answer(mask("Other"));
+  assert.deepEqual([asked(), name(), waits.length], [["a", "other", "b", "other"], "ready", 0]);
+});
+
+test("a click that another editor's work holds up waits as for a busy server", async () => {
+  await ready();
+  preview.want(SUBJECT, [item("a")]);
+  await refuse(superseded);
+  assert.deepEqual([waits.length, asked()], [1, ["a"]]);
 });
 
 test("an answer that comes after another image was wanted is not an answer for it", async () => {
   await ready();
   preview.want(SUBJECT, [item("a")]);
   preview.want(OTHER, [item("other a")]);
-  await answer(mask("A"));
-  assert.deepEqual([asked(), name(), preview.find("other a")], [["a", "prepare"], "preparing", null]);
+  await answer(mask("A"), "a");
+  assert.deepEqual([asked(), name(), preview.find("other a")], [["a", "other a", "prepare"], "preparing", null]);
 });
 
 test("masks that nobody wants any more are let go of, the wanted ones never", async () => {
@@ -164,6 +218,28 @@ test("a hover is asked for when nothing else is missing, and only the newest", a
   await answer(mask("A"));
   await answer(mask("H2"));
   assert.deepEqual([asked(), name()], [["a", "h2"], "ready"]);
+});
+
+test("a click while a hover's answer is on its way is asked for at once; at the same place that answer is the click's", async () => {
+  await ready();
+  preview.hover(item("h"));
+  preview.hover(null); // the press
+  preview.want(SUBJECT, [item("a")]);
+  assert.deepEqual([asked(), name()], [["h", "a"], "stale"]);
+  await refuse(superseded, "h");
+  await answer(mask("A"));
+  preview.hover(item("b"));
+  preview.want(SUBJECT, [item("a"), item("b")]);
+  await answer(mask("B"));
+  assert.deepEqual([asked(), name()], [["h", "a", "b"], "ready"]);
+});
+
+test("a hover is asked for one at a time, whatever the pointer does", async () => {
+  await ready();
+  for (let i = 0; i < 50; i += 1) preview.hover(item(`h${i}`));
+  assert.deepEqual(asked(), ["h0"]);
+  await answer(mask("H"));
+  assert.deepEqual(asked(), ["h0", "h49"]);
 });
 
 test("a click where the pointer rests shows what is there already", async () => {
@@ -198,13 +274,15 @@ test("after a failure a change tries again at once, and the image is encoded aga
 
 test("after a failure it tries again by itself, ever more slowly", async () => {
   preview.want(SUBJECT, [item("a")]);
+  await refuse(new Error("gone"), "a");
   for (let i = 0; i < 3; i += 1) {
-    await refuse(new Error("gone"));
+    await refuse(new Error("gone"), "prepare");
     assert.equal(name(), "failed");
     waits[i].done();
     await soon();
   }
   assert.deepEqual(waits.map(({ time }) => time), [2000, 4000, 8000]);
+  assert.deepEqual(asked(), ["prepare", "a", "prepare", "prepare", "prepare"], "who has failed asks for one thing at a time");
   await answer({ width: 4, height: 3 });
   await answer(mask("A"));
   assert.equal(name(), "ready");
@@ -225,7 +303,7 @@ test("while the server is busy it backs off, and says why", async () => {
 });
 
 test("when ComfyUI says that a run is over, it does not wait any longer", async () => {
-  preview.want(SUBJECT, [item("a")]);
+  preview.want(SUBJECT);
   await refuse(busy);
   preview.wake();
   await soon();
@@ -233,7 +311,7 @@ test("when ComfyUI says that a run is over, it does not wait any longer", async 
 });
 
 test("what is no longer wanted is not tried again", async () => {
-  preview.want(SUBJECT, [item("a")]);
+  preview.want(SUBJECT);
   await refuse(new Error("gone"));
   preview.want(null);
   await soon();

@@ -38,6 +38,14 @@ test("the smallest segment is on top, and only where it has pixels", () => {
   assert.deepEqual([seen(-0.1, 0), seen(8, 0), seen(0, 4), seen(0, -1), seen(NaN, 0)], [null, null, null, null, null]);
 });
 
+test("whether a segment has a place is known of those too that others cover", () => {
+  const found = new Segments({ width: 8, height: 4, segments: [segment(0, 0, "########", "########"), segment(2, 0, "#.#", "###", "..#")] });
+  const pixels = (index) => [0, 1, 2, 3].map((y) => [...Array(8).keys()].map((x) => (found.has(index, { x: x + 0.5, y }) ? "#" : ".")).join(""));
+  assert.deepEqual(pixels(0), ["########", "########", "........", "........"]);
+  assert.deepEqual(pixels(1), ["..#.#...", "..###...", "....#...", "........"]);
+  assert.deepEqual([found.has(1, { x: -1, y: 0 }), found.has(1, { x: NaN, y: 0 })], [false, false]);
+});
+
 test("an image without segments has none anywhere", () => {
   assert.equal(new Segments({ width: 3, height: 3, segments: [] }).at({ x: 1, y: 1 }), null);
 });

@@ -1,5 +1,6 @@
 /** Which image is shown, with a server and a browser whose answers are given by hand. */
 
+import "./contract.mjs";
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
@@ -113,4 +114,117 @@ test("after the end nothing is shown any more, and it can begin anew", async () 
   assert.deepEqual([shown.image, loading.length], [null, 1]);
   await show(B, "1");
   assert.equal(shown.image.src, "b.png?1");
+});
+
+// --- large images
+
+class Tiles {
+  constructor(size) { Object.assign(this, size, { disposed: 0 }); }
+  begin() { return new Promise((done) => { this.begun = done; }); }
+  dispose() { this.disposed += 1; }
+}
+
+let made;
+function inTiles() {
+  made = [];
+  shown = new ShownImage({
+    identify: () => new Promise((answer) => questions.push(answer)),
+    url: ({ filename }, version) => `${filename}?${version}`,
+    onChange: (before, isOtherFile) => changes.push([before?.src ?? null, isOtherFile]),
+    pyramid: (name, version, size) => (made.push(Object.assign(new Tiles(size), { of: [name.filename, version] })), made.at(-1)),
+  });
+}
+
+async function large(name, version) {
+  shown.load(name);
+  await identified(version);
+  Object.assign(loading.at(-1), { width: 12_000, height: 8000 });
+  loading.at(-1).onload();
+}
+
+test("a large image is shown in tiles once the first is there, and the browser's own copy goes", async () => {
+  inTiles();
+  await large(A, "1");
+  assert.deepEqual([shown.image, made[0].of, made[0].width, made[0].height], [null, ["a.png", "1"], 12_000, 8000]);
+  made[0].begun(true);
+  await soon();
+  assert.deepEqual([shown.image === made[0], loading[0].src, shown.version], [true, "", "1"]);
+  await show(B, "2");
+  assert.deepEqual([made.length, made[0].disposed, shown.image], [1, 1, loading[1]], "a small one is as ever");
+});
+
+test("where the server has no tiles the browser shows the image itself", async () => {
+  inTiles();
+  await large(A, "1");
+  made[0].begun(false);
+  await soon();
+  assert.deepEqual([shown.image, loading[0].src, made[0].disposed], [loading[0], "a.png?1", 1]);
+});
+
+test("tiles of an image that is not wanted any longer are let go of", async () => {
+  inTiles();
+  await large(A, "1");
+  await show(B, "2");
+  made[0].begun(true);
+  await soon();
+  assert.deepEqual([shown.image, made[0].disposed], [loading[1], 1]);
+  await large(A, "3");
+  made[1].begun(true);
+  await soon();
+  shown.dispose();
+  assert.equal(made[1].disposed, 1);
+});
+
+test("without tiles, or with a small image, nothing is asked of the server", async () => {
+  await large(A, "1");
+  assert.equal(shown.image, loading[0]);
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  Object.assign(loading.at(-1), { width: 4000, height: 3000 });
+  loading.at(-1).onload();
+  assert.deepEqual([shown.image, made], [loading.at(-1), []]);
+});
+
+test("a large image that is still being loaded is shown in tiles as soon as its size is known", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, naturalWidth: 0, naturalHeight: 0 });
+  context.mock.timers.tick(1000);
+  assert.equal(made.length, 0);
+  Object.assign(image, { width: 12_000, height: 8000, naturalWidth: 12_000, naturalHeight: 8000 });
+  context.mock.timers.tick(1000);
+  context.mock.timers.tick(1000);
+  assert.equal(made.length, 1);
+  made[0].begun(true);
+  await soon();
+  assert.deepEqual([shown.image === made[0], image.src], [true, ""], "and the rest is not loaded");
+});
+
+test("where there are no tiles for it, an image that is still being loaded is waited for", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, width: 12_000, height: 8000, naturalWidth: 12_000, naturalHeight: 8000 });
+  context.mock.timers.tick(1000);
+  made[0].begun(false);
+  await soon();
+  assert.deepEqual([shown.image, image.src], [null, "a.png?1"]);
+  image.onload();
+  assert.equal(shown.image, image);
+});
+
+test("a small image that takes long is as ever", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  inTiles();
+  shown.load(A);
+  await identified("1");
+  const image = Object.assign(loading.at(-1), { complete: false, width: 40, height: 30, naturalWidth: 40, naturalHeight: 30 });
+  context.mock.timers.tick(5000);
+  assert.deepEqual([made, shown.image], [[], null]);
+  image.onload();
+  assert.equal(shown.image, image);
 });

@@ -421,7 +421,7 @@ test("a loaded text is taken over and told of, but is not ours to save", () => {
 });
 
 test("a text of a later version stays as it is, whatever is done, until it is given up", () => {
-  const later = '{"version": 3, "objects": [{"name": "cup", "marks": [{"x": 1, "y": 2}]}], "what": [1]}';
+  const later = '{"version": 4, "objects": [{"name": "cup", "marks": [{"x": 1, "y": 2}]}], "what": [1]}';
   state.load(later);
   assert.ok(state.isNewer && changes > 0);
   state.add(point(5, 6));
@@ -433,7 +433,7 @@ test("a text of a later version stays as it is, whatever is done, until it is gi
 });
 
 test("an empty text of a later version is told of, too", () => {
-  state.load('{"version": 3}');
+  state.load('{"version": 4}');
   assert.deepEqual([state.isNewer, changes], [true, 1]);
 });
 
@@ -735,4 +735,86 @@ test("what was made elsewhere is taken over as one step, with the object that wa
   assert.deepEqual([state.current, committed.length], [1, 2], "the same again is no step");
   state.undo();
   assert.deepEqual([state.marks.length, state.objects.length], [1, 1]);
+});
+
+// --- regions and second looks
+
+const REGION = { x: 10, y: 20, width: 30, height: 40 };
+
+test("a region is the selected object's, is stored with the marks, and is one step of undo", () => {
+  state.add(point(15, 25));
+  assert.equal(state.setRegion({ ...REGION, x: 9.8 }), true);
+  const stored = JSON.parse(state.text);
+  assert.deepEqual([stored.version, stored.objects[0].region, JSON.parse(state.runText).objects[0].region], [3, REGION, REGION]);
+  state.undo();
+  assert.deepEqual([state.regionOf(0), JSON.parse(state.text).version], [null, 2]);
+  state.redo();
+  assert.deepEqual(state.regionOf(0), REGION);
+  state.setRegion(null);
+  assert.deepEqual([state.regionOf(0), JSON.parse(state.text).version], [null, 2]);
+});
+
+test("a region without marks is stored too, and read again", () => {
+  state.setRegion(REGION);
+  const other = new EditorState();
+  other.load(state.text);
+  assert.deepEqual([other.regionOf(0), other.text], [REGION, state.text]);
+});
+
+test("marks outside of it are not taken, and those that were there are counted", () => {
+  state.add(point(15, 25));
+  state.add(point(5, 5));
+  state.setRegion(REGION);
+  assert.deepEqual([state.beyond(0), state.add(point(50, 25)), state.add({ x: 60, y: 5, width: 9, height: 9 })], [1, false, false]);
+  assert.equal(state.add({ x: 0, y: 0, width: 20, height: 40 }), true);
+  assert.equal(state.marks.length, 3);
+});
+
+test("a new object goes on in the region of the one before, and what was found elsewhere does not", () => {
+  state.add(point(15, 25));
+  state.setRegion(REGION);
+  state.newObject();
+  state.add({ x: 12, y: 22, width: 9, height: 9 });
+  state.add({ x: 22, y: 32, width: 9, height: 9 });
+  assert.deepEqual([0, 1, 2].map((object) => state.regionOf(object)), [REGION, REGION, REGION]);
+  state.addObjects([{ name: "cup", marks: [point(90, 90)] }]);
+  assert.deepEqual([state.object.name, state.regionOf(3)], ["cup", null]);
+});
+
+test("a locked object keeps its region, and a film has none", () => {
+  state.add(point(15, 25));
+  state.setRegion(REGION);
+  state.setDetail("auto");
+  state.setObject(0, { locked: true });
+  assert.deepEqual([state.setRegion(null), state.regionOf(0)], [false, REGION]);
+  state.setObject(0, { locked: false });
+  state.setFrames(3);
+  state.setFilm(true);
+  assert.deepEqual([state.regionOf(0), state.setRegion(REGION), state.question(0).prompts.objects[0].region], [null, false, undefined]);
+  assert.deepEqual([JSON.parse(state.runText).version, JSON.parse(state.text).objects[0].region], [2, REGION]);
+});
+
+test("a question has the object's region, and a region is scaled with the image", () => {
+  state.image = { width: 100, height: 80 };
+  state.add(point(15, 25));
+  state.setRegion(REGION);
+  assert.deepEqual(state.question(0).prompts.objects[0].region, REGION);
+  state.scaleTo({ width: 200, height: 160 });
+  assert.deepEqual(state.regionOf(0), { x: 20, y: 40, width: 60, height: 80 });
+});
+
+test("second looks are one step of undo, outlive the objects, and older texts have none", () => {
+  state.add(point(15, 25));
+  state.setDetail("auto");
+  assert.deepEqual([JSON.parse(state.text).detail, JSON.parse(state.runText).detail, JSON.parse(state.text).version], ["auto", "auto", 3]);
+  state.removeObject(0);
+  assert.equal(state.detail, "auto");
+  const other = new EditorState();
+  other.load(state.text);
+  assert.equal(other.detail, "auto");
+  state.undo();
+  state.undo();
+  assert.equal(state.detail, "off");
+  for (const detail of ["always", 1, null, undefined]) assert.equal(readText(JSON.stringify({ version: 3, objects: [], detail })).detail, "off");
+  for (const detail of ["1", "2", "3"]) assert.equal(readText(JSON.stringify({ version: 3, objects: [], detail })).detail, detail);
 });

@@ -9,7 +9,16 @@ export class Refusal extends Error {
   }
 }
 
-/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null}} Answer */
+/** @typedef {{png: Blob, score: number, area: number, milliseconds: number, stamp: string | null, look: string | null,
+ *   place: {x: number, y: number, width: number, height: number} | null}} Answer  `look` of a
+ * second look: "sharper", "other" (it saw something else, the mask is the first one) or "alike" (it gains nothing) */
+
+/** Where a mask lies that is sent for a part of a large image only. */
+function placeIn(text) {
+  if (!text) return null;
+  const [x, y, width, height] = text.split(" ").map(Number);
+  return { x, y, width, height };
+}
 
 export class PreviewClient {
   #send;
@@ -38,10 +47,23 @@ export class PreviewClient {
    * @returns {Promise<Answer>}
    */
   async ask(question) {
-    const response = await this.#post("/samkit/preview", { ...question, editor: this.#editor, sequence: (this.#sequence += 1) });
+    return this.#mask(await this.#post("/samkit/preview", { ...question, editor: this.#editor, sequence: (this.#sequence += 1) }));
+  }
+
+  /**
+   * A mask by second looks, or {progress} where it is not ready: then post again.
+   * @param {object} question  {image, model, prompts, object}; the prompts have a `detail`
+   * @returns {Promise<Answer | {progress: number}>}
+   */
+  async look(question) {
+    const response = await this.#post("/samkit/look", { ...question, editor: this.#editor });
+    return response.status === 202 ? response.json() : this.#mask(response);
+  }
+
+  async #mask(response) {
     const text = (name) => response.headers.get(`X-SAMKit-${name}`);
     const [score, area, milliseconds] = ["Score", "Area", "Milliseconds"].map((name) => Number(text(name)));
-    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp") };
+    return { png: await response.blob(), score, area, milliseconds, stamp: text("Stamp"), look: text("Look"), place: placeIn(text("Place")) };
   }
 
   /** A mask of SAM Track's last run: {png, area}. @param {object} question  {track: {file, object, frame}, colour, form} */
@@ -66,6 +88,15 @@ export class PreviewClient {
   }
 
   /**
+   * Segments that resemble an object, the most similar first: as `segments`, each with `alike`, its similarity; or {progress}.
+   * @param {object} question  {image, model, like: {image, prompts, object}}
+   */
+  async alike(question) {
+    const response = await this.#post("/samkit/alike", { ...question, editor: this.#editor });
+    return response.json();
+  }
+
+  /**
    * Boxes of the objects that a text names: {boxes}, or {progress} where they are not ready: then post again, soon.
    * @param {object} question  {image, grounding, text}
    */
@@ -74,7 +105,7 @@ export class PreviewClient {
     return response.json();
   }
 
-  /** Wait no longer for what takes long. @param {"segments" | "words"} work */
+  /** Wait no longer for what takes long. @param {"segments" | "words" | "look"} work */
   async cancel(work) {
     await this.#post("/samkit/cancel", { editor: this.#editor, work });
   }

@@ -1,5 +1,6 @@
 /** The editor itself: a toolbar, a canvas, a list of objects and a status line, over the state and the preview. Knows no ComfyUI. */
 
+import { Alike } from "./alike.js";
 import { Brush } from "./brush.js";
 import { PreviewClient, pollFor } from "./client.js";
 import { contract } from "./contract.js";
@@ -13,17 +14,22 @@ import { makeObjects } from "./objects.js";
 import { paint } from "./paint.js";
 import { patchOf } from "./patches.js";
 import { Preview } from "./preview.js";
+import { isLarge, Pyramid } from "./pyramid.js";
+import { visibleRegion } from "./region.js";
+import { SecondLooks } from "./second_look.js";
 import { ShownImage } from "./shown_image.js";
 import { EditorState, isBox } from "./state.js";
 import { noteOf, statusOf } from "./status.js";
 import { keepKeys, make, makeLegend, makeNote, makeToolbar } from "./toolbar.js";
 import { Tracked } from "./tracked.js";
+import { VERSION } from "./text.js";
 import { INSIDE, paintLayer, ViewMode } from "./views.js";
 import { Words } from "./words.js";
 
 const MARGIN = 4;
 const WHEEL_PAUSE = 150;
 const PINCH = { speed: 0.01, most: 0.3 }; // a trackpad's steps are small; a wheel's with Ctrl are large, and must not zoom too far
+const SAID = 4000; // milliseconds
 const RESTING = 100; // milliseconds that a frame of a film is shown before it is encoded: not each one that is passed
 const OLD = 0.45; // strength of a mask that SAM Track has made of other marks
 const FADE = { after: 80, during: 300, least: 0.25 }; // milliseconds, milliseconds, strength of a mask that is out of date
@@ -44,6 +50,8 @@ let editors = 0;
  * @property {(image: ImageName, version: string) => string} url
  * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
  * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
+ * @property {(image: ImageName, level: number, column: number, row: number, version: string) => string} [tile]  the address of a tile of a
+ *   large image; absent: the browser has such images whole
  * @property {() => void} committed  the text has changed: to be saved
  * @property {(text: string) => void} complain  show an error
  * @property {() => void} [loadImage]  run what is upstream of the image
@@ -61,6 +69,7 @@ export class PromptEditor {
   negative = false;
   boxTool = false;
   panning = false;
+  framing = false; // a drag draws a region, for as long as the key is held down
   before = false; // the image as it is, for as long as the key is held down
   mode = new ViewMode();
   unit = 1;
@@ -81,22 +90,29 @@ export class PromptEditor {
   #standing = new Map(); // object -> how SAM Track has it on the shown frame, until something changes
   #frame = { shown: 0, timer: 0, isResting: true };
   #complained = null;
-  #refused = null;
+  #refused = null; // what the status line says for a moment
+  #saying = 0;
   #alive = null;
   #zoom = null;
   #drawnZoom = null;
+  #region = null; // that is being drawn
+  #hasFramed = false; // since the key was pressed
   #followed = null; // the text that scaling the marks to another image has made, and what is said of it
 
   /** @param {Host} host */
   constructor(host) {
     this.host = host;
+    this.#isVisited = Boolean(host.leave); // who has opened a dialog has come
     this.state = new EditorState({ onChange: () => this.#changed(), onCommit: () => host.committed(), onLimit: host.complain });
     const editor = `${Date.now().toString(36)}-${(editors += 1)}-${Math.random().toString(36).slice(2)}`;
     this.client = new PreviewClient({ send: host.send, editor });
     this.exact = new PreviewClient({ send: host.send, editor: `${editor}-exact` }); // its questions do not supersede the preview's
     this.preview = new Preview({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#previewed() });
+    const looking = new PreviewClient({ send: host.send, editor: `${editor}-look` });
+    this.looks = new SecondLooks({ client: looking, decode: (png) => createImageBitmap(png), onChange: () => this.#update() });
     this.tracked = new Tracked({ client: this.client, decode: (png) => createImageBitmap(png), onChange: () => this.#trackedCame() });
-    this.shown = new ShownImage({ identify: host.identify, url: host.url, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
+    const pyramid = host.tile && ((...of) => this.#pyramid(...of));
+    this.shown = new ShownImage({ identify: host.identify, url: host.url, pyramid, onChange: (...change) => this.#imageChanged(...change), onComing: () => this.#coming() });
     this.brush = new Brush(this);
     this.#build();
     this.attach();
@@ -119,6 +135,7 @@ export class PromptEditor {
     this.element = make("div", { className: "samkit-editor" }, this.toolbar.element, this.finish.element, middle, this.film.element, this.foot, this.toolbar.candidates);
     this.element.samkit = this;
     this.everything = new Everything(this);
+    this.alike = new Alike(this);
     this.words = new Words(this);
   }
 
@@ -130,6 +147,7 @@ export class PromptEditor {
     const { stage, element } = this;
     const on = (target, type, handle, options) => target.addEventListener(type, handle, { signal, ...options });
     this.everything.attach(signal);
+    this.alike.attach(signal);
     this.gestures = new Gestures(stage, this, signal);
     this.#watch(signal);
     // Nodes 2.0 and the canvas take wheel and fingers from above, before the event comes down to the stage.
@@ -176,7 +194,9 @@ export class PromptEditor {
     this.#alive = null;
     this.#isSeen = false;
     clearTimeout(this.#frame.timer);
+    clearTimeout(this.#saying);
     this.preview.dispose();
+    this.looks.dispose();
     this.tracked.forget();
     this.shown.dispose();
     this.state.image = null;
@@ -205,7 +225,7 @@ export class PromptEditor {
   }
 
   #left() {
-    this.panning = false;
+    this.panning = this.framing = false;
     this.showBefore(false);
   }
 
@@ -313,6 +333,51 @@ export class PromptEditor {
     this.#changed();
   }
 
+  toggleDetail() {
+    if (!this.state.isFilm) this.state.setDetail(this.state.detail === "off" ? "auto" : "off");
+  }
+
+  /** From a region back to the whole image; from that to what is on the screen. */
+  toggleRegion() {
+    const { state, view, image, stageSize } = this;
+    if (!image || state.isFilm) return;
+    const isSet = state.regionOf(state.current) !== null;
+    const region = isSet ? null : visibleRegion(view, image, stageSize);
+    if (!isSet && !region) this.#say("The whole image is on the screen. Zoom in first, or hold R and drag.");
+    else if (!state.setRegion(region)) this.refuse();
+  }
+
+  /** Show how far a new region has been drawn; null for none. */
+  drawRegion(region) {
+    this.#hasFramed ||= region !== null;
+    this.#region = region;
+    this.redraw();
+  }
+
+  /** What was drawn is the region of the selected object. */
+  takeRegion() {
+    const region = this.#region;
+    this.drawRegion(null);
+    if (region && !this.state.setRegion(region)) this.refuse();
+  }
+
+  get canUndo() {
+    return this.state.canUndo || this.alike.canUndo;
+  }
+
+  get canRedo() {
+    return this.state.canRedo || this.alike.canRedo;
+  }
+
+  /** Take back the last step: of what is offered, or of the text. */
+  undo() {
+    if (!this.alike.undo()) this.state.undo();
+  }
+
+  redo() {
+    if (!this.alike.redo()) this.state.redo();
+  }
+
   /** The next way to see the masks. */
   nextView() {
     this.mode.next();
@@ -350,6 +415,7 @@ export class PromptEditor {
   escape() {
     if (this.toolbar.closeCandidates()) return;
     if (this.gestures.active) this.gestures.abandon();
+    else if (this.alike.isOn) this.alike.end();
     else if (this.brush.isActive) this.brush.toggle(this.brush.tool);
     else if (this.state.selected !== null) this.state.select(null);
     else if (this.host.leave) this.host.leave();
@@ -364,10 +430,20 @@ export class PromptEditor {
 
   /** Say why a mark was not added; of a limit the state has said it. */
   refuse() {
-    if (!this.state.object.locked) return;
-    this.#refused = `${this.state.object.name} is locked.`;
+    const { state } = this;
+    if (state.object.locked) this.#say(`${state.object.name} is locked.`);
+    else if (state.regionOf(state.current)) this.#say(`That lies outside the region of ${state.object.name}. Press R to use the whole image.`);
+  }
+
+  /** Say something in the status line for a moment, or until something changes. */
+  #say(text) {
+    this.#refused = text;
     this.#describe();
-    this.#refused = null;
+    clearTimeout(this.#saying);
+    this.#saying = setTimeout(() => {
+      this.#refused = null;
+      this.#describe();
+    }, SAID);
   }
 
   #act(action) {
@@ -423,8 +499,10 @@ export class PromptEditor {
     const { image, model } = this.subject ?? {};
     if (!image) throw new Error(this.image ? "There is no model to make the mask." : "The image is not there yet.");
     const { width, height } = context.canvas;
-    const question = { image, model, ...this.state.question(object), form: "mask" };
-    const answer = await pollFor(() => this.exact.ask(question), isWanted, waits);
+    const asked = this.state.question(object);
+    const isDetailed = this.#isDetailed && this.state.marksOf(object).length > 0;
+    const question = { image, model, ...(isDetailed ? this.#inDetail(asked) : asked), form: "mask" };
+    const answer = await pollFor(() => (isDetailed ? this.exact.look(question) : this.exact.ask(question)), isWanted, waits);
     if (!answer) return null;
     const bitmap = await createImageBitmap(answer.png);
     context.clearRect(0, 0, width, height);
@@ -491,8 +569,10 @@ export class PromptEditor {
     const { view, image, unit, state } = this;
     if (this.preview.state.name === "idle") this.brush.settle(); // no mask will come
     const { brush, mode, before } = this;
-    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, before });
+    const region = this.#region ?? state.regionOf(state.current);
+    paint(this.canvas.getContext("2d"), { ratio, unit, view, image, masks: before ? [] : this.#layers(), state, mode, brush, region, before });
     this.everything.draw();
+    this.alike.draw();
   }
 
   /** The masks as they are drawn: the selected object's on top, what is out of date fading, what a click would give last. */
@@ -515,18 +595,18 @@ export class PromptEditor {
     const layers = ordered.map(({ layer }) => layer).filter(Boolean);
     const hovered = this.#hoverItem();
     const hover = hovered && this.preview.find(hovered.key);
-    if (hover) layers.push({ bitmap: hover.bitmap, strength: this.mask ? 0.5 : 0.75, isHover: true });
+    if (hover) layers.push({ bitmap: hover.bitmap, place: hover.answer.place, strength: this.mask ? 0.5 : 0.75, isHover: true });
     return layers;
   }
 
   #layer(key, object, strength) {
     const rank = object === this.state.current ? 1 : 0.7;
-    const found = this.preview.find(key);
-    if (found) return { bitmap: found.bitmap, strength: rank };
-    const old = this.preview.state.name === "failed" ? null : this.preview.find(this.#latest.get(slotOf(this.state.objects[object])));
-    if (old) return { bitmap: old.bitmap, strength: rank * strength };
+    const found = this.#maskOf(key);
+    if (found) return { bitmap: found.bitmap, place: found.answer.place, strength: rank };
+    const old = this.preview.state.name === "failed" ? null : this.#maskOf(this.#latest.get(slotOf(this.state.objects[object])));
+    if (old) return { bitmap: old.bitmap, place: old.answer.place, strength: rank * strength };
     const patches = this.state.paintOf(object);
-    return patches.length ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
+    return patches.length && !isLarge(this.image) ? { bitmap: paintLayer(patches, this.state.objects[object].colour, this.image), strength: rank } : null;
   }
 
   #resized() {
@@ -591,7 +671,8 @@ export class PromptEditor {
     if (isButton && (key === " " || key === "Enter" || key === "Tab")) return event.stopPropagation();
     if (key === " ") this.panning = true;
     if (isPlainA(event)) this.showBefore(true);
-    if (key !== " " && !isPlainA(event) && !onKey(event, this)) return;
+    if (isPlainR(event) && !event.repeat) [this.framing, this.#hasFramed] = [true, false];
+    if (key !== " " && !isPlainA(event) && !isPlainR(event) && !onKey(event, this)) return;
     event.preventDefault();
     event.stopPropagation();
   }
@@ -600,12 +681,17 @@ export class PromptEditor {
     if (MODIFIERS.has(event.key)) this.gestures.modified(event);
     if (event.key === " ") this.panning = false;
     if (event.key === "a" || event.key === "A" || event.code === "KeyA") this.showBefore(false);
+    if (this.framing && (event.key === "r" || event.key === "R" || event.code === "KeyR")) {
+      this.framing = false;
+      if (!this.#hasFramed && !this.gestures.active) this.toggleRegion();
+    }
   }
 
   // --- what follows from a change
 
   #changed() {
     if (!this.element) return;
+    this.#refused = null;
     this.#forget();
     this.#rest();
     this.#loadImage();
@@ -621,6 +707,7 @@ export class PromptEditor {
       if (this.preview.find(key)) this.#latest.set(slotOf(this.state.objects[object]), key);
     }
     if (this.mask) this.brush.settle();
+    this.#lookAgain();
     this.#compare();
     this.#update();
   }
@@ -669,6 +756,7 @@ export class PromptEditor {
     this.objects.update();
     this.film.update();
     this.everything.update();
+    this.alike.update();
     this.words.update();
     this.#describe();
     this.redraw();
@@ -680,7 +768,10 @@ export class PromptEditor {
     const answer = this.#find(state.current)?.answer ?? null;
     const object = state.objects.length > 1 ? state.object.name : null;
     const tracked = this.#trackedStatus();
-    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, preview: preview.state, answer, object, tracked });
+    const more = this.#more(answer !== null);
+    const isEmpty = !state.marks.length && !state.objects.some(({ paint }) => paint);
+    const shown = { preview: preview.state, answer, object, tracked, more, isEmpty, isDialog: Boolean(this.host.leave) };
+    const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, ...shown });
     if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
@@ -692,6 +783,15 @@ export class PromptEditor {
   }
 
   // --- the image
+
+  #pyramid(image, version, size) {
+    const load = async (...tile) => {
+      const response = await fetch(this.host.tile(image, ...tile, version));
+      if (!response.ok) throw new Error(response.statusText);
+      return createImageBitmap(await response.blob());
+    };
+    return new Pyramid({ ...size, load, onChange: () => this.redraw() });
+  }
 
   #loadImage(how) {
     this.shown.load(this.images[this.state.frame] ?? null, how);
@@ -747,20 +847,58 @@ export class PromptEditor {
     const key = JSON.stringify(subject);
     if (key !== this.#latestOf) this.#latest.clear();
     this.#latestOf = key;
-    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items());
+    this.preview.want(this.#isNeeded && this.#frame.isResting ? subject : null, this.#items(), !this.gestures.active);
+    this.#lookAgain();
     this.tracked.want(this.#isSeen && !document.hidden ? this.#trackedItems() : []);
   }
 
   #latestOf = null;
+
+  /** Whether a run looks again at the objects; SAM Track has a detail of its own. */
+  get #isDetailed() {
+    return this.state.detail !== "off" && !this.state.isFilm;
+  }
+
+  #inDetail(question) {
+    return { ...question, prompts: { ...question.prompts, version: VERSION, detail: this.state.detail } };
+  }
+
+  /** Second looks, once all first masks are there. */
+  #lookAgain() {
+    const subject = this.subject;
+    const isWanted = this.#isDetailed && subject && this.preview.state.name === "ready";
+    const items = isWanted ? this.#items().filter(({ object }) => this.state.marksOf(object).length) : [];
+    const { image, model } = subject ?? {};
+    this.looks.want(items.map(({ key, question }) => ({ key: this.#lookKey(key), question: { image, model, ...this.#inDetail(question) } })));
+  }
+
+  #lookKey(key) {
+    return `${this.state.detail} ${key}`;
+  }
+
+  /** The mask of a key: the sharp one, where it is there and wanted. */
+  #maskOf(key) {
+    return (this.#isDetailed && this.looks.find(this.#lookKey(key))) || this.preview.find(key);
+  }
+
+  /** What the status line says of the selected object's mask besides. */
+  #more(isShown) {
+    const { state } = this;
+    const { current } = state;
+    const region = state.regionOf(current);
+    const beyond = state.beyond(current);
+    const look = isShown && this.#isDetailed ? this.looks.say(this.#lookKey(this.#item(current).key)) : null;
+    return [look, region && `region ${region.width} × ${region.height}`, beyond && `${beyond} outside it ignored`];
+  }
 
   /** What to ask for an object's mask, and the key that it is found by: all that it is made of. */
   #item(object, more = null) {
     if (!more && this.#known.has(object)) return this.#known.get(object);
     const form = more ? "tint" : this.mode.form;
     const start = this.#startOf(object);
-    const question = { ...this.state.question(object, more), form, ...(start && { start }) };
+    const question = { ...this.state.question(object, more), form, place: true, ...(start && { start }) };
     const own = question.prompts.objects?.[question.object] ?? null;
-    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
+    const key = JSON.stringify([this.subject, own?.marks, own?.candidate, own?.colour, own?.finish, own?.paint, own?.region, form, question.prompts.objects?.length > 1, ...(start ? [start] : [])]);
     if (!more) this.#known.set(object, { key, question, object });
     return { key, question, object };
   }
@@ -775,7 +913,7 @@ export class PromptEditor {
   #find(object) {
     const isNone = this.state.objects[object].hidden || !this.state.hasContent(object) || this.#isFollowed(object);
     const found = isNone ? null : this.#item(object);
-    return found && this.preview.find(found.key);
+    return found && this.#maskOf(found.key);
   }
 
   /** The masks that are up to date: {object, bitmap, answer} of each object that has one, in order; SAM Track's too (isTracked). */
@@ -843,7 +981,7 @@ export class PromptEditor {
   objectAt(place) {
     const { state } = this;
     if (!state.hasContent(state.current) && !this.#isFollowed(state.current)) return null;
-    const there = this.masks.filter(({ object, bitmap }) => !state.objects[object].locked && isIn(bitmap, place, INSIDE[this.mode.form]));
+    const there = this.masks.filter(({ object, bitmap, answer }) => !state.objects[object].locked && isIn(bitmap, answer.place ? within(answer.place, bitmap, place) : place, INSIDE[this.mode.form]));
     if (there.some(({ object }) => object === state.current)) return null;
     return there.sort((a, b) => a.answer.area - b.answer.area)[0]?.object ?? null;
   }
@@ -877,9 +1015,14 @@ const slotOf = ({ name, colour }) => `${name}\n${colour}`;
 
 const isPlainA = ({ key, ctrlKey, metaKey, altKey }) => (key === "a" || key === "A") && !ctrlKey && !metaKey && !altKey;
 
+const isPlainR = ({ key, ctrlKey, metaKey, altKey }) => (key === "r" || key === "R") && !ctrlKey && !metaKey && !altKey;
+
 const isField = (target) => target.tagName === "SELECT" || (target.tagName === "INPUT" && target.type !== "checkbox");
 
 const probe = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+
+/** A place of the image in the pixels of a mask that lies on a part of it. */
+const within = (part, bitmap, { x, y }) => ({ x: ((x - part.x) * bitmap.width) / part.width, y: ((y - part.y) * bitmap.height) / part.height });
 
 /** Whether a mask has the pixel at a place. */
 function isIn(bitmap, { x, y }, least) {

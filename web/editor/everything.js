@@ -4,14 +4,15 @@
 import { pollFor } from "./client.js";
 import { isInside } from "./geometry.js";
 import { patchOf } from "./patches.js";
+import { isSamePatch, patchOfSegment } from "./offers.js";
+import { onPress } from "./press.js";
 import { makeProgress } from "./progress.js";
+import { SegmentLayer } from "./segment_layer.js";
 import { Segments } from "./segments.js";
 import { rounded, VERSION } from "./text.js";
 import { button, make } from "./toolbar.js";
 import { INSIDE } from "./views.js";
 
-const MOST_SIDE = 1024; // pixels of a segment as it is drawn
-const MOST_DRAWN = 16 << 20; // pixels of segments that stay drawn
 const MOST_IMAGES = 4;
 const WORK = "Finding all segments…";
 
@@ -25,11 +26,9 @@ const WORK = "Finding all segments…";
 export class Everything {
   state = "off";
   #found = new Map(); // image and model -> Segments
-  #drawn = new Map(); // segment and colour -> {canvas, step}
   #subject = null;
   #segments = null;
   #under = null; // the segment under the pointer
-  #shown = null;
   #drawing = 0;
   #work = 0;
   #asked = Promise.resolve(); // the masks of points, one after another: each click gets its own
@@ -37,10 +36,9 @@ export class Everything {
   /** @param {import("./editor.js").PromptEditor} editor */
   constructor(editor) {
     this.editor = editor;
-    this.canvas = make("canvas", { className: "samkit-canvas samkit-segments" });
+    this.layer = new SegmentLayer(editor);
     this.button = button("th-large", "", () => this.toggle());
     this.progress = makeProgress(() => this.end());
-    editor.canvas.after(this.canvas);
     editor.stage.append(this.progress.element);
     editor.foot.append(make("span", { className: "samkit-group", role: "group", "aria-label": "Segments" }, this.button));
     this.update();
@@ -50,9 +48,13 @@ export class Everything {
   attach(signal) {
     const on = (type, handle) => this.editor.stage.addEventListener(type, handle, { signal, capture: true });
     on("pointermove", (event) => this.#move(event));
-    on("pointerdown", (event) => this.#down(event));
+    onPress(this.editor.stage, signal, (event) => this.#isOurs(event) && event.button === 0, (event) => this.#press(event));
     on("pointerleave", () => this.#light(null));
     signal.addEventListener("abort", () => this.end());
+  }
+
+  get canvas() {
+    return this.layer.canvas;
   }
 
   /** The index of the segment under the pointer, or null. */
@@ -79,6 +81,7 @@ export class Everything {
   async #begin() {
     const { subject, image } = this.editor;
     if (!subject || !image) return;
+    this.editor.alike.end();
     const key = JSON.stringify(subject);
     const work = (this.#work += 1);
     this.state = "working";
@@ -107,7 +110,6 @@ export class Everything {
     this.#found.set(key, found);
     if (this.#found.size > MOST_IMAGES) this.#found.delete(this.#found.keys().next().value);
     this.#segments = found;
-    this.#drawn.clear();
     this.state = "ready";
     const count = found.list.length;
     this.progress.say(count ? `Found ${count === 1 ? "1 segment" : `${count} segments`}. Click one to make it an object. Elsewhere, a click takes SAM's mask for that point.` : "Found no segments. A click takes SAM's mask for that point.");
@@ -144,13 +146,10 @@ export class Everything {
     this.#light(index);
   }
 
-  #down(event) {
-    if (!this.#isOurs(event) || event.button !== 0) return;
+  #press(event) {
+    if (this.state !== "ready") return;
     const at = this.editor.view.toImage(this.editor.gestures.place(event));
     const index = this.#segments.at(at);
-    event.stopImmediatePropagation();
-    event.preventDefault();
-    this.editor.stage.focus({ preventScroll: true });
     if (index !== null) this.#choose(this.#segments.list[index]);
     else if (isInside(at, this.editor.image)) this.#asked = this.#asked.then(() => this.#point(at));
   }
@@ -179,12 +178,11 @@ export class Everything {
   }
 
   /** Make a segment an object, or select the one that it is. */
-  #choose({ x, y, width, height, runs }) {
+  #choose(segment) {
     const { state } = this.editor;
-    const is = (patch) => patch.x === x && patch.y === y && patch.width === width && patch.runs === runs;
-    const object = state.objects.findIndex(({ paint }) => paint?.some(is));
+    const object = state.objects.findIndex(({ paint }) => paint?.some((patch) => isSamePatch(patch, segment)));
     if (object >= 0) state.selectObject(object);
-    else this.editor.addObjects([{ paint: [{ x, y, width, height, runs }] }]);
+    else this.editor.addObjects([{ paint: [patchOfSegment(segment)] }]);
   }
 
   // --- drawing
@@ -202,43 +200,7 @@ export class Everything {
     });
   }
 
-  /** Draw the layer, if what it shows or where that lies has changed. */
   draw() {
-    const { canvas, editor } = this;
-    const { view, unit } = editor;
-    const { width, height } = editor.canvas;
-    const shown = JSON.stringify([this.#subject, this.#under, view.scale, view.x, view.y, width, height, unit]);
-    if (shown === this.#shown) return;
-    this.#shown = shown;
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const context = canvas.getContext("2d");
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, width, height);
-    if (this.#under === null) return;
-    const ratio = width / editor.stageSize.width;
-    const scale = view.scale * ratio;
-    const segment = this.#segments.list[this.#under];
-    const { canvas: drawn, step } = this.#pixels(this.#under, scale);
-    context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(drawn, segment.x, segment.y, drawn.width * step, drawn.height * step);
-  }
-
-  /** A segment as it is drawn at a scale, in the colour that its object would get. */
-  #pixels(index, scale) {
-    const colour = this.editor.state.nextColour;
-    const segment = this.#segments.list[index];
-    const step = Math.max(Math.ceil(Math.max(segment.width, segment.height) / MOST_SIDE), Math.floor(1 / scale));
-    const key = `${index} ${colour} ${step}`;
-    const before = this.#drawn.get(key);
-    if (before) return before;
-    const rgb = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-    const { data, width, height } = this.#segments.pixels(index, rgb, step);
-    const canvas = new OffscreenCanvas(width, height);
-    canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
-    this.#drawn.set(key, { canvas, step });
-    let room = MOST_DRAWN;
-    for (const [old, one] of [...this.#drawn].reverse()) if ((room -= one.canvas.width * one.canvas.height) < 0) this.#drawn.delete(old);
-    return { canvas, step };
+    this.layer.draw(this.#segments, this.#under === null ? [] : [{ index: this.#under, strength: 1 }]);
   }
 }

@@ -19,8 +19,8 @@ export class Gestures {
 
   /**
    * @param {HTMLElement} stage  takes the events
-   * @param {object} editor  has state, view, image, unit, stageSize, panning, negative, boxTool, brush, redraw(),
-   *   objectAt(place), and hover(place | null)
+   * @param {object} editor  has state, view, image, unit, stageSize, panning, framing, negative, boxTool, brush, redraw(),
+   *   objectAt(place), hover(place | null), drawRegion(region | null) and takeRegion()
    * @param {AbortSignal} [signal]  ends the listening
    */
   constructor(stage, editor, signal) {
@@ -51,6 +51,7 @@ export class Gestures {
     const kind = this.#gesture?.kind ?? "pan";
     this.#gesture = null;
     if (kind === "brush") this.editor.brush.cancel();
+    else if (kind === "region") this.editor.drawRegion(null);
     else if (kind !== "pan") this.editor.state.cancel();
   }
 
@@ -97,6 +98,10 @@ export class Gestures {
     editor.hover(null);
     const at = editor.view.toImage(start);
     const isPan = event.button === 1 || editor.panning;
+    if (editor.framing && event.button === 0) {
+      this.#gesture = { kind: "region", pointer: event.pointerId, start, at, moved: false };
+      return;
+    }
     if (editor.brush.isActive && !isPan) {
       const other = event.button === 2 || event.shiftKey || event.altKey;
       this.#gesture = { kind: "brush", pointer: event.pointerId };
@@ -127,6 +132,7 @@ export class Gestures {
     if (event.pointerId !== this.#gesture.pointer) return;
     if (this.#gesture.kind === "brush") this.#brush(event);
     else if (this.#gesture.kind === "pan") this.#pan(here);
+    else if (this.#gesture.kind === "region") this.#frame(here);
     else this.#drag(here);
   }
 
@@ -136,9 +142,23 @@ export class Gestures {
     for (const one of events.length ? events : [event]) this.editor.brush.extend(this.editor.view.toImage(this.place(one)));
   }
 
+  /** The region as far as the pointer has come. */
+  #frame(here) {
+    const { editor } = this;
+    const gesture = this.#gesture;
+    const isFar = Math.hypot(here.x - gesture.start.x, here.y - gesture.start.y) >= SLACK * editor.unit;
+    if (!gesture.moved && !isFar) return;
+    gesture.moved = true;
+    editor.drawRegion(boxBetween(clamped(gesture.at, editor.image), clamped(editor.view.toImage(here), editor.image)));
+  }
+
   #hover(event, here) {
     const { editor } = this;
     const at = editor.view.toImage(here);
+    if (editor.framing) {
+      this.stage.style.cursor = "crosshair";
+      return editor.hover(null);
+    }
     if (editor.brush.isActive) {
       this.stage.style.cursor = editor.panning ? "grab" : "none";
       return editor.brush.hover(editor.panning ? null : at);
@@ -212,6 +232,7 @@ export class Gestures {
     this.#gesture = null;
     if (gesture.kind === "pan") return;
     if (gesture.kind === "brush") return this.editor.brush.end();
+    if (gesture.kind === "region") return this.editor.takeRegion();
     if (gesture.moved) this.#drop(gesture);
     else this.#click(gesture, event.timeStamp);
   }

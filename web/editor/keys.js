@@ -15,12 +15,15 @@ export const LEGEND = [
   ["Double click", "remove a mark"],
   ["N", "new object"],
   ["[ and ]", "object before, next object"],
+  ["L", "find all like the object: take or leave out what is offered"],
   ["0, 1, 2, 3", "how much of the object"],
   ["B", "box tool"],
   ["P, E", "brush, eraser"],
   ["- and +, Alt + wheel", "size of the brush"],
   ["H, V", "hide the masks, next view"],
   ["A, held down", "the image alone"],
+  ["R + drag, R", "region: use a part of the image alone; R again: all of it"],
+  ["D", "second looks, when the pointer stops"],
   ["Wheel or pinch, Space + drag, F", "zoom, pan, fit"],
   ["Delete, arrows, Tab", "remove, move, next mark"],
   [", and . or arrows, Home, End", "frame before, next, first, last"],
@@ -30,7 +33,7 @@ export const LEGEND = [
 /**
  * Act on a key. Returns whether it was ours, in which case nobody else should hear of it.
  * @param {KeyboardEvent} event
- * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView()
+ * @param {object} editor  has state, image, gestures, fit(), toggleOverlay(), toggleBoxTool(), nudge(dx, dy), escape(), brush, nextView(), alike, undo(), redo()
  */
 export function onKey(event, editor) {
   // Where [ and ] are typed with AltGr, browsers report Alt, and on Windows Ctrl too.
@@ -55,9 +58,11 @@ function actionOf(event, editor) {
   const { state } = editor;
   const key = latin(event);
   if (ctrlKey || metaKey) {
-    if (key === "z") return () => (shiftKey ? state.redo() : state.undo());
-    return key === "y" ? () => state.redo() : null;
+    if (key === "z") return () => (shiftKey ? editor.redo() : editor.undo());
+    return key === "y" ? () => editor.redo() : null;
   }
+  const offered = editor.alike.keyed(key, shiftKey);
+  if (offered) return offered;
   if (key in ARROWS) {
     const [dx, dy] = ARROWS[key].map((step) => step * (shiftKey ? 10 : 1));
     if (state.selected === null && state.frames > 1 && dx) return () => state.showFrame(inFilm(state.frame + dx, state));
@@ -76,9 +81,11 @@ function actionOf(event, editor) {
     f: () => editor.fit(),
     b: () => editor.toggleBoxTool(),
     n: () => state.newObject(),
+    l: () => editor.alike.toggle(),
     p: () => editor.brush.toggle("add"),
     e: () => editor.brush.toggle("erase"),
     v: () => editor.nextView(),
+    d: () => editor.toggleDetail(),
     ...(editor.brush.isActive && { "-": () => editor.brush.resize(0.8), "+": () => editor.brush.resize(1.25), "=": () => editor.brush.resize(1.25) }),
     "[": () => state.selectNextObject(-1),
     "]": () => state.selectNextObject(1),

@@ -17,29 +17,48 @@ export const POINT_RADIUS = 8;
  * @param {number} scene.ratio  canvas pixels per editor pixel
  * @param {number} scene.unit  editor pixels per pixel of the screen (a zoomed-out graph shrinks the editor)
  * @param {import("./geometry.js").View} scene.view
- * @param {CanvasImageSource & {width: number, height: number} | null} scene.image
+ * @param {CanvasImageSource & {width: number, height: number} | null} scene.image  or a Pyramid
  * @param {{bitmap: ImageBitmap, strength: number, isHover?: boolean}[]} scene.masks  in the order in which they are laid over the image
  * @param {object} scene.state  the editor's
  * @param {{name: string, opacity: number}} scene.mode  how the masks are seen
  * @param {import("./brush.js").Brush} scene.brush
+ * @param {import("./text.js").Region | null} [scene.region]  that the selected object's marks are answered from
  * @param {boolean} scene.before  only the image
  */
-export function paint(context, { ratio, unit, view, image, masks, state, mode, brush, before }) {
+export function paint(context, { ratio, unit, view, image, masks, state, mode, brush, region = null, before }) {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   if (!image) return;
   const scale = view.scale * ratio;
   context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
   context.imageSmoothingEnabled = scale < 2;
-  context.drawImage(image, 0, 0, image.width, image.height);
+  const { width, height } = context.canvas;
+  const area = { x: -view.x / view.scale, y: -view.y / view.scale, width: width / scale, height: height / scale };
+  if (image.draw) image.draw(context, scale, area);
+  else context.drawImage(image, 0, 0, image.width, image.height);
   context.imageSmoothingEnabled = false;
   drawMasks(context, image, masks, mode);
   if (before) return;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.globalAlpha = 1;
+  if (region) drawRegion(context, region, view, unit, state.object.colour);
   drawBrush(context, brush, { view, unit, colour: state.object.colour });
   for (const index of state.drawn) drawMark(context, state, index, view, unit, image);
   context.globalAlpha = 1;
+  context.setLineDash([]);
+}
+
+/** A thin frame with long dashes: no box looks like it. */
+function drawRegion(context, region, view, unit, colour) {
+  const { x, y } = view.toStage(region);
+  context.beginPath();
+  context.rect(x, y, region.width * view.scale, region.height * view.scale);
+  for (const [line, dash] of [[DARK, []], [LIGHT, []], [colour, [10 * unit, 6 * unit]]]) {
+    context.setLineDash(dash);
+    context.lineWidth = (line === DARK ? 3 : 1.5) * unit;
+    context.strokeStyle = line;
+    context.stroke();
+  }
   context.setLineDash([]);
 }
 

@@ -1,6 +1,7 @@
-/** Keeps the masks up to date with the marks: one question at a time, and one value that says how things stand. No DOM. */
+/** Keeps the masks up to date with the marks: as few questions as it takes, and one value that says how things stand. No DOM. */
 
 const MOST_CACHED = 24; // masks beyond those that are wanted
+const MOST_ASKED = 3; // questions on their way at a time: a browser has few connections, and ComfyUI needs some
 const BUSY = 503;
 const SUPERSEDED = 409;
 const RECENT = 5; // answers whose median says whether the machine is quick enough for a mask at every move
@@ -96,6 +97,8 @@ export class Preview {
   #items = [];
   #hover = null;
   #found = new Map();
+  #asked = new Map(); // key -> the question that is on its way
+  #sent = 0;
   #working = false;
   #wake = null;
 
@@ -117,10 +120,11 @@ export class Preview {
    * Say what is wanted now; nothing is asked twice. A change tries again what had failed.
    * @param {object | null} subject  {image, model}, and what else tells the image's content
    * @param {Item[]} items  in the order in which they matter
+   * @param {boolean} isFinal  whether somebody waits for it; while a mark is dragged the next one comes soon
    */
-  want(subject, items = []) {
+  want(subject, items = [], isFinal = true) {
     const key = subject && JSON.stringify(subject);
-    const known = JSON.stringify([key, items.map((item) => item.key)]);
+    const known = JSON.stringify([key, items.map((item) => item.key), isFinal]);
     if (known === this.#wanted && this.state.name !== "idle") return;
     this.#wanted = known;
     if (key !== this.state.subject) {
@@ -131,6 +135,7 @@ export class Preview {
     this.#items = items;
     this.#step({ type: "wanted", subject: key });
     this.#nudge();
+    if (isFinal) this.#hurry();
   }
 
   #wanted = null;
@@ -206,7 +211,30 @@ export class Preview {
     if (!this.state.prepared) return this.#prepare();
     const item = this.#missing()[0] ?? this.#hover;
     if (!item || this.#found.has(item.key)) return this.#step({ type: "answered" });
-    const answer = await this.#client.ask({ image: this.#subject.image, model: this.#subject.model, ...item.question });
+    await (this.#asked.get(item.key) ?? this.#ask(item));
+  }
+
+  /** Ask for what is wanted most without waiting for other answers, which would be a round trip more: the image's, which the server
+   * waits for itself, or that of a place where the pointer has been. */
+  #hurry() {
+    const [item] = this.#missing();
+    const isFree = this.#working && this.#wake === null && this.state.tries === 0 && this.#asked.size < MOST_ASKED;
+    if (item && isFree && this.state.name !== "idle" && !this.#asked.has(item.key)) this.#ask(item).catch(() => {}); // whoever waits for it is told
+  }
+
+  /** Ask for a mask; resolves without one where a newer question has taken the place of this one. */
+  #ask(item) {
+    const number = (this.#sent += 1);
+    const { image, model } = this.#subject;
+    const asked = this.#client.ask({ image, model, ...item.question }).then((answer) => this.#take(item, answer));
+    const ended = asked.finally(() => this.#asked.delete(item.key)).catch((error) => {
+      if (error.status !== SUPERSEDED || number === this.#sent) throw error;
+    });
+    this.#asked.set(item.key, ended);
+    return ended;
+  }
+
+  async #take(item, answer) {
     const bitmap = await this.#decode(answer.png);
     if (this.state.name === "idle") return bitmap.close(); // nobody waits for it, or the editor is gone
     this.pace.add(answer.milliseconds);
@@ -224,7 +252,9 @@ export class Preview {
   async #prepare() {
     const { subject } = this.state;
     const { image, model } = this.#subject;
-    const said = await this.#client.prepare({ image, model });
+    const preparing = this.#client.prepare({ image, model });
+    this.#hurry();
+    const said = await preparing;
     if (subject === this.state.subject) this.prepared = said;
     this.#step({ type: "prepared", subject });
   }

@@ -39,16 +39,21 @@ function eachRow(spans, width, visit) {
 }
 
 export class Segments {
-  #labels;
+  #labels = null;
+  #spans = new Map();
 
   /** @param {{width: number, height: number, segments: Segment[]}} found  largest first: the smallest is on top */
   constructor({ width, height, segments }) {
     Object.assign(this, { width, height, list: segments });
-    this.#labels = new Uint16Array(width * height);
-    segments.forEach((segment, index) => this.#label(segment, index + 1));
   }
 
-  #label({ x, y, width, runs }, label) {
+  /** For each pixel of the image the segment on top there, by its number from 1. */
+  #label() {
+    this.#labels = new Uint16Array(this.width * this.height);
+    this.list.forEach((segment, index) => this.#fill(segment, index + 1));
+  }
+
+  #fill({ x, y, width, runs }, label) {
     eachRow(spansOf(runs), width, (row, from, to) => {
       const start = (y + row) * this.width + x;
       this.#labels.fill(label, start + from, start + to);
@@ -59,8 +64,26 @@ export class Segments {
   at({ x, y }) {
     const [column, row] = [Math.floor(x), Math.floor(y)];
     const isOn = column >= 0 && row >= 0 && column < this.width && row < this.height;
+    if (this.#labels === null) this.#label();
     const label = isOn ? this.#labels[row * this.width + column] : 0;
     return label ? label - 1 : null;
+  }
+
+  /** Whether a segment has the pixel at a place of the image, whatever lies on top there. */
+  has(index, { x, y }) {
+    const segment = this.list[index];
+    const [column, row] = [Math.floor(x) - segment.x, Math.floor(y) - segment.y];
+    if (column < 0 || row < 0 || column >= segment.width || row >= segment.height) return false;
+    if (!this.#spans.has(index)) this.#spans.set(index, spansOf(segment.runs));
+    const at = row * segment.width + column;
+    const spans = this.#spans.get(index);
+    let [low, high] = [0, spans.length / 2];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (spans[2 * middle + 1] <= at) low = middle + 1;
+      else high = middle;
+    }
+    return low < spans.length / 2 && spans[2 * low] <= at;
   }
 
   /**

@@ -6,6 +6,7 @@ export { CANDIDATES, COLOURS, isBox } from "./text.js";
 import { contract, problemOf } from "./contract.js";
 import { cleanFinish } from "./finish_options.js";
 import { decode, encode, over, scaled } from "./patches.js";
+import { cleanRegion, isBeyond, scaledRegion } from "./region.js";
 import { CANDIDATES, cleaned, isBox, nextColour, rounded } from "./text.js";
 
 const MOST_STEPS = 200;
@@ -62,7 +63,10 @@ export class EditorState {
 
   /** What a run needs of it: a change of colour or of an eye is no reason to run anything again. */
   get runText() {
-    return this.isNewer ? this.#loaded.text : writeText(this, { view: false });
+    if (this.isNewer) return this.#loaded.text;
+    if (!this.isFilm) return writeText(this, { view: false });
+    const objects = this.objects.map((object) => ({ ...object, region: undefined })); // SAM Track sees whole frames
+    return writeText({ objects, marks: this.marks, size: this.size, finish: this.finish }, { view: false });
   }
 
   /** Who the objects are, from step to step: another list whenever there are others, or in another order. */
@@ -107,6 +111,31 @@ export class EditorState {
     return this.#redo.length > 0;
   }
 
+  /** The part of the image that an object's marks are answered from; null for all of it, as it always is where SAM Track sees them. */
+  regionOf(object) {
+    return this.isFilm ? null : this.objects[object].region ?? null;
+  }
+
+  /** How many of an object's marks lie outside of its region: they are not used. */
+  beyond(object) {
+    const region = this.regionOf(object);
+    return region ? this.marksOf(object).filter((mark) => isBeyond(mark, region)).length : 0;
+  }
+
+  /** Answer the marks of the selected object from a part of the image; null: from all of it. Returns whether it is so now. */
+  setRegion(region) {
+    if (this.object.locked || this.isFilm) return false;
+    this.#change(this.current, { region: cleanRegion(region) ?? undefined });
+    if (this.image && !this.size) this.keepFor(this.image);
+    return this.commit();
+  }
+
+  /** Second looks at all objects, or none. */
+  setDetail(detail) {
+    this.detail = detail;
+    this.commit();
+  }
+
   /** The marks of an object in the frame that is shown. */
   marksOf(object) {
     return this.shown.map((index) => this.marks[index]).filter((mark) => mark.object === object);
@@ -138,7 +167,10 @@ export class EditorState {
     const marks = this.shown.map((index) => ({ ...this.marks[index], frame: undefined }));
     if (more) marks.push({ ...more, object, frame: undefined });
     const moved = marks.filter((mark) => listed.includes(mark.object)).map((mark) => ({ ...mark, object: listed.indexOf(mark.object) }));
-    const objects = listed.map((index) => ({ ...this.objects[index], hidden: false, locked: false, ...this.#finishing(index, object) }));
+    const objects = listed.map((index) => {
+      const region = this.regionOf(index) ?? undefined;
+      return { ...this.objects[index], hidden: false, locked: false, region, ...this.#finishing(index, object) };
+    });
     return { prompts: JSON.parse(writeText({ objects, marks: moved, size: null })), object: listed.indexOf(object) };
   }
 
@@ -174,9 +206,9 @@ export class EditorState {
     this.commit();
   }
 
-  #take({ objects, marks, size, finish }, ids = objects.map(() => Symbol("object"))) {
+  #take({ objects, marks, size, finish, detail }, ids = objects.map(() => Symbol("object"))) {
     this.#ids = ids;
-    Object.assign(this, { objects, marks, size, finish, selected: null });
+    Object.assign(this, { objects, marks, size, finish, detail, selected: null });
     this.current = Math.min(this.current, objects.length - 1);
   }
 
@@ -222,7 +254,9 @@ export class EditorState {
   add(mark, commit = true) {
     const made = cleaned({ ...mark, ...(this.onlyThisFrame && { frame: this.frame }) });
     if (!made) return false;
-    if (isBox(made) && this.marksOf(this.current).some(isBox)) this.#append();
+    const region = this.regionOf(this.current);
+    if (region && isBeyond(made, region)) return false;
+    if (isBox(made) && this.marksOf(this.current).some(isBox)) this.#append(region);
     if (this.object.locked) return false;
     if (this.image && !this.outside(this.image).length) this.keepFor(this.image);
     this.#pin();
@@ -313,14 +347,17 @@ export class EditorState {
   /** Begin another object; an empty one at the end is taken as it is. */
   newObject() {
     const last = this.objects.length - 1;
-    if (this.objects[last].paint || this.marks.some((mark) => mark.object === last)) this.#append();
+    const region = this.regionOf(this.current);
+    if (this.objects[last].paint || this.marks.some((mark) => mark.object === last)) this.#append(region);
     else this.current = last;
     this.selected = null;
     this.commit();
   }
 
-  #append() {
-    this.objects = [...this.objects, { name: this.#freeName(), colour: nextColour(this.objects), candidate: "best" }];
+  /** @param {import("./text.js").Region | null} [region]  that of the object before, whose user is still at work in it */
+  #append(region = null) {
+    const more = region && { region };
+    this.objects = [...this.objects, { name: this.#freeName(), colour: nextColour(this.objects), candidate: "best", ...more }];
     this.#ids = [...this.#ids, Symbol("object")];
     this.current = this.objects.length - 1;
   }
@@ -395,10 +432,10 @@ export class EditorState {
     if (!this.objects[index] || this.objects[index].locked) return;
     this.marks = this.marks.filter((mark) => mark.object !== index);
     this.marks = this.marks.map((mark) => (mark.object > index ? { ...mark, object: mark.object - 1 } : mark));
-    const { marks, size, finish } = this;
+    const { marks, size, finish, detail } = this;
     const rest = this.objects.filter((_, place) => place !== index);
-    if (rest.length) this.#take({ objects: rest, marks, size, finish }, this.#ids.filter((_, place) => place !== index));
-    else this.#take({ objects: readText("{}").objects, marks, size, finish });
+    if (rest.length) this.#take({ objects: rest, marks, size, finish, detail }, this.#ids.filter((_, place) => place !== index));
+    else this.#take({ objects: readText("{}").objects, marks, size, finish, detail });
     this.commit();
   }
 
@@ -497,6 +534,7 @@ export class EditorState {
     });
     this.objects.forEach((object, index) => {
       if (object.paint) this.#setPaint(index, object.paint.map((patch) => scaled(patch, across, down)));
+      if (object.region) this.#change(index, { region: scaledRegion(object.region, across, down) ?? undefined });
     });
     this.keepFor(image);
     this.commit();

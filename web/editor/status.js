@@ -11,8 +11,11 @@ const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one :
  * @param {import("./client.js").Answer | null} view.answer  of the selected object's mask
  * @param {string | null} view.object  the selected object's name, where there are several
  * @param {{isSeen: boolean, isOld: boolean, area: number | null} | null} [view.tracked]  SAM Track's mask of it, where that is shown
+ * @param {(string | null)[]} [view.more]  of its mask: which look it is, its region
+ * @param {boolean} [view.isEmpty]  whether nothing is marked yet
+ * @param {boolean} [view.isDialog]  whether the model is chosen above the editor, and not connected
  */
-export function statusOf({ image, hasModel, preview, answer, object, tracked = null }) {
+export function statusOf({ image, hasModel, preview, answer, object, tracked = null, more = [], isEmpty = false, isDialog = false }) {
   if (!image) return "";
   const size = `${image.width} × ${image.height}`;
   if (tracked) {
@@ -21,15 +24,16 @@ export function statusOf({ image, hasModel, preview, answer, object, tracked = n
     const old = tracked.isOld ? "before the last change: run again" : "";
     return [object, "SAM Track", found, old, size].filter(Boolean).join(" · ");
   }
-  if (!hasModel) return `${size} · connect a SAM model to see masks`;
+  if (!hasModel) return `${size} · ${isDialog ? "choose a model above" : "connect a SAM model"} to see masks`;
   if (preview.busy) return "ComfyUI is running a prompt. The preview continues when it is done.";
   if (preview.name === "failed") return preview.message;
   if (preview.name === "preparing") return `Encoding the image… · ${size}`;
-  if (!answer) return object ? `${object} · ${size}` : size;
+  if (isEmpty && !more.some(Boolean)) return `Click the object, or drag a box around it · ${size}`;
+  if (!answer) return [object, ...more, size].filter(Boolean).join(" · ");
   const share = ((100 * answer.area) / (image.width * image.height)).toFixed(1);
   const score = answer.score ? [`score ${answer.score.toFixed(3)}`] : []; // paint has none
   const parts = [...score, `${answer.area.toLocaleString("en")} px (${share} %)`];
-  return [...(object ? [object] : []), ...parts, `${Math.round(answer.milliseconds)} ms`, size].join(" · ");
+  return [object, ...parts, ...more, `${Math.round(answer.milliseconds)} ms`, size].filter(Boolean).join(" · ");
 }
 
 /**

@@ -2,8 +2,11 @@
 
 import { cleanFinish } from "./finish_options.js";
 import { cleanPatch } from "./patches.js";
+import { cleanRegion } from "./region.js";
 
-export const VERSION = 2;
+export const VERSION = 3;
+const PLAIN_VERSION = 2; // of a text without detail and regions, which older versions of the pack read
+export const DETAILS = ["off", "auto", "1", "2", "3"];
 export const CANDIDATES = ["best", "smallest", "middle", "largest"];
 /** Far apart, and none of them the green and red of the points. */
 export const COLOURS = ["#1e90ff", "#ff9500", "#e83ea8", "#00c8b4", "#a05cff", "#ffd400", "#7a9a00", "#ff6f61", "#5b7cff", "#b07840"];
@@ -13,7 +16,9 @@ export const COLOURS = ["#1e90ff", "#ff9500", "#e83ea8", "#00c8b4", "#a05cff", "
  * @typedef {{x: number, y: number, width: number, height: number, frame?: number, object: number}} Box
  * @typedef {Point | Box} Mark  one for every frame, or, with `frame`, for that frame; `object` is the object's place
  * @typedef {{name: string, colour: string, candidate: string, hidden?: boolean, locked?: boolean,
- *   finish?: object, paint?: import("./patches.js").Patch[]}} EditorObject  `finish` is its own, else that of all objects is used
+ *   finish?: object, paint?: import("./patches.js").Patch[], region?: Region}} EditorObject  `finish` is its own, else that of all
+ *   objects is used; `region` is the part of the image that its marks are answered from
+ * @typedef {{x: number, y: number, width: number, height: number}} Region
  * @typedef {{width: number, height: number} | null} Size  of the image that the marks were made on
  */
 
@@ -48,7 +53,7 @@ const candidateIn = (value) => (CANDIDATES.includes(value) ? value : "best");
 /**
  * Read the widget's text; what cannot be read is empty, for a widget must load. There is always an object.
  * @param {string} text
- * @returns {{objects: EditorObject[], marks: Mark[], size: Size, finish: object, readable: boolean, isNewer: boolean}}
+ * @returns {{objects: EditorObject[], marks: Mark[], size: Size, finish: object, detail: string, readable: boolean, isNewer: boolean}}
  */
 export function readText(text) {
   let value = null;
@@ -61,7 +66,8 @@ export function readText(text) {
   const read = Array.isArray(value?.objects) ? readObjects(value) : readVersion1(value ?? {});
   if (!read.objects.length) read.objects = [{ name: "Object 1", colour: COLOURS[0], candidate: "best" }];
   const isNewer = Number.isInteger(value?.version) && value.version > VERSION;
-  return { ...read, size: sizeIn(value?.size), finish: cleanFinish(value?.finish) ?? {}, readable, isNewer };
+  const detail = DETAILS.includes(value?.detail) ? value.detail : "off";
+  return { ...read, size: sizeIn(value?.size), finish: cleanFinish(value?.finish) ?? {}, detail, readable, isNewer };
 }
 
 function sizeIn(value) {
@@ -83,6 +89,7 @@ function readObjects({ objects: listed }) {
       ...(one.locked === true && { locked: true }),
       ...finishIn(one.finish),
       ...paintIn(one.paint),
+      ...regionIn(one.region),
     });
   }
   return { objects, marks };
@@ -91,6 +98,11 @@ function readObjects({ objects: listed }) {
 function finishIn(value) {
   const finish = cleanFinish(value);
   return finish && { finish };
+}
+
+function regionIn(value) {
+  const region = cleanRegion(value);
+  return region && { region };
 }
 
 function paintIn(value) {
@@ -125,23 +137,25 @@ function grouped(marks) {
 
 /**
  * The widget's text.
- * @param {{objects: EditorObject[], marks: Mark[], size: Size, finish?: object}} state
+ * @param {{objects: EditorObject[], marks: Mark[], size: Size, finish?: object, detail?: string}} state
  * @param {object} options
  * @param {boolean} options.view  false: without what only the editor needs, for a run
  */
-export function writeText({ objects, marks, size, finish = {} }, { view = true } = {}) {
+export function writeText({ objects, marks, size, finish = {}, detail = "off" }, { view = true } = {}) {
   const written = objects.map((object, place) => writeObject(object, marks.filter((mark) => mark.object === place), view));
   const listed = view ? written : written.filter((object) => object.marks.length || object.paint);
   const isFinished = Object.keys(finish).length > 0;
-  if (!marks.length && objects.length === 1 && isPlain(objects[0]) && !isFinished) return "{}";
-  const made = { ...(size && view && { size: [size.width, size.height] }), ...(isFinished && { finish }) };
-  return JSON.stringify({ version: VERSION, ...made, objects: listed });
+  const isDetailed = detail !== "off";
+  if (!marks.length && objects.length === 1 && isPlain(objects[0]) && !isFinished && !isDetailed) return "{}";
+  const made = { ...(size && view && { size: [size.width, size.height] }), ...(isFinished && { finish }), ...(isDetailed && { detail }) };
+  const version = isDetailed || listed.some(({ region }) => region) ? VERSION : PLAIN_VERSION;
+  return JSON.stringify({ version, ...made, objects: listed });
 }
 
-function writeObject({ name, colour, candidate, hidden, locked, finish, paint }, marks, view) {
+function writeObject({ name, colour, candidate, hidden, locked, finish, paint, region }, marks, view) {
   const seen = view ? { colour, ...(hidden && { hidden }), ...(locked && { locked }) } : {};
-  return { name, ...seen, candidate, marks: marks.map(cleaned), ...(finish && { finish }), ...(paint?.length && { paint }) };
+  return { name, ...seen, candidate, marks: marks.map(cleaned), ...(finish && { finish }), ...(paint?.length && { paint }), ...(region && { region }) };
 }
 
-const isPlain = ({ name, colour, candidate, hidden, locked, finish, paint }) =>
-  name === "Object 1" && colour === COLOURS[0] && candidate === "best" && !hidden && !locked && !finish && !paint;
+const isPlain = ({ name, colour, candidate, hidden, locked, finish, paint, region }) =>
+  name === "Object 1" && colour === COLOURS[0] && candidate === "best" && !hidden && !locked && !finish && !paint && !region;

@@ -31,6 +31,8 @@ export function button(icon, title, onclick) {
   return keepKeys(make("button", { type: "button", title, onclick, "aria-label": title }, face));
 }
 
+const REGION_NONE = "Look here (R): the marks are answered from what is on the screen alone, at its full resolution. Zoom in first, or hold R and drag";
+const REGION_SET = "The marks are answered from the framed region alone. Press to use the whole image again (R)";
 const CANDIDATE_NAMES = { best: "Best guess", smallest: "1 Part", middle: "2 Middle", largest: "3 Whole" };
 
 /**
@@ -39,8 +41,8 @@ const CANDIDATE_NAMES = { best: "Best guess", smallest: "1 Part", middle: "2 Mid
  */
 export function makeToolbar(editor) {
   const { state } = editor;
-  const undo = button("undo", "Undo (Ctrl+Z)", () => state.undo());
-  const redo = button("undo", "Redo (Ctrl+Shift+Z)", () => state.redo());
+  const undo = button("undo", "Undo (Ctrl+Z)", () => editor.undo());
+  const redo = button("undo", "Redo (Ctrl+Shift+Z)", () => editor.redo());
   redo.classList.add("samkit-mirrored");
   const object = button("plus", "New object (N): clicks then mark that one", () => state.newObject());
   const negative = button("minus-circle", "Clicks mark what is NOT the object (as a right click does)", () => editor.toggleNegative());
@@ -57,6 +59,8 @@ export function makeToolbar(editor) {
   const choose = makeChooser(editor);
   const hide = button("eye", "Show or hide the masks (H)", () => editor.toggleOverlay());
   const hover = button("bolt", "", () => editor.toggleHover());
+  const detail = button("search-plus", "Second looks (D): when the pointer stops, and in a run, each object is segmented again in a cut around it. Masks of small objects become sharp", () => editor.toggleDetail());
+  const region = button("bullseye", "", () => editor.toggleRegion());
   const send = button("pencil", "Send to Mask Editor: a Load Image node with this mask", () => editor.sendToMaskEditor());
   const brush = makeBrush(editor);
   const views = makeViews(editor);
@@ -69,7 +73,7 @@ export function makeToolbar(editor) {
   const groups = [
     group("History", undo, redo),
     group("Marks", object, negative, box, remove, clear, clearAll),
-    group("Mask", candidate, choose.element, hover, send, editor.finish.opener),
+    group("Mask", candidate, choose.element, hover, detail, region, send, editor.finish.opener),
     brush.element,
     group("View", hide, ...views.parts, fit, dialog, full, load),
     frames.element,
@@ -82,8 +86,8 @@ export function makeToolbar(editor) {
   const pressed = (one, value) => one.setAttribute("aria-pressed", String(value));
   const name = (one, text) => { one.title = text; one.setAttribute("aria-label", text); };
   const update = () => {
-    undo.disabled = !state.canUndo;
-    redo.disabled = !state.canRedo;
+    undo.disabled = !editor.canUndo;
+    redo.disabled = !editor.canRedo;
     remove.disabled = state.selected === null;
     clear.disabled = !state.clearable.length;
     name(clear, editor.frameCount > 1 ? "Remove this frame's own marks (those for all frames stay)" : "Remove all marks");
@@ -96,6 +100,10 @@ export function makeToolbar(editor) {
     brush.update();
     views.update();
     pressed(negative, editor.negative);
+    pressed(detail, state.detail !== "off");
+    detail.disabled = region.disabled = state.isFilm; // SAM Track sees whole frames, and has a detail of its own
+    pressed(region, state.regionOf(state.current) !== null);
+    name(region, state.regionOf(state.current) ? REGION_SET : REGION_NONE);
     pressed(box, editor.boxTool);
     pressed(hide, !editor.hidden);
     pressed(hover, editor.isHoverPaused ? "mixed" : editor.hovering);

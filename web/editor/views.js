@@ -10,6 +10,8 @@ export const VIEWS = {
   outline: { label: "Outline", form: "outline" },
 };
 
+const MOST_PIXELS = 1 << 25; // of the layer of all masks together
+
 /** From which alpha on a pixel of a form is in the mask. */
 export const INSIDE = { tint: 58, mask: 128, outline: 1 };
 
@@ -41,19 +43,22 @@ export class ViewMode {
  * Lay the masks over the image, which is drawn already; the canvas is in image pixels.
  * @param {CanvasRenderingContext2D} context
  * @param {{width: number, height: number}} image
- * @param {{bitmap: ImageBitmap, strength: number, isHover?: boolean}[]} masks
+ * @param {{bitmap: ImageBitmap, strength: number, isHover?: boolean, place?: import("./client.js").Answer["place"]}[]} masks
  * @param {{name: string, opacity: number}} mode
  */
 export function drawMasks(context, image, masks, { name, opacity }) {
   const own = masks.filter((mask) => !mask.isHover);
   const isWhole = name === "cutout" || name === "mask";
   if (isWhole && own.length) drawWhole(context, image, own, name, opacity);
-  for (const { bitmap, strength } of isWhole ? masks.filter((mask) => mask.isHover) : masks) {
+  for (const { bitmap, strength, place } of isWhole ? masks.filter((mask) => mask.isHover) : masks) {
     context.globalAlpha = strength * (isWhole ? 1 : opacity);
-    context.drawImage(bitmap, 0, 0, image.width, image.height);
+    context.drawImage(bitmap, ...rectangleOf(place, image));
   }
   context.globalAlpha = 1;
 }
+
+/** Where a mask lies: on all of the image, or on a part of a large one. */
+const rectangleOf = (place, image) => (place ? [place.x, place.y, place.width, place.height] : [0, 0, image.width, image.height]);
 
 let painted = { key: null, canvas: null };
 
@@ -81,10 +86,12 @@ let whole = { key: [], canvas: null };
 function wholeOf(image, masks, name) {
   const key = [name, image.width, image.height, ...masks.flatMap(({ bitmap, strength }) => [bitmap, strength])];
   if (key.length === whole.key.length && key.every((value, index) => value === whole.key[index])) return whole.canvas;
-  const canvas = draft(image.width, image.height, (draw) => {
-    for (const { bitmap, strength } of masks) {
+  const shrink = Math.min(1, Math.sqrt(MOST_PIXELS / (image.width * image.height)));
+  const canvas = draft(Math.ceil(image.width * shrink), Math.ceil(image.height * shrink), (draw) => {
+    if (shrink < 1) draw.scale(shrink, shrink);
+    for (const { bitmap, strength, place } of masks) {
       draw.globalAlpha = strength < 0.5 ? strength : 1; // another object's is as white as the selected one's
-      draw.drawImage(bitmap, 0, 0, image.width, image.height);
+      draw.drawImage(bitmap, ...rectangleOf(place, image));
     }
     draw.globalAlpha = 1;
     draw.globalCompositeOperation = name === "mask" ? "source-in" : "source-out";
