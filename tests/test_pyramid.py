@@ -83,6 +83,28 @@ def test_the_file_is_decoded_once_for_all_levels(large, reads, comfy):  # noqa: 
     assert asyncio.run(many()) == [200] * 12 and reads == ["large.png"] and not comfy.images_loaded
 
 
+@pytest.mark.parametrize(
+    ("filename", "read"),
+    [("large.png", ["tiles", "encoding"]), ("a.png", ["encoding"]), ("three.gif", ["encoding"])],
+)
+def test_the_first_tile_of_a_large_image_comes_before_its_encoding(large, monkeypatch, filename, read):
+    monkeypatch.setattr(module, "PYRAMID", PYRAMID._replace(pixels=60 * 80))
+    order = []
+    for where, name, said in ((module, "read_image", "tiles"), (preview_module, "load_image_file", "encoding")):
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *given, real=real, said=said: order.append(said) or real(*given))
+    assert asyncio.run(routes.prepare(Preview(), subject_of(filename))).status == 200 and order == read
+    if filename == "large.png":
+        tile_of(image_of(), 2, 0, 0)
+        assert order == read, "its tiles are there"
+
+
+def test_a_damaged_file_is_told_of_by_its_encoding(comfy, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(module, "PYRAMID", PYRAMID._replace(pixels=1))
+    with pytest.raises(RefusedError, match="not an image that Load Image can read"):
+        asyncio.run(routes.prepare(Preview(), subject_of("broken.png")))
+
+
 def test_a_file_that_was_written_over_is_read_again(large, reads, comfy):  # noqa: F811
     before = pixels_of(tile_of(image_of(), 0, 0, 0))
     Image.fromarray(255 - large).save(comfy.root / "input" / "large.png", compress_level=1)

@@ -276,6 +276,18 @@ class TestRegions:
         before, after = (Segment().execute(bright, as_image(image), coords, detail=detail) for detail in ("off", "auto"))
         assert iou(after[0][0], truth) > max(0.93, iou(before[0][0], truth)) and str(after.found[0].looked) == "1 sharper"
 
+    @pytest.mark.parametrize("detail", ["auto", "1", "2", "3"])
+    def test_a_cut_hardly_sharper_than_the_region_is_no_second_look(self, bright, detail):
+        """The cut around the disc is 64 pixels wide; it must have 1.5 times the resolution of the region, not of the image."""
+        image, _ = discs(SIZE, SMALL)
+        said = []
+        for side in (90, 110):
+            region = {"x": 300 - side // 2, "y": 200 - side // 2, "width": side, "height": side}
+            before = bright.encoded
+            found = Segment().execute(bright, as_image(image), json.dumps([{**MARK, "region": region}]), detail=detail)
+            said.append((bright.encoded - before, tuple(found.found[0].looked)))
+        assert said == [(1, (0, 0, 1)), (2, (1, 0, 0))]
+
     def test_prompts_of_an_embedding_alone_cannot_have_one(self, bright, scene):
         point = Prompt(np.array([[300.0, 200]]), np.ones(1, np.int32), region=(250, 150, 350, 250))
         with pytest.raises(SAMError, match="have a region.*an embedding of the image is not enough"):

@@ -1,5 +1,6 @@
 """Large images for the browser: reduced levels and tiles of them on demand, so that it never has all pixels at once."""
 
+import contextlib
 import io
 import threading
 from pathlib import Path
@@ -49,6 +50,18 @@ def tile_of(subject: Subject, level: int, column: int, row: int) -> tuple[bytes,
         return file.getvalue(), "image/jpeg"
     Image.fromarray(tile).save(file, format="PNG", compress_level=1)
     return file.getvalue(), "image/png"
+
+
+def begin_tiles(subject: Subject) -> None:
+    """Make the levels of an image that the browser shows in tiles. Before its encoding, which would read the file meanwhile."""
+    with contextlib.suppress(RefusedError, OSError, MemoryError):  # whoever asks for the image is told
+        path, stamp = find_image(subject)
+        if check_pixels(path, subject) > 1:
+            return
+        with Image.open(path) as header:
+            width, height = header.size
+        if width * height > PYRAMID.pixels:
+            _level(path, stamp, subject, level_count(width, height) - 1)
 
 
 def _level(path: Path, stamp: tuple[int, int], subject: Subject, level: int) -> np.ndarray:

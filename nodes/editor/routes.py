@@ -34,7 +34,7 @@ from .preview import (
     text_of,
     tracked_image,
 )
-from .pyramid import tile_of
+from .pyramid import begin_tiles, tile_of
 from .text import check_keys
 from .words import parse_words, words
 
@@ -65,7 +65,9 @@ Handler = Callable[[Preview, Mapping[str, Any]], Awaitable[Reply]]
 async def prepare(preview: Preview, body: Mapping[str, Any]) -> Reply:
     """`POST /samkit/prepare`: encode an image, so that previews of it are quick."""
     check_keys(body, _SUBJECT, "the body")
-    ready = await preview.prepare(parse_subject(body))
+    subject = parse_subject(body)
+    await asyncio.get_running_loop().run_in_executor(None, begin_tiles, subject)
+    ready = await preview.prepare(subject)
     height, width = ready.image.size
     said = {"width": width, "height": height, "frames": ready.frames, "seconds": ready.seconds, "stamp": ready.stamp}
     return _as_json(200, said)

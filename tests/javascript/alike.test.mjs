@@ -127,7 +127,7 @@ test("keys go through what is offered, take it, leave it out, and take all as on
   assert.deepEqual([alike.open, alike.current], [[2], 2]);
   alike.undo();
   key("Enter", true);
-  assert.deepEqual([painted(), alike.open], [[10, 30, 50], []]);
+  assert.deepEqual([painted(), alike.open, editor.state.current], [[10, 30, 50], [], 0], "the marked object stays selected");
   editor.state.undo();
   assert.deepEqual([painted(), alike.open], [[10], [1, 2]]);
   key("+");

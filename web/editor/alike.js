@@ -198,9 +198,7 @@ export class Alike {
 
   /** Make it an object; then point at `after`. */
   take(index, after = this.#after(index)) {
-    const { state } = this.editor;
     this.#add([index]);
-    state.selectObject(Math.max(0, state.ids.indexOf(this.#id))); // the next click is not the new one's
     this.#point(after);
   }
 
@@ -214,6 +212,7 @@ export class Alike {
     const named = MADE_UP.test(name) ? {} : { name }; // a name that says what it is, is that of all
     this.#offers.goOn();
     this.editor.addObjects(indices.map((index) => ({ ...named, paint: [patchOfSegment(this.list[index])] })));
+    state.selectObject(Math.max(0, state.ids.indexOf(this.#id))); // the next click is not a new one's
   }
 
   refuse(index, after = this.#after(index)) {
