@@ -113,7 +113,7 @@ def test_the_raw_parameters_of_segment_everything_are_folded_away(page):
       return node.widgets.filter((one) => node.isWidgetVisible(one)).map((one) => one.name);
     }"""
     node = nodes["SAMKit_AutoMask"]
-    assert page.evaluate(visible, node) == ["max_masks", "device_mode", "preset", "hq", "show_result"]
+    assert page.evaluate(visible, node) == ["max_masks", "device_mode", "preset", "hq", "show_result", "tiles"]
     if page.evaluate("app.extensionManager.setting.get('Comfy.VueNodes.Enabled')"):
         assert not page.locator(f'[data-node-id="{node}"]').get_by_text("points_per_side").is_visible()
         page.locator(f'[data-node-id="{node}"]').get_by_test_id("advanced-inputs-button").click()
@@ -122,7 +122,7 @@ def test_the_raw_parameters_of_segment_everything_are_folded_away(page):
         page.evaluate("(id) => app.graph.getNodeById(id).toggleAdvanced()", node)
     assert page.evaluate(visible, node)[:2] == ["points_per_side", "points_per_batch"]
     saved = page.evaluate("(id) => app.graph.getNodeById(id).serialize().widgets_values", node)
-    assert saved[:3] == [32, 64, 0.88] and saved[-4:] == ["AUTO", "custom", True, True], "new ones come after all others"
+    assert saved[:3] == [32, 64, 0.88] and saved[-5:] == ["AUTO", "custom", True, True, "off"], "new ones come after all others"
 
 
 # --- everything under the pointer, and words
