@@ -145,7 +145,7 @@ class _Block:
             if self.excite is None:
                 self.mlp.add_to(mixed)
             else:
-                sums[some.start, rows.start] = mixed.sum((1, 2))
+                sums[some.start, rows.start] = mixed.mean((1, 2)) * (rows.stop - rows.start)
             out[strip] = mixed
 
         def finish(strip: Strip) -> None:
@@ -159,7 +159,7 @@ class _Block:
         if self.excite is not None:
             means = torch.zeros_like(x[:, 0, 0])
             for (first, _), values in sorted(sums.items()):
-                means[first : first + len(values)] += values / (x.shape[1] * x.shape[2])
+                means[first : first + len(values)] += values / x.shape[1]
             gate = self.excite.gate(means[..., None, None])[:, None, None, :, 0, 0]
             _on_strips(finish, out, numbers)
         return out
