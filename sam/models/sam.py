@@ -234,6 +234,7 @@ def _run_stock(encoder: nn.Module, images: Tensor, early: bool) -> tuple[Tensor,
     caller = threading.get_ident()  # another thread may be running the same encoder on another image
 
     def keep(_: nn.Module, __: object, out: Tensor) -> None:
+        """Take the early features as the encoder makes them."""
         if threading.get_ident() == caller:
             seen.append(out.float())
 

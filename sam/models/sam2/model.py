@@ -211,6 +211,7 @@ class SAM2Model(ForPredictor, nn.Module):
         key = no_memory.data_ptr(), no_memory._version, dtype, linear
 
         def make() -> FastHiera | FastRepViT | FastViTDet:
+            """The plan for this kind of encoder."""
             kind = _KINDS[type(self.image_encoder)].plan
             return kind(self.image_encoder, finer, no_memory.flatten(), dtype, linear)
 
