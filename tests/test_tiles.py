@@ -301,6 +301,23 @@ class TestLargeFiles:
         monkeypatch.setitem(sys.modules, "tifffile", None)
         assert np.array_equal(images.read_image(tmp_path / "plain.tif"), pixels)
 
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_what_is_read_is_in_memory_once(self, tmp_path, mode):
+        """Beside PIL's own pixels, which are not counted here; its array of all of them had two copies more."""
+        import tracemalloc
+
+        from PIL import Image
+        from samkit.sam.datasets.images import read_image
+
+        pixels = make_image(1501, 2003)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png", compress_level=1)
+        tracemalloc.start()
+        found = read_image(tmp_path / "a.png")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.array_equal(found, np.array(Image.open(tmp_path / "a.png").convert("RGB")))
+        assert peak < 1.2 * found.nbytes
+
     def test_a_file_over_pils_limit_is_opened_by_the_command_only(self, tmp_path, monkeypatch):
         from PIL import Image
         from samkit.sam.datasets.images import large_images, read_image
