@@ -654,6 +654,29 @@ def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server
 
 
 @pytest.mark.comfyui
+@pytest.mark.parametrize("individual", [False, True])
+def test_the_parts_of_the_batch_manager_are_tracked_as_the_whole_video(server, film_folder, individual):
+    """Clicks on frame 0, and a correction on one of the second part; a second object that comes in the third."""
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath", "VHS_VideoCombine")
+    points = [[{"x": 209, "y": 386, "object": "a"}], [], [], [{"x": 209 - 3 * STEP, "y": 386, "object": "a"}], []]
+    points[4] = [{"x": 100, "y": 300, "object": "b"}]
+    graph = film_graph(film_folder, "SAMKit_Track", points)
+    graph["ours"]["inputs"]["individual_masks"] = individual
+    (whole,) = saved(server, graph, ["ours", 0])
+    assert len(whole) == FRAMES * (1 + individual) and whole[0].any()
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
+    for name in ("film", "ours"):
+        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["save0"]["inputs"]["filename_prefix"] = f"tracked_{individual}"
+    entries = server.run_again(graph)
+    assert [error_of(entry) for entry in entries] == [None] * 3
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
+    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    assert np.array_equal(parts, whole)
+
+
+@pytest.mark.comfyui
 def test_a_batch_manager_that_does_not_load_the_video_is_refused(server, film_folder):
     needs(server, "VHS_BatchManager", "VHS_LoadImagesPath")
     graph = film_graph(film_folder, "SAMKit_Segment", [])
