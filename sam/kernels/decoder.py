@@ -8,7 +8,7 @@ What differs from segment_anything's mask_decoder.py and transformer.py, none of
 - Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled,
   two neighbours at a time.
 - The predicted IoU comes first: prompts that it rejects are never upscaled.
-- One prompt at a time on each core of a CPU (workers.py), so that its 4 MiB stay in the cache.
+- One or two prompts at a time on each core of a CPU (workers.py), so that their 4 MiB each stay in the cache.
 
 Where gradients are on, nothing is written in place, so that the same arithmetic can be trained (with `AtenLinear`).
 
@@ -26,6 +26,7 @@ from .linear import Linear, LinearKind
 from .workers import for_each
 
 _PROMPTS_AT_A_TIME = 64  # on a GPU
+_MANY = 8  # prompts for each core: then two at a time share what an operation costs besides its arithmetic
 
 Found = TypeVar("Found")
 
@@ -99,8 +100,9 @@ class Decoded(NamedTuple):
 
 
 def in_parts(decode: Callable[[slice], Found], prompts: int, device: torch.device) -> list[Found]:
-    """What `decode` gives for some prompts at a time, in order; on a CPU for one on each core."""
-    at_a_time = 1 if device.type == "cpu" else _PROMPTS_AT_A_TIME
+    """What `decode` gives for some prompts at a time, in order; on a CPU for one or two on each core."""
+    on_each_core = 2 if prompts >= _MANY * torch.get_num_threads() else 1
+    at_a_time = on_each_core if device.type == "cpu" else _PROMPTS_AT_A_TIME
     parts = [slice(start, min(prompts, start + at_a_time)) for start in range(0, max(1, prompts), at_a_time)]
     if device.type != "cpu" or len(parts) < torch.get_num_threads():  # a prompt alone is for all cores
         return [decode(part) for part in parts]
