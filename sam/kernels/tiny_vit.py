@@ -166,10 +166,10 @@ class _Block:
         windows = max(1, _SCORE_BYTES // (across * self.heads * self.window**4 * self.dtype.itemsize))
         made = torch.empty_like(x)
 
-        def attend(piece: tuple[int, slice]) -> None:
+        def attend(piece: tuple[int, slice, slice]) -> None:
             """Attention in some windows."""
             part = x[piece]
-            tokens = part.flatten(0, 1)
+            tokens = part.reshape(-1, part.shape[-1])
             mixed = self._attend(part.shape[:2], self._normed(tokens, self.norm1))
             made[piece] = self.proj.plus(mixed, tokens).view(part.shape)
 
@@ -181,7 +181,12 @@ class _Block:
             tokens = seen.flatten(0, 1)
             x[piece] = self.lin2.plus(self.lin1.gelu(self._normed(tokens, self.norm2)), tokens).view(seen.shape)
 
-        for_each(attend, _strips(count, height, windows * self.window, self.window))
+        strips = _strips(count, height, windows * self.window, self.window)
+        # A few rows of windows would leave cores idle: each is cut into some windows.
+        cuts = min(across, -(-_STRIPS_PER_THREAD * torch.get_num_threads() // len(strips)))
+        wide = -(-across // cuts) * self.window
+        columns = [slice(start, min(width, start + wide)) for start in range(0, width, wide)]
+        for_each(attend, [(*strip, part) for strip in strips for part in columns])
         for_each(add, _strips(count, height, max(1, _MLP_TOKENS // width)))
         return x
 
