@@ -21,7 +21,11 @@ SMALL = {"embed_dim": 24, "depth": 1, "heads": 2, "global_blocks": (0,), "grid":
 LINEARS = [AtenLinear, pytest.param(OneDNNLinear, marks=needs_onednn)]
 
 
-@pytest.fixture(scope="module", params=[{"out_chans": 64}, {"out_chans": 32, "multimask": 1}], ids=["64 wide", "32 wide"])
+WIDTHS = [{"out_chans": 128}, {"out_chans": 64}, {"out_chans": 32, "multimask": 1}]
+
+
+# At 128, a projection is wider than few tokens of eight heads are, as in every published model.
+@pytest.fixture(scope="module", params=WIDTHS, ids=["128 wide", "64 wide", "32 wide"])
 def sam(request):
     return random_sam(**SMALL, **request.param, seed=5).requires_grad_(False)
 
