@@ -22,6 +22,7 @@ from transformers.models.sam2_video import modeling_sam2_video
 
 # transformers fixes the memories' channels at 64 in the keys of its attention; twice as many make pointers of two pieces.
 SMALL_CHANNELS = 128
+TIE = 5e-5  # of a mask's logits, which are of the order of 10
 
 
 def random_video(hiera, side=1024, channels=256, seed=0, newer=True, presence=3.0):
@@ -92,7 +93,13 @@ class ReferenceFilm:
     `add_all_frames_to_correct_as_cond`: a correction also gets the logits of the mask that it corrects, clipped to +-32, and
     stays a prompted frame; the pointer of a given mask is that of the single mask; and the memory of a given mask is made of
     its low-resolution logits. (transformers: no logits, a tracked frame, the best of three, the mask itself.)
+
+    A prompted frame's mask is remembered as on or off, so where rounding decides between them, two implementations remember
+    different pixels. `near` has another one's masks `[1, 1, side, side]` of prompted frames: a pixel whose logits are both
+    within `TIE` of 0 takes the side of the nearest of these masks, and `settled` counts them.
     """
+
+    near, settled = (), 0
 
     def __init__(self, model, side, frames):
         self.model, self.processor = model, processor(side)
@@ -125,9 +132,12 @@ class ReferenceFilm:
         return run(self.session, frame, 0, 1, first, points, None, reverse, prev_sam_mask_logits=before)
 
     def _remember(self, frame, out):
-        self.model._batch_encode_memories(
-            self.session, frame, [0], [out["high_res_masks"]], [out["object_score_logits"]], [True]
-        )
+        full = out["high_res_masks"]
+        if self.near:
+            other = min(self.near, key=lambda one: float((one - full).abs().max()))
+            is_tie = (full.abs() < TIE) & (other.abs() < TIE) & ((full > 0) != (other > 0))
+            full, self.settled = torch.where(is_tie, other, full), self.settled + int(is_tie.sum())
+        self.model._batch_encode_memories(self.session, frame, [0], [full], [out["object_score_logits"]], [True])
 
     def _given(self, frame, masks):
         forward = type(self.model)._single_frame_forward

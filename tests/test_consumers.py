@@ -17,7 +17,11 @@ from PIL import Image
 from samkit.sam.datasets.formats import data_set
 from samkit.sam.datasets.images import read_image, upright
 from samkit.sam.datasets.objects import LabeledImage, LabeledMask
+from samkit.sam.tasks.films import find_films, read_film_prompts, track_here
+from samkit.sam.tasks.folders import FolderTask, segment_folder
+from samkit.sam.tasks.track import TrackOptions
 from samkit.utils.files import write_whole
+from test_films import CLICKS, DEMO, frames_of
 
 pytestmark = pytest.mark.exhaustive
 SIZE = (48, 64)
@@ -414,3 +418,72 @@ def test_every_image_is_in_every_form(tmp_path):
         write(form, tmp_path / form)
     listed = json.loads((tmp_path / "COCO RLE" / "annotations.json").read_bytes())["images"]
     assert len(listed) == len(hard_images()) == 14
+
+
+TRACKS = """
+import json, sys, numpy as np, supervision
+place = sys.argv[1]
+data = supervision.DetectionDataset.from_coco(place + "/frames", place + "/tracked.json", force_masks=True)
+masks = {}
+for path, _, objects in data:
+    assert objects.tracker_id is None, "it has no numbers of objects"
+    for number, mask in zip(objects.class_id, objects.mask if len(objects) else []):
+        masks[path.split("/frames/")[-1] + "|" + data.classes[number]] = mask
+seen = [frame.shape for frame in supervision.get_video_frames_generator(sys.argv[2])]
+about = supervision.VideoInfo.from_video_path(sys.argv[2])
+assert seen == [(about.height, about.width, 3)] * about.total_frames, (seen, about)
+np.savez(sys.argv[-1], total=np.array(about.total_frames), **masks)
+"""
+
+
+@pytest.fixture
+def tracked(tmp_path):
+    """A film of two objects of which one comes later, as `--track` writes it: COCO, palette PNGs and a video; its masks.
+
+    The masks by `frame|label` are those of the palette PNGs, which Pillow reads.
+    """
+    folder, clicks = tmp_path / "films" / "one", tmp_path / "clicks.json"
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames_of("red blue")):
+        Image.fromarray(frame).save(folder / f"{number:05}.png")
+    listed = [{**CLICKS["one"][0], "label": "red"}, {**CLICKS["one"][1], "label": "blue"}]
+    clicks.write_text(json.dumps({"one": listed}))
+    for form, output in (("index PNG", tmp_path / "pngs"), ("COCO RLE", tmp_path / "tracked.json")):
+        task = FolderTask("prompts", form, DEMO, track=TrackOptions(), overlays=tmp_path / "seen")
+        prompts = read_film_prompts(clicks, find_films([tmp_path / "films"])[1])[0]
+        assert segment_folder(task, prompts, output, track_here)[0] == 1
+    truth = {}
+    for path in sorted((tmp_path / "pngs" / "masks" / "one").glob("*.png")):
+        values = np.array(Image.open(path))
+        each = ((values == value, name) for value, name in ((1, "red"), (2, "blue")))
+        truth |= {f"one/{path.name}|{name}": mask for mask, name in each if mask.any()}
+    assert len(truth) == 6
+    (tmp_path / "films").rename(tmp_path / "frames")
+    return tmp_path, truth
+
+
+def test_what_supervision_gets_of_a_film(tracked, tmp_path):
+    """Exact masks and the whole video; not which masks are one object."""
+    pytest.importorskip("supervision")
+    place, truth = tracked
+    found = read(sys.executable, TRACKS, place, next((place / "seen").rglob("*.mp4")), place=tmp_path)
+    assert found.pop("total") and found.keys() == truth.keys()
+    assert all(np.array_equal(found[name], mask) for name, mask in truth.items())
+
+
+def test_what_the_datumaro_of_cvat_gets_of_a_film(tracked, tmp_path, tmp_path_factory):
+    """Exact masks, and no track: CVAT makes one of annotations with the attributes `track_id` and `keyframe` alone."""
+    sources = os.environ.get("CVAT_DATUMARO")
+    if not sources:
+        pytest.skip("CVAT_DATUMARO does not name a folder with the sources of cvat-ai/datumaro")
+    place, truth = tracked
+    python = python_with(tmp_path_factory, ["numpy<2", "opencv-python-headless", sources])
+    (place / "set" / "annotations").mkdir(parents=True)
+    (place / "frames").rename(place / "set" / "images")
+    (place / "tracked.json").rename(place / "set" / "annotations" / "instances_default.json")
+    script = DATUMARO.replace("from datumaro import", "from datumaro.components.dataset import")
+    names = "{name for item in found for one in item.annotations for name in one.attributes}"
+    script += f"assert {names} == {{'score', 'is_crowd'}}\n"
+    found = read(python, script, place / "set", "coco", place=tmp_path)
+    assert found.keys() == {name.replace(".png|", "|") for name in truth}
+    assert all(np.array_equal(found[name.replace(".png|", "|")], mask) for name, mask in truth.items())

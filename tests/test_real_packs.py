@@ -25,6 +25,7 @@ from samkit.nodes.replacements import REPLACEMENTS
 from samkit.sam import as_segmenter, load_model
 from samkit.utils.boxes import corners_of
 from test_comfyui import EXAMPLES, NEIGHBOUR, NEIGHBOUR_UTILS, check_interface_example, shape_of
+from test_films import write_video
 from test_grounding import folder as grounding_folder  # noqa: F401  a fixture
 from test_grounding import folder_copy
 from test_sam2 import Pair, small_size  # noqa: F401  a fixture
@@ -651,6 +652,54 @@ def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server
     assert np.array_equal(parts, whole) and len(whole) == FRAMES and whole.any((1, 2)).all()
     columns = whole.any(1).argmax(1)
     assert (np.diff(columns) < 0).all(), "each frame has the mask of its own point"
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("individual", [False, True])
+def test_the_parts_of_the_batch_manager_are_tracked_as_the_whole_video(server, film_folder, individual):
+    """Clicks on frame 0, and a correction on one of the second part; a second object that comes in the third."""
+    needs(server, "VHS_BatchManager", "VHS_LoadImagesPath", "VHS_VideoCombine")
+    points = [[{"x": 209, "y": 386, "object": "a"}], [], [], [{"x": 209 - 3 * STEP, "y": 386, "object": "a"}], []]
+    points[4] = [{"x": 100, "y": 300, "object": "b"}]
+    graph = film_graph(film_folder, "SAMKit_Track", points)
+    graph["ours"]["inputs"]["individual_masks"] = individual
+    (whole,) = saved(server, graph, ["ours", 0])
+    assert len(whole) == FRAMES * (1 + individual) and whole[0].any()
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
+    for name in ("film", "ours"):
+        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["save0"]["inputs"]["filename_prefix"] = f"tracked_{individual}"
+    entries = server.run_again(graph)
+    assert [error_of(entry) for entry in entries] == [None] * 3
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
+    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    assert np.array_equal(parts, whole)
+
+
+@pytest.mark.comfyui
+def test_the_editor_and_sam_track_on_a_video_of_load_video(server, film_folder):
+    """A lossless video of the frames: marks on two of them, through the editor in a film, give the masks of the frames."""
+    needs(server, "VHS_LoadVideoPath", "VHS_LoadImagesPath")
+    video = server.base / "input" / "film.mkv"
+    write_video(video, [np.array(Image.open(path).convert("RGB")) for path in sorted(film_folder.glob("*.png"))])
+    height, width = np.array(Image.open(EXAMPLES / SCENE)).shape[:2]
+    marks = [{"x": 209.0, "y": 386.0, "label": 1, "frame": 0}, {"x": 209.0 - 3 * STEP, "y": 386.0, "label": 1, "frame": 3}]
+    text = {"version": 2, "size": [width, height], "objects": [{"colour": "#1e90ff", "candidate": "best", "marks": marks}]}
+    options = {"force_rate": 0, "custom_width": 0, "custom_height": 0, "frame_load_cap": 0}
+    options |= {"skip_first_frames": 0, "select_every_nth": 1}
+    found = []
+    for film in (
+        node("VHS_LoadVideoPath", video=str(video), **options),
+        node("VHS_LoadImagesPath", directory=str(film_folder)),
+    ):
+        editor = node("SAMKit_PromptEditor", image=["film", 0], sam_model=["model", 0], prompts=json.dumps(text))
+        graph = {"film": film, "model": base_graph()["model"], "editor": editor}
+        given = {"sam_model": ["model", 0], "image": ["editor", 4], "positive_coords": ["editor", 0]}
+        given |= {"negative_coords": ["editor", 1], "bboxes": ["editor", 2]}
+        graph["ours"] = node("SAMKit_Track", **given)
+        found.append(saved(server, graph, ["ours", 0])[0])
+    assert len(found[0]) == FRAMES and found[0].any((1, 2)).all() and np.array_equal(*found)
 
 
 @pytest.mark.comfyui

@@ -108,6 +108,9 @@ def test_what_a_seam_cuts_off_and_nobody_continues_is_left_out():
     assert joined.box == (60, 20, 120, 40) and joined.pixels.all() and joined.crop == (0, 0, 175, 100)
     elsewhere = mask((75, 60, 120, 80), right)
     assert join_seams([alone, elsewhere], (100, 175)) == []
+    middle = mask((70, 20, 110, 40), (40, 0, 140, 100))
+    halves = [mask((70, 20, 99, 40), left), mask((75, 20, 110, 40), right)]
+    assert join_seams([middle, *halves], (100, 175)) == [middle], "it is whole in one tile: its parts in others are not joined"
     at_the_edge = mask((0, 50, 40, 99), left)
     assert join_seams([at_the_edge], (100, 175)) == [at_the_edge], "the image ends there, and not the tile alone"
 
@@ -300,6 +303,23 @@ class TestLargeFiles:
         assert images.read_image(tmp_path / "turned.tiff").shape == (96, 64, 3)
         monkeypatch.setitem(sys.modules, "tifffile", None)
         assert np.array_equal(images.read_image(tmp_path / "plain.tif"), pixels)
+
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_what_is_read_is_in_memory_once(self, tmp_path, mode):
+        """Beside PIL's own pixels, which are not counted here; its array of all of them had two copies more."""
+        import tracemalloc
+
+        from PIL import Image
+        from samkit.sam.datasets.images import read_image
+
+        pixels = make_image(1501, 2003)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png", compress_level=1)
+        tracemalloc.start()
+        found = read_image(tmp_path / "a.png")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.array_equal(found, np.array(Image.open(tmp_path / "a.png").convert("RGB")))
+        assert peak < 1.2 * found.nbytes
 
     def test_a_file_over_pils_limit_is_opened_by_the_command_only(self, tmp_path, monkeypatch):
         from PIL import Image

@@ -15,6 +15,7 @@ log = logging.getLogger("samkit")
 
 _ORIENTATION = 0x0112
 _MAPPED_PIXELS = 1 << 24  # of a TIFF file that is not read but mapped, where that can be
+_ROWS = 64  # of an image that are copied at a time
 _MOST_PIXELS = 1 << 29  # of an image file; as by default, twice as many are refused
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
@@ -37,7 +38,7 @@ def read_image(path: Path) -> np.ndarray:
             log.warning("%s has %d frames: only the first one is segmented.", path.name, frames)
         ImageOps.exif_transpose(image, in_place=True)  # no copy: of a large image it takes a second
         if image.mode != "F" and not image.mode.startswith("I"):
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return _as_array(image if image.mode == "RGB" else image.convert("RGB"))
         values = np.asarray(image).astype(np.float64)
     least, most = values.min(), values.max()
     if not (0 <= least <= most <= 65535):  # also for NaN
@@ -46,6 +47,16 @@ def read_image(path: Path) -> np.ndarray:
     if top == 65535 and most < 4096:
         log.warning("%s has gray levels up to %g of 65535, and looks black to SAM: stretch its levels.", path.name, most)
     return np.repeat((values * (255 / top)).round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """An RGB image as uint8 `[H, W, 3]`; some rows at a time, since PIL makes two copies on the way."""
+    width, height = image.size
+    values = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS):
+        bottom = min(top + _ROWS, height)
+        values[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return values
 
 
 @contextlib.contextmanager

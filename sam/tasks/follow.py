@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..geometry import Geometry, Size
 from ..kernels.decoder import Decoded
 from ..kernels.resemblance import match
-from ..models.base import Segmenter, Wanted
+from ..models.base import Segmenter, Wanted, optional_member
 from ..models.features import Features
 from ..prompts import Prompt, PromptTensors, on_grid, to_model_input
 
@@ -106,6 +106,7 @@ class FollowFrame:
 
     def __init__(self, model: Segmenter, features: Features, image: np.ndarray, geometry: Geometry) -> None:
         self.model, self.features, self.geometry = model, features, geometry
+        self.takes_masks = optional_member(model, "takes_masks") is not False
         values = features.tensor()
         self.coarse: Size = (values.shape[1], values.shape[2])
         self.cells = F.normalize(values.flatten(1).T, dim=1)
@@ -121,10 +122,11 @@ class FollowFrame:
             prompt: of the object.
             before: logits `[4h, 4w]` of the mask that the prompts correct, if there is one.
         """
-        several = prompt.is_single_click and before is None
+        hint = None if before is None else self._hint(before)
+        several = prompt.is_single_click and hint is None
         tensors = to_model_input([prompt], self.geometry, self.valid.device)
-        if before is not None and tensors.masks is None:
-            tensors = replace(tensors, masks=_as_prompt(before))
+        if hint is not None and tensors.masks is None:
+            tensors = replace(tensors, masks=hint)
         found = self._decoded(tensors, several)
         return found.logits[0, int(found.scores[0].argmax())]
 
@@ -160,7 +162,7 @@ class FollowFrame:
         best = max((self._rated(*one, mask, trust, looks) for one in found), key=lambda one: one.rating)
         if best.rating == -math.inf:
             return best
-        again = self._decoded(PromptTensors(None, self._box(best.logits > 0), _as_prompt(best.logits)), several=False)
+        again = self._decoded(PromptTensors(None, self._box(best.logits > 0), self._hint(best.logits)), several=False)
         refined = self._rated(again.logits[0, 0], float(again.scores[0, 0]), mask, trust, looks)
         return max(best, refined, key=lambda one: one.rating)
 
@@ -174,14 +176,15 @@ class FollowFrame:
         points = torch.tensor([(place % width + 0.5, place // width + 0.5) for place in places], device=mask.device)
         points = (points * self._pixels)[:, None]
         labels = torch.ones(len(points), 1, dtype=torch.int32, device=mask.device)
-        box, logits = self._box(mask, _MARGIN), _as_prompt(guess)
+        box, hint = self._box(mask, _MARGIN), self._hint(guess)
         asked = [
             self._decoded(PromptTensors((points, labels), None, None), several=True),
             self._decoded(PromptTensors(None, box, None), several=False),
             self._decoded(PromptTensors((points[:1], labels[:1]), box, None), several=False),
-            self._decoded(PromptTensors((points[:2], labels[:2]), None, logits.expand(2, -1, -1, -1)), several=False),
-            self._decoded(PromptTensors(None, box, logits), several=False),
         ]
+        if hint is not None:
+            two = PromptTensors((points[:2], labels[:2]), None, hint.expand(2, -1, -1, -1))
+            asked += [self._decoded(one, several=False) for one in (two, PromptTensors(None, box, hint))]
         masks = [mask for one in asked for mask in one.logits.flatten(0, 1)]
         return list(zip(masks, torch.cat([one.scores.flatten() for one in asked]).tolist(), strict=True))
 
@@ -212,6 +215,10 @@ class FollowFrame:
     def _decoded(self, prompt: PromptTensors, several: bool) -> Decoded:
         found = self.model.decode(self.features, prompt, Wanted(several))
         return found._replace(logits=found.logits - self.model.mask_threshold)
+
+    def _hint(self, logits: Tensor) -> Tensor | None:
+        """Logits `[4h, 4w]` as a mask prompt; None for a model that takes none, which has to do with points and boxes."""
+        return logits.clamp(-_CLIP, _CLIP)[None, None] if self.takes_masks else None
 
     def _mask(self, logits: Tensor) -> Tensor:
         return (logits > 0) & self.valid
@@ -247,10 +254,6 @@ def kept(logits: Tensor, index: int, last: Followed | None) -> Followed:
 def _middle(logits: Tensor) -> Tensor:
     """The mean place (x, y) of a mask's cells."""
     return (logits > 0).nonzero().float().mean(0).flip(0)
-
-
-def _as_prompt(logits: Tensor) -> Tensor:
-    return logits.clamp(-_CLIP, _CLIP)[None, None]
 
 
 def _moved(logits: Tensor, x: int, y: int) -> Tensor:
