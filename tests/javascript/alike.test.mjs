@@ -24,6 +24,7 @@ beforeEach(() => {
     stage,
     state,
     foot: element(),
+    film: { element: element() },
     canvas: element("canvas"),
     images: [A],
     get text() { return state.text; },

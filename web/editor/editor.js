@@ -772,7 +772,7 @@ export class PromptEditor {
     const isEmpty = !state.marks.length && !state.objects.some(({ paint }) => paint);
     const shown = { preview: preview.state, answer, object, tracked, more, isEmpty, isDialog: Boolean(this.host.leave) };
     const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, ...shown });
-    if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
+    if (this.statusLine.textContent !== text) this.statusLine.textContent = this.statusLine.title = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
     const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, canRun: Boolean(this.host.loadImage), isOlder, isRunning, progress };
