@@ -156,6 +156,15 @@ def test_what_lies_at_the_foot_of_the_image_is_taken_by_a_click(page, server, wh
     assert len(editor.state["objects"]) == 3
 
 
+def test_the_button_begins_and_ends_it(editor):
+    editor.click(*DISCS[0])
+    editor.leave()
+    editor.page.get_by_label("Find all like").filter(visible=True).click()
+    editor.wait(READY, timeout=120_000)
+    editor.page.get_by_label("Offer nothing any longer").filter(visible=True).click()
+    assert editor.evaluate("editor.alike.state") == "off"
+
+
 def test_beside_what_is_offered_a_click_does_nothing_and_says_so(editor):
     offer(editor)
     text = editor.evaluate("editor.text")

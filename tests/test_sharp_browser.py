@@ -135,7 +135,7 @@ def test_a_region_is_drawn_is_seen_undone_and_given_by_a_run(editor, server, sma
     assert len(editor.marks) == 1, "the drag drew no box"
     inside = editor.exact()
     assert iou(inside, truth) > iou(whole, truth) and iou(inside, truth) > 0.85
-    assert f"region {region['width']} × {region['height']}" in read(editor)
+    assert f"region {region['width']} \u00d7 {region['height']}" in read(editor)
     assert (run_graph(editor.page, server) == inside).all()
     editor.click(x + 300 if x < 1000 else x - 300, y)
     assert len(editor.marks) == 1 and "outside the region" in read(editor)

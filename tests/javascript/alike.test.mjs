@@ -71,6 +71,11 @@ const key = (name, isShifted = false) => alike.keyed(name, isShifted)?.();
 const names = () => editor.state.objects.map(({ name }) => name);
 const painted = () => editor.state.objects.flatMap(({ paint }) => paint ?? []).map(({ x }) => x);
 
+test("its button is below the image", () => {
+  const [group] = editor.foot.children;
+  assert.deepEqual(group.children, [alike.button]);
+});
+
 test("what is like the selected object is asked for once, and offered", async () => {
   assert.equal(alike.button.disabled, false);
   await ready();

@@ -43,6 +43,7 @@ export class Alike {
     this.progress = makeProgress(() => this.end());
     this.#build();
     editor.stage.append(this.progress.element);
+    editor.foot.append(make("span", { className: "samkit-group" }, this.button));
     editor.film.element.before(this.bar); // below the image and not on it: what is offered may lie anywhere
     this.update();
   }
