@@ -108,6 +108,19 @@ window.samkit = {
     for (const value of mask) text += String.fromCharCode(value);
     return [btoa(text), width, height];
   },
+  // When the server has run all that was queued, and its history has it.
+  async drained() {
+    while ((await (await fetch("/prompt")).json()).exec_info.queue_remaining) await new Promise((done) => setTimeout(done, 50));
+  },
+  // Whether the server comes to run something, or nothing, within 20 seconds. (wait_for_function awaits no promise.)
+  async runs(something) {
+    for (let tries = 0; tries < 400; tries += 1) {
+      const { queue_running: running } = await (await fetch("/queue")).json();
+      if (running.length > 0 === something) return true;
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    return false;
+  },
   async settled(index = 0) {
     const editor = samkit.editor(index);
     const pause = (time) => new Promise((done) => setTimeout(done, time));

@@ -95,7 +95,7 @@ def test_nodes_show_their_result_after_a_run(page, editor_server):
             caption = np.array(image.convert("L"))[240:]
             assert (caption < 60).mean() > 0.5 and (caption > 200).any()
     # The nodes show their images before the run is over, and the history has it.
-    page.wait_for_function("async () => (await (await fetch('/prompt')).json()).exec_info.queue_remaining === 0")
+    page.evaluate("samkit.drained()")
     (prompt,) = editor_server.json("/history?max_items=1").values()
     entry = prompt["outputs"][str(nodes["SAMKit_Segment"])]
     assert set(entry) == {"images"}, "nothing of it stays in the history but file names"
