@@ -48,7 +48,7 @@ let editors = 0;
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
  * @property {(image: ImageName, version: string) => string} url
- * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
+ * @property {(image: ImageName) => Promise<string | null>} identify  a text that changes with the file's content; null where nobody answers
  * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
  * @property {(image: ImageName, level: number, column: number, row: number, version: string) => string} [tile]  the address of a tile of a
  *   large image; absent: the browser has such images whole
