@@ -56,6 +56,23 @@ def test_it_equals_the_stock_forward(shape, strip, kinds, monkeypatch):
     assert expected.std() > 0.5 and early.std() > 0.01, "trivial features compare nothing"
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rows_of_windows_are_cut_where_cores_would_be_idle(shape, monkeypatch):
+    """Four threads want twelve pieces of an image; the cuts lie between windows, the last of which may be narrower."""
+    seen, real = [], tiny_vit.for_each
+    monkeypatch.setattr(tiny_vit, "for_each", lambda work, pieces: (seen.append(pieces), real(work, pieces)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    encoder = encoder_of(*shape)
+    images = pixels(encoder, 1)
+    features, early = FastTinyViT(encoder, torch.float32, AtenLinear, AtenConvolution, 1)(images)
+    for found, expected in zip((features, early), encoder.run(images), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    windows = [pieces for pieces in seen if len(pieces[0]) == 3]
+    assert len(windows) == sum(stage.depth for stage in shape[1][1:])
+    if shape is not SHAPES["a window larger than the map"]:
+        assert any(len({columns.start for *_, columns in pieces}) > 1 for pieces in windows)
+
+
 @pytest.mark.parametrize("kinds", KINDS, ids=["ATen", "oneDNN"])
 def test_bfloat16_is_as_exact_as_the_stock_forward_in_it(kinds):
     encoder = encoder_of(*SHAPES["windows at the edge"])

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from samkit.nodes.model import FromSAM3, SAMModelLoader
 from samkit.nodes.predict import Segment
 from samkit.sam import SAM_MODELS, SAMError, from_comfyui, load_model
-from samkit.sam.kernels import self_test
+from samkit.sam.kernels import self_test, workers
 from samkit.sam.models.base import Wanted
 from samkit.sam.models.features import Features
 from samkit.sam.models.sam2 import vit_det
@@ -108,6 +108,24 @@ def test_the_encoders_own_forward_is_the_reference_for_the_fast_one(small, monke
     plain = small.ours.features(pixels, torch.float32)
     for name, values in plain.items():
         torch.testing.assert_close(fast[name], values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("threads", "by_one"), [(2, 8), (5, 5), (16, 0)])
+def test_windows_beyond_a_whole_number_for_each_core(small, threads, by_one, monkeypatch):
+    """Of an image's nine, those that would leave cores idle are taken by all of them."""
+    pixels = torch.from_numpy(make_image(SMALL_SIDE, SMALL_SIDE)).permute(2, 0, 1)[None]
+    expected = small.ours.features(pixels, torch.float32)
+    together, real = [], workers.for_each
+
+    def watched(work, windows):
+        together.append(len(windows))
+        real(work, windows)
+
+    monkeypatch.setattr("samkit.sam.kernels.vit_det.for_each", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for name, values in small.ours.features(pixels, torch.float32).items():
+        torch.testing.assert_close(values, expected[name], atol=1e-4, rtol=0)
+    assert together == [by_one, by_one]
 
 
 def test_several_images_in_one_call_and_bfloat16(small):

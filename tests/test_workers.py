@@ -96,11 +96,12 @@ def test_edgetams_encoder_gives_its_own_features_by_workers(two_threads):
 
 
 @needs_workers
-def test_a_decoder_gives_the_references_masks_by_workers(two_threads):
+@pytest.mark.parametrize("count", [5, 17], ids=["one at a time", "two at a time"])
+def test_a_decoder_gives_the_references_masks_by_workers(count, two_threads):
     sam = random_sam(grid=8, window=4, embed_dim=24, heads=3, depth=2, global_blocks=(1,), out_chans=32, mlp_dim=32)
     sam = sam.requires_grad_(False)
     features = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    points = torch.rand(5, 1, 2) * 128, torch.ones(5, 1)
+    points = torch.rand(count, 1, 2) * 128, torch.ones(count, 1)
     sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
     expected, scores = sam.mask_decoder.predict_masks(features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
     plan = FastDecoder(sam.mask_decoder, sam.prompt_encoder, AtenLinear)
@@ -108,7 +109,7 @@ def test_a_decoder_gives_the_references_masks_by_workers(two_threads):
         found = plan(plan.share(features[0]), sparse, None, slice(1, None))
     torch.testing.assert_close(found.logits, expected[:, 1:], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found.scores, scores[:, 1:], atol=1e-5, rtol=1e-5)
-    assert found.rows.tolist() == [0, 1, 2, 3, 4]
+    assert found.rows.tolist() == list(range(count))
 
 
 @needs_workers

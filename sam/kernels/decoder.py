@@ -3,11 +3,12 @@
 What differs from segment_anything's mask_decoder.py and transformer.py, none of it in the result but for the order of sums:
 
 - What all prompts of an image share is computed once: the first layer's keys, values and queries of the image (they differ
-  only after the first layer), and, once for a model, every projection of the positions.
+  only after the first layer).
 - Cross attention with few tokens never projects the image: `q (W x)` is computed as `(q W) x`, 7 tokens x 8 heads wide.
-- Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled.
+- Transposed convolutions with stride = kernel are linear layers on channels-last tokens; only the final logits are shuffled,
+  two neighbours at a time.
 - The predicted IoU comes first: prompts that it rejects are never upscaled.
-- One prompt at a time on each core of a CPU (workers.py), so that its 4 MiB stay in the cache.
+- One or two prompts at a time on each core of a CPU (workers.py), so that their 4 MiB each stay in the cache.
 
 Where gradients are on, nothing is written in place, so that the same arithmetic can be trained (with `AtenLinear`).
 
@@ -25,6 +26,7 @@ from .linear import Linear, LinearKind
 from .workers import for_each
 
 _PROMPTS_AT_A_TIME = 64  # on a GPU
+_MANY = 8  # prompts for each core: then two at a time share what an operation costs besides its arithmetic
 
 Found = TypeVar("Found")
 
@@ -98,8 +100,9 @@ class Decoded(NamedTuple):
 
 
 def in_parts(decode: Callable[[slice], Found], prompts: int, device: torch.device) -> list[Found]:
-    """What `decode` gives for some prompts at a time, in order; on a CPU for one on each core."""
-    at_a_time = 1 if device.type == "cpu" else _PROMPTS_AT_A_TIME
+    """What `decode` gives for some prompts at a time, in order; on a CPU for one or two on each core."""
+    on_each_core = 2 if prompts >= _MANY * torch.get_num_threads() else 1
+    at_a_time = on_each_core if device.type == "cpu" else _PROMPTS_AT_A_TIME
     parts = [slice(start, min(prompts, start + at_a_time)) for start in range(0, max(1, prompts), at_a_time)]
     if device.type != "cpu" or len(parts) < torch.get_num_threads():  # a prompt alone is for all cores
         return [decode(part) for part in parts]
@@ -133,10 +136,7 @@ class FastDecoder:
         self.grid = prompts.image_embedding_size
         self.no_mask = prompts.no_mask_embed.weight
         self.own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        place = prompts.get_dense_pe().flatten(2)[0].T.contiguous()
-        layers, last = self.transformer.layers, self.transformer.final_attn_token_to_image
-        self.key_places = [layer.cross_attn_token_to_image.k_proj(place) for layer in layers] + [last.k_proj(place)]
-        self.query_places = [layer.cross_attn_image_to_token.q_proj(place) for layer in layers]
+        self.places = prompts.get_dense_pe().flatten(2)[0].T.contiguous()
         first, self.norm, _, second, _ = decoder.output_upscaling
         self.upscale_first, self.upscale_second = _as_linear(first, linear), _as_linear(second, linear)
         self.fine_channels = second.out_channels
@@ -146,9 +146,8 @@ class FastDecoder:
         """Compute what the prompts of an image share, from its embedding `[C, h, w]` and finer maps."""
         tokens = (features.flatten(1).T + self.no_mask)[None].contiguous()
         into, back = (getattr(self.transformer.layers[0], f"cross_attn_{way}") for way in ("token_to_image", "image_to_token"))
-        keys = F.linear(tokens, into.k_proj.weight) + self.key_places[0]
-        queries = F.linear(tokens, back.q_proj.weight) + self.query_places[0]
-        return SharedImage(tokens, keys, into.v_proj(tokens), queries, finer)
+        placed = tokens + self.places
+        return SharedImage(tokens, into.k_proj(placed), into.v_proj(tokens), back.q_proj(placed), finer)
 
     def rate(self, shared: SharedImage, sparse: Tensor, dense: Tensor | None, guidance: Guidance | None = None) -> Rated:
         """The transformer and the IoU head, `MaskDecoder.predict_masks` up to the masks.
@@ -176,20 +175,28 @@ class FastDecoder:
         """Image tokens `[n, N, C]` -> `[n, N*16, C/8]`: each token's 4x4 pixels, as 2x2 of 2x2 (see `to_grid`)."""
         n, tokens, channels = image.shape
         norm, width = self.norm, self.norm.weight.shape[0]
+        half = self.upscale_first.plain(image.reshape(-1, channels)).view(-1, width)
         if torch.is_grad_enabled():
-            half = self.upscale_first.plain(image.reshape(-1, channels)).view(-1, width)
             half = F.gelu(F.layer_norm(half, (width,), norm.weight, norm.bias, norm.eps))
             return F.gelu(self.upscale_second.plain(half)).view(n, tokens * 16, self.fine_channels)
-        fine = image.new_empty(n * tokens, 4 * width)
-        self.upscale_first.into(image.reshape(-1, channels), fine)
-        fine = F.gelu(F.layer_norm(fine.view(-1, width), (width,), norm.weight, norm.bias, norm.eps))
-        return self.upscale_second.gelu(fine).view(n, tokens * 16, self.fine_channels)
+        half = torch.ops.aten.gelu_(F.layer_norm(half, (width,), norm.weight, norm.bias, norm.eps))
+        return self.upscale_second.gelu(half).view(n, tokens * 16, self.fine_channels)
 
     def to_grid(self, values: Tensor) -> Tensor:
         """Values `[n, T, N*16]` in the order of `upscale` -> `[n, T, 4h, 4w]`."""
-        height, width = self.grid
-        fine = values.view(*values.shape[:2], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return fine.reshape(*values.shape[:2], 4 * height, 4 * width)
+        (n, count, _), (height, width) = values.shape, self.grid
+        if torch.is_grad_enabled():
+            fine = values.view(n, count, height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+            return fine.reshape(n, count, 4 * height, 4 * width)
+        # Two float32 that stay neighbours are moved as one number of 64 bits: a twelfth of the time.
+        pairs = values.view(torch.int64).view(n, count, height, width, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5)
+        return pairs.reshape(n, count, 4 * height, 2 * width).view(torch.float32)
+
+    def to_maps(self, upscaled: Tensor) -> Tensor:
+        """What `upscale` gives as maps `[n, C/8, 4h, 4w]`, in memory with their channels last."""
+        (n, _, channels), (height, width) = upscaled.shape, self.grid
+        fine = upscaled.view(n, height, width, 2, 2, 2, 2, channels).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return fine.reshape(n, 4 * height, 4 * width, channels).permute(0, 3, 1, 2)
 
     def __call__(
         self,
@@ -235,14 +242,13 @@ class FastDecoder:
                 queries = queries + target
             queries = layer.norm1(self.attend_to_self(layer, queries, prompt))
             into, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-            queries = layer.norm2(queries + attend.to_image(into, queries + prompt, self.key_places[index], bias))
+            queries = layer.norm2(queries + attend.to_image(into, queries + prompt, bias))
             queries = layer.norm3(queries + layer.mlp(queries))
-            image = attend.to_tokens(back, queries + prompt, queries, self.query_places[index])
+            image = attend.to_tokens(back, queries + prompt, queries)
             image = F.layer_norm(image, image.shape[-1:], layer.norm4.weight, layer.norm4.bias, layer.norm4.eps)
-            attend = _attention_to(image, into, prompt)
+            attend = _attention_to(image, self.places, into, prompt)
         last = self.transformer.final_attn_token_to_image
-        attend = _attention_to(image, last, prompt)
-        queries = queries + attend.to_image(last, queries + prompt, self.key_places[-1], None)
+        queries = queries + attend.to_image(last, queries + prompt, None)
         return self.transformer.norm_final_attn(queries), image
 
     def _first_attention(self, shared: SharedImage, dense: Tensor | None, prompt: Tensor) -> "CrossAttention":
@@ -250,23 +256,22 @@ class FastDecoder:
         if dense is None:
             return _Shared(shared)
         image = shared.tokens + (dense.flatten(2).transpose(1, 2) - self.no_mask)
-        return _attention_to(image, self.transformer.layers[0].cross_attn_token_to_image, prompt)
+        return _attention_to(image, self.places, self.transformer.layers[0].cross_attn_token_to_image, prompt)
 
 
 class CrossAttention(Protocol):
     """Both directions of cross attention between t tokens and one state of the image, in one way of computing them."""
 
-    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+    def to_image(self, attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """Tokens `[n, t, C]` attend to the image: `[n, t, C]`, to be added to them.
 
         Args:
             attn: the layer.
             tokens: with their positions.
-            places: `[N, I]`, the layer's keys of the image's positions, bias included.
             bias: `[n or 1, 1, 1, N]`, added to the scores, or None.
         """
 
-    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor) -> Tensor:
         """The image attends to tokens `[n, t, C]` with other `values`: the image's next state `[n, N, C]`, not normalised."""
 
 
@@ -276,13 +281,13 @@ class _Shared:
     def __init__(self, shared: SharedImage) -> None:
         self.shared = shared
 
-    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+    def to_image(self, attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """See `CrossAttention.to_image`."""
         asking = _heads(attn, attn.q_proj(tokens))
         mixed = _mix(asking, _heads(attn, self.shared.keys), _heads(attn, self.shared.values), bias)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor) -> Tensor:
         """See `CrossAttention.to_tokens`."""
         scores = _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, self.shared.queries))
         image = self.shared.tokens.repeat(len(tokens), 1, 1)
@@ -292,44 +297,49 @@ class _Shared:
 class _Absorbed:
     """With few tokens: the projections are applied to the tokens, and the image `[n, N, C]` is never projected."""
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, places: Tensor) -> None:
+        self.image, self.placed = image, image + places
 
-    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+    def to_image(self, attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """See `CrossAttention.to_image`."""
-        asking = _heads(attn, attn.q_proj(tokens))
-        weights = _weights(_absorbed_scores(attn, asking, self.image, attn.k_proj, places), bias)
+        weights = _weights(self._scores(attn, attn.q_proj(tokens), attn.k_proj), bias)
         seen = (weights.flatten(1, 2) @ self.image).view(*weights.shape[:3], -1)
         mixed = seen @ _by_head(attn, attn.v_proj).transpose(1, 2) + attn.v_proj.bias.view(attn.num_heads, 1, -1)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor) -> Tensor:
         """See `CrossAttention.to_tokens`."""
-        scores = _absorbed_scores(attn, _heads(attn, attn.k_proj(tokens)), self.image, attn.q_proj, places)
-        return _add_answer(attn, scores, values, self.image)
+        return _add_answer(attn, self._scores(attn, attn.k_proj(tokens), attn.q_proj), values, self.image)
+
+    def _scores(self, attn: nn.Module, tokens: Tensor, projection: nn.Linear) -> Tensor:
+        """`_scores` of projected tokens `[n, t, I]` and `projection` of the image and its positions, applied to the tokens."""
+        tokens = _heads(attn, tokens) * (attn.internal_dim // attn.num_heads) ** -0.5
+        of_bias = tokens @ projection.bias.view(attn.num_heads, -1, 1)
+        absorbed = (tokens @ _by_head(attn, projection)).flatten(1, 2)
+        scores = torch.baddbmm(of_bias.flatten(1, 2), absorbed, self.placed.transpose(1, 2))
+        return scores.view(*tokens.shape[:3], -1)
 
 
 class _Projected:
     """With many tokens: the image `[n, N, C]` is projected, as stock code does."""
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, places: Tensor) -> None:
+        self.image, self.placed = image, image + places
 
-    def to_image(self, attn: nn.Module, tokens: Tensor, places: Tensor, bias: Tensor | None) -> Tensor:
+    def to_image(self, attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """See `CrossAttention.to_image`."""
-        asking = _heads(attn, attn.q_proj(tokens))
-        keys = F.linear(self.image, attn.k_proj.weight) + places
-        mixed = _mix(asking, _heads(attn, keys), _heads(attn, attn.v_proj(self.image)), bias)
+        asking, keys = _heads(attn, attn.q_proj(tokens)), _heads(attn, attn.k_proj(self.placed))
+        mixed = _mix(asking, keys, _heads(attn, attn.v_proj(self.image)), bias)
         return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    def to_tokens(self, attn: nn.Module, tokens: Tensor, values: Tensor) -> Tensor:
         """See `CrossAttention.to_tokens`."""
-        queries = F.linear(self.image, attn.q_proj.weight) + places
-        return _add_answer(attn, _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, queries)), values, self.image)
+        scores = _scores(_heads(attn, attn.k_proj(tokens)), _heads(attn, attn.q_proj(self.placed)))
+        return _add_answer(attn, scores, values, self.image)
 
 
-def _attention_to(image: Tensor, attn: nn.Module, tokens: Tensor) -> CrossAttention:
-    return _Absorbed(image) if _is_narrow(attn, tokens) else _Projected(image)
+def _attention_to(image: Tensor, places: Tensor, attn: nn.Module, tokens: Tensor) -> CrossAttention:
+    return (_Absorbed if _is_narrow(attn, tokens) else _Projected)(image, places)
 
 
 def _add_answer(attn: nn.Module, scores: Tensor, values: Tensor, image: Tensor) -> Tensor:
@@ -394,14 +404,6 @@ def _mix(asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> T
     n, heads, count, tokens = weights.shape
     together = weights.transpose(0, 1).reshape(heads, n * count, tokens) @ values[0]
     return together.view(heads, n, count, -1).transpose(0, 1)
-
-
-def _absorbed_scores(attn: nn.Module, tokens: Tensor, image: Tensor, projection: nn.Linear, places: Tensor) -> Tensor:
-    """`_scores` of tokens and `projection(image + position)`, the projection applied to the tokens; places has its bias."""
-    n, heads, count, size = tokens.shape
-    scores = _scores(tokens, _heads(attn, places[None])).reshape(n, heads * count, -1)
-    absorbed = (tokens * size**-0.5) @ _by_head(attn, projection)
-    return torch.baddbmm(scores, absorbed.flatten(1, 2), image.transpose(1, 2)).view(n, heads, count, -1)
 
 
 def _as_linear(convolution: nn.ConvTranspose2d, linear: LinearKind) -> Linear:

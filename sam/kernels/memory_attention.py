@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .linear import Linear, LinearKind
 from .workers import for_each
 
-_ROWS, _COLUMNS = 512, 1024  # queries and keys whose scores a core works on at a time: they stay in its cache
+_ROWS, _COLUMNS = 512, 512  # queries and keys whose scores a core works on at a time: they stay in its cache
 
 
 class Memories(NamedTuple):

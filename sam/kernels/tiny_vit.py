@@ -157,7 +157,7 @@ class _Block:
         self.heads, self.window, self.hidden, self.dtype = attn.heads, attn.window, mlp.fc1.out_features, dtype
         self.bias = attn.bias().to(dtype)
         self.nothing = self.qkv.plain(attn.norm.bias[None].to(dtype))
-        self.places: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.places: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """In place."""
@@ -166,10 +166,10 @@ class _Block:
         windows = max(1, _SCORE_BYTES // (across * self.heads * self.window**4 * self.dtype.itemsize))
         made = torch.empty_like(x)
 
-        def attend(piece: tuple[int, slice]) -> None:
+        def attend(piece: tuple[int, slice, slice]) -> None:
             """Attention in some windows."""
             part = x[piece]
-            tokens = part.flatten(0, 1)
+            tokens = part.reshape(-1, part.shape[-1])
             mixed = self._attend(part.shape[:2], self._normed(tokens, self.norm1))
             made[piece] = self.proj.plus(mixed, tokens).view(part.shape)
 
@@ -181,7 +181,12 @@ class _Block:
             tokens = seen.flatten(0, 1)
             x[piece] = self.lin2.plus(self.lin1.gelu(self._normed(tokens, self.norm2)), tokens).view(seen.shape)
 
-        for_each(attend, _strips(count, height, windows * self.window, self.window))
+        strips = _strips(count, height, windows * self.window, self.window)
+        # A few rows of windows would leave cores idle: each is cut into some windows.
+        cuts = min(across, -(-_STRIPS_PER_THREAD * torch.get_num_threads() // len(strips)))
+        wide = -(-across // cuts) * self.window
+        columns = [slice(start, min(width, start + wide)) for start in range(0, width, wide)]
+        for_each(attend, [(*strip, part) for strip in strips for part in columns])
         for_each(add, _strips(count, height, max(1, _MLP_TOKENS // width)))
         return x
 
@@ -190,27 +195,36 @@ class _Block:
 
     def _attend(self, size: tuple[int, int], tokens: Tensor) -> Tensor:
         """Normed tokens `[H*W, C]` of some rows of windows -> what attention gives them, before the last layer."""
-        heads, n = self.heads, self.window**2
-        qkv = tokens.new_empty(len(tokens) + 1, 3 * tokens.shape[1])
-        self.qkv.into(tokens, qkv[:-1])
-        qkv[-1:] = self.nothing
-        to_windows, to_tokens = self._places(size)
-        width = tokens.shape[1] // heads
-        q, k, v = qkv.view(len(qkv) * heads, -1).index_select(0, to_windows).view(-1, n, 3 * width).split(width, -1)
-        scores = torch.baddbmm(self.bias.repeat(len(q) // heads, 1, 1), q, k.transpose(1, 2), alpha=width**-0.5)
-        mixed = torch.bmm(torch.softmax(scores, -1, out=scores), v)
+        heads, n, width = self.heads, self.window**2, tokens.shape[1] // self.heads
+        to_windows, padding, nothing, to_tokens = self._places(size)
+        qkv = self.qkv.plain(tokens).view(-1, 3 * width).index_select(0, to_windows)
+        qkv.index_copy_(0, padding, nothing)
+        q, k, v = qkv.view(-1, n, 3 * width).split(width, -1)
+        mixed = torch.empty(q.shape, dtype=q.dtype)
+        at_once = heads * max(1, _SCORE_BYTES // (heads * n * n * self.dtype.itemsize))
+        scores = torch.empty(min(at_once, len(q)), n, n, dtype=q.dtype)
+        for start in range(0, len(q), at_once):
+            part = slice(start, start + at_once)
+            some = scores[: len(q[part])]
+            some.view(-1, heads, n, n).copy_(self.bias)
+            some.baddbmm_(q[part], k[part].transpose(1, 2), alpha=width**-0.5)
+            torch.bmm(torch.softmax(some, -1, out=some), v[part], out=mixed[part])
         return mixed.view(-1, width).index_select(0, to_tokens).view(tokens.shape)
 
-    def _places(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """For maps (H, W): the row of each (window, head, token of it), and where each (token, head) is among these."""
+    def _places(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Of maps (H, W): the row of each (window, head, token of it), those that pad the image and what is in them, and where
+        each (token, head) is among all of these."""
         if size not in self.places:
             height, width = size
             n, heads, count = self.window, torch.arange(self.heads), height * width
-            index = torch.full((-(-height // n) * n, -(-width // n) * n), count)  # the last row: what pads the image
+            index = torch.full((-(-height // n) * n, -(-width // n) * n), count)  # behind the last row: what pads the image
             index[:height, :width] = torch.arange(count).view(size)
             windows = index.view(index.shape[0] // n, n, -1, n).transpose(1, 2).reshape(-1, 1, n * n)
             to_windows = (windows * self.heads + heads[:, None]).flatten()
             to_tokens = torch.empty((count + 1) * self.heads, dtype=torch.long)
             to_tokens[to_windows] = torch.arange(len(to_windows))
-            self.places[size] = to_windows, to_tokens[: count * self.heads].clone()
+            (padding,) = torch.nonzero(to_windows >= count * self.heads, as_tuple=True)
+            nothing = self.nothing.view(self.heads, -1)[to_windows[padding] - count * self.heads]
+            to_windows[padding] = 0  # any row
+            self.places[size] = to_windows, padding, nothing, to_tokens[: count * self.heads].clone()
         return self.places[size]

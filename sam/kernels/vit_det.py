@@ -5,7 +5,8 @@ None of what differs changes the result but for the order of float32 sums:
 - Tokens lie in window order from the first block to the last. A global block does not mind the order of its tokens, as their
   places are in the rotation of queries and keys, which is stored in that order too.
 - Queries and keys are rotated where the projection wrote them. Linear layers are those of linear.py, with GELU and the residual
-  fused. On a CPU each core takes a window through a whole block (workers.py).
+  fused. On a CPU each core takes a window through a whole block (workers.py), and all cores those windows that would leave some
+  of them idle: one of nine on two.
 - In the pyramid nothing lies between a convolution that enlarges and the 1x1 one after it, nor between a 3x3 one and the
   decoder's 1x1 convolution: each pair is one layer. A third of the operations is left, and the finest map of all channels,
   81 MiB, is never written.
@@ -96,7 +97,11 @@ class _Block:
         elif window * count == len(x):
             run_whole(self, x.view(count, window, -1), linear)
         else:
-            for_each(self._run, x.split(window))
+            windows = x.split(window)
+            rest = len(windows) % torch.get_num_threads()
+            for_each(self._run, windows[: len(windows) - rest])
+            if rest:
+                self._run(x[-rest * window :])
 
     def _run(self, x: Tensor) -> None:
         """The block on tokens `[W*T, E]` of whole windows."""

@@ -97,6 +97,6 @@ class FastHQDecoder(FastDecoder):
         """SAM's masks, each with the HQ token's added."""
         upscaled = self.upscale(rated.image)
         masks = self.to_grid(self.hyper(rated, wanted) @ upscaled.transpose(1, 2))
-        detailed = self.refine(self.to_grid(upscaled.transpose(1, 2))) + shared.finer[0]
+        detailed = self.refine(self.to_maps(upscaled)) + shared.finer[0]
         hyper = self.hq_network(rated.queries[:, 1 + self.mask_tokens])[:, None]
         return masks + (hyper @ detailed.flatten(2)).view(len(masks), 1, *masks.shape[2:])
