@@ -34,6 +34,7 @@ from ..utils.comfy import Progress
 from ..utils.comfy_files import save_temporary
 from ..utils.finish import finish_mask
 from ..utils.images import Frames, bounded, cutout
+from ..utils.layers import layers_of
 from ..utils.marks import Region
 from ..utils.text import counted
 from .common import CATEGORY, SAM_MODEL_INPUT, MakesLarge
@@ -44,6 +45,28 @@ log = logging.getLogger("samkit")
 
 MOST_IMAGES = 1024  # frames of a batch that the editor can show
 MOST_PIXELS = 1 << 30  # of them together: files in the temp folder, with about a byte a pixel
+
+
+class MarkedObject(NamedTuple):
+    """One of the editor's objects on a frame.
+
+    Attributes:
+        prompts: the editor's.
+        place: of the object among them.
+        frame: its number, as the marks have it.
+        size: (H, W) of the frame.
+        start: a mask bool `[H, W]` that the marks correct.
+    """
+
+    prompts: EditorPrompts
+    place: int
+    frame: int
+    size: Size
+    start: np.ndarray | None = None
+
+    def finished(self, mask: Tensor) -> Tensor:
+        """Its mask `[H, W]`, finished and painted."""
+        return finish_object(mask, self.prompts.objects[self.place], self.frame)
 
 
 class FirstLook(NamedTuple):
@@ -60,28 +83,16 @@ class FirstLook(NamedTuple):
     options: PredictOptions
 
 
-def first_look(
-    image: ImagePredictor,
-    prompts: EditorPrompts,
-    frame: int,
-    only: int,
-    start: np.ndarray | None = None,
-    size: Size | None = None,
-    logits: bool = False,
-) -> FirstLook:
-    """The masks of one of the editor's objects on a frame, as SAM Segment makes them.
+def first_look(image: ImagePredictor, marked: MarkedObject, logits: bool = False) -> FirstLook:
+    """The masks of an object on a frame, as SAM Segment makes them.
 
     Args:
         image: the frame, or the region of it that the object has.
-        prompts: the editor's.
-        frame: the frame's number, as the marks have it.
-        only: the object's place.
-        start: a mask bool `[H, W]` that the marks correct.
-        size: (H, W) of the frame, where `image` is a region of it.
+        marked: the object.
         logits: whether they are wanted.
     """
-    one, size = prompts.objects[only], size or image.geometry.original
-    given = prompts.given([frame], size, only)
+    prompts, place, frame, size, start = marked
+    one, given = prompts.objects[place], prompts.given([frame], size, place)
     if start is not None and start.shape == size:
         given = replace(given, mask=torch.from_numpy(start).float()[None])
     region = clip_region(one.region, size)
@@ -92,44 +103,32 @@ def first_look(
     return FirstLook(objects, predict_in_region(image, region, size, objects, options), options)
 
 
-def segment_marks(
-    image: ImagePredictor,
-    prompts: EditorPrompts,
-    frame: int,
-    only: int,
-    start: np.ndarray | None = None,
-    size: Size | None = None,
-) -> tuple[Tensor, float]:
-    """The mask of one of the editor's objects on a frame by a first look, finished and painted; the preview's too.
-
-    Args:
-        image, prompts, frame, only, start, size: see `first_look`.
+def segment_marks(image: ImagePredictor, marked: MarkedObject) -> tuple[Tensor, float]:
+    """The mask of an object on a frame by a first look, finished and painted; the preview's too. Arguments: see `first_look`.
 
     Returns:
         float32 `[H, W]` in 0..1, and the predicted IoU; without a mark on this frame nothing but paint, and 0.
     """
-    masks, scores, _ = first_look(image, prompts, frame, only, start, size).found
-    return finish_object(masks.any(0).float(), prompts.objects[only], frame), min(scores.tolist(), default=0.0)
+    masks, scores, _ = first_look(image, marked).found
+    return marked.finished(masks.any(0).float()), min(scores.tolist(), default=0.0)
 
 
 @torch.no_grad()
-def look_again(
-    model: Segmenter, pixels: np.ndarray, prompts: EditorPrompts, frame: int, only: int, first: FirstLook
-) -> tuple[Tensor, float, Looked]:
-    """`segment_marks` by second looks at what the first one has found, as `prompts.detail` says. Not in the body of a `placed`.
+def look_again(model: Segmenter, pixels: np.ndarray, marked: MarkedObject, first: FirstLook) -> tuple[Tensor, float, Looked]:
+    """`segment_marks` by second looks at what the first one has found, as `detail` says. Not in the body of a `placed`.
 
     Args:
         model: that the first look was made with.
         pixels: the frame, uint8 `[H, W, 3]`.
-        prompts, frame, only: see `first_look`.
+        marked: the object.
         first: with its logits.
 
     Returns:
         The mask and the predicted IoU as `segment_marks` gives them, and what became of the object.
     """
-    second = SecondLook(model, pixels.shape[:2], prompts.detail, first.options, "AUTO")
+    second = SecondLook(model, marked.size, marked.prompts.detail, first.options, "AUTO")
     (masks, scores, _), looked = second.refine(pixels, first.prompts, first.found)
-    return finish_object(masks.any(0).float(), prompts.objects[only], frame), min(scores.tolist(), default=0.0), looked
+    return marked.finished(masks.any(0).float()), min(scores.tolist(), default=0.0), looked
 
 
 def finish_object(mask: Tensor, one: EditorObject, frame: int) -> Tensor:
@@ -178,10 +177,10 @@ class PromptEditor(MakesLarge):
         "sam editor",
     ]
     CATEGORY = CATEGORY
-    LARGE = ("masks", "cutout")
-    RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE")
-    RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout")
-    OUTPUT_IS_LIST = (False, False, False, False, False, True, False)
+    LARGE = ("masks", "cutout", "layers")
+    RETURN_TYPES = ("STRING", "STRING", "BOUNDING_BOX", "MASK", "IMAGE", "STRING", "IMAGE", "LAYERS")
+    RETURN_NAMES = ("positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout", "layers")
+    OUTPUT_IS_LIST = (False, False, False, False, False, True, False, True)
     OUTPUT_TOOLTIPS = (
         "Points on the objects, as JSON. With several objects, each point names the object that it belongs to.",
         "Points that are not on the objects, as JSON.",
@@ -191,6 +190,8 @@ class PromptEditor(MakesLarge):
         "The image, unchanged.",
         "The names of the objects, in the order of the editor's list.",
         "The image with each mask as its alpha: transparent outside the mask.",
+        "One layer per object, cut out and named, for Create Layered Image and its layer editor. ComfyUI has them since 0.31: "
+        "older versions have no node that takes layers.",
     )
     OUTPUT_NODE = True  # so that a graph that ends here runs, and shows its image
     FUNCTION = "execute"
@@ -244,46 +245,50 @@ class PromptEditor(MakesLarge):
             )
         if sam_model is not None:
             shown["samkit_model"] = [remember(sam_model)]
-        masks, cut = _masks_and_cutout(sam_model, image, parsed, individual_masks, *map(self.wants, self.LARGE))
+        wanted = set(filter(self.wants, self.LARGE))
+        masks, cut, layers = _made_of_masks(sam_model, image, parsed, individual_masks, wanted)
         labels = [one.name for one in parsed.objects if one.has_content] or [""]
-        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cut)
+        result = (*parsed.outputs(frames, tuple(size)), masks, bounded(image), labels, cut, layers)
         return {"ui": shown, "result": result}
 
 
-def _masks_and_cutout(
-    model: Segmenter | None, image: Tensor, prompts: EditorPrompts, apart: bool, has_masks: bool, has_cutout: bool
-) -> tuple[Tensor, Tensor]:
-    """The outputs `masks` and `cutout`: what is wanted of them is allocated once and filled a frame at a time.
+def _made_of_masks(
+    model: Segmenter | None, image: Tensor, prompts: EditorPrompts, apart: bool, wanted: set[str]
+) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """The outputs `masks`, `cutout` and `layers`: what is wanted of them is allocated once and filled a frame at a time.
 
     Without a model an object has its paint; where there is no object, a frame has one empty mask.
     """
     made = [(place, one) for place, one in enumerate(prompts.objects) if one.has_content]
     (count, *size), where = image.shape[:3], result_device()
     rows = max(1, len(made)) if apart else 1
-    masks = torch.empty(count * rows * has_masks, *size, device=where)
-    cut = torch.empty(count * rows * has_cutout, *size, 4, device=where)
+    masks = torch.empty(count * rows * ("masks" in wanted), *size, device=where)
+    cut = torch.empty(count * rows * ("cutout" in wanted), *size, 4, device=where)
+    layers = []
 
     def put(frame: int, found: list[Tensor]) -> None:
         together = torch.stack(found) if apart else torch.stack(found).amax(0, keepdim=True)
         place = slice(frame * rows, frame * rows + rows)
-        if has_masks:
+        if "masks" in wanted:
             masks[place] = together
-        if has_cutout:
+        if "cutout" in wanted:
             cut[place] = cutout(image[frame : frame + 1], together)
+        if "layers" in wanted:
+            layers.append(layers_of(image[frame : frame + 1], found[: len(made)], [one.name for _, one in made]))
 
     def segment(frame: int, ready: ImagePredictor) -> None:
-        put(frame, [segment_marks(ready, prompts, frame, place)[0] for place, _ in made])
+        put(frame, [segment_marks(ready, MarkedObject(prompts, place, frame, tuple(size)))[0] for place, _ in made])
 
     is_in_parts = prompts.detail != "off" or any(one.region is not None for _, one in made)
-    if model is not None and made and is_in_parts and (has_masks or has_cutout):
+    if model is not None and made and is_in_parts and wanted:
         _segment_in_parts(model, Frames(image), prompts, [place for place, _ in made], put)
-    elif model is not None and made and (has_masks or has_cutout):
+    elif model is not None and made and wanted:
         prompt_each(model, image, segment)
-    elif has_masks or has_cutout:
+    elif wanted:
         empty = torch.zeros(*size, device=where)
         for frame in range(count):
             put(frame, [finish_object(empty, one, frame) for _, one in made] or [empty])
-    return masks, cut
+    return masks, cut, layers
 
 
 def _segment_in_parts(
@@ -300,9 +305,10 @@ def _segment_in_parts(
                 region = clip_region(prompts.objects[place].region, frames.size)
                 if region not in ready:
                     ready[region] = ReadyImage(model, part_of(pixels, region))
+                marked = MarkedObject(prompts, place, index, frames.size)
                 with ready[region].predictor() as image:
-                    first = first_look(image, prompts, index, place, size=frames.size, logits=True)
-                found.append(look_again(model, pixels, prompts, index, place, first)[0])
+                    first = first_look(image, marked, logits=True)
+                found.append(look_again(model, pixels, marked, first)[0])
                 progress.advance()
             put(index, found)
 

@@ -66,6 +66,23 @@ window.samkit = {
     }
     return samkit.packed(mask, width, height);
   },
+  // What the layer of segments of a part of the editor shows, one sample per pixel of the image.
+  async lit(part, index = 0) {
+    const editor = samkit.editor(index);
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const { canvas } = editor[part].layer;
+    const { data, width: across } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const { width, height } = editor.image;
+    const ratio = canvas.width / editor.stageSize.width;
+    const mask = new Uint8Array(width * height);
+    for (let y = 0; y < height; y += 1) {
+      for (let x = 0; x < width; x += 1) {
+        const at = editor.view.toStage({ x: x + 0.5, y: y + 0.5 });
+        mask[y * width + x] = data[4 * (Math.floor(at.y * ratio) * across + Math.floor(at.x * ratio)) + 3] ? 1 : 0;
+      }
+    }
+    return samkit.packed(mask, width, height);
+  },
   // The masks that the server sent, exactly: those of all objects together, or of one.
   exact(index = 0, only = null) {
     const { masks, image: { width, height } } = samkit.editor(index);
@@ -90,6 +107,19 @@ window.samkit = {
     let text = "";
     for (const value of mask) text += String.fromCharCode(value);
     return [btoa(text), width, height];
+  },
+  // When the server has run all that was queued, and its history has it.
+  async drained() {
+    while ((await (await fetch("/prompt")).json()).exec_info.queue_remaining) await new Promise((done) => setTimeout(done, 50));
+  },
+  // Whether the server comes to run something, or nothing, within 20 seconds. (wait_for_function awaits no promise.)
+  async runs(something) {
+    for (let tries = 0; tries < 400; tries += 1) {
+      const { queue_running: running } = await (await fetch("/queue")).json();
+      if (running.length > 0 === something) return true;
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    return false;
   },
   async settled(index = 0) {
     const editor = samkit.editor(index);
@@ -202,6 +232,10 @@ class Editor:
         """The mask as the canvas shows it: bool [H, W]."""
         self.leave()
         return self._unpacked(self.page.evaluate("(index) => samkit.seen(index)", self.index))
+
+    def lit(self, part):
+        """What the layer of segments of a part of the editor, `everything` or `alike`, shows: bool [H, W]."""
+        return self._unpacked(self.page.evaluate("([part, index]) => samkit.lit(part, index)", [part, self.index]))
 
     def exact(self, only=None):
         """The masks as the server sent them: bool [H, W]; of all objects together, or of one."""

@@ -11,11 +11,13 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 READY = "editor.alike.state === 'ready' && !editor.alike.bar.hidden"
 OTHERS = [(320, 200)], [(120, 200)]  # discs and squares of the second image
+LOW = [(80, 90), (320, 441), (540, 441)], [(300, 200)]  # of an image whose discs touch its lowest edge
 
 
 @pytest.fixture(scope="module")
 def server(editor_server):
-    first, second = (Image.fromarray(drawn(*places)[0]) for places in ((DISCS, SQUARES), OTHERS))
+    first, second, low = (Image.fromarray(drawn(*places)[0]) for places in ((DISCS, SQUARES), OTHERS, LOW))
+    low.save(editor_server.base / "input" / "low.png")
     first.save(editor_server.base / "input" / "kinds.png")
     first.save(editor_server.base / "input" / "kinds.webp", save_all=True, append_images=[second], lossless=True)
     return editor_server
@@ -77,29 +79,6 @@ def offered(editor):
     return [editor._unpacked(one) for one in found]
 
 
-def shown(editor):
-    """What the layer shows of it: bool [H, W], a sample per pixel of the image."""
-    packed = editor.page.evaluate(
-        """async () => {
-          const editor = samkit.editor();
-          await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-          const { canvas } = editor.alike.layer;
-          const { data, width: across } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          const { width, height } = editor.image;
-          const ratio = canvas.width / editor.stageSize.width;
-          const mask = new Uint8Array(width * height);
-          for (let y = 0; y < height; y += 1) {
-            for (let x = 0; x < width; x += 1) {
-              const at = editor.view.toStage({ x: x + 0.5, y: y + 0.5 });
-              mask[y * width + x] = data[4 * (Math.floor(at.y * ratio) * across + Math.floor(at.x * ratio)) + 3] ? 1 : 0;
-            }
-          }
-          return samkit.packed(mask, width, height);
-        }"""
-    )
-    return editor._unpacked(packed)
-
-
 def iou(one, other):
     return (one & other).sum() / (one | other).sum()
 
@@ -116,10 +95,10 @@ def test_the_others_of_its_kind_are_offered_and_seen(editor):
             *range(len(truth))
         ]
         assert all(max(iou(mask, one) for one in truth) > 0.9 for mask in found), "each of them, and nothing else"
-        assert iou(shown(editor), np.any(found, axis=0)) > 0.95
+        assert iou(editor.lit("alike"), np.any(found, axis=0)) > 0.95
         assert f"{len(truth)} objects like it" in editor.page.locator(".samkit-offers").filter(visible=True).inner_text()
         editor.page.keyboard.press("Escape")
-        assert not shown(editor).any() and not editor.evaluate("editor.alike.isOn")
+        assert not editor.lit("alike").any() and not editor.evaluate("editor.alike.isOn")
         editor.page.keyboard.press("n")
 
 
@@ -141,7 +120,7 @@ def test_they_are_taken_left_out_and_undone_and_a_run_gives_what_was_seen(editor
     editor.page.keyboard.press("Enter")
     assert len(editor.state["objects"]) == 3
     editor.page.get_by_role("button", name="Take all").filter(visible=True).click()
-    assert len(editor.state["objects"]) == 5 and not shown(editor).any()
+    assert len(editor.state["objects"]) == 5 and not editor.lit("alike").any()
     assert "alike" not in requests and "segments" not in requests, "nothing is asked for again"
     editor.page.keyboard.press("Escape")
     marked = editor.exact(0)
@@ -150,6 +129,40 @@ def test_they_are_taken_left_out_and_undone_and_a_run_gives_what_was_seen(editor
     ((path,),) = server.saved(saving(editor)).values()
     assert ((np.array(Image.open(path).convert("L")) > 127) == whole).all()
     assert editor.evaluate("editor.state.current") == 0, "the next click is the marked object's"
+
+
+@pytest.mark.parametrize("where", ["first width", "240 pixels"])
+def test_what_lies_at_the_foot_of_the_image_is_taken_by_a_click(page, server, where):
+    """The bar of what is offered lies below the image, which stays whole, and no other words on it move the image."""
+    editor = on_image(page, "low.png")
+    if where == "240 pixels":
+        page.evaluate("() => app.graph.nodes.find((one) => one.type === 'SAMKit_PromptEditor').setSize([240, 700])")
+        page.wait_for_timeout(300)
+    offer(editor)
+    at, text = [editor.place(1, 1), editor.place(639, 479)], "editor.alike.text.textContent"
+    said = [editor.evaluate(text)]
+    page.mouse.move(*editor.place(320, 474))
+    said.append(editor.evaluate(text))
+    editor.click(*LOW[1][0])
+    said.append(editor.evaluate(text))
+    assert len({*said}) == 3 and [editor.place(1, 1), editor.place(639, 479)] == at, said
+    bar, stage = (editor.page.locator(name).filter(visible=True).bounding_box() for name in (".samkit-offers", ".samkit-stage"))
+    assert stage["y"] < at[0][1] and at[1][1] < stage["y"] + stage["height"] <= bar["y"] + 1
+    for action in ("Fewer", "More", "Take all", "Done"):
+        button = page.get_by_role("button", name=action, exact=True).filter(visible=True).bounding_box()
+        assert bar["x"] <= button["x"] and button["x"] + button["width"] <= bar["x"] + bar["width"]
+    for x, _ in LOW[0][1:]:
+        editor.click(x, 474)
+    assert len(editor.state["objects"]) == 3
+
+
+def test_the_button_begins_and_ends_it(editor):
+    editor.click(*DISCS[0])
+    editor.leave()
+    editor.page.get_by_label("Find all like").filter(visible=True).click()
+    editor.wait(READY, timeout=120_000)
+    editor.page.get_by_label("Offer nothing any longer").filter(visible=True).click()
+    assert editor.evaluate("editor.alike.state") == "off"
 
 
 def test_beside_what_is_offered_a_click_does_nothing_and_says_so(editor):

@@ -719,6 +719,54 @@ def test_closed_dialogs_leave_nothing(page):
     assert kept[0] == 0 and kept[1] < 20
 
 
+def test_twenty_more_openings_leave_no_nodes_and_no_listeners(page):
+    """Chromium's own counts after it has collected garbage: what an opening leaves, in the page or out of it, adds up.
+
+    The page itself may still change, so that one twenty of four need leave nothing.
+    """
+    load_image(page)
+    browser = page.context.new_cdp_session(page)
+    browser.send("HeapProfiler.enable")
+    browser.send("Performance.enable")
+
+    def open_and_close(times):
+        page.evaluate(
+            """async (times) => {
+              const pause = (time) => new Promise((done) => setTimeout(done, time));
+              const node = app.graph.nodes.find((one) => one.type === "LoadImage");
+              const entry = app.canvas.getNodeMenuOptions(node).find((one) => one?.content === "Select object with SAM");
+              for (let time = 0; time < times; time += 1) {
+                entry.callback();
+                const { samkit: editor } = document.querySelector(".samkit-dialog .samkit-editor");
+                while (!editor.image || editor.preview.state.name !== "ready") await pause(20);
+                if (time % 10 === 0) {
+                  editor.state.add({ x: 209, y: 386, label: 1 });
+                  while (!editor.mask) await pause(20);
+                }
+                const close = document.querySelector(".samkit-dialog-foot button");
+                while (document.querySelector(".samkit-dialog")) close.click();
+              }
+            }""",
+            times,
+        )
+
+    def counts():
+        """The least of a few counts: what is freed by a later collection was not left behind."""
+        seen = []
+        for _ in range(6):
+            page.wait_for_timeout(200)
+            browser.send("HeapProfiler.collectGarbage")
+            found = {one["name"]: one["value"] for one in browser.send("Performance.getMetrics")["metrics"]}
+            seen.append((found["Nodes"], found["JSEventListeners"]))
+        return tuple(map(min, zip(*seen, strict=True)))
+
+    seen = []
+    for _ in range(4):
+        open_and_close(20)
+        seen.append(counts())
+    assert any(one == after for one, after in itertools.pairwise(seen)), seen
+
+
 def test_masks_of_a_data_set_are_corrected_from_image_to_image(page, server):
     """A COCO file of two images: a click adds an object to the first, which is accepted; the second is not touched."""
     folder = server.base / "input" / f"pets_{next(_numbers)}"

@@ -86,8 +86,8 @@ def test_images_leave_the_editor_as_images(tiny_model, tmp_path, monkeypatch, ch
     monkeypatch.setattr("samkit.utils.comfy_folders.PACK", tmp_path)
     given = change(IMAGE).requires_grad_()
     before = given.detach().clone()
-    _, _, _, masks, image, _, cutout = PromptEditor().execute(given, MARKS, tiny_model)["result"]
-    for output in (masks, image, cutout):
+    _, _, _, masks, image, _, cutout, layers = PromptEditor().execute(given, MARKS, tiny_model)["result"]
+    for output in (masks, image, cutout, *(layer["image"] for document in layers for layer in document["layers"])):
         assert output.dtype == torch.float32 and not output.requires_grad and output.min() >= 0 and output.max() <= 1
     wanted = before.float().clamp(0, 1)
     assert torch.equal(image, wanted) and torch.equal(cutout[..., :3], wanted) and torch.equal(cutout[..., 3], masks)

@@ -926,9 +926,9 @@ def test_a_run_that_the_editor_has_begun_can_be_cancelled(editor, server, core):
         page.route("**/api/jobs/*/cancel", lambda route: route.fulfill(status=404))
     try:
         page.get_by_text("Run what the image needs").filter(visible=True).click()
-        page.wait_for_function("async () => (await (await fetch('/queue')).json()).queue_running.length", timeout=20_000)
+        assert page.evaluate("samkit.runs(true)")
         page.get_by_text("Cancel", exact=True).filter(visible=True).click()
-        page.wait_for_function("async () => !(await (await fetch('/queue')).json()).queue_running.length", timeout=20_000)
+        assert page.evaluate("samkit.runs(false)"), "the server has ended it"
         page.get_by_text("Run what the image needs").filter(visible=True).wait_for()
     finally:
         page.unroute("**/api/jobs/*/cancel")

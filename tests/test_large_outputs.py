@@ -77,6 +77,10 @@ def test_these_are_all_with_large_outputs():
 
 
 def same(ours, expected):
+    if isinstance(ours, list):
+        return len(ours) == len(expected) and all(map(same, ours, expected))
+    if isinstance(ours, dict):
+        return ours.keys() == expected.keys() and all(same(ours[key], expected[key]) for key in ours)
     return torch.equal(ours, expected) if isinstance(ours, torch.Tensor) else ours == expected
 
 
@@ -91,6 +95,8 @@ def test_an_output_is_made_where_it_is_connected_and_the_others_stay_as_they_are
         for name, ours, expected in zip(node.RETURN_NAMES, found, whole, strict=True):
             if name not in node.LARGE or name in names:
                 assert type(ours) is type(expected) and (name == "bbox_detector" or same(ours, expected)), name
+            elif name == "layers":
+                assert ours == []
             else:
                 assert len(ours) == 0 and ours.shape[1:] == expected.shape[1:] and ours.dtype == expected.dtype, name
 
@@ -130,7 +136,7 @@ def runs(monkeypatch):
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_editors_batch_is_its_frames_and_encodes_each_once_for_all_objects(tiny_model, film, runs, apart):
-    *_, masks, _, labels, cutout = PromptEditor().execute(film, PROMPTS, tiny_model, apart)["result"]
+    *_, masks, _, labels, cutout, layers = PromptEditor().execute(film, PROMPTS, tiny_model, apart)["result"]
     assert runs == [1] * len(film) and labels == ["one", "two", "three"]
     for index in range(len(film)):
         objects = [dict(one) for one in OBJECTS]
@@ -144,6 +150,7 @@ def test_the_editors_batch_is_its_frames_and_encodes_each_once_for_all_objects(t
         alone = PromptEditor().execute(film[index : index + 1], prompts, tiny_model, apart)["result"]
         rows = slice(3 * index, 3 * index + 3) if apart else slice(index, index + 1)
         assert torch.equal(alone[3], masks[rows]) and torch.equal(alone[6], cutout[rows])
+        assert same(alone[7], layers[index : index + 1])
 
 
 def test_where_nothing_is_connected_the_editor_segments_nothing(tiny_model, film, runs, connected):
@@ -173,7 +180,8 @@ PromptEditor().execute(film[:2], prompts, model)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = PromptEditor().execute(film, prompts, model)["result"]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(1024 * (peak - before) - result[3].nbytes - result[6].nbytes)
+layers = sum(layer["image"].nbytes for document in result[7] for layer in document["layers"])
+print(1024 * (peak - before) - result[3].nbytes - result[6].nbytes - layers)
 """
 
 

@@ -65,7 +65,7 @@ CONTRACT = {
         "SAM Prompt Editor",
         ["image", "prompts"],
         ["sam_model", "individual_masks", "grounding_model"],
-        ["positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout"],
+        ["positive_coords", "negative_coords", "bboxes", "masks", "image", "labels", "cutout", "layers"],
     ),
     "SAMKit_AutoMask": (
         "SAM Segment Everything",

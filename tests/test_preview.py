@@ -78,9 +78,9 @@ def decoded(monkeypatch):
     """The prompts that were decoded, in order."""
     seen, real = [], module.segment_marks
 
-    def segment_marks(image, prompts, *others):
-        seen.append(prompts)
-        return real(image, prompts, *others)
+    def segment_marks(image, marked):
+        seen.append(marked.prompts)
+        return real(image, marked)
 
     monkeypatch.setattr(module, "segment_marks", segment_marks)
     return seen

@@ -24,6 +24,7 @@ from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, quietly
 from samkit.utils.comfy_files import image_path, is_linked_out, load_image_file, save_results, save_temporary
 from samkit.utils.overlay import FORMS, mask_image, mask_png, outline
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 
 POINT, AWAY, BOX = (
@@ -245,7 +246,7 @@ OTHER = [{"x": 60, "y": 45, "label": 1}, {"x": 40, "y": 30, "width": 30, "height
 
 
 def test_marks_of_several_objects_name_theirs_and_those_of_one_do_not():
-    positive, negative, boxes, *_, labels, _ = run(images(1), objects([POINT, AWAY], {"marks": OTHER, "name": "cup"}))
+    positive, negative, boxes, *_, labels, _, _ = run(images(1), objects([POINT, AWAY], {"marks": OTHER, "name": "cup"}))
     assert json.loads(positive) == [{"x": 30, "y": 25, "object": 1}, {"x": 60, "y": 45, "object": 2}]
     assert json.loads(negative) == [{"x": 60.5, "y": 40, "object": 1}]
     assert boxes == [{"x": 40, "y": 30, "width": 30, "height": 20, "object": 2}] and labels == ["Object 1", "cup"]
@@ -273,12 +274,69 @@ def test_what_goes_out_makes_the_same_objects_in_sam_segment(tiny_model):
 
 def test_a_cutout_is_the_image_with_the_mask_as_alpha(tiny_model):
     image = images(2)
-    *_, masks, _, labels, cutout = run(image, objects([POINT], OTHER), tiny_model)
+    *_, masks, _, labels, cutout, _ = run(image, objects([POINT], OTHER), tiny_model)
     assert cutout.shape == (2, 60, 80, 4) and torch.equal(cutout[..., :3], image) and torch.equal(cutout[..., 3], masks)
     answer = PromptEditor().execute(image, objects([POINT], OTHER), tiny_model, individual_masks=True)["result"]
     assert torch.equal(answer[6][..., :3], image.repeat_interleave(2, 0)) and torch.equal(answer[6][..., 3], answer[3])
     grey = run(image[..., :1], objects([POINT]))[6]
     assert grey.shape == (2, 60, 80, 4) and not grey[..., 3].any() and torch.equal(grey[..., 2:3], image[..., :1])
+
+
+def composed(document):
+    """The layers over each other on a transparent canvas, straight colours and alpha `[H, W, 4]`.
+
+    As ComfyUI's `comfy_extras/nodes_compositor.py` places them: a layer lies at (x, y) in its own size, later ones on top.
+    """
+    width, height = document["canvas"]
+    colour, alpha = np.zeros((height, width, 3)), np.zeros((height, width, 1))
+    for layer in document["layers"]:
+        (own,) = layer["image"].numpy().astype(float)
+        rows, columns = slice(layer["y"], layer["y"] + own.shape[0]), slice(layer["x"], layer["x"] + own.shape[1])
+        below, over = alpha[rows, columns].copy(), own[..., 3:]
+        alpha[rows, columns] = over + (1 - over) * below
+        mixed = own[..., :3] * over + colour[rows, columns] * below * (1 - over)
+        colour[rows, columns] = np.divide(mixed, alpha[rows, columns], out=np.zeros_like(mixed), where=alpha[rows, columns] > 0)
+    return np.concatenate([colour, alpha], -1)
+
+
+def test_layers_are_the_objects_cut_out_named_and_in_their_order(tiny_model):
+    image = images(2)
+    soft = {"marks": OTHER, "name": "cup", "finish": {"feather": 3}}
+    prompts = objects([BOX], {"name": "nothing here"}, soft, {"name": "later", "marks": [{**POINT, "frame": 1}]})
+    answer = PromptEditor().execute(image, prompts, tiny_model, individual_masks=True)["result"]
+    masks, documents = answer[3].reshape(2, 3, 60, 80), answer[7]
+    assert [[layer["name"] for layer in one["layers"]] for one in documents] == [
+        ["Object 1", "cup"],
+        ["Object 1", "cup", "later"],
+    ]
+    assert PromptEditor.OUTPUT_IS_LIST[7] and PromptEditor.RETURN_TYPES[7] == "LAYERS"
+    for frame, document in enumerate(documents):
+        assert (document["version"], document["canvas"]) == (1, (80, 60))
+        for layer, mask in zip(document["layers"], masks[frame], strict=False):
+            assert set(layer) == {"type", "image", "name", "x", "y"} and layer["type"] == "raster"
+            alone = composed({**document, "layers": [layer]})
+            np.testing.assert_allclose(alone[..., 3], mask, atol=1e-6)
+            inside = mask.numpy() > 0
+            np.testing.assert_allclose(alone[..., :3][inside], image[frame].numpy()[inside], atol=1e-6)
+            assert layer["image"].shape[1:3] == tuple(
+                side.stop - side.start for side in ndimage.find_objects(inside.astype(int))[0]
+            )
+        assert ((masks[frame][1] > 0) & (masks[frame][1] < 1)).any(), "soft edges stay soft"
+        together = composed(document)
+        np.testing.assert_allclose(together[..., 3], 1 - np.prod(1 - masks[frame].numpy(), 0), atol=1e-6)
+    merged = PromptEditor().execute(image, prompts, tiny_model)["result"][7]
+    assert [[layer["image"].shape for layer in one["layers"]] for one in merged] == [
+        [layer["image"].shape for layer in one["layers"]] for one in documents
+    ], "however the masks leave the node"
+
+
+def test_without_objects_there_are_no_layers_and_a_grey_image_has_three_colours(tiny_model):
+    assert [one["layers"] for one in run(images(2), objects([], []), tiny_model)[7]] == [[], []]
+    image = images(1)[..., :1]
+    (document,) = run(image, objects([BOX]), tiny_model)[7]
+    (layer,) = document["layers"]
+    rows, columns = (slice(layer[side], layer[side] + size) for side, size in zip("yx", layer["image"].shape[1:3], strict=True))
+    assert torch.equal(layer["image"][..., :3], image[:, rows, columns].expand(-1, -1, -1, 3))
 
 
 def test_an_object_without_marks_gives_no_mask_and_no_label(tiny_model):

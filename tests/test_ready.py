@@ -11,7 +11,7 @@ from samkit.nodes.automask import AutoMask
 from samkit.nodes.editor.text import parse_editor
 from samkit.nodes.personalize import Personalize
 from samkit.nodes.predict import PredictMask, Segment
-from samkit.nodes.prompt_editor import PromptEditor, segment_marks
+from samkit.nodes.prompt_editor import MarkedObject, PromptEditor, segment_marks
 from samkit.sam import ReadyImage, SAMError, TeachOptions, encode, result_device, teach
 from samkit.sam.kernels.decoder import FastDecoder
 from samkit.sam.models import features
@@ -46,7 +46,7 @@ def preview(model, images):
         for _ in range(2):
             with ready.predictor() as image:
                 for place in range(3):
-                    segment_marks(image, marks, 0, place)
+                    segment_marks(image, MarkedObject(marks, place, 0, pixels.shape[:2]))
 
 
 def wrapped(model, images):
@@ -175,13 +175,13 @@ def test_a_gpu_that_loses_its_room_hands_over_to_the_cpu(tiny_model, monkeypatch
 
 
 def test_a_ready_image_follows_its_model_from_one_device_to_another(tiny_model, monkeypatch):
-    ready, marks = ReadyImage(tiny_model, THREE[0]), parse_editor(OBJECTS)
+    ready, marked = ReadyImage(tiny_model, THREE[0]), MarkedObject(parse_editor(OBJECTS), 1, 0, THREE[0].shape[:2])
     with ready.predictor() as image:
-        expected = segment_marks(image, marks, 0, 1)
+        expected = segment_marks(image, marked)
         assert image.device.type == "cpu"
     with stand_in_device(monkeypatch):
         with ready.predictor() as image:
-            mask, score = segment_marks(image, marks, 0, 1)
+            mask, score = segment_marks(image, marked)
             assert image.device == DEVICE and mask.device == result_device()
         with ready.predictor() as same:
             assert same is image

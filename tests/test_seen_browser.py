@@ -94,6 +94,8 @@ def test_nodes_show_their_result_after_a_run(page, editor_server):
             assert image.format == "JPEG" and image.width == 320 and image.height >= 240 + 20
             caption = np.array(image.convert("L"))[240:]
             assert (caption < 60).mean() > 0.5 and (caption > 200).any()
+    # The nodes show their images before the run is over, and the history has it.
+    page.evaluate("samkit.drained()")
     (prompt,) = editor_server.json("/history?max_items=1").values()
     entry = prompt["outputs"][str(nodes["SAMKit_Segment"])]
     assert set(entry) == {"images"}, "nothing of it stays in the history but file names"
@@ -156,29 +158,6 @@ def press(editor, label):
     editor.page.get_by_label(label).filter(visible=True).click()
 
 
-def lit(editor):
-    """What the layer of segments shows: bool [H, W], a sample per pixel of the image."""
-    packed = editor.page.evaluate(
-        """async () => {
-          const editor = samkit.editor();
-          await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-          const { canvas } = editor.everything;
-          const { data, width: across } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          const { width, height } = editor.image;
-          const ratio = canvas.width / editor.stageSize.width;
-          const mask = new Uint8Array(width * height);
-          for (let y = 0; y < height; y += 1) {
-            for (let x = 0; x < width; x += 1) {
-              const at = editor.view.toStage({ x: x + 0.5, y: y + 0.5 });
-              mask[y * width + x] = data[4 * (Math.floor(at.y * ratio) * across + Math.floor(at.x * ratio)) + 3] ? 1 : 0;
-            }
-          }
-          return samkit.packed(mask, width, height);
-        }"""
-    )
-    return editor._unpacked(packed)
-
-
 def server_segments(server):
     """What the server finds in the scene: masks bool [H, W], largest first."""
     subject = {"image": {"filename": "samkit_scene.png"}, "model": {"model_name": "samkit_demo.safetensors"}}
@@ -215,7 +194,7 @@ def test_segments_light_up_without_a_request_and_become_objects(editor, editor_s
     for place, mask in ((first, one), (second, other)):
         editor.page.mouse.move(*editor.place(place[0] - 4, place[1]))
         editor.page.mouse.move(*editor.place(*place), steps=3)
-        shown = lit(editor)
+        shown = editor.lit("everything")
         assert (shown & mask).sum() >= 0.95 * (shown | mask).sum(), "the whole segment, sampled on the screen"
     assert requests == [] and not editor.marks
     editor.click(*first)
@@ -250,7 +229,7 @@ def test_finding_segments_shows_how_far_it_is_and_can_be_cancelled(editor, reque
     editor.page.unroute("**/samkit/segments")
     assert requests.count("cancel") == 1
     editor.page.mouse.move(*editor.place(*LEAF))
-    assert not lit(editor).any()
+    assert not editor.lit("everything").any()
 
 
 def with_preset(request, preset):

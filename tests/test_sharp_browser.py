@@ -54,6 +54,23 @@ def hold(editor, key, start, end):
     editor.page.keyboard.up(key)
 
 
+def read(editor):
+    """What of the status line can be read: what the line's end does not cut off."""
+    return editor.evaluate(
+        """(() => {
+          const line = editor.statusLine;
+          const { right } = line.getBoundingClientRect();
+          const range = document.createRange();
+          const isSeen = (_, index) => {
+            range.setStart(line.firstChild, index);
+            range.setEnd(line.firstChild, index + 1);
+            return range.getBoundingClientRect().right <= right - 12; // before the ellipsis
+          };
+          return [...line.textContent].filter(isSeen).join("");
+        })()"""
+    )
+
+
 def zoom(editor, place, steps=6):
     editor.page.mouse.move(*editor.place(*place))
     for _ in range(steps):
@@ -68,6 +85,7 @@ def test_the_second_look_follows_when_the_pointer_stops_and_a_run_gives_it(edito
     assert " look" not in editor.status
     editor.page.keyboard.press("d")
     editor.wait("editor.statusLine.textContent.includes('second look')")
+    assert "second look" in read(editor)
     second = editor.exact()
     assert iou(second, truth) > iou(first, truth) and iou(second, truth) > 0.85
     assert (run_graph(editor.page, server) == second).all()
@@ -117,10 +135,10 @@ def test_a_region_is_drawn_is_seen_undone_and_given_by_a_run(editor, server, sma
     assert len(editor.marks) == 1, "the drag drew no box"
     inside = editor.exact()
     assert iou(inside, truth) > iou(whole, truth) and iou(inside, truth) > 0.85
-    assert f"region {region['width']}" in editor.status
+    assert f"region {region['width']} \u00d7 {region['height']}" in read(editor)
     assert (run_graph(editor.page, server) == inside).all()
     editor.click(x + 300 if x < 1000 else x - 300, y)
-    assert len(editor.marks) == 1 and "outside the region" in editor.status
+    assert len(editor.marks) == 1 and "outside the region" in read(editor)
     editor.page.keyboard.press("Control+z")
     editor.leave()
     assert "region" not in editor.state["objects"][0] and (editor.exact() == whole).all() and editor.state["version"] == 2

@@ -81,7 +81,7 @@ class TestSecondLooks:
         plain, first, second = asyncio.run(both())
         assert first.file == plain.file and iou(mask_of(first), truth) < 0.9 and first.looked is None
         assert iou(mask_of(second), truth) > 0.96 and second.looked == (1, 0, 0)
-        *_, masks, _, _, _ = PromptEditor().execute(as_image(image), json.dumps(text_of(detail="auto")), bright)["result"]
+        *_, masks, _, _, _, _ = PromptEditor().execute(as_image(image), json.dumps(text_of(detail="auto")), bright)["result"]
         assert np.array_equal(masks[0].numpy() > 0.5, mask_of(second))
         segmented = Segment().execute(bright, as_image(image), json.dumps([MARK]), detail="auto")
         assert torch.equal(segmented[0], masks)

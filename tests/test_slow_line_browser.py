@@ -143,3 +143,51 @@ def test_a_dialog_asks_the_server_to_encode_while_the_browser_loads_the_image(pa
     dialog = Dialog(page)
     dialog.click(*LEAF)
     assert dialog.exact().any()
+
+
+def test_the_frontend_gives_up_no_question(page, line):
+    """Newer frontends end a request after a minute: here after three seconds."""
+    page.evaluate(
+        """() => {
+          const { setTimeout } = window;
+          samkit.timer = setTimeout;
+          window.setTimeout = (work, time, ...more) => setTimeout(work, time >= 30000 ? 3000 : time, ...more);
+        }"""
+    )
+    try:
+        load_image(page)
+        line.hold(PREPARE)
+        page.evaluate(f"() => {{ {ENTRY}.callback(); }}")
+        line.wait(1)
+        page.wait_for_timeout(4000)
+        said = "document.querySelector('.samkit-dialog .samkit-editor').samkit.preview.state.name"
+        assert page.evaluate(said) == "preparing" and len(line.held) == 1
+        line.end()
+        page.wait_for_function(f"{said} === 'ready'")
+    finally:
+        page.evaluate("() => { window.setTimeout = samkit.timer; document.querySelector('.samkit-dialog')?.remove(); }")
+
+
+def test_while_the_server_is_gone_the_image_stays_and_afterwards_it_goes_on(page):
+    build(page)
+    editor = Editor(page).ready()
+    editor.click(*LEAF)
+    mask = editor.exact()
+    gone = ("**/view?*", "**/samkit/**")
+    for pattern in gone:
+        page.route(pattern, lambda route: route.abort())
+    try:
+        page.wait_for_timeout(2500)  # until the file is asked about again
+        editor.click(*SKY)
+        editor.wait("editor.preview.state.name === 'failed'")
+        page.mouse.move(5, 5)
+        page.wait_for_timeout(500)
+        assert editor.evaluate("Boolean(editor.image)") and not page.get_by_text("no longer there").filter(visible=True).count()
+        assert editor.status == "ComfyUI does not answer. Check that it is running."
+    finally:
+        for pattern in gone:
+            page.unroute(pattern)
+    page.keyboard.press("Control+z")
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
+    editor.wait("editor.preview.state.name === 'ready'")
+    assert (editor.exact() == mask).all()

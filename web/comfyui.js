@@ -12,6 +12,16 @@ const MASKED = "clipspace"; // the folder of images whose alpha is a mask, or ho
 const MASK = "samkit-mask-"; // how the names of our masked copies begin
 
 /** A frame of a file, or a small image of it, by the pack's own route. */
+/** A request that takes as long as it takes: newer frontends give one up after a minute, in which a large model is not always loaded
+ * and has encoded an image. */
+async function request(path, init) {
+  try {
+    return await api.fetchApi(path, { ...init, timeoutMs: null });
+  } catch (cause) {
+    throw new Error("ComfyUI does not answer. Check that it is running.", { cause });
+  }
+}
+
 const frameQuery = ({ filename, subfolder, type, frame = 0 }, more) =>
   `/samkit/frame?${new URLSearchParams({ filename, subfolder, type, frame, ...more })}`;
 
@@ -19,14 +29,14 @@ const query = ({ filename, subfolder, type }, more) => type === "example"
   ? `/samkit/examples/${encodeURIComponent(filename)}?${new URLSearchParams(more ?? {})}`
   : `/view?${new URLSearchParams({ filename, subfolder, type, ...more })}`;
 
-/** What the server says of a file's content; nothing where it does not say, or where the name says it already. */
+/** What the server says of a file's content; nothing where it does not say, or where the name says it already; null without a server. */
 async function identify(image) {
   if (image.type === "temp" && image.filename.startsWith("samkit_")) return "";
   try {
     const response = await api.fetchApi(query(image), { method: "HEAD", cache: "no-store" });
     return response.headers.get("ETag") ?? response.headers.get("Last-Modified") ?? "";
   } catch {
-    return ""; // the server is gone: what is shown stays
+    return null;
   }
 }
 
@@ -34,7 +44,7 @@ async function identify(image) {
 export async function countFrames(image) {
   try {
     const headers = { "Content-Type": "application/json" };
-    const response = await api.fetchApi("/samkit/frames", { method: "POST", headers, body: JSON.stringify({ image: nameOf(image) }) });
+    const response = await request("/samkit/frames", { method: "POST", headers, body: JSON.stringify({ image: nameOf(image) }) });
     return response.ok ? (await response.json()).frames : 1;
   } catch {
     return 1; // the server is gone
@@ -51,7 +61,7 @@ export function warn(detail) {
 
 /** What any editor's host has, wherever its image comes from. */
 export const HOST = {
-  send: (path, init) => api.fetchApi(path, init),
+  send: request,
   thumbnail: (image, side, version) => api.apiURL(frameQuery(image, { side, ...(version && { samkit: version }) })),
   tile: ({ filename, subfolder, type, frame = 0 }, level, column, row, version) => {
     const more = version && { samkit: version };
@@ -89,7 +99,7 @@ async function upload(path, blob, filename, more) {
   const body = new FormData();
   body.append("image", blob, filename);
   for (const [name, value] of Object.entries(more)) body.append(name, value);
-  const response = await api.fetchApi(path, { method: "POST", body });
+  const response = await request(path, { method: "POST", body });
   if (!response.ok) throw new Error(`ComfyUI did not take the mask: ${response.status} ${response.statusText}`);
   const { name, subfolder, type } = await response.json();
   return { filename: name, subfolder, type };
@@ -98,11 +108,11 @@ async function upload(path, blob, filename, more) {
 /** The image under a name that ComfyUI's upload of masks takes, upright as Load Image gives it. */
 async function original(image) {
   if (image.frame !== undefined) {
-    const blob = await (await api.fetchApi(frameQuery(image))).blob();
+    const blob = await (await request(frameQuery(image))).blob();
     return upload("/upload/image", blob, `samkit-${Date.now()}.png`, { type: "temp" });
   }
   if (image.type !== "example" && image.filename.toLowerCase().endsWith(".png")) return image;
-  const response = await api.fetchApi(query(image));
+  const response = await request(query(image));
   const blob = await response.blob();
   const isShown = isUpright(new Uint8Array(await blob.slice(0, 1 << 16).arrayBuffer()));
   if (image.type !== "example" && isShown) return image;

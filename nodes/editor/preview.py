@@ -31,7 +31,7 @@ from ...utils.images import image_to_frames
 from ...utils.marks import Region
 from ...utils.overlay import FORMS, mask_image
 from ...utils.text import counted
-from ..prompt_editor import FirstLook, first_look, look_again, part_of, segment_marks
+from ..prompt_editor import FirstLook, MarkedObject, first_look, look_again, part_of, segment_marks
 from .contract import LIMITS, PYRAMID
 from .jobs import Job, Jobs, RefusedError, check_idle, run_quietly
 from .text import EditorObject, EditorPrompts, check_keys, parse_colour, parse_editor
@@ -347,9 +347,9 @@ class Preview:
         first = self._decoding.submit(run_quietly, lambda: self._alone(prepared, lambda: _first_looks(question, prepared)))
         looks, frame = first.result(), pixels()
         found = []
-        for place, one in looks.items():
+        for marked, one in looks:
             Progress.check_interrupted()
-            found.append(look_again(prepared.whole.model, frame, question.prompts, question.subject.frame, place, one))
+            found.append(look_again(prepared.whole.model, frame, marked, one))
         mask, score = _together([(mask, score) for mask, score, _ in found], prepared.whole.image.size)
         looked = Looked(*map(sum, zip(*(one for *_, one in found), strict=True))) if found else Looked(0, 0, 0)
         return _as_answer(question, prepared, mask, score, started, looked)
@@ -377,7 +377,7 @@ class Preview:
             RefusedError: as `prepare`.
         """
         prepared = await self._prepare_all(question)
-        return await self._decoded(prepared, lambda: _mask(question, prepared, question.prompts)[0])
+        return await self._decoded(prepared, lambda: _mask(question, prepared)[0])
 
     async def _decoded(self, prepared: "_Parts", work: Callable[[], Value]) -> Value:
         """What the work gives, one after the other."""
@@ -400,7 +400,7 @@ class Preview:
     def _answer(self, question: Question, prepared: "_Parts") -> Answer:
         self._check_newest(question)
         started = time.perf_counter()
-        mask, score = _mask(question, prepared, question.prompts)
+        mask, score = _mask(question, prepared)
         return _as_answer(question, prepared, mask, score, started)
 
 
@@ -410,9 +410,9 @@ class _Parts(NamedTuple):
     whole: Prepared
     by_region: dict[Region | None, Prepared]
 
-    def of(self, one: EditorObject) -> Prepared:
+    def of(self, marked: MarkedObject) -> Prepared:
         """What an object is seen in."""
-        return self.by_region[clip_region(one.region, self.whole.image.size)]
+        return self.by_region[clip_region(marked.prompts.objects[marked.place].region, marked.size)]
 
 
 def _as_answer(
@@ -438,27 +438,29 @@ def _filled(mask: np.ndarray) -> tuple[np.ndarray, Place]:
     return part, (left, top, part.shape[1] * step, part.shape[0] * step)
 
 
-def _mask(question: Question, prepared: _Parts, prompts: EditorPrompts) -> tuple[np.ndarray, float]:
+def _mask(question: Question, prepared: _Parts) -> tuple[np.ndarray, float]:
     """float32 `[H, W]` in 0..1 of the object that is asked for, or of all together, and the lowest score."""
-    start, found, size = _start(question), [], prepared.whole.image.size
-    for place in question.places:
-        with prepared.of(prompts.objects[place]).image.predictor() as image:
-            found.append(segment_marks(image, prompts, question.subject.frame, place, start, size))
-    return _together(found, size)
+    found = []
+    for marked in _marked(question, prepared):
+        with prepared.of(marked).image.predictor() as image:
+            found.append(segment_marks(image, marked))
+    return _together(found, prepared.whole.image.size)
 
 
-def _first_looks(question: Question, prepared: _Parts) -> dict[int, FirstLook]:
-    """The first masks of the object that is asked for, or of all, with their logits, by the object's place."""
-    start, found, prompts = _start(question), {}, question.prompts
-    for place in question.places:
-        with prepared.of(prompts.objects[place]).image.predictor() as image:
-            size = prepared.whole.image.size
-            found[place] = first_look(image, prompts, question.subject.frame, place, start, size, logits=True)
+def _first_looks(question: Question, prepared: _Parts) -> list[tuple[MarkedObject, FirstLook]]:
+    """The first masks of the object that is asked for, or of all, with their logits."""
+    found = []
+    for marked in _marked(question, prepared):
+        with prepared.of(marked).image.predictor() as image:
+            found.append((marked, first_look(image, marked, logits=True)))
     return found
 
 
-def _start(question: Question) -> np.ndarray | None:
-    return None if question.start is None else question.start.mask_if_there()
+def _marked(question: Question, prepared: _Parts) -> list[MarkedObject]:
+    """The object that is asked for, or all of them."""
+    frame, size = question.subject.frame, prepared.whole.image.size
+    start = None if question.start is None else question.start.mask_if_there()
+    return [MarkedObject(question.prompts, place, frame, size, start) for place in question.places]
 
 
 def _together(found: list[tuple[Tensor, float]], size: Size) -> tuple[np.ndarray, float]:
@@ -478,7 +480,7 @@ def _choices(question: Question, prepared: _Parts) -> list[Choice]:
     made = []
     for candidate in ("smallest", "middle", "largest"):
         objects = tuple(replace(one, candidate=candidate) for one in question.prompts.objects)
-        mask, score = _mask(question, prepared, EditorPrompts(objects))
+        mask, score = _mask(replace(question, prompts=EditorPrompts(objects)), prepared)
         made.append(Choice(candidate, score, _area(mask), _thumbnail(prepared.whole.small, mask > INSIDE)))
     return made
 

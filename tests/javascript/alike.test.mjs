@@ -24,6 +24,7 @@ beforeEach(() => {
     stage,
     state,
     foot: element(),
+    film: { element: element() },
     canvas: element("canvas"),
     images: [A],
     get text() { return state.text; },
@@ -69,6 +70,11 @@ const press = (x, y, more = {}) => {
 const key = (name, isShifted = false) => alike.keyed(name, isShifted)?.();
 const names = () => editor.state.objects.map(({ name }) => name);
 const painted = () => editor.state.objects.flatMap(({ paint }) => paint ?? []).map(({ x }) => x);
+
+test("its button is below the image", () => {
+  const [group] = editor.foot.children;
+  assert.deepEqual(group.children, [alike.button]);
+});
 
 test("what is like the selected object is asked for once, and offered", async () => {
   assert.equal(alike.button.disabled, false);

@@ -15,6 +15,8 @@ class Element {
 
   after() {}
 
+  before() {}
+
   focus() {}
 
   addEventListener(type, handle) {

@@ -38,6 +38,17 @@ async function show(name, version, how) {
   return load;
 }
 
+test("where nobody answers, what is shown stays, and what is not shown is loaded all the same", async () => {
+  await show(A, "1");
+  now += 60_000;
+  shown.load(A, { check: true });
+  await identified(null);
+  assert.deepEqual([loading.length, shown.version, shown.isLost, shown.image], [1, "1", false, loading[0]]);
+  shown.load(B);
+  await identified(null);
+  assert.deepEqual([loading.length, loading.at(-1).src], [2, "b.png?"]);
+});
+
 test("what will be shown is known before it has been loaded, and forgotten where it cannot be", async () => {
   shown.load(A);
   assert.equal(shown.coming, null);

@@ -15,7 +15,7 @@ const file = (filename, subfolder = "", type = "input") => ({ filename, subfolde
 
 // --- masks without a model
 
-for (const [output, isUsed] of [[0, false], [1, false], [2, false], [3, true], [4, false], [5, false], [6, true]]) {
+for (const [output, isUsed] of [[0, false], [1, false], [2, false], [3, true], [4, false], [5, false], [6, true], [7, true]]) {
   test(`output ${output} is ${isUsed ? "" : "not "}made by the model`, () => {
     assert.equal(usesMasks({ 9: editor(["1", 0]), 10: node("SaveImage", { images: ["9", output] }) }, EDITOR), isUsed);
   });

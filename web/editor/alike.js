@@ -42,20 +42,21 @@ export class Alike {
     this.button = button("equals", "", () => this.toggle());
     this.progress = makeProgress(() => this.end());
     this.#build();
-    editor.stage.append(this.progress.element, this.bar);
+    editor.stage.append(this.progress.element);
+    editor.foot.append(make("span", { className: "samkit-group" }, this.button));
+    editor.film.element.before(this.bar); // below the image and not on it: what is offered may lie anywhere
     this.update();
   }
 
   #build() {
     const press = (text, title, onclick) => keepKeys(make("button", { type: "button", title, onclick }, text));
-    this.text = make("span", {});
+    this.text = make("span", { className: "samkit-offers-text" });
     this.fewer = press("Fewer", "Only what is more similar (-)", () => this.step(false));
     this.more = press("More", "What is less similar too (+)", () => this.step(true));
     this.all = press("Take all", "Make an object of each (Shift+Enter)", () => this.takeAll());
     const done = press("Done", "Offer nothing any longer (Esc)", () => this.end());
     const actions = make("span", { className: "samkit-actions" }, this.fewer, this.more, this.all, done);
-    this.bar = make("div", { className: "samkit-note samkit-progress samkit-offers", role: "status", hidden: true }, this.text, actions);
-    for (const type of ["pointerdown", "contextmenu"]) this.bar.addEventListener(type, (event) => event.stopPropagation());
+    this.bar = make("div", { className: "samkit-offers", role: "status", hidden: true }, this.text, actions);
   }
 
   /** Listen on the stage, before the editor's own gestures do. @param {AbortSignal} signal */
@@ -190,7 +191,7 @@ export class Alike {
     const count = this.#open.length;
     const place = this.#current === null ? "" : ` (${this.#open.indexOf(this.#current) + 1} of ${count}: Enter or Delete)`;
     const text = said ?? (count ? `${count === 1 ? "1 object" : `${count} objects`} like it${place}. ${HINT}` : "Nothing more that is like it.");
-    if (this.text.textContent !== text) this.text.textContent = text;
+    if (this.text.textContent !== text) this.text.textContent = this.text.title = text;
     this.all.disabled = !count;
   }
 

@@ -48,7 +48,7 @@ let editors = 0;
  * @typedef {object} Host  what the editor needs of ComfyUI
  * @property {(path: string, init: object) => Promise<Response>} send
  * @property {(image: ImageName, version: string) => string} url
- * @property {(image: ImageName) => Promise<string>} identify  a text that changes with the file's content
+ * @property {(image: ImageName) => Promise<string | null>} identify  a text that changes with the file's content; null where nobody answers
  * @property {(image: ImageName, side: number, version: string) => string} [thumbnail]  the address of a small image
  * @property {(image: ImageName, level: number, column: number, row: number, version: string) => string} [tile]  the address of a tile of a
  *   large image; absent: the browser has such images whole
@@ -772,7 +772,7 @@ export class PromptEditor {
     const isEmpty = !state.marks.length && !state.objects.some(({ paint }) => paint);
     const shown = { preview: preview.state, answer, object, tracked, more, isEmpty, isDialog: Boolean(this.host.leave) };
     const text = this.#refused ?? statusOf({ image, hasModel: this.#model !== null, ...shown });
-    if (this.statusLine.textContent !== text) this.statusLine.textContent = text;
+    if (this.statusLine.textContent !== text) this.statusLine.textContent = this.statusLine.title = text;
     const outside = image && this.#kept !== this.shown.name ? state.outside(image).length : 0;
     const lacks = preview.state.missing && preview.state.message;
     const source = { image, isConnected, isNamed: images.length > 0, isLost: this.shown.isLost, canRun: Boolean(this.host.loadImage), isOlder, isRunning, progress };

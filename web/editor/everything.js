@@ -53,10 +53,6 @@ export class Everything {
     signal.addEventListener("abort", () => this.end());
   }
 
-  get canvas() {
-    return this.layer.canvas;
-  }
-
   /** The index of the segment under the pointer, or null. */
   get under() {
     return this.#under;

@@ -50,7 +50,9 @@ export class ShownImage {
     this.#asked = { name: key, time: performance.now() };
     const load = (this.#loads += 1);
     if (!name) return this.#show(null, null, null);
-    const said = await this.#identify(name);
+    const answer = await this.#identify(name);
+    if (answer === null && key === this.name && this.image) return; // nobody answers: what is shown stays
+    const said = answer ?? "";
     const isSame = key === this.name && said === this.version;
     if (load !== this.#loads || (isSame && !again)) return;
     const version = isSame ? `${said}+${load}` : said;

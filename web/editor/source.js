@@ -84,8 +84,8 @@ export function groundingOf(graph, id) {
   return kind === "SAMKit_GroundingLoader" && typeof inputs.model_name === "string" ? inputs.model_name : "";
 }
 
-// Places of the editor's outputs that a model makes: masks and cutout.
-const MADE_BY_MODEL = new Set([3, 6]);
+// Places of the editor's outputs that a model makes: masks, cutout and layers.
+const MADE_BY_MODEL = new Set([3, 6, 7]);
 
 /** Whether another node takes the editor's masks. */
 export function usesMasks(graph, id) {

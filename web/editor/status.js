@@ -1,9 +1,13 @@
 /** What the editor says: its status line, and its notes on the image. No DOM. */
 
+const LONGEST = 24; // letters of an object's name: the line has room for about forty where a node has its first width
+
 const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
+const shortened = (name) => (name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name);
+
 /**
- * The status line.
+ * The status line: what its end cuts off comes last.
  * @param {object} view
  * @param {{width: number, height: number} | null} view.image
  * @param {boolean} view.hasModel
@@ -22,18 +26,19 @@ export function statusOf({ image, hasModel, preview, answer, object, tracked = n
     const area = tracked.area === null ? "" : `${tracked.area.toLocaleString("en")} px`;
     const found = tracked.isSeen ? area : "not seen on this frame";
     const old = tracked.isOld ? "before the last change: run again" : "";
-    return [object, "SAM Track", found, old, size].filter(Boolean).join(" · ");
+    return [object && shortened(object), "SAM Track", found, old, size].filter(Boolean).join(" · ");
   }
   if (!hasModel) return `${size} · ${isDialog ? "choose a model above" : "connect a SAM model"} to see masks`;
   if (preview.busy) return "ComfyUI is running a prompt. The preview continues when it is done.";
   if (preview.name === "failed") return preview.message;
   if (preview.name === "preparing") return `Encoding the image… · ${size}`;
   if (isEmpty && !more.some(Boolean)) return `Click the object, or drag a box around it · ${size}`;
-  if (!answer) return [object, ...more, size].filter(Boolean).join(" · ");
+  const name = object && shortened(object);
+  if (!answer) return [name, ...more, size].filter(Boolean).join(" · ");
   const share = ((100 * answer.area) / (image.width * image.height)).toFixed(1);
   const score = answer.score ? [`score ${answer.score.toFixed(3)}`] : []; // paint has none
   const parts = [...score, `${answer.area.toLocaleString("en")} px (${share} %)`];
-  return [object, ...parts, ...more, `${Math.round(answer.milliseconds)} ms`, size].filter(Boolean).join(" · ");
+  return [name, ...more, ...parts, `${Math.round(answer.milliseconds)} ms`, size].filter(Boolean).join(" · ");
 }
 
 /**
