@@ -111,6 +111,9 @@ def test_what_a_seam_cuts_off_and_nobody_continues_is_left_out():
     middle = mask((70, 20, 110, 40), (40, 0, 140, 100))
     halves = [mask((70, 20, 99, 40), left), mask((75, 20, 110, 40), right)]
     assert join_seams([middle, *halves], (100, 175)) == [middle], "it is whole in one tile: its parts in others are not joined"
+    one, similar, beyond = mask((60, 20, 99, 40), left), mask((60, 15, 99, 37), left), mask((75, 24, 120, 44), right)
+    (joined,) = join_seams([one, similar, beyond], (100, 175))
+    assert joined.box == (60, 20, 120, 44), "two of one tile are two objects"
     at_the_edge = mask((0, 50, 40, 99), left)
     assert join_seams([at_the_edge], (100, 175)) == [at_the_edge], "the image ends there, and not the tile alone"
 
