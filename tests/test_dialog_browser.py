@@ -722,7 +722,7 @@ def test_closed_dialogs_leave_nothing(page):
 def test_twenty_more_openings_leave_no_nodes_and_no_listeners(page, server):
     """Chromium's own counts after it has collected garbage: what an opening leaves, in the page or out of it, adds up.
 
-    The page itself may still change, so that one twenty of four need leave nothing; a fresh one shows nothing of the runs before.
+    The page itself may still change, so that one twenty of four need leave nothing. A fresh one shows nothing of earlier runs.
     """
     open_page(page, server)
     load_image(page)
