@@ -11,7 +11,6 @@ const TITLE_HEIGHT = 30;
 const MASKED = "clipspace"; // the folder of images whose alpha is a mask, or how their names begin; their colours are whole below it
 const MASK = "samkit-mask-"; // how the names of our masked copies begin
 
-/** A frame of a file, or a small image of it, by the pack's own route. */
 /** A request that takes as long as it takes: newer frontends give one up after a minute, in which a large model is not always loaded
  * and has encoded an image. */
 async function request(path, init) {
@@ -22,6 +21,7 @@ async function request(path, init) {
   }
 }
 
+/** A frame of a file, or a small image of it, by the pack's own route. */
 const frameQuery = ({ filename, subfolder, type, frame = 0 }, more) =>
   `/samkit/frame?${new URLSearchParams({ filename, subfolder, type, frame, ...more })}`;
 
