@@ -632,6 +632,19 @@ def film_graph(folder, kind, points):
     return graph
 
 
+def in_parts(server, graph, prefix):
+    """The masks of a graph of `film_graph`, saved under a prefix, when the batch manager runs it in three parts."""
+    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
+    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
+    for name in ("film", "ours"):
+        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
+    graph["save0"]["inputs"]["filename_prefix"] = prefix
+    entries = server.run_again(graph)
+    assert [error_of(entry) for entry in entries] == [None] * 3
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
+    return np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+
+
 @pytest.mark.comfyui
 @pytest.mark.parametrize("kind", ["SAMKit_Segment", "SAMKit_PredictMask"])
 def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server, film_folder, kind):
@@ -640,15 +653,7 @@ def test_the_parts_of_the_batch_manager_have_the_masks_of_the_whole_video(server
     points = [[{"x": 209 - STEP * index, "y": 386}] for index in range(FRAMES)]
     graph = film_graph(film_folder, kind, points)
     (whole,) = saved(server, graph, ["ours", 0])
-    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
-    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
-    for name in ("film", "ours"):
-        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
-    graph["save0"]["inputs"]["filename_prefix"] = f"parts_{kind}"
-    entries = server.run_again(graph)
-    assert [error_of(entry) for entry in entries] == [None] * 3
-    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
-    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    parts = in_parts(server, graph, f"parts_{kind}")
     assert np.array_equal(parts, whole) and len(whole) == FRAMES and whole.any((1, 2)).all()
     columns = whole.any(1).argmax(1)
     assert (np.diff(columns) < 0).all(), "each frame has the mask of its own point"
@@ -665,15 +670,7 @@ def test_the_parts_of_the_batch_manager_are_tracked_as_the_whole_video(server, f
     graph["ours"]["inputs"]["individual_masks"] = individual
     (whole,) = saved(server, graph, ["ours", 0])
     assert len(whole) == FRAMES * (1 + individual) and whole[0].any()
-    graph["manager"] = node("VHS_BatchManager", frames_per_batch=PART)
-    graph["combined"] = node("VHS_VideoCombine", images=["film", 0], meta_batch=["manager", 0], **COMBINE)
-    for name in ("film", "ours"):
-        graph[name]["inputs"]["meta_batch"] = ["manager", 0]
-    graph["save0"]["inputs"]["filename_prefix"] = f"tracked_{individual}"
-    entries = server.run_again(graph)
-    assert [error_of(entry) for entry in entries] == [None] * 3
-    names = [image["filename"] for entry in entries for image in entry["outputs"]["save0"]["images"]]
-    parts = np.stack([np.array(Image.open(server.base / "output" / name).convert("L")) > 127 for name in names])
+    parts = in_parts(server, graph, f"tracked_{individual}")
     assert np.array_equal(parts, whole)
 
 
