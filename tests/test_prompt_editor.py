@@ -23,6 +23,7 @@ from samkit.nodes.prompt_editor import MOST_IMAGES, PromptEditor
 from samkit.sam import SAMError, recall, remember
 from samkit.utils.comfy import Progress, is_running, quietly
 from samkit.utils.comfy_files import image_path, is_linked_out, load_image_file, save_results, save_temporary
+from samkit.utils.layers import layers_of
 from samkit.utils.overlay import FORMS, mask_image, mask_png, outline
 from scipy import ndimage
 from scipy.ndimage import gaussian_filter
@@ -328,6 +329,15 @@ def test_layers_are_the_objects_cut_out_named_and_in_their_order(tiny_model):
     assert [[layer["image"].shape for layer in one["layers"]] for one in merged] == [
         [layer["image"].shape for layer in one["layers"]] for one in documents
     ], "however the masks leave the node"
+
+
+def test_a_layer_lies_where_its_object_does():
+    image, mask = images(1), torch.zeros(60, 80)
+    mask[12:20, 41:70] = 0.5
+    document = layers_of(image, [mask], ["cup"])
+    (layer,) = document["layers"]
+    assert (layer["x"], layer["y"]) == (41, 12) and layer["image"].shape == (1, 8, 29, 4)
+    np.testing.assert_allclose(composed(document)[..., 3], mask, atol=1e-6)
 
 
 def test_without_objects_there_are_no_layers_and_a_grey_image_has_three_colours(tiny_model):
